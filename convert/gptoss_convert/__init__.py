@@ -1,0 +1,1 @@
+"""Convert gpt-oss checkpoints into 4-bit MLX folders."""

@@ -1,0 +1,211 @@
+"""What a gpt-oss `config.json` says, with every field checked before anything is allocated.
+
+Knows the published field names (hub layout) and MLX-LM's `quantization` entry; knows nothing of weights or files other
+than `config.json` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import GptOssError
+
+LAYER_TYPES = ("sliding_attention", "full_attention")
+AFFINE_GROUP_SIZES = (32, 64, 128)
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+
+
+class ConfigError(GptOssError):
+    """A configuration that no gpt-oss model can have; the message names the field."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """YaRN rotary embedding: `theta` over `original_context` positions, stretched `factor` times."""
+
+    theta: float
+    factor: float = 1.0
+    original_context: int = 4096
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How one weight matrix is stored: `mode` is MLX's ("affine" or "mxfp4")."""
+
+    group_size: int
+    bits: int
+    mode: str = "affine"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    num_experts: int
+    experts_per_token: int
+    sliding_window: int
+    layer_types: tuple[str, ...]
+    rms_norm_eps: float
+    rope: Rope
+    max_context: int
+    swiglu_limit: float
+    quantization: Mapping[str, Quantization]
+    """Module path -> how its weight is stored; a module that is not listed is as the entry "" says, if there is one."""
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelConfig:
+        """Read `folder/config.json`. Raises ConfigError."""
+        path = folder / "config.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{folder} has no config.json: not a model folder") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ModelConfig:
+        """Check the fields of a parsed `config.json`. Raises ConfigError naming the first field that is wrong."""
+        fields = _Fields(data)
+        model_type = data.get("model_type")
+        if model_type != "gpt_oss":
+            raise ConfigError(f"model_type is {model_type!r}, and this program runs 'gpt_oss' only")
+        num_layers = fields.integer("num_hidden_layers", most=1024)
+        num_heads = fields.integer("num_attention_heads")
+        num_kv_heads = fields.integer("num_key_value_heads")
+        if num_heads % num_kv_heads:
+            raise ConfigError(
+                f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+            )
+        head_dim = fields.integer("head_dim", default=64)
+        if head_dim % 2:
+            raise ConfigError(f"head_dim is {head_dim}, and rotary embedding needs an even number")
+        num_experts = fields.integer("num_local_experts")
+        experts_per_token = fields.integer("num_experts_per_tok", default=data.get("experts_per_token", 4))
+        if experts_per_token > num_experts:
+            raise ConfigError(f"num_experts_per_tok {experts_per_token} is more than num_local_experts {num_experts}")
+        hidden_size, intermediate_size = fields.integer("hidden_size"), fields.integer("intermediate_size")
+        for name, size in (("hidden_size", hidden_size), ("intermediate_size", intermediate_size)):
+            if size % 32:
+                raise ConfigError(f"{name} is {size}, not a multiple of the 32 values of an MXFP4 block")
+        return cls(
+            num_layers=num_layers,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            vocab_size=fields.integer("vocab_size"),
+            num_experts=num_experts,
+            experts_per_token=experts_per_token,
+            sliding_window=fields.integer("sliding_window"),
+            layer_types=_layer_types(data.get("layer_types"), num_layers),
+            rms_norm_eps=fields.number("rms_norm_eps", default=1e-5),
+            rope=_rope(data, fields),
+            max_context=fields.integer("max_position_embeddings", default=131072),
+            swiglu_limit=fields.number("swiglu_limit", default=7.0),
+            quantization=_quantization(data.get("quantization")),
+        )
+
+    def quantization_of(self, module: str) -> Quantization | None:
+        """How `module`'s weight is stored if it has scales; None in an unquantized folder."""
+        return self.quantization.get(module) or self.quantization.get("")
+
+
+class _Fields:
+    """Typed access to a JSON object; every complaint names the field."""
+
+    def __init__(self, data: Any, prefix: str = ""):
+        if not isinstance(data, dict):
+            raise ConfigError(f"{prefix.rstrip('.') or 'the file'} is not a JSON object")
+        self.data, self.prefix = data, prefix
+
+    def integer(self, name: str, *, default: Any = None, most: int = 2**31 - 1) -> int:
+        value = self.data.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a whole number from 1 to {most}")
+        return value
+
+    def number(self, name: str, *, default: float | None = None) -> float:
+        value = self.data.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a positive number")
+        return float(value)
+
+
+def _layer_types(value: Any, num_layers: int) -> tuple[str, ...]:
+    if value is None:
+        return tuple(LAYER_TYPES[i % 2] for i in range(num_layers))
+    if not isinstance(value, list) or len(value) != num_layers:
+        raise ConfigError(f"layer_types does not have num_hidden_layers = {num_layers} entries")
+    for i, kind in enumerate(value):
+        if kind not in LAYER_TYPES:
+            raise ConfigError(f"layer_types[{i}] is {kind!r}, not one of {', '.join(LAYER_TYPES)}")
+    return tuple(value)
+
+
+def _rope(data: dict, fields: _Fields) -> Rope:
+    # transformers 5 writes `rope_parameters` (theta included) where the published checkpoint has `rope_scaling`.
+    scaling = data.get("rope_scaling") or data.get("rope_parameters")
+    if scaling is None:
+        return Rope(theta=fields.number("rope_theta", default=150000.0))
+    nested = _Fields(scaling, "rope_scaling.")
+    theta = nested.number("rope_theta") if "rope_theta" in scaling else fields.number("rope_theta", default=150000.0)
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind != "yarn":
+        raise ConfigError(f"rope_scaling.rope_type is {kind!r}, not 'yarn'")
+    truncate = scaling.get("truncate", False)
+    if not isinstance(truncate, bool):
+        raise ConfigError(f"rope_scaling.truncate is {truncate!r}, not true or false")
+    beta_fast, beta_slow = nested.number("beta_fast", default=32.0), nested.number("beta_slow", default=1.0)
+    if beta_fast <= beta_slow:
+        raise ConfigError(f"rope_scaling.beta_fast {beta_fast} is not above beta_slow {beta_slow}")
+    if (factor := nested.number("factor")) < 1:
+        raise ConfigError(f"rope_scaling.factor is {factor}, less than 1")
+    if theta <= 1:
+        raise ConfigError(f"rope_theta is {theta}, not above 1")
+    original = nested.integer("original_max_position_embeddings", default=data.get("initial_context_length", 4096))
+    return Rope(theta, factor, original, beta_fast, beta_slow, truncate)
+
+
+def _quantization(value: Any) -> dict[str, Quantization]:
+    """MLX-LM's entry: group_size, bits and mode at the top level, and overrides under module paths."""
+    if value is None:
+        return {}
+    top = _Fields(value, "quantization.").data
+    entries = {name: entry for name, entry in top.items() if isinstance(entry, dict)}
+    stored = {"": _quantized(top, "quantization.")} if "bits" in top else {}
+    return stored | {name: _quantized(entry, f"quantization.{name}.") for name, entry in entries.items()}
+
+
+def _quantized(entry: dict, prefix: str) -> Quantization:
+    fields = _Fields(entry, prefix)
+    group_size, bits, mode = fields.integer("group_size"), fields.integer("bits"), entry.get("mode", "affine")
+    known = {
+        "affine": group_size in AFFINE_GROUP_SIZES and bits in AFFINE_BITS,
+        "mxfp4": (group_size, bits) == (32, 4),
+    }
+    if not isinstance(mode, str) or mode not in known:
+        raise ConfigError(f"{prefix}mode is {mode!r}, not one of {', '.join(known)}")
+    if not known[mode]:
+        raise ConfigError(f"{prefix.rstrip('.')}: {mode} has no form with {bits} bits in groups of {group_size}")
+    return Quantization(group_size, bits, mode)
