@@ -1,0 +1,229 @@
+"""Safetensors files on disk -> named arrays: one validated header and one memory map per file.
+
+The format: 8 bytes, little endian, the length N of the header; N bytes of JSON, name -> {dtype, shape, data_offsets},
+padded with spaces; then the tensors without gaps. Nothing in a file is trusted before `read_header` has checked all
+of its header. Knows nothing about gpt-oss, its tensor names or the network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import GptOssError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000  # the limit of the reference implementation
+
+ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
+ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+
+# The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
+NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
+
+
+class CheckpointError(GptOssError):
+    """A file that is missing, truncated or malformed; the message names the file, and the tensor where there is one."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `start` and `end` are byte offsets from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the whole header of a safetensors file; no tensor data is read. Raises CheckpointError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > MAX_HEADER or 8 + length > size:
+                raise CheckpointError(
+                    f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    try:
+        entries = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a malformed header: {error}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path} has a malformed header: not a JSON object")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
+    tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
+    _check_layout(path, tensors, 8 + length, size)
+    return Header(tensors, metadata)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return entries
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(map(whole, shape)):
+        raise CheckpointError(f"{path}: {name!r} has the malformed shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(whole, offsets)):
+        raise CheckpointError(f"{path}: {name!r} has the malformed data_offsets {offsets!r}")
+    start, end = offsets
+    if end - start != math.prod(shape) * ITEM_SIZE[dtype]:
+        raise CheckpointError(f"{path}: {name!r} has {end - start} bytes, which is not {dtype} {shape}")
+    return TensorInfo(name, dtype, tuple(shape), data + start, data + end)
+
+
+def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:
+    """The tensors must fill the file from the end of the header to its last byte, without gaps or overlaps."""
+    position = data
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            raise CheckpointError(
+                f"{path}: {tensor.name!r} starts at byte {tensor.start} instead of {position}: overlap or gap"
+            )
+        position = tensor.end
+    if position > size:
+        raise CheckpointError(f"{path} is truncated: it has {size} bytes of {position}")
+    if position < size:
+        raise CheckpointError(f"{path} has {size - position} bytes after its last tensor: corrupt")
+
+
+class Shard:
+    """One safetensors file, mapped on first use."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.header = read_header(path)
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """uint8 [file size], read-only: a map, not a copy."""
+        try:
+            return np.memmap(self.path, dtype=np.uint8, mode="r")
+        except OSError as error:
+            raise CheckpointError(f"cannot map {self.path}: {error.strerror}") from None
+
+    @cached_property
+    def arrays(self) -> Mapping[str, mx.array]:
+        """Every tensor as an MLX array: views of the map where MLX adopts host memory (Metal), else read on first use."""
+        import mlx.core as mx
+
+        if mx.metal.is_available() and self.bytes.size % 4 == 0:
+            try:
+                # 32-bit words: MLX's 32-bit shapes could not count the bytes of a 4 GiB shard.
+                words = mx.from_dlpack(self.bytes.view(np.uint32), copy=False)
+            except (ValueError, BufferError):
+                pass  # a shard whose length is not in whole pages, say: it is read instead
+            else:
+                return {name: _adopt(words, tensor) for name, tensor in self.header.tensors.items()}
+        return mx.load(str(self.path))
+
+
+def _adopt(words: mx.array, tensor: TensorInfo) -> mx.array:
+    """`tensor` as a view of its shard's uint32 words."""
+    import mlx.core as mx
+
+    dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
+    if tensor.start % 4 or tensor.dtype not in dtype:
+        raise CheckpointError(f"{tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
+    run = words[tensor.start // 4 : -(-tensor.end // 4)].view(dtype[tensor.dtype])
+    return run[: math.prod(tensor.shape)].reshape(tensor.shape)
+
+
+class Checkpoint:
+    """The tensors of a folder, by name, over one or several safetensors files."""
+
+    def __init__(self, shards: Mapping[str, Shard], folder: Path):
+        """`shards` maps each tensor's name to the file that holds it; `open` makes it from a folder."""
+        self.folder, self._shards = folder, shards
+        self.tensors = {name: shard.header.tensors[name] for name, shard in shards.items()}
+        self.file_of = {name: shard.path for name, shard in shards.items()}
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the index (or the single file) and every header in `folder`. Raises CheckpointError."""
+        index = folder / INDEX
+        if not index.exists():
+            if not (folder / SINGLE).exists():
+                raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}")
+            shard = Shard(folder / SINGLE)
+            return cls(dict.fromkeys(shard.header.tensors, shard), folder)
+        weight_map = _read_index(index)
+        shards = {file: Shard(folder / file) for file in sorted(set(weight_map.values()))}
+        for name, file in weight_map.items():
+            if name not in shards[file].header.tensors:
+                raise CheckpointError(f"{index} places {name!r} in {file}, which does not have it")
+        for file, shard in shards.items():
+            for name in shard.header.tensors:
+                if weight_map.get(name) != file:
+                    raise CheckpointError(f"{folder / file} has {name!r}, which {INDEX} does not place there")
+        return cls({name: shards[file] for name, file in weight_map.items()}, folder)
+
+    def view(self, name: str) -> np.ndarray:
+        """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
+        tensor = self.tensors[name]
+        if tensor.dtype not in NUMPY_DTYPE:
+            raise CheckpointError(f"{self.file_of[name]}: {name!r} is {tensor.dtype}, which gpt-oss does not use")
+        run = self._shards[name].bytes[tensor.start : tensor.end]
+        return run.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
+
+    def array(self, name: str) -> mx.array:
+        """The tensor as an MLX array, without a copy where the device allows one."""
+        return self._shards[name].arrays[name]
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        entries = list(weight_map.items())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is malformed: {error!r}") from None
+    for name, file in entries:
+        # A file name that leaves the folder is never followed.
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{path} places {name!r} in {file!r}, which is not a file name")
+        if not (path.parent / file).is_file():
+            raise CheckpointError(f"{path.parent} lacks {file}, which {path.name} names: an incomplete download?")
+    return weight_map
