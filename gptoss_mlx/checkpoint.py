@@ -146,23 +146,29 @@ class Shard:
             raise CheckpointError(f"cannot map {self.path}: {error.strerror}") from None
 
     @cached_property
-    def arrays(self) -> Mapping[str, mx.array]:
-        """Every tensor as an MLX array: views of the map where MLX adopts host memory (Metal), else read on first use."""
+    def words(self) -> mx.array | None:
+        """The map as an MLX array, where MLX adopts host memory (Metal, whole pages); else None.
+
+        In words of 32 bits, because MLX's 32-bit shapes could not count the bytes of a 4 GiB shard.
+        """
         import mlx.core as mx
 
-        if mx.metal.is_available() and self.bytes.size % 4 == 0:
-            try:
-                # 32-bit words: MLX's 32-bit shapes could not count the bytes of a 4 GiB shard.
-                words = mx.from_dlpack(self.bytes.view(np.uint32), copy=False)
-            except (ValueError, BufferError):
-                pass  # a shard whose length is not in whole pages, say: it is read instead
-            else:
-                return {name: _adopt(words, tensor) for name, tensor in self.header.tensors.items()}
-        return mx.load(str(self.path))
+        try:
+            return mx.from_dlpack(self.bytes.view(np.uint32), copy=False)
+        except ValueError:
+            return None
+
+    @cached_property
+    def arrays(self) -> Mapping[str, mx.array]:
+        """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
+        import mlx.core as mx
+
+        if self.words is None:
+            return mx.load(str(self.path))
+        return {name: _view_of(self.words, tensor) for name, tensor in self.header.tensors.items()}
 
 
-def _adopt(words: mx.array, tensor: TensorInfo) -> mx.array:
-    """`tensor` as a view of its shard's uint32 words."""
+def _view_of(words: mx.array, tensor: TensorInfo) -> mx.array:
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
@@ -212,6 +218,19 @@ class Checkpoint:
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
         return self._shards[name].arrays[name]
+
+    def rows(self, name: str, index: mx.array) -> mx.array:
+        """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
+
+        Where the map is adopted, the CPU gathers the rows, because a GPU would wire the whole table to read one.
+        Elsewhere `index` is evaluated here. Its values are the caller's to check.
+        """
+        import mlx.core as mx
+
+        if self._shards[name].words is not None:
+            return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
+        rows = mx.array(self.view(name)[np.asarray(index)])
+        return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""A model folder in, token ids in, token ids out: load, prefill and decode.
+
+Knows no text: rendering, tokenizing and what a stop id means are its callers' business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from .cache import Cache
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .errors import GptOssError
+from .model import Transformer
+from .sampling import Sampler, Sampling
+from .weights import Weights
+
+# <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
+PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
+
+# Long enough to use a GPU well; short enough that the scores of one chunk against a long context stay small on a CPU.
+PREFILL_CHUNK = {mx.DeviceType.cpu: 256, mx.DeviceType.gpu: 2048}
+
+
+class ContextFull(GptOssError):
+    """The prompt does not fit into what is left of the model's context."""
+
+
+class Model:
+    """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
+
+    def __init__(self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int]):
+        self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
+
+    def make_cache(self) -> Cache:
+        """The empty KV state of one conversation."""
+        return Cache(self.config)
+
+    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+        """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
+        return self.network.logits(self.network.hidden(ids, cache or self.make_cache()))
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        cache: Cache,
+        *,
+        chunk: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> mx.array:
+        """Feed `ids` into the cache, `chunk` at a time, and return the last position's logits [1, vocabulary].
+
+        `on_progress(done, total)` is called after each chunk. Raises ContextFull, and GptOssError for an unknown id.
+        """
+        self._check(ids, cache)
+        chunk = chunk or PREFILL_CHUNK[mx.default_device().type]
+        for start in range(0, len(ids), chunk):
+            part = mx.array([ids[start : start + chunk]])
+            hidden = self.network.hidden(part, cache)
+            mx.eval(hidden, cache.arrays())
+            if on_progress:
+                on_progress(start + part.shape[1], len(ids))
+        return self.network.logits(hidden[:, -1:])[:, 0]
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stop: Collection[int] | None = None,
+        cache: Cache | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Iterator[int]:
+        """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
+
+        `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds `ids` and all that was yielded but the last.
+        Raises ContextFull, and GptOssError for an unknown id.
+        """
+        cache = cache or self.make_cache()
+        stop = self.stop_ids if stop is None else stop
+        sampler = Sampler(sampling or Sampling(), context=ids)
+        token = sampler(self.prefill(ids, cache, on_progress=on_prefill))
+        room = self.config.max_context - cache.offset + 1
+        for count in range(1, min(room, max_tokens or room) + 1):
+            mx.async_eval(token)
+            yield (id_ := token.item())
+            if id_ in stop or count in (max_tokens, room):
+                return
+            hidden = self.network.hidden(token[None], cache)
+            token = sampler(self.network.logits(hidden)[:, 0])
+
+    def _check(self, ids: Sequence[int], cache: Cache) -> None:
+        if not ids:
+            raise GptOssError("there are no tokens to start from")
+        if wrong := next((id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size), None):
+            raise GptOssError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+        if cache.offset + len(ids) > self.config.max_context:
+            raise ContextFull(
+                f"{len(ids)} tokens after {cache.offset} exceed the model's context of {self.config.max_context}"
+            )
+
+
+def load(path: str | Path) -> Model:
+    """Open a converted folder. Headers are checked; weights are mapped, or read when they are first used.
+
+    Activations are BF16 on a GPU and FP32 on a CPU, where MLX computes FP32 many times faster.
+    Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise GptOssError(f"{path} is not a folder: convert a checkpoint first, or check the path")
+    config = ModelConfig.load(path)
+    dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
+    network = Transformer(Weights(Checkpoint.open(path), config, dtype))
+    return Model(path, config, network, _stop_ids(path))
+
+
+def _stop_ids(folder: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, where every checkpoint of the family lists its stop ids."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return PUBLISHED_STOP_IDS
+    try:
+        ids = json.loads(path.read_text(encoding="utf-8"))["eos_token_id"]
+        return frozenset(int(id_) for id_ in (ids if isinstance(ids, list) else [ids]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise GptOssError(f"{path} has no usable eos_token_id: {error!r}") from None

@@ -1,0 +1,143 @@
+"""Named arrays of a checkpoint -> the linear maps that the network is made of, however each one is stored.
+
+A module whose checkpoint has `<module>.scales` is quantized as `config.json` says; any other is BF16. Every shape and
+dtype is checked against the header before an array is made, so that a wrong folder fails at once and by name.
+Knows nothing about what the maps are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import mlx.core as mx
+
+from .checkpoint import Checkpoint, CheckpointError
+from .config import ModelConfig, Quantization
+
+FLOATS = ("BF16", "F16", "F32")
+
+
+class Weights:
+    """The checkpoint of one model, read as `dtype`: the dtype of activations on this device."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: mx.Dtype):
+        self.checkpoint, self.config, self.dtype = checkpoint, config, dtype
+
+    def vector(self, name: str, *shape: int) -> mx.array:
+        """A small float tensor (norm, bias, sinks), cast to the dtype of activations."""
+        return self._array(name, shape, FLOATS).astype(self.dtype)
+
+    def quantization(self, module: str) -> Quantization | None:
+        """How `module.weight` is stored; None for BF16. Raises CheckpointError where config.json does not say."""
+        if f"{module}.scales" not in self.checkpoint.tensors:
+            return None
+        if quantization := self.config.quantization_of(module):
+            return quantization
+        raise CheckpointError(f"{module} has scales, but config.json has no quantization entry for it")
+
+    def matrix(self, module: str, *shape: int) -> Matrix:
+        """The weight of `module`: float [*shape], or stored in quantized form along the last dimension."""
+        q = self.quantization(module)
+        if q is None:
+            return Matrix(self._array(f"{module}.weight", shape, FLOATS))
+        rows, columns = shape[:-1], shape[-1]
+        if columns % q.group_size or columns * q.bits % 32:
+            raise CheckpointError(f"{module}: {columns} columns do not divide into groups of {q.group_size}")
+        grouped = (*rows, columns // q.group_size)
+        weight = self._array(f"{module}.weight", (*rows, columns * q.bits // 32), ("U32",))
+        if q.mode == "mxfp4":
+            return Matrix(weight, self._array(f"{module}.scales", grouped, ("U8",)), None, q)
+        scales, biases = (self._array(f"{module}.{part}", grouped, FLOATS) for part in ("scales", "biases"))
+        return Matrix(weight, scales.astype(self.dtype), biases.astype(self.dtype), q)
+
+    def embedding(self, module: str, count: int, width: int) -> Embedding:
+        self.matrix(module, count, width)  # for its checks alone: the table itself stays in the file
+        return Embedding(self, module)
+
+    def linear(self, module: str, outputs: int, inputs: int, *, bias: bool = True) -> Linear:
+        vector = self.vector(f"{module}.bias", outputs) if bias else None
+        return Linear(self.matrix(module, outputs, inputs), vector)
+
+    def check(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+        """Raise CheckpointError unless the header has `name` with this shape and one of these dtypes."""
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.checkpoint.folder} lacks the tensor {name!r}")
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            raise CheckpointError(
+                f"{self.checkpoint.file_of[name]}: {name!r} is {tensor.dtype} {list(tensor.shape)},"
+                f" and config.json asks for {'/'.join(dtypes)} {list(shape)}"
+            )
+
+    def _array(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> mx.array:
+        self.check(name, shape, dtypes)
+        return self.checkpoint.array(name)
+
+
+class Matrix:
+    """A weight [..., outputs, inputs], float or quantized along `inputs`."""
+
+    def __init__(
+        self,
+        weight: mx.array,
+        scales: mx.array | None = None,
+        biases: mx.array | None = None,
+        quantization: Quantization | None = None,
+    ):
+        self.weight, self.scales, self.biases, self.quantization = weight, scales, biases, quantization
+
+    def apply(self, x: mx.array) -> mx.array:
+        """x [..., inputs] -> [..., outputs]."""
+        if self.quantization is None:
+            return x @ self.weight.astype(x.dtype).swapaxes(-1, -2)
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.biases, transpose=True, **asdict(self.quantization)
+        )
+
+    def apply_gathered(self, x: mx.array, index: mx.array, *, sorted_indices: bool) -> mx.array:
+        """Row n of x [N, 1, inputs] times matrix index[n] of a stack [E, outputs, inputs] -> [N, 1, outputs]."""
+        if self.quantization is None:
+            weight = self.weight.astype(x.dtype).swapaxes(-1, -2)
+            return mx.gather_mm(x, weight, rhs_indices=index, sorted_indices=sorted_indices)
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            rhs_indices=index,
+            transpose=True,
+            sorted_indices=sorted_indices,
+            **asdict(self.quantization),
+        )
+
+
+class Linear:
+    """x [..., inputs] -> x W^T + b [..., outputs]."""
+
+    def __init__(self, matrix: Matrix, bias: mx.array | None):
+        self.matrix, self.bias = matrix, bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.matrix.apply(x)
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding:
+    """A table [count, width] that stays in its file: a look-up reads the rows that it needs."""
+
+    def __init__(self, weights: Weights, module: str):
+        self.dtype, self.quantization = weights.dtype, weights.quantization(module)
+        self._rows = {
+            part: partial(weights.checkpoint.rows, f"{module}.{part}") for part in ("weight", "scales", "biases")
+        }
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Integers [...] -> [..., width]."""
+        q = self.quantization
+        weight = self._rows["weight"](ids)
+        if q is None:
+            return weight.astype(self.dtype)
+        scales = self._rows["scales"](ids)
+        biases = self._rows["biases"](ids) if q.mode == "affine" else None
+        return mx.dequantize(weight, scales, biases, dtype=self.dtype, **asdict(q))
