@@ -81,7 +81,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path} has a malformed header: {error}") from None
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path} has a malformed header: not a JSON object")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None) or {}  # MLX writes null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
     tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}

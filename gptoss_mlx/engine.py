@@ -78,8 +78,8 @@ class Model:
     ) -> Iterator[int]:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
 
-        `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds `ids` and all that was yielded but the last.
-        Raises ContextFull, and GptOssError for an unknown id.
+        `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
+        `ids` and all that was yielded but the last. Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()
         stop = self.stop_ids if stop is None else stop
