@@ -86,7 +86,7 @@ class Attention:
 
     def _heads(self, x: mx.array) -> mx.array:
         """[1, L, heads * head_dim] -> [1, heads, L, head_dim]."""
-        return x.unflatten(-1, (-1, self.head_dim)).swapaxes(1, 2)
+        return mx.unflatten(x, -1, (-1, self.head_dim)).swapaxes(1, 2)
 
     def _rotate(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(

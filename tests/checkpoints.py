@@ -25,7 +25,7 @@ DEFAULTS = {
     "num_key_value_heads": 2,
     "num_local_experts": 8,
     "num_experts_per_tok": 4,
-    "vocab_size": 256,
+    "vocab_size": 320,
     "sliding_window": 128,
     "swiglu_limit": 7.0,
     "rms_norm_eps": 1e-05,
@@ -40,7 +40,7 @@ DEFAULTS = {
     },
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
-    "eos_token_id": 2,
+    "eos_token_id": 257,
     "torch_dtype": "bfloat16",
 }
 
@@ -116,19 +116,18 @@ def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
-    write_tokenizer(folder, config["vocab_size"])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 257, 263]}))
+    write_tokenizer(folder)
     return folder
 
 
-def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """A byte-level tokenizer without merges; the Harmony special tokens are its last ids where there is room."""
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer without merges: ids 0-255 are bytes, 256-263 the Harmony special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     special = ["<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>"]
     special.append("<|call|>")
-    count = min(256, vocab_size - len(special))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:count]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
