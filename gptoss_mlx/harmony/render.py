@@ -1,0 +1,204 @@
+"""Conversation -> prompt, as pieces: special tokens and ordinary text never mix.
+
+Follows the openai-harmony package to the letter, except where that departs from its own format document: the analysis
+of every completed turn is dropped, and that of an unfinished tool loop is kept (the package looks at the first final
+answer only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from .messages import FUNCTIONS, Conversation, Message, Tool
+from .schema import typescript
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+
+START_OF_ANSWER = "assistant"
+
+
+class Special(str):
+    """A special token, by name. Any other string is ordinary text, whatever it looks like."""
+
+    __slots__ = ()
+
+
+START, MESSAGE, CHANNEL = Special("<|start|>"), Special("<|message|>"), Special("<|channel|>")
+CONSTRAIN, END, CALL, RETURN = Special("<|constrain|>"), Special("<|end|>"), Special("<|call|>"), Special("<|return|>")
+
+
+def render(conversation: Conversation) -> Iterator[str]:
+    """The pieces of the prompt from which the model continues: up to and including `<|start|>assistant`."""
+    yield from render_message(Message("system", _system(conversation)))
+    yield from render_history(conversation)
+    yield from (START, START_OF_ANSWER)
+
+
+def render_history(conversation: Conversation) -> Iterator[str]:
+    """The pieces of all that follows the system message."""
+    messages = list(conversation.messages)
+    instructions = messages.pop(0).content if messages and messages[0].role == "developer" else None
+    if instructions is not None or conversation.tools:
+        yield from render_message(Message("developer", _developer(instructions, conversation.tools)))
+    for message in without_stale_analysis(messages):
+        if message.role == "developer":
+            message = Message("developer", _developer(message.content, ()))
+        yield from render_message(message)
+
+
+def render_message(message: Message) -> Iterator[str]:
+    """The pieces of one message, from `<|start|>` to `<|end|>`, or `<|call|>` where the assistant addresses a tool."""
+    yield from (START, message.role)
+    if message.recipient:
+        yield f" to={message.recipient}"
+    if message.channel:
+        yield from (CHANNEL, message.channel)
+    if message.content_type:
+        constraint = message.content_type.removeprefix(CONSTRAIN)
+        if constraint == message.content_type:
+            yield f" {message.content_type}"
+        else:
+            yield from (" ", CONSTRAIN, constraint)
+    yield from (MESSAGE, message.content)
+    yield CALL if message.role == "assistant" and message.recipient else END
+
+
+def without_stale_analysis(messages: Iterable[Message]) -> list[Message]:
+    """Drop the analysis (tool calls and results on that channel included) of turns that have their final answer."""
+    messages = list(messages)
+    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
+    last = finals[-1] if finals else 0
+    return [message for i, message in enumerate(messages) if i >= last or message.channel != "analysis"]
+
+
+def render_text(conversation: Conversation) -> str:
+    """The prompt as text, in which special tokens and look-alikes can no longer be told apart: for people."""
+    return "".join(render(conversation))
+
+
+def encode(pieces: Iterable[str], tokenizer: Tokenizer) -> list[int]:
+    """The ids of pieces: only a `Special` becomes a special token."""
+    ids = []
+    for piece in pieces:
+        if isinstance(piece, Special):
+            ids.append(tokenizer.special(piece))
+        else:
+            ids.extend(tokenizer.encode(piece))
+    return ids
+
+
+def render_ids(conversation: Conversation, tokenizer: Tokenizer) -> list[int]:
+    """The prompt as the ids that the model is fed."""
+    return encode(render(conversation), tokenizer)
+
+
+def _system(conversation: Conversation) -> str:
+    head = [
+        conversation.model_identity,
+        conversation.knowledge_cutoff and f"Knowledge cutoff: {conversation.knowledge_cutoff}",
+        conversation.current_date and f"Current date: {conversation.current_date}",
+    ]
+    channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+    if conversation.tools:
+        channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
+    builtin = [BUILTIN[name] for name in sorted(set(conversation.builtin_tools))]
+    sections = ["\n".join(line for line in head if line), f"Reasoning: {conversation.reasoning_effort}"]
+    if builtin:
+        sections += ["# Tools", *(_namespace(*namespace) for namespace in builtin)]
+    return "\n\n".join(section for section in [*sections, channels] if section)
+
+
+def _developer(instructions: str | None, tools: Iterable[Tool]) -> str:
+    sections = [] if instructions is None else ["# Instructions", instructions]
+    if tools := tuple(tools):
+        sections += ["# Tools", _namespace(FUNCTIONS.rstrip("."), "", tools)]
+    return "\n\n".join(sections)
+
+
+def _namespace(name: str, description: str, tools: tuple[Tool, ...]) -> str:
+    lines = [f"## {name}\n"]
+    lines += [f"// {line}" if tools else line for line in description.splitlines()]
+    if tools:
+        lines.append(f"namespace {name} {{\n")
+        for tool in tools:
+            lines += [f"// {line}" for line in tool.description.splitlines()]
+            parameters = "()" if tool.parameters is None else f"(_: {typescript(tool.parameters)})"
+            lines.append(f"type {tool.name} = {parameters} => any;\n")
+        lines.append(f"}} // namespace {name}")
+    return "\n".join(lines)
+
+
+_NUMBER = {"type": "number"}
+_LAST = {"type": "number", "default": -1}
+
+# The built-in tools, word for word as the model was trained on them: (namespace, description, functions).
+BUILTIN: dict[str, tuple[str, str, tuple[Tool, ...]]] = {
+    "browser": (
+        "browser",
+        "Tool for browsing.\n"
+        "The `cursor` appears in brackets before each browsing display: `[{cursor}]`.\n"
+        "Cite information from the tool using the following format:\n"
+        "`【{cursor}†L{line_start}(-L{line_end})?】`, for example: `【6†L9-L11】` or `【8†L3】`.\n"
+        "Do not quote more than 10 words directly from the tool output.\n"
+        "sources=web (default: web)",
+        (
+            Tool(
+                "search",
+                "Searches for information related to `query` and displays `topn` results.",
+                {
+                    "type": "object",
+                    "properties": {
+                        "query": {"type": "string"},
+                        "topn": _NUMBER | {"default": 10},
+                        "source": {"type": "string"},
+                    },
+                    "required": ["query"],
+                },
+            ),
+            Tool(
+                "open",
+                "Opens the link `id` from the page indicated by `cursor` starting at line number `loc`, showing"
+                " `num_lines` lines.\n"
+                "Valid link ids are displayed with the formatting: `【{id}†.*】`.\n"
+                "If `cursor` is not provided, the most recent page is implied.\n"
+                "If `id` is a string, it is treated as a fully qualified URL associated with `source`.\n"
+                "If `loc` is not provided, the viewport will be positioned at the beginning of the document or centered"
+                " on the most relevant passage, if available.\n"
+                "Use this function without `id` to scroll to a new location of an opened page.",
+                {
+                    "type": "object",
+                    "properties": {
+                        "id": {"type": ["number", "string"], "default": -1},
+                        "cursor": _LAST,
+                        "loc": _LAST,
+                        "num_lines": _LAST,
+                        "view_source": {"type": "boolean", "default": False},
+                        "source": {"type": "string"},
+                    },
+                },
+            ),
+            Tool(
+                "find",
+                "Finds exact matches of `pattern` in the current page, or the page given by `cursor`.",
+                {
+                    "type": "object",
+                    "properties": {"pattern": {"type": "string"}, "cursor": _LAST},
+                    "required": ["pattern"],
+                },
+            ),
+        ),
+    ),
+    "python": (
+        "python",
+        "Use this tool to execute Python code in your chain of thought. The code will not be shown to the user. This"
+        " tool should be used for internal reasoning, but not for code that is intended to be visible to the user (e.g."
+        " when creating plots, tables, or files).\n\n"
+        "When you send a message containing Python code to python, it will be executed in a stateful Jupyter notebook"
+        " environment. python will respond with the output of the execution or time out after 120.0 seconds. The drive"
+        " at '/mnt/data' can be used to save and persist user files. Internet access for this session is UNKNOWN."
+        " Depends on the cluster.",
+        (),
+    ),
+}

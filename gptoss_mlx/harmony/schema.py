@@ -1,0 +1,104 @@
+"""JSON schema -> the TypeScript-like types in which Harmony describes a tool's parameters.
+
+Spacing and comments are those of the openai-harmony package, because the model was trained on them; what it does not
+render (`anyOf`, `$ref`, `const`) becomes `any` here too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+SIMPLE = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
+
+
+def typescript(schema: Any, indent: str = "") -> str:
+    """The type of one schema; continuation lines start with `indent`."""
+    if not isinstance(schema, dict):
+        return "any"
+    if isinstance(variants := schema.get("oneOf"), list):
+        return "".join(f"\n{indent} | {_variant(variant, indent)}" for variant in variants)
+    kind = schema.get("type")
+    if isinstance(kind, list) and (names := [name for name in kind if isinstance(name, str)]):
+        return " | ".join("number" if name == "integer" else name for name in names)
+    if kind == "object":
+        return _object(schema, indent)
+    if kind == "array":
+        return f"{typescript(schema['items'], indent)}[]" if "items" in schema else "Array<any>"
+    if kind == "string" and (values := _enum(schema)):
+        return " | ".join(f'"{value}"' for value in values)
+    return SIMPLE.get(kind, "any") if isinstance(kind, str) else "any"
+
+
+def _object(schema: dict[str, Any], indent: str) -> str:
+    head = f"{indent}// {schema['description']}\n{{\n" if isinstance(schema.get("description"), str) else "{\n"
+    properties = schema.get("properties")
+    required = schema.get("required")
+    required = required if isinstance(required, list) else []
+    body = ""
+    for name, value in properties.items() if isinstance(properties, dict) else ():
+        label = name if name in required else f"{name}?"
+        body += _property(label, value if isinstance(value, dict) else {}, indent)
+    return f"{head}{body}{indent}}}"
+
+
+def _property(label: str, schema: dict[str, Any], indent: str) -> str:
+    variants = schema.get("oneOf")
+    description = schema.get("description") if isinstance(schema.get("description"), str) else None
+    lines = []
+    if isinstance(schema.get("title"), str):
+        lines += [f"// {schema['title']}", "//"]
+    if description is not None and "oneOf" not in schema:
+        lines.append(f"// {description}")
+    if isinstance(examples := schema.get("examples"), list) and examples:
+        lines.append("// Examples:")
+        lines += [f'// - "{example}"' for example in examples if isinstance(example, str)]
+    if not isinstance(variants, list):
+        comment = f" // {_default(schema)}" if "default" in schema and "oneOf" not in schema else ""
+        lines.append(f"{label}: {_nullable(schema, indent + '    ')},{comment}")
+        return "".join(f"{indent}{line}\n" for line in lines)
+
+    first = variants[0] if variants and isinstance(variants[0], dict) else {}
+    above = description is not None and first.get("description") != description
+    if above:
+        lines.append(f"// {description}")
+    if "default" in schema:
+        lines.append(f"// {_default(schema)}")
+    lines.append(f"{label}:")
+    for i, variant in enumerate(variants):
+        told = i == 0 and above
+        lines.append(f" | {_variant(variant, indent, told=told, known=description)}")
+    return "".join(f"{indent}{line}\n" for line in [*lines, ","])
+
+
+def _variant(schema: Any, indent: str, *, told: bool = False, known: str | None = None) -> str:
+    """One alternative of a oneOf, its description behind it unless it was told above or is the `known` one."""
+    text = _nullable(schema, indent + "   ")
+    if not isinstance(schema, dict):
+        return text
+    comments = []
+    description = schema.get("description")
+    if isinstance(description, str) and not told and description != known:
+        comments.append(description)
+    if "default" in schema:
+        comments.append(_default(schema))
+    return f"{text} // {' '.join(comments)}" if comments else text
+
+
+def _nullable(schema: Any, indent: str) -> str:
+    text = typescript(schema, indent)
+    nullable = isinstance(schema, dict) and schema.get("nullable") is True
+    return f"{text} | null" if nullable and "null" not in text else text
+
+
+def _default(schema: dict[str, Any]) -> str:
+    """An enum's default is a bare word, any other is JSON."""
+    value = schema["default"]
+    if isinstance(value, str):
+        return f"default: {value}" if _enum(schema) else f'default: "{value}"'
+    return f"default: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
+
+
+def _enum(schema: dict[str, Any]) -> list[str]:
+    values = schema.get("enum")
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []

@@ -1,0 +1,90 @@
+"""Text <-> token ids, on the model's own tokenizer.json. Ordinary text never becomes a special token.
+
+Knows special tokens by name; what they mean is Harmony's business.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+from .errors import GptOssError
+
+
+class Tokenizer:
+    def __init__(self, backend):
+        """`backend` is a `tokenizers.Tokenizer` with byte-level pieces; `load` makes one from a folder."""
+        self._backend = backend
+        # Otherwise a user who types "<|end|>" would end the message.
+        backend.encode_special_tokens = True
+        added = backend.get_added_tokens_decoder()
+        self.specials: dict[int, str] = {id_: token.content for id_, token in added.items() if token.special}
+        self._special_ids = {name: id_ for id_, name in self.specials.items()}
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read `folder/tokenizer.json`. Raises GptOssError."""
+        from tokenizers import Tokenizer as Backend
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
+        try:
+            return cls(Backend.from_file(str(path)))
+        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with a file
+            raise GptOssError(f"cannot read {path}: {error}") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ordinary text: the name of a special token in it is just characters."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of text in which the names of special tokens stand for them: for prompts of our own, never a user's."""
+        ids = []
+        for part in self._special_pattern.split(text):
+            ids.extend([self._special_ids[part]] if part in self._special_ids else self.encode(part))
+        return ids
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return re.compile("(" + "|".join(map(re.escape, self._special_ids)) + ")")
+
+    def special(self, name: str) -> int:
+        """The id of a special token such as `<|start|>`. Raises GptOssError where the vocabulary lacks it."""
+        if name not in self._special_ids:
+            raise GptOssError(f"the tokenizer has no special token {name}: not one of a gpt-oss model")
+        return self._special_ids[name]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids; special tokens by name, bytes that are not UTF-8 as U+FFFD."""
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def stream(self) -> TextStream:
+        """A decoder for ids that arrive one by one."""
+        return TextStream(self)
+
+
+class TextStream:
+    """Turns ids into text as they arrive, and holds back a character until its last byte is there."""
+
+    LONGEST = 8  # a character has at most 4 bytes: more ids than this in waiting are not going to form one
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._waiting: list[int] = []
+
+    def feed(self, id_: int) -> str:
+        """The text that `id_` completes, possibly none."""
+        self._waiting.append(id_)
+        text = self._tokenizer.decode(self._waiting)
+        if text.endswith("\ufffd") and len(self._waiting) < self.LONGEST:
+            return ""
+        self._waiting.clear()
+        return text
+
+    def flush(self) -> str:
+        """What is still held back, incomplete as it is."""
+        text = self._tokenizer.decode(self._waiting) if self._waiting else ""
+        self._waiting.clear()
+        return text
