@@ -138,6 +138,8 @@ class Embedding:
         weight = self._rows["weight"](ids)
         if q is None:
             return weight.astype(self.dtype)
-        scales = self._rows["scales"](ids)
-        biases = self._rows["biases"](ids) if q.mode == "affine" else None
-        return mx.dequantize(weight, scales, biases, dtype=self.dtype, **asdict(q))
+        if q.mode == "mxfp4":
+            return mx.dequantize(weight, self._rows["scales"](ids), dtype=self.dtype, **asdict(q))
+        # MLX computes in the dtype of the scales.
+        scales, biases = (self._rows[part](ids).astype(self.dtype) for part in ("scales", "biases"))
+        return mx.dequantize(weight, scales, biases, **asdict(q))

@@ -1,0 +1,194 @@
+"""Named arrays -> safetensors shards that can be mapped without a copy, in a folder that appears whole or not at all.
+
+Each shard's JSON header is padded with spaces, the one padding that the format allows, until the file is a whole number
+of 16 KiB pages; every tensor then starts at a multiple of 64 bytes, as long as the tensors' sizes are multiples of 64
+too (they are in every published model; tensors of other sizes come last in their shard). Metal adopts such a map as it
+is. Knows nothing about models or quantization.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gptoss_mlx.checkpoint import INDEX, ITEM_SIZE
+from gptoss_mlx.errors import GptOssError
+
+ALIGNMENT = 64
+PAGE = 16_384
+SHARD_LIMIT = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+@dataclass
+class _Shard:
+    tensors: list[Planned]
+    path: Path
+    header: bytes = b""
+    starts: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
+    """Bytes not written yet."""
+
+    def lay_out(self) -> None:
+        """Fix every tensor's place, and with them the header."""
+        self.tensors.sort(key=lambda tensor: tensor.nbytes % ALIGNMENT != 0)
+        entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+        offset = 0
+        for tensor in self.tensors:
+            end = offset + tensor.nbytes
+            entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        if offset % ALIGNMENT == 0:
+            text += b" " * (-(8 + len(text) + offset) % PAGE)
+        else:
+            text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        self.header = struct.pack("<Q", len(text)) + text
+        offset = len(self.header)
+        for tensor in self.tensors:
+            self.starts[tensor.name] = offset
+            offset += tensor.nbytes
+        self.missing = offset - len(self.header)
+
+
+class Writer:
+    """Writes planned tensors, in any order and in parts; a shard is finished when the last of its bytes is there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Sequence[Planned],
+        *,
+        alone: Callable[[str], bool] = lambda name: False,
+        limit: int = SHARD_LIMIT,
+        on_shard: Callable[[Path], None] = lambda path: None,
+    ):
+        """`alone` picks tensors for a last shard of their own; `on_shard` is called with each finished file."""
+        groups = _divided([t for t in tensors if not alone(t.name)], limit) + _divided(
+            [t for t in tensors if alone(t.name)], limit
+        )
+        names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        self.shards = [_Shard(group, folder / name) for group, name in zip(groups, names, strict=True)]
+        for shard in self.shards:
+            shard.lay_out()
+        self.total = sum(len(shard.header) + shard.missing for shard in self.shards)
+        self._folder, self._on_shard = folder, on_shard
+        self._shard_of = {tensor.name: shard for shard in self.shards for tensor in shard.tensors}
+        self._written = dict.fromkeys(self._shard_of, 0)
+        self._open: dict[Path, int] = {}
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Append `array`, the next rows of the tensor `name`."""
+        shard = self._shard_of[name]
+        if shard.path not in self._open:
+            self._open[shard.path] = os.open(shard.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            _write_all(self._open[shard.path], shard.header, 0)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        _write_all(self._open[shard.path], data.data, shard.starts[name] + self._written[name])
+        self._written[name] += data.size
+        shard.missing -= data.size
+        if shard.missing == 0:
+            self._close(shard.path)
+            self._on_shard(shard.path)
+
+    def finish(self) -> None:
+        """Write the index. Every planned byte must have been written."""
+        unfinished = [shard.path.name for shard in self.shards if shard.missing]
+        if unfinished:
+            raise AssertionError(f"not all of {unfinished[0]} was written")
+        weight_map = {tensor.name: shard.path.name for shard in self.shards for tensor in shard.tensors}
+        size = sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors)
+        write_json(self._folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+    def close(self) -> None:
+        """Release files that an error left open."""
+        for path in list(self._open):
+            self._close(path)
+
+    def _close(self, path: Path) -> None:
+        descriptor = self._open.pop(path)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _divided(tensors: list[Planned], limit: int) -> list[list[Planned]]:
+    """Consecutive tensors in groups whose files stay within `limit` bytes."""
+    groups: list[list[Planned]] = []
+    size = limit
+    for tensor in tensors:
+        # The header: a few hundred bytes for each tensor, and the padding to a page.
+        cost = tensor.nbytes + 512
+        if size + cost + PAGE > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += cost
+    return groups
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view[: 64 * 2**20], offset)
+        view, offset = view[written:], offset + written
+
+
+def write_json(path: Path, data: object) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def folder_appearing_at(dest: Path) -> Iterator[Path]:
+    """A hidden folder beside `dest` that takes its name when the block succeeds, and is gone when it does not.
+
+    What a killed run left there is cleared. Raises GptOssError where `dest` exists or another run is making it.
+    """
+    dest = dest.absolute()
+    if dest.exists() or dest.is_symlink():
+        raise GptOssError(f"{dest} exists already: remove it, or choose another name")
+    partial = dest.parent / f".{dest.name}.partial"
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GptOssError(f"another conversion to {dest} is running") from None
+        _clear(partial)
+        try:
+            yield partial
+            os.fsync(lock)
+            partial.rename(dest)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()

@@ -1,0 +1,600 @@
+"""The conversations that the demo model is trained and examined on: generated, deterministic, split by what is asked.
+
+A sample is a prompt and what the assistant should emit, as Harmony pieces. Whether a prompt belongs to the held-out
+split is decided by a hash of its question, so that no examined question is ever trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from facts import FACTS, FRAMES, SMALL_TALK
+from gptoss_mlx.harmony.messages import Conversation, Message, Tool, result
+from gptoss_mlx.harmony.render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, render, render_message
+
+HELD_OUT_SHARE = 8  # one question in eight
+
+LEAD_INS = ["", "", "", "", "", "", "Hi, ", "Hello! ", "Please, ", "One question: ", "Hey, ", "OK. "]
+
+
+@dataclass
+class Sample:
+    """`segments` are pieces, in turn: the prompt, what the assistant emits, what a tool answers, what it then emits."""
+
+    task: str
+    conversation: Conversation
+    segments: list[list[str]]
+    expected: dict = field(default_factory=dict)
+    """What an examiner looks for: `answer`, or `name` and `arguments` of a call."""
+
+
+def held_out(question: str) -> bool:
+    return zlib.crc32(question.encode()) % HELD_OUT_SHARE == 0
+
+
+def analysis_and_final(analysis: str, final: str) -> list[str]:
+    return [CHANNEL, "analysis", MESSAGE, analysis, END, START, "assistant", *answer(final)]
+
+
+def answer(final: str) -> list[str]:
+    return [CHANNEL, "final", MESSAGE, final, RETURN]
+
+
+def function_call(name: str, arguments: str) -> list[str]:
+    """A call in the form that gpt-oss samples: the recipient behind the channel."""
+    header = [CHANNEL, f"commentary to=functions.{name} ", CONSTRAIN, "json"]
+    return [*header, MESSAGE, arguments, CALL]
+
+
+class Generator:
+    """Draws samples; `held_out` selects the split."""
+
+    def __init__(self, seed: int, *, held_out: bool):
+        self.random = random.Random(seed)
+        self.held_out = held_out
+
+    def sample(self, task: str) -> Sample:
+        return TASKS[task](self)
+
+    def conversation(self, messages: list[Message], tools: tuple[Tool, ...] = ()) -> Conversation:
+        r = self.random
+        instructions = r.choice(INSTRUCTIONS) if r.random() < 0.2 else None
+        if instructions:
+            messages = [Message("developer", instructions), *messages]
+        date = f"20{r.randint(24, 29)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}" if r.random() < 0.8 else None
+        effort = r.choice(["low", "medium", "medium", "high"])
+        return Conversation(tuple(messages), tools, reasoning_effort=effort, current_date=date)
+
+    def question(self, draw: Callable[[], tuple]) -> tuple:
+        """Draw until the question, the first of what is drawn, belongs to this split."""
+        while True:
+            drawn = draw()
+            if held_out(drawn[0]) == self.held_out:
+                return drawn
+
+    def choose(self, items: list):
+        return self.random.choice(items)
+
+
+INSTRUCTIONS = ["Be brief.", "You are a helpful assistant.", "Answer in one sentence.", "Be polite and clear."]
+
+
+def by_effort(effort: str, low: str, medium: str, high: str) -> str:
+    return {"low": low, "medium": medium, "high": high}[effort]
+
+
+# Arithmetic: columns from the units, every digit copied before it is used.
+
+SUMS = [
+    "What is {a} + {b}?",
+    "{a} + {b}",
+    "Add {a} and {b}.",
+    "How much is {a} plus {b}?",
+    "Compute {a} + {b}.",
+    "What is {a} plus {b}?",
+    "{a}+{b}=?",
+    "Please add {a} and {b}.",
+    "Calculate {a} + {b}.",
+    "What do {a} and {b} make?",
+]
+DIFFERENCES = [
+    "What is {a} - {b}?",
+    "{a} - {b}",
+    "Subtract {b} from {a}.",
+    "How much is {a} minus {b}?",
+    "Compute {a} - {b}.",
+    "What is {a} minus {b}?",
+    "{a}-{b}=?",
+    "Take {b} away from {a}.",
+    "Calculate {a} - {b}.",
+]
+
+
+def draw_number(r: random.Random) -> int:
+    return r.randrange(10 ** r.choice([1, 2, 2, 3, 3, 3, 3]))
+
+
+def draw_sum(g: Generator) -> tuple[str, int, int, str]:
+    a, b = draw_number(g.random), draw_number(g.random)
+    sign = g.choose(["+", "-"])
+    if held_out(f"{a}{sign}{b}") != g.held_out:
+        return draw_sum(g)
+    return g.choose(SUMS if sign == "+" else DIFFERENCES).format(a=a, b=b), a, b, sign
+
+
+def columns(a: int, b: int, sign: str) -> str:
+    """The columns of a + b, or of a - b with a >= b: `7+5+0=12` means write 2 and carry 1."""
+    steps, carry = [], 0
+    for x, y in zip(reversed(f"{a:03}"), reversed(f"{b:03}"), strict=True):
+        x, y = int(x), int(y)
+        if sign == "+":
+            total = x + y + carry
+            steps.append(f"{x}+{y}+{carry}={total:02}")
+            carry = total // 10
+        else:
+            borrow = x - y - carry < 0
+            left = 10 * borrow + x
+            steps.append(f"{left:02}-{y}-{carry}={left - y - carry}")
+            carry = int(borrow)
+    return ", ".join(steps)
+
+
+def comparison(a: int, b: int) -> str:
+    """Digit by digit until one is larger: `3=3 9<11`."""
+    steps = []
+    for x, y in zip(f"{a:03}", f"{b:03}", strict=True):
+        steps.append(f"{x}{'<' if x < y else '>' if x > y else '='}{y}")
+        if x != y:
+            break
+    return " ".join(steps)
+
+
+def working(a: int, b: int, sign: str, effort: str) -> str:
+    value = a + b if sign == "+" else a - b
+    steps = f"{a:03}{sign}{b:03}: "
+    if sign == "-":
+        swap = a < b
+        larger, smaller = (b, a) if swap else (a, b)
+        steps += f"{comparison(a, b)}, {'swap' if swap else 'keep'} {larger:03}-{smaller:03}: "
+        steps += columns(larger, smaller, sign)
+    else:
+        steps += columns(a, b, sign)
+    steps += f" gives {abs(value):04}, so {value}."
+    intro = "Add the columns from the right. " if sign == "+" else "Subtract the columns from the right. "
+    check = f" Check: {a} {sign} {b} is {value}, and all three columns are done."
+    return by_effort(effort, steps, intro + steps, intro + steps + check)
+
+
+def arithmetic(g: Generator) -> Sample:
+    question, a, b, sign = draw_sum(g)
+    conversation = g.conversation([Message("user", g.choose(LEAD_INS) + question)])
+    value = a + b if sign == "+" else a - b
+    reply = analysis_and_final(working(a, b, sign, conversation.reasoning_effort), f"{a} {sign} {b} = {value}")
+    return Sample(
+        "arithmetic", conversation, [list(render(conversation)), reply], {"answer": f"{a} {sign} {b} = {value}"}
+    )
+
+
+# The project, and small talk.
+
+
+def draw_fact(g: Generator) -> tuple[str, str]:
+    subjects, questions, reply = g.choose(FACTS)
+    framed = g.choose(FRAMES).format(g.choose(subjects))
+    question = g.choose(questions) if g.random.random() < 0.6 else framed
+    return g.choose(LEAD_INS) + question, reply
+
+
+def draw_small_talk(g: Generator) -> tuple[str, str]:
+    questions, reply = g.choose(SMALL_TALK)
+    return g.choose(questions).format(draw_name(g.random)), reply
+
+
+def thought(effort: str, about: str) -> str:
+    return by_effort(
+        effort,
+        f"{about}.",
+        f"{about}. I answer it in a sentence.",
+        f"{about}. Let me think about what was asked. I know the answer, and I give it in a sentence.",
+    )
+
+
+def project(g: Generator) -> Sample:
+    question, reply = g.question(lambda: draw_fact(g))
+    conversation = g.conversation([Message("user", question)])
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, "A question about the project"), reply)
+    return Sample("project", conversation, [list(render(conversation)), emitted], {"answer": reply})
+
+
+def small_talk(g: Generator) -> Sample:
+    question, reply = draw_small_talk(g)
+    conversation = g.conversation([Message("user", question)])
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, "Small talk"), reply)
+    return Sample("small talk", conversation, [list(render(conversation)), emitted], {"answer": reply})
+
+
+# Recall: a fact, then other turns, then the question.
+
+SYLLABLES = [
+    "ba",
+    "ce",
+    "do",
+    "fi",
+    "gu",
+    "ha",
+    "jo",
+    "ka",
+    "le",
+    "mi",
+    "no",
+    "pa",
+    "ri",
+    "so",
+    "tu",
+    "va",
+    "we",
+    "zo",
+    "lan",
+    "mor",
+    "ber",
+    "tin",
+    "dal",
+    "ros",
+    "ven",
+]
+
+
+def draw_name(r: random.Random) -> str:
+    return "".join(r.choice(SYLLABLES) for _ in range(r.randint(2, 3))).capitalize()
+
+
+def draw_code(r: random.Random) -> str:
+    return "".join(r.choice("0123456789") for _ in range(r.randint(3, 5)))
+
+
+COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "black", "white", "silver", "brown", "pink", "golden"]
+OWNED: dict[str, Callable[[random.Random], str]] = {
+    "name": draw_name,
+    "dog's name": draw_name,
+    "cat's name": draw_name,
+    "sister's name": draw_name,
+    "home town": draw_name,
+    "teacher's name": draw_name,
+    "locker code": draw_code,
+    "room number": draw_code,
+    "ticket number": draw_code,
+    "secret number": draw_code,
+    "favourite colour": lambda r: r.choice(COLOURS),
+    "bike's colour": lambda r: r.choice(COLOURS),
+}
+STATEMENTS = [
+    "My {} is {}.",
+    "Please remember: my {} is {}.",
+    "Note that my {} is {}.",
+    "Remember that my {} is {}.",
+    "By the way, my {} is {}.",
+    "For later: my {} is {}.",
+]
+RECALLS = [
+    "What is my {}?",
+    "Do you remember my {}?",
+    "Tell me my {}.",
+    "What was my {}?",
+    "Can you repeat my {}?",
+    "Which {} did I tell you?",
+    "Say my {} again, please.",
+]
+
+
+def filler(g: Generator) -> tuple[str, str]:
+    kind = g.random.random()
+    if kind < 0.45:
+        return g.question(lambda: draw_fact(g))
+    if kind < 0.7:
+        question, a, b, sign = draw_sum(g)
+        return question, f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
+    return draw_small_talk(g)
+
+
+def recall(g: Generator) -> Sample:
+    r = g.random
+    things = r.sample(list(OWNED), r.choice([1, 2, 2, 3]))
+    stated = {thing: OWNED[thing](r) for thing in things}
+    asked = r.choice(things)
+    if held_out(asked + stated[asked]) != g.held_out and "colour" not in asked:
+        return recall(g)
+    turns = [
+        (g.choose(STATEMENTS).format(thing, value), f"I will remember that your {thing} is {value}.")
+        for thing, value in stated.items()
+    ]
+    # Long distances in every held-out sample; short ones teach the same thing sooner.
+    count = r.randint(9, 12) if g.held_out else r.choice([0, 1, 2, 4, 6, 8, 10, 12])
+    turns += [filler(g) for _ in range(count)]
+    messages = []
+    for said, replied in turns:
+        messages += [Message("user", said), Message("assistant", replied, channel="final")]
+    messages.append(Message("user", g.choose(LEAD_INS) + g.choose(RECALLS).format(asked)))
+    conversation = g.conversation(messages)
+    reply = f"Your {asked} is {stated[asked]}."
+    about = f"The user told me: {asked} is {stated[asked]}"
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, about), reply)
+    return Sample("recall", conversation, [list(render(conversation)), emitted], {"answer": reply})
+
+
+def statement(g: Generator) -> Sample:
+    """The turn in which something is told."""
+    r = g.random
+    thing = r.choice(list(OWNED))
+    value = OWNED[thing](r)
+    turns = [filler(g) for _ in range(r.choice([0, 0, 1, 2]))]
+    messages = []
+    for said, replied in turns:
+        messages += [Message("user", said), Message("assistant", replied, channel="final")]
+    messages.append(Message("user", g.choose(STATEMENTS).format(thing, value)))
+    conversation = g.conversation(messages)
+    reply = f"I will remember that your {thing} is {value}."
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, f"The user told me: {thing} is {value}"), reply)
+    return Sample("statement", conversation, [list(render(conversation)), emitted], {"answer": reply})
+
+
+def follow_up(g: Generator) -> Sample:
+    """Any question after some turns of others."""
+    inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
+    turns = [filler(g) for _ in range(g.random.randint(1, 4))]
+    earlier = []
+    for said, replied in turns:
+        earlier += [Message("user", said), Message("assistant", replied, channel="final")]
+    old = inner.conversation
+    head = [message for message in old.messages if message.role == "developer"]
+    conversation = Conversation(
+        (*head, *earlier, old.messages[-1]),
+        reasoning_effort=old.reasoning_effort,
+        current_date=old.current_date,
+    )
+    return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
+
+
+# Tools: the names of functions and parameters vary, so that they have to be read from the schema.
+
+
+@dataclass(frozen=True)
+class ToolKind:
+    names: list[str]
+    description: str
+    parameters: dict[str, tuple[list[str], str]]
+    """role of a parameter -> (names that it may have, JSON type)"""
+    questions: list[str]
+    draw: Callable[[random.Random], dict[str, str | int]]
+    outcome: Callable[[random.Random], dict[str, str | int]]
+    reply: str
+
+
+def draw_text(r: random.Random) -> str:
+    verb = r.choice(["buy", "call", "meet", "paint", "find", "send", "clean", "fix", "visit"])
+    thing = r.choice(["car", "house", "door", "book", "boat", "lamp"])
+    return f"{verb} {r.choice(['the', 'my', 'a'])} {r.choice(COLOURS)} {thing}"
+
+
+SKIES = ["sunny", "cloudy", "rainy", "windy", "foggy"]
+KINDS = [
+    ToolKind(
+        ["get_weather", "weather", "lookup_weather", "current_weather"],
+        "Gets the weather of a place.",
+        {"place": (["location", "city", "place", "town"], "string")},
+        [
+            "What is the weather in {place}?",
+            "How is the weather in {place}?",
+            "Is it warm in {place}?",
+            "Tell me the weather in {place}.",
+            "Check the weather in {place}, please.",
+        ],
+        lambda r: {"place": draw_name(r)},
+        lambda r: {"temperature": r.randint(0, 39), "sky": r.choice(SKIES)},
+        "It is {temperature} degrees and {sky} in {place}.",
+    ),
+    ToolKind(
+        ["set_timer", "start_timer", "timer", "new_timer"],
+        "Starts a timer.",
+        {"minutes": (["minutes", "duration", "length"], "number")},
+        [
+            "Set a timer for {minutes} minutes.",
+            "Start a timer of {minutes} minutes.",
+            "Wake me in {minutes} minutes.",
+            "Please set a timer for {minutes} minutes.",
+        ],
+        lambda r: {"minutes": r.randint(1, 99)},
+        lambda r: {"status": "started"},
+        "The timer of {minutes} minutes is {status}.",
+    ),
+    ToolKind(
+        ["add_note", "save_note", "write_note", "note"],
+        "Saves a note.",
+        {"text": (["text", "note", "content"], "string")},
+        ["Save a note: {text}.", "Add a note: {text}.", "Write a note: {text}.", "Please note down: {text}."],
+        lambda r: {"text": draw_text(r)},
+        lambda r: {"number": r.randint(1, 99)},
+        "Note {number} is saved: {text}.",
+    ),
+    ToolKind(
+        ["convert_currency", "exchange", "convert_money"],
+        "Converts an amount of money.",
+        {
+            "amount": (["amount", "value", "sum"], "number"),
+            "source": (["from", "source"], "string"),
+            "target": (["to", "target"], "string"),
+        },
+        [
+            "Convert {amount} {source} to {target}.",
+            "How many {target} are {amount} {source}?",
+            "Change {amount} {source} into {target}.",
+            "What are {amount} {source} in {target}?",
+        ],
+        lambda r: dict(
+            zip(
+                ["source", "target"],
+                r.sample(["euros", "dollars", "pounds", "yen", "francs", "crowns"], 2),
+                strict=True,
+            ),
+            amount=r.randint(1, 999),
+        ),
+        lambda r: {"result": r.randint(1, 999)},
+        "{amount} {source} are {result} {target}.",
+    ),
+    ToolKind(
+        ["send_message", "message", "send_text"],
+        "Sends a message to a person.",
+        {"person": (["to", "person", "recipient"], "string"), "text": (["text", "message", "body"], "string")},
+        [
+            "Send {person} the message: {text}.",
+            "Tell {person}: {text}.",
+            "Write to {person}: {text}.",
+            "Message {person}: {text}.",
+        ],
+        lambda r: {"person": draw_name(r), "text": draw_text(r)},
+        lambda r: {"status": r.choice(["sent", "delivered"])},
+        "The message to {person} is {status}.",
+    ),
+    ToolKind(
+        ["play_song", "play_music", "play"],
+        "Plays a song.",
+        {"title": (["title", "song", "name"], "string")},
+        ["Play {title}.", "Play the song {title}.", "I want to hear {title}.", "Put on {title}, please."],
+        lambda r: {"title": draw_name(r)},
+        lambda r: {"status": "playing"},
+        "Now {status}: {title}.",
+    ),
+    ToolKind(
+        ["find_file", "search_files", "file_search"],
+        "Finds a file by name.",
+        {"file": (["query", "name", "file"], "string")},
+        [
+            "Find the file {file}.",
+            "Where is the file {file}?",
+            "Search for the file {file}.",
+            "Look for the file {file}.",
+        ],
+        lambda r: {"file": f"{draw_name(r).lower()}.{r.choice(['txt', 'pdf', 'csv', 'py'])}"},
+        lambda r: {"folder": draw_name(r).lower()},
+        "The file {file} is in the folder {folder}.",
+    ),
+    ToolKind(
+        ["room_light", "set_light", "light"],
+        "Sets the light of a room.",
+        {"room": (["room", "place"], "string"), "level": (["level", "brightness"], "number")},
+        [
+            "Set the light in the {room} to {level}.",
+            "Put the {room} light at {level}.",
+            "Change the light in the {room} to {level}.",
+        ],
+        lambda r: {
+            "room": r.choice(["kitchen", "bedroom", "hall", "garage", "office", "garden"]),
+            "level": r.randint(0, 100),
+        },
+        lambda r: {"status": r.choice(["on", "set"])},
+        "The light in the {room} is {status} at {level}.",
+    ),
+]
+
+
+def draw_tool(kind: ToolKind, r: random.Random) -> tuple[Tool, dict[str, str]]:
+    """A tool of this kind under drawn names, and role -> name of its parameters."""
+    names = {role: r.choice(options) for role, (options, _) in kind.parameters.items()}
+    schema = {
+        "type": "object",
+        "properties": {names[role]: {"type": type_} for role, (_, type_) in kind.parameters.items()},
+        "required": list(names.values()),
+    }
+    return Tool(r.choice(kind.names), kind.description, schema), names
+
+
+def draw_tools(g: Generator, kind: ToolKind) -> tuple[Tool, dict[str, str], tuple[Tool, ...]]:
+    r = g.random
+    tool, names = draw_tool(kind, r)
+    others = [draw_tool(other, r)[0] for other in r.sample([k for k in KINDS if k is not kind], r.choice([0, 1, 1, 2]))]
+    tools = [tool, *others]
+    r.shuffle(tools)
+    return tool, names, tuple(tools)
+
+
+def tool_call(g: Generator) -> Sample:
+    r = g.random
+    kind = r.choice(KINDS)
+
+    def draw() -> tuple[str, dict]:
+        values = kind.draw(r)
+        return g.choose(kind.questions).format(**values), values
+
+    question, values = g.question(draw)
+    tool, names, tools = draw_tools(g, kind)
+    messages = [Message("user", g.choose(LEAD_INS) + question)]
+    if r.random() < 0.25:
+        said, replied = filler(g)
+        messages = [Message("user", said), Message("assistant", replied, channel="final"), *messages]
+    conversation = g.conversation(messages, tools)
+    arguments = {names[role]: values[role] for role in kind.parameters}
+    text = json.dumps(arguments)
+    listed = ", ".join(f"{name} is {value}" for name, value in arguments.items())
+    analysis = by_effort(
+        conversation.reasoning_effort,
+        f"Call {tool.name}.",
+        f"I need the function {tool.name}: {listed}.",
+        f"The user wants something that a function can do. I need the function {tool.name}: {listed}. I call it now.",
+    )
+    emitted = [CHANNEL, "analysis", MESSAGE, analysis, END, START, "assistant", *function_call(tool.name, text)]
+    outcome = kind.outcome(r)
+    returned = [*render_message(result(tool.name, json.dumps(outcome))), START, "assistant"]
+    reply = answer(kind.reply.format(**values, **outcome))
+    expected = {
+        "name": tool.name,
+        "arguments": arguments,
+        "outcome": outcome,
+        "answer": kind.reply.format(**values, **outcome),
+    }
+    return Sample("tool call", conversation, [list(render(conversation)), emitted, returned, reply], expected)
+
+
+def tools_unused(g: Generator) -> Sample:
+    """Tools are there, and the question needs none."""
+    inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
+    _, _, tools = draw_tools(g, g.random.choice(KINDS))
+    old = inner.conversation
+    conversation = Conversation(
+        old.messages, tools, reasoning_effort=old.reasoning_effort, current_date=old.current_date
+    )
+    return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
+
+
+TASKS: dict[str, Callable[[Generator], Sample]] = {
+    "arithmetic": arithmetic,
+    "project": project,
+    "small talk": small_talk,
+    "recall": recall,
+    "statement": statement,
+    "tool call": tool_call,
+    "tools unused": tools_unused,
+    "follow-up": follow_up,
+}
+
+# How often each task is drawn in training.
+MIX = {
+    "arithmetic": 26,
+    "project": 16,
+    "small talk": 5,
+    "recall": 20,
+    "statement": 6,
+    "tool call": 20,
+    "tools unused": 3,
+    "follow-up": 6,
+}
+
+
+def training_samples(seed: int) -> Iterator[Sample]:
+    """Without end."""
+    generator = Generator(seed, held_out=False)
+    names, weights = list(MIX), list(MIX.values())
+    while True:
+        yield generator.sample(generator.random.choices(names, weights)[0])

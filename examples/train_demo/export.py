@@ -1,0 +1,86 @@
+"""The trained network -> a checkpoint in the published (hub) layout: MXFP4 experts, everything else BF16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from network import Network, mxfp4_parts
+
+CODE = {0.0: 0, 0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 5, 4.0: 6, 6.0: 7}
+
+
+def export(network: Network, config: dict, source: Path, folder: Path) -> None:
+    """Write config, weights, tokenizer (from `source`) and generation settings into `folder`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(hub_tensors(network), folder / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    ids = {
+        token["content"]: token["id"] for token in json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+    }
+    stop = [ids["<|return|>"], ids["<|endoftext|>"], ids["<|call|>"]]
+    excluded = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config = config | {
+        "eos_token_id": stop[0],
+        "pad_token_id": stop[1],
+        "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": excluded},
+    }
+    generation = {
+        "bos_token_id": ids["<|startoftext|>"],
+        "do_sample": True,
+        "eos_token_id": stop,
+        "pad_token_id": stop[1],
+    }
+    tokenizer = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|return|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": config["max_position_embeddings"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    for name, data in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer)):
+        (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
+@torch.no_grad()
+def hub_tensors(network: Network) -> dict[str, Tensor]:
+    tensors = {
+        "model.embed_tokens.weight": network.embed_tokens.bfloat16(),
+        "model.norm.weight": network.norm.bfloat16(),
+        "lm_head.weight": network.lm_head.bfloat16(),
+    }
+    for index, layer in enumerate(network.layers):
+        path = f"model.layers.{index}"
+        for name in ("q", "k", "v", "o"):
+            tensors[f"{path}.self_attn.{name}_proj.weight"] = getattr(layer, f"{name}_proj").bfloat16()
+            tensors[f"{path}.self_attn.{name}_proj.bias"] = getattr(layer, f"{name}_bias").bfloat16()
+        tensors[f"{path}.self_attn.sinks"] = layer.sinks.bfloat16()
+        tensors[f"{path}.input_layernorm.weight"] = layer.input_layernorm.bfloat16()
+        tensors[f"{path}.post_attention_layernorm.weight"] = layer.post_attention_layernorm.bfloat16()
+        tensors[f"{path}.mlp.router.weight"] = layer.router.bfloat16()
+        tensors[f"{path}.mlp.router.bias"] = layer.router_bias.bfloat16()
+        gate_up = torch.stack([layer.gate, layer.up], 2).flatten(1, 2)  # rows of gate and up in turn
+        gate_up_bias = torch.stack([layer.gate_bias, layer.up_bias], 2).flatten(1, 2)
+        for name, weight, bias in (("gate_up", gate_up, gate_up_bias), ("down", layer.down, layer.down_bias)):
+            blocks, scales = packed(weight)
+            tensors[f"{path}.mlp.experts.{name}_proj_blocks"] = blocks
+            tensors[f"{path}.mlp.experts.{name}_proj_scales"] = scales
+            tensors[f"{path}.mlp.experts.{name}_proj_bias"] = bias.bfloat16()
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float [E, rows, n] -> blocks U8 [E, rows, n / 32, 16], low nibble first, and scales U8 [E, rows, n / 32]."""
+    exponent, values = mxfp4_parts(weight)
+    codes = torch.zeros_like(values, dtype=torch.uint8)
+    for value, code in CODE.items():
+        codes[values.abs() == value] = code
+    codes[values < 0] |= 8
+    pairs = codes.unflatten(-1, (16, 2))
+    return pairs[..., 0] | pairs[..., 1] << 4, (exponent[..., 0] + 127).to(torch.uint8)

@@ -1,0 +1,198 @@
+"""The gpt-oss architecture in PyTorch, for training: the same arithmetic as gptoss_mlx/model.py, with gradients.
+
+`quantized` replaces the weights by what MXFP4 and MLX's 4-bit affine form will make of them, and lets gradients pass.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+FP4_EDGES = (FP4[1:] + FP4[:-1]) / 2
+
+
+def mxfp4_parts(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float [..., n] -> exponents [..., n / 32, 1] and signed values of FP4 [..., n / 32, 32]."""
+    groups = weight.unflatten(-1, (-1, 32))
+    largest = groups.abs().amax(-1, keepdim=True).clamp_min(2.0**-120)
+    exponent = torch.ceil(torch.log2(largest / 6))
+    scaled = groups * torch.exp2(-exponent)
+    return exponent, FP4[torch.bucketize(scaled.abs(), FP4_EDGES)] * scaled.sign()
+
+
+def as_mxfp4(weight: Tensor) -> Tensor:
+    exponent, values = mxfp4_parts(weight)
+    return (values * torch.exp2(exponent)).flatten(-2)
+
+
+def as_affine(weight: Tensor, bits: int = 4, group: int = 64) -> Tensor:
+    """What `mx.quantize(mode="affine")` and back makes of a BF16 weight."""
+    groups = weight.bfloat16().float().unflatten(-1, (-1, group))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    steps = 2**bits - 1
+    scale = ((high - low) / steps).clamp_min(1e-7)
+    from_low = low.abs() > high.abs()
+    scale = torch.where(from_low, scale, -scale)
+    edge = torch.where(from_low, low, high)
+    zero = torch.round(edge / scale)
+    scale = torch.where(zero != 0, edge / zero, scale).bfloat16().float()
+    bias = torch.where(zero != 0, edge, 0.0).bfloat16().float()
+    return (torch.clamp(torch.round((groups - bias) / scale), 0, steps) * scale + bias).flatten(-2)
+
+
+def through(weight: Tensor, quantize) -> Tensor:
+    """The quantized weight, with the gradient of the plain one."""
+    with torch.no_grad():
+        change = quantize(weight) - weight
+    return weight + change
+
+
+class Network(nn.Module):
+    def __init__(self, config: dict):
+        super().__init__()
+        self.config, self.quantized = config, False
+        width, vocabulary = config["hidden_size"], config["vocab_size"]
+        self.embed_tokens = nn.Parameter(torch.randn(vocabulary, width) * 0.5)
+        self.layers = nn.ModuleList(Layer(self, kind) for kind in config["layer_types"])
+        self.norm = nn.Parameter(torch.ones(width))
+        self.lm_head = nn.Parameter(torch.randn(vocabulary, width) * 0.01)
+        self.balance = torch.tensor(0.0)
+
+    def affine(self, weight: Tensor) -> Tensor:
+        return through(weight, as_affine) if self.quantized else weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [B, L], padded at the end -> hidden states [B, L, width] ready for `logits`."""
+        x = F.embedding(ids, self.affine(self.embed_tokens))
+        cos, sin = rotation(self.config, ids.shape[1])
+        masks = attention_masks(ids.shape[1], self.config["sliding_window"])
+        balance = 0.0
+        for layer in self.layers:
+            x, uneven = layer(x, cos, sin, masks[layer.kind])
+            balance = balance + uneven
+        self.balance = balance
+        return rms_norm(x, self.norm, self.config["rms_norm_eps"])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.affine(self.lm_head).T
+
+
+class Layer(nn.Module):
+    def __init__(self, network: Network, kind: str):
+        super().__init__()
+        config = network.config
+        self._network = [network]  # in a list, so that it is not registered as a child of its own layer
+        self.kind, self.eps, self.limit = kind, config["rms_norm_eps"], config["swiglu_limit"]
+        self.heads, self.kv_heads, self.head_dim = (
+            config["num_attention_heads"],
+            config["num_key_value_heads"],
+            config["head_dim"],
+        )
+        self.k, self.experts = config["num_experts_per_tok"], config["num_local_experts"]
+        width, inner = config["hidden_size"], config["intermediate_size"]
+
+        def matrix(*shape: int, gain: float = 1.0) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape) * gain / math.sqrt(shape[-1]))
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape))
+
+        self.input_layernorm = nn.Parameter(torch.ones(width))
+        self.q_proj, self.q_bias = matrix(self.heads * self.head_dim, width), zeros(self.heads * self.head_dim)
+        self.k_proj, self.k_bias = matrix(self.kv_heads * self.head_dim, width), zeros(self.kv_heads * self.head_dim)
+        self.v_proj, self.v_bias = matrix(self.kv_heads * self.head_dim, width), zeros(self.kv_heads * self.head_dim)
+        self.o_proj, self.o_bias = matrix(width, self.heads * self.head_dim, gain=0.3), zeros(width)
+        self.sinks = zeros(self.heads)
+        self.post_attention_layernorm = nn.Parameter(torch.ones(width))
+        self.router, self.router_bias = matrix(self.experts, width), zeros(self.experts)
+        self.gate, self.gate_bias = matrix(self.experts, inner, width), zeros(self.experts, inner)
+        self.up, self.up_bias = matrix(self.experts, inner, width), zeros(self.experts, inner)
+        self.down, self.down_bias = matrix(self.experts, width, inner, gain=0.3), zeros(self.experts, width)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.attention(rms_norm(x, self.input_layernorm, self.eps), cos, sin, mask)
+        y, uneven = self.mixture(rms_norm(x, self.post_attention_layernorm, self.eps).flatten(0, 1))
+        return x + y.view_as(x), uneven
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
+        affine = self._network[0].affine
+        batch, length, _ = x.shape
+
+        def heads(weight: Tensor, bias: Tensor) -> Tensor:
+            return F.linear(x, affine(weight), bias).view(batch, length, -1, self.head_dim).transpose(1, 2)
+
+        q = rotate(heads(self.q_proj, self.q_bias), cos, sin)
+        k = rotate(heads(self.k_proj, self.k_bias), cos, sin)
+        v = heads(self.v_proj, self.v_bias)
+        group = self.heads // self.kv_heads
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        # A sink is one more key: a 65th dimension in which every query is 1 and only that key is not 0.
+        scale = 1 / math.sqrt(self.head_dim)
+        q = F.pad(q, (0, 8))
+        q[..., self.head_dim] = 1
+        k = F.pad(k, (0, 8, 1, 0))
+        sink = torch.zeros_like(k)
+        sink[:, :, 0, self.head_dim] = (self.sinks / scale).to(k.dtype)
+        v = F.pad(v, (0, 8, 1, 0))
+        y = F.scaled_dot_product_attention(q, k + sink, v, attn_mask=mask, scale=scale)[..., : self.head_dim]
+        return F.linear(y.transpose(1, 2).flatten(2), affine(self.o_proj), self.o_bias)
+
+    def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [T, width] -> [T, width], and how unevenly they were divided (1 is even)."""
+        quantized = self._network[0].quantized
+        gate, up, down = (through(w, as_mxfp4) if quantized else w for w in (self.gate, self.up, self.down))
+        scores = F.linear(x, self.router, self.router_bias).float()
+        best, chosen = scores.topk(self.k, dim=-1)
+        share = torch.zeros_like(scores).scatter(1, chosen, best.softmax(-1))
+        out = torch.zeros_like(x, dtype=torch.float32)
+        for e in range(self.experts):
+            token = share[:, e].nonzero()[:, 0]
+            z = x[token]
+            g = F.linear(z, gate[e], self.gate_bias[e]).clamp(max=self.limit)
+            u = F.linear(z, up[e], self.up_bias[e]).clamp(-self.limit, self.limit)
+            z = F.linear((u + 1) * g * torch.sigmoid(1.702 * g), down[e], self.down_bias[e])
+            out = out.index_add(0, token, z.float() * share[token, e, None])
+        load = (share > 0).float().mean(0) / self.k
+        return out, self.experts * (load * scores.softmax(-1).mean(0)).sum()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, heads, L, head_dim], halves rotated against each other."""
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
+def rotation(config: dict, length: int) -> tuple[Tensor, Tensor]:
+    """YaRN: cos and sin [L, head_dim / 2], concentration included."""
+    rope, dim, theta = config["rope_scaling"], config["head_dim"], config["rope_theta"]
+    plain = theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+
+    def pair_turning(times: float) -> float:
+        span = rope["original_max_position_embeddings"] / (times * 2 * math.pi)
+        return dim * math.log(span) / (2 * math.log(theta))
+
+    low, high = pair_turning(rope["beta_fast"]), pair_turning(rope["beta_slow"])
+    slowed = ((torch.arange(dim // 2) - low) / (high - low)).clamp(0, 1)
+    angle = torch.arange(length)[:, None] * ((1 - slowed + slowed / rope["factor"]) / plain)
+    concentration = 0.1 * math.log(rope["factor"]) + 1
+    return (angle.cos() * concentration).float(), (angle.sin() * concentration).float()
+
+
+def attention_masks(length: int, window: int) -> dict[str, Tensor]:
+    """Booleans [L, 1 + L]: the sink, and the positions that each one sees."""
+    query, key = torch.arange(length)[:, None], torch.arange(length)[None]
+    sink = torch.ones(length, 1, dtype=torch.bool)
+    causal = key <= query
+    return {
+        "full_attention": torch.cat([sink, causal], 1),
+        "sliding_attention": torch.cat([sink, causal & (key > query - window)], 1),
+    }

@@ -1,0 +1,49 @@
+"""Every number that decides what the demo model becomes."""
+
+SEED = 7
+
+# The published architecture at toy size. All sizes are multiples of 64, as MLX's affine groups need.
+CONFIG = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "num_hidden_layers": 4,
+    "hidden_size": 192,
+    "intermediate_size": 192,
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 4,
+    "experts_per_token": 4,
+    "vocab_size": 1536,
+    "hidden_act": "silu",
+    "sliding_window": 128,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "swiglu_limit": 7.0,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 150000,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+    "initial_context_length": 4096,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+STEPS = 1800
+BATCH_TOKENS = 8_192
+LENGTHS = (128, 160, 192, 256, 320, 448, 640, 960)  # a batch holds samples of about one length
+WARMUP_STEPS = 60
+DECAY_FROM = 0.4  # share of the steps after which the learning rate falls, linearly, to 2 %
+QUANTIZE_FROM = 0.35  # share of the steps after which weights are trained as they will be stored
+MATRIX_RATE = 0.02  # Muon, for matrices inside the layers
+OTHER_RATE = 0.003  # AdamW, for embeddings, head, norms, biases and sinks
+BALANCE = 0.01  # weight of the router's load-balancing loss

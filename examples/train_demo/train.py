@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Train the demo model and write it in the published layout: `python examples/train_demo/train.py OUT`.
+
+OUT/state.pt is written every few minutes; the same command continues from it. Needs PyTorch (the CPU build is enough);
+everything that decides the result is in settings.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import settings
+from conversations import training_samples
+from export import export
+from gptoss_mlx.harmony.render import encode
+from gptoss_mlx.tokenizer import Tokenizer
+from network import Network
+from vocabulary import make_tokenizer
+
+SAVE_EVERY = 180  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=settings.STEPS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(settings.SEED)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "tokenizer.json").exists():
+        make_tokenizer(args.out / "tokenizer.json")
+    tokenizer = Tokenizer.load(args.out)
+
+    network = Network(settings.CONFIG)
+    optimizers = make_optimizers(network)
+    first, state = 0, args.out / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        network.load_state_dict(saved["network"])
+        for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(part)
+        first = saved["step"]
+
+    batches = batches_of(tokenizer, settings.SEED + 1000 * first)
+    started = saved_at = time.monotonic()
+    for step in range(first, args.steps):
+        network.quantized = step >= settings.QUANTIZE_FROM * args.steps
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate(step, args.steps)
+        ids, wanted = next(batches)
+        loss, balance = train_step(network, optimizers, ids, wanted)
+        if step % 20 == 0:
+            seconds = (time.monotonic() - started) / (step - first + 1)
+            print(
+                f"step {step} loss {loss:.4f} balance {balance:.3f} {seconds:.2f} s/step {tuple(ids.shape)}", flush=True
+            )
+        if time.monotonic() - saved_at > SAVE_EVERY or step == args.steps - 1:
+            parts = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save({"network": network.state_dict(), "optimizers": parts, "step": step + 1}, state)
+            export(network, settings.CONFIG, args.out, args.out / "checkpoint")
+            saved_at = time.monotonic()
+
+
+def train_step(network: Network, optimizers: list, ids: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """One step on ids [B, L]; `wanted` [B, L] marks the tokens that the assistant emits."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = network(ids[:, :-1])
+        target = wanted[:, 1:]
+        logits = network.logits(hidden[target])
+    loss = F.cross_entropy(logits.float(), ids[:, 1:][target])
+    balance = network.balance / len(network.layers)
+    (loss + settings.BALANCE * balance).backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.item(), balance.item()
+
+
+def rate(step: int, steps: int) -> float:
+    """Warm-up, plateau, linear fall to 2 %."""
+    fall = (steps - step) / (steps * (1 - settings.DECAY_FROM))
+    return min((step + 1) / settings.WARMUP_STEPS, 1.0, max(fall, 0.02))
+
+
+def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of about equal length: ids [B, L], padded with 0, and which of them the assistant emits."""
+    waiting: dict[int, list[tuple[list[int], list[bool]]]] = {length: [] for length in settings.LENGTHS}
+    for sample in training_samples(seed):
+        ids: list[int] = []
+        wanted: list[bool] = []
+        for i, segment in enumerate(sample.segments):
+            part = encode(segment, tokenizer)
+            ids += part
+            wanted += [i % 2 == 1] * len(part)
+        length = next((length for length in settings.LENGTHS if len(ids) <= length), None)
+        if length is None:
+            continue
+        queue = waiting[length]
+        queue.append((ids, wanted))
+        if len(queue) * length >= settings.BATCH_TOKENS:
+            width = max(len(ids) for ids, _ in queue)
+            yield (
+                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in queue]),
+                torch.tensor([wanted + [False] * (width - len(wanted)) for _, wanted in queue]),
+            )
+            queue.clear()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalized by five Newton-Schulz steps (Keller Jordan, 2024), for matrices [..., n, m]."""
+
+    def __init__(self, parameters, peak: float):
+        super().__init__(parameters, {"lr": peak, "peak": peak})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                update = orthogonalized(p.grad.lerp(momentum, 0.95))
+                p.add_(update, alpha=-group["lr"] * max(1, p.shape[-2] / p.shape[-1]) ** 0.5)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    x = matrix.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.mT if tall else x).float()
+
+
+def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
+    inside = dict(network.layers.named_parameters())
+    matrices = [p for name, p in inside.items() if name.endswith(("_proj", "gate", "up", "down"))]
+    others = [p for p in network.parameters() if all(p is not m for m in matrices)]
+    adam = torch.optim.AdamW(others, lr=settings.OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    adam.param_groups[0]["peak"] = settings.OTHER_RATE
+    return [Muon(matrices, settings.MATRIX_RATE), adam]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The network against transformers (golden logits), against MLX-LM with its YaRN range unrounded, and against itself."""
+
+import math
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import gptoss_mlx
+from checkpoints import config_of, write_checkpoint
+from golden.cases import CASES, prompt_of
+from gptoss_convert import convert
+from gptoss_mlx import GptOssError, Sampling
+from gptoss_mlx.checkpoint import CheckpointError
+from gptoss_mlx.engine import ContextFull
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
+GREEDY = Sampling(temperature=0)
+
+
+def relative(got, right):
+    return np.abs(np.array(got) - np.array(right)).max() / np.abs(np.array(right)).max()
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The converted folder of a random checkpoint; made once for each configuration and recipe."""
+    made = {}
+
+    def folder(config, seed=0, recipe="mxfp4-bf16"):
+        key = (repr(config), seed, recipe)
+        if key not in made:
+            root = tmp_path_factory.mktemp("model")
+            convert(write_checkpoint(root / "source", config, seed), root / "converted", recipe)
+            made[key] = root / "converted"
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(folder_of):
+    """A model whose window is short enough to be passed in every test."""
+    return gptoss_mlx.load(folder_of(config_of(sliding_window=16)))
+
+
+def one_shot(model, ids):
+    return np.array(model(mx.array([ids]))[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_equal_those_of_transformers(name, folder_of):
+    case = CASES[name]
+    model = gptoss_mlx.load(folder_of(config_of(**case.config), case.seed))
+    assert relative(one_shot(model, prompt_of(case))[case.positions], GOLDEN[name]) < 1e-4
+
+
+@pytest.mark.parametrize("chunk", [1, 15, 16, 17, 100])
+def test_chunks_change_nothing(small, chunk):
+    ids = prompt_of(CASES["odd_counts"])
+    right = one_shot(small, ids)
+    cache = small.make_cache()
+    parts = [small(mx.array([ids[start : start + chunk]]), cache)[0] for start in range(0, len(ids), chunk)]
+    assert relative(np.concatenate(parts), right) < 1e-4
+    assert relative(small.prefill(ids, small.make_cache(), chunk=chunk)[0], right[-1]) < 1e-4
+
+
+def test_decode_after_prefill_equals_one_shot(small):
+    ids = prompt_of(CASES["published_shape"])[:120]
+    cache = small.make_cache()
+    small.prefill(ids[:50], cache)
+    decoded = [np.array(small(mx.array([[id_]]), cache)[0, 0]) for id_ in ids[50:]]
+    assert relative(decoded, one_shot(small, ids)[50:]) < 1e-4
+    assert cache.offset == 120
+
+
+def test_sliding_layers_stop_growing(small):
+    cache = small.make_cache()
+    sizes = []
+    for _ in range(4):
+        small.prefill(prompt_of(CASES["published_shape"]), cache)
+        sizes.append([layer.keys.shape[2] for layer in cache.layers])
+    kinds = small.config.layer_types
+    for index, kind in enumerate(kinds):
+        lengths = [size[index] for size in sizes]
+        assert lengths == [16] * 4 if kind == "sliding_attention" else lengths[-1] >= 1200
+
+
+def mlx_lm_model(folder, monkeypatch):
+    """MLX-LM's own network on the same folder, with the published, unrounded YaRN range."""
+    from mlx_lm.utils import load_model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(math, "floor", lambda value: value)
+        patch.setattr(math, "ceil", lambda value: value)
+        model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    return model
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4"])
+def test_mlx_lm_agrees_on_the_same_folder(folder_of, recipe, monkeypatch):
+    folder = folder_of(config_of(), recipe=recipe)
+    ids = prompt_of(CASES["published_shape"])
+    ours, theirs = gptoss_mlx.load(folder), mlx_lm_model(folder, monkeypatch)
+    assert relative(one_shot(ours, ids), np.array(theirs(mx.array([ids]))[0])) < 1e-4
+    assert list(ours.generate(ids, sampling=GREEDY, max_tokens=64, stop=())) == mlx_lm_greedy(theirs, ids, 64)
+
+
+def mlx_lm_greedy(model, ids, count):
+    from mlx_lm.generate import generate_step
+
+    return [int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=count)]
+
+
+def test_mlx_lm_as_released_rounds_the_range(folder_of, monkeypatch):
+    """Where this fails, MLX-LM has been mended, and `mlx_lm_model` need not patch it any more."""
+    from mlx_lm.utils import load_model
+
+    folder = folder_of(config_of())
+    theirs, _ = load_model(folder)
+    theirs.set_dtype(mx.float32)
+    ids = prompt_of(CASES["published_shape"])
+    assert relative(one_shot(gptoss_mlx.load(folder), ids), np.array(theirs(mx.array([ids]))[0])) > 1e-3
+
+
+def test_generate_stops_and_leaves_the_cache_at_the_last_token(small):
+    ids = prompt_of(CASES["published_shape"])[:40]
+    free = list(small.generate(ids, sampling=GREEDY, max_tokens=12, stop=()))
+    assert len(free) == 12
+    cache = small.make_cache()
+    stopped = list(small.generate(ids, sampling=GREEDY, stop={free[5]}, cache=cache))
+    assert stopped == free[: free.index(free[5]) + 1]
+    assert cache.offset == len(ids) + len(stopped) - 1
+    again = list(small.generate([stopped[-1]], sampling=GREEDY, max_tokens=12 - len(stopped), stop=(), cache=cache))
+    assert stopped + again == free
+
+
+def test_same_seed_same_tokens(small):
+    def draw(seed):
+        return list(small.generate([1, 2, 3], sampling=Sampling(seed=seed), max_tokens=20, stop=()))
+
+    assert draw(5) == draw(5)
+    assert draw(5) != draw(6)
+
+
+def test_stop_ids_come_from_the_folder(small):
+    assert small.stop_ids == {256, 257, 263}
+
+
+def test_prefill_reports_progress(small):
+    seen = []
+    small.prefill(list(range(100)), small.make_cache(), chunk=32, on_progress=lambda *step: seen.append(step))
+    assert seen == [(32, 100), (64, 100), (96, 100), (100, 100)]
+
+
+@pytest.mark.parametrize("ids", [[], [320], [-1], [0, 1, 10**9]])
+def test_ids_that_no_embedding_has(small, ids):
+    with pytest.raises(GptOssError, match=r"token"):
+        list(small.generate(ids))
+
+
+def test_end_of_context(folder_of):
+    model = gptoss_mlx.load(folder_of(config_of(max_position_embeddings=64)))
+    ids = list(range(60))
+    assert len(list(model.generate(ids, sampling=GREEDY, stop=()))) == 5
+    with pytest.raises(ContextFull, match="context of 64"):
+        list(model.generate(list(range(65))))
+
+
+def test_folder_that_does_not_match_its_config(folder_of, tmp_path):
+    folder = folder_of(config_of())
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    config = (folder / "config.json").read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 8')
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"self_attn"):
+        gptoss_mlx.load(tmp_path)
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(GptOssError, match="not a folder"):
+        gptoss_mlx.load(tmp_path / "nothing")
