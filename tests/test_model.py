@@ -1,4 +1,4 @@
-"""The network against transformers (golden logits), against MLX-LM with its YaRN range unrounded, and against itself."""
+"""The network against transformers (golden logits), MLX-LM with its YaRN range unrounded, and itself."""
 
 import math
 from pathlib import Path

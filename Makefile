@@ -1,0 +1,38 @@
+# `make demo` and `make test` on a machine that has python3 (3.10 or later) and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/installed
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   convert the small embedded model, ask it three questions, chat"
+	@echo "make test   the whole test suite"
+	@echo "make lint   ruff check and ruff format --check"
+	@echo "make clean  remove $(VENV)"
+
+demo: $(INSTALLED)
+	@$(VENV)/bin/gptoss-mlx demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(INSTALLED): pyproject.toml
+	@if command -v uv >/dev/null; then \
+		echo "installing into $(VENV) with uv"; \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --python $(VENV) --editable '.[test]'; \
+	else \
+		echo "installing into $(VENV) with pip (this takes a minute or two)"; \
+		$(PYTHON) -m venv $(VENV) && \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'; \
+	fi
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,63 @@
+"""Files -> what `gptoss-mlx harmony render` and `gptoss-mlx harmony parse` print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import GptOssError
+from .messages import Message, conversation_from_json
+from .parse import Content, Parser, Preamble, Reasoning, ToolCall, pieces_of
+from .render import render_text
+
+
+def render_file(path: Path) -> str:
+    """A JSON conversation -> the exact prompt. Raises GptOssError."""
+    try:
+        return render_text(conversation_from_json(json.loads(_read(path))))
+    except (ValueError, RecursionError) as error:
+        raise GptOssError(f"{path} is not JSON: {error}") from None
+    except GptOssError as error:
+        raise GptOssError(f"{path}: {error}") from None
+
+
+def parse_file(path: Path) -> dict[str, Any]:
+    """Raw model output, as it follows `<|start|>assistant` -> messages and what they mean. Raises GptOssError.
+
+    `content` is all that the user reads: preambles, then the answer.
+    """
+    parser, said = Parser(), {Reasoning: "", Preamble: "", Content: ""}
+    calls = []
+    for events in [*(parser.feed(piece) for piece in pieces_of(_read(path))), parser.finish()]:
+        for event in events:
+            if isinstance(event, ToolCall):
+                calls.append({"name": event.name, "arguments": event.arguments})
+            elif type(event) in said:
+                said[type(event)] += event.text
+    return {
+        "messages": [_as_json(message) for message in parser.messages],
+        "reasoning": said[Reasoning],
+        "content": said[Content],
+        "tool_calls": calls,
+        "stop": parser.stop,
+    }
+
+
+def _as_json(message: Message) -> dict[str, str | None]:
+    return {
+        "channel": message.channel,
+        "recipient": message.recipient,
+        "content_type": message.content_type,
+        "content": message.content,
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        # Not read_text: its universal newlines would change what the model wrote.
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise GptOssError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise GptOssError(f"{path} is not UTF-8 text") from None

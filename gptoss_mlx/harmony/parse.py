@@ -1,0 +1,211 @@
+"""What a model emits -> events, while it arrives, and messages.
+
+One state machine over pieces: special tokens by name (`Special`) and ordinary text. It never raises on what a model
+emits, and markup never reaches an event.
+
+How headers are read, since models get them wrong in many ways:
+- the channel is the word behind `<|channel|>`; a recipient is a `to=...` in the role's place or behind the channel;
+  the content type is the word behind `<|constrain|>`, or a bare word that is left over;
+- a header that ends without `<|message|>` still gives a message, and what is left over in it is the text;
+- a message without a channel is taken for the answer; one on an unknown channel, or in another's role, for reasoning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .messages import FUNCTIONS, Message
+from .render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Special
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+
+STOPS = {RETURN: "return", CALL: "call", END: "end", Special("<|endoftext|>"): "none"}
+NAMES = (START, CHANNEL, CONSTRAIN, MESSAGE, *STOPS)
+CHANNELS = ("analysis", "commentary", "final")
+NOT_A_TOOL = ("all", "assistant", "user")
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """More of the analysis."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """More of a commentary message without recipient: said to the user before a tool is called."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A complete call; `name` is the recipient without `functions.`."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """How it ended: "return", "call", "end", or "none" where it broke off."""
+
+    reason: str
+
+
+Event = Reasoning | Preamble | Content | ToolCall | Stop
+
+
+class Parser:
+    """Takes the pieces that follow `<|start|>assistant`, cut anywhere. It is in a header, in a text, or in between."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.stop = "none"
+        self._header: list[str] | None = []
+        self._message: Message | None = None
+        self._text: list[str] = []
+
+    def feed(self, piece: str) -> Iterator[Event]:
+        """The events that `piece` completes."""
+        if not isinstance(piece, Special):
+            yield from self._feed_text(piece)
+        elif piece in STOPS:
+            yield from self._close()
+            self.stop = STOPS[piece]
+        elif piece == START or (piece == CHANNEL and self._message):
+            yield from self._close()
+            self._header, self.stop = [], "none"
+            if piece == CHANNEL:  # the model forgot to end one message and to start the next
+                self._header.append(piece)
+        elif piece == MESSAGE and not self._message:
+            self._message, _ = read_header(self._header or [])
+            self._header = None
+        elif piece in (CHANNEL, CONSTRAIN) and not self._message:
+            self._header = [*(self._header or []), piece]
+
+    def finish(self) -> Iterator[Event]:
+        """The events of the end, whether or not the last message was ended."""
+        if self._message or self._header:
+            self.stop = "none"
+        yield from self._close()
+        yield Stop(self.stop)
+
+    def _feed_text(self, text: str) -> Iterator[Event]:
+        if self._header is not None:
+            self._header.append(text)
+            return
+        if self._message is None:
+            if not text.strip():
+                return
+            self._message, self.stop = Message("assistant", ""), "none"
+        self._text.append(text)
+        yield from _shown(self._message, text)
+
+    def _close(self) -> Iterator[Event]:
+        message, text = self._message, "".join(self._text)
+        if message is None:
+            message, text = read_header(self._header or [])
+            if text:
+                yield from _shown(message, text)
+        self._header, self._message, self._text = None, None, []
+        if not text and not message.channel and not message.recipient:
+            return
+        message = replace(message, content=text)
+        self.messages.append(message)
+        if is_call(message):
+            yield ToolCall(message.recipient.removeprefix(FUNCTIONS), text)
+
+
+def is_call(message: Message) -> bool:
+    return message.role == "assistant" and message.recipient is not None
+
+
+def _shown(message: Message, text: str) -> Iterator[Event]:
+    """What a reader sees of more text; a call is one event, when it is complete."""
+    if is_call(message) or not text:
+        return
+    kinds = {"final": Content, None: Content, "commentary": Preamble}
+    yield (kinds.get(message.channel, Reasoning) if message.role == "assistant" else Reasoning)(text)
+
+
+_WORD = re.compile(r"\s*([\w.\-]+)")
+_RECIPIENT = re.compile(r"\s*\bto=([^\s<]+)")
+
+
+def read_header(pieces: Iterable[str]) -> tuple[Message, str]:
+    """What the pieces of a header say, as a message without content; and the text in them that says nothing."""
+    sections: list[tuple[str, str]] = [("", "")]
+    for piece in pieces:
+        if isinstance(piece, Special):
+            sections.append((piece, ""))
+        else:
+            sections[-1] = (sections[-1][0], sections[-1][1] + piece)
+    role, channel, recipient, content_type, rest = "assistant", None, None, None, ""
+    for marker, text in sections:
+        if marker == CONSTRAIN:
+            content_type, text = _word(text)
+        elif marker == CHANNEL:
+            channel, text = _channel(text)
+        elif not text.startswith("assistant") and len(sections) > 1 and not _RECIPIENT.match(text):
+            word, text = _word(text)
+            role = word or role
+        else:
+            text = text.removeprefix("assistant")
+        if found := _RECIPIENT.match(text):
+            recipient, text = recipient or found[1], text[found.end() :]
+        rest += text
+    if content_type is None and (recipient or channel) and (found := re.fullmatch(r"\s*([\w.\-]+)\s*", rest)):
+        content_type, rest = found[1], ""
+    message = Message(role, "", channel, None if recipient in NOT_A_TOOL else recipient, content_type)
+    return message, rest.strip()
+
+
+def _word(text: str) -> tuple[str | None, str]:
+    found = _WORD.match(text)
+    return (found[1], text[found.end() :]) if found else (None, text)
+
+
+def _channel(text: str) -> tuple[str | None, str]:
+    """The channel and what follows it, even where nothing separates the two."""
+    known = next((name for name in CHANNELS if text.lstrip().startswith(name)), None)
+    return (known, text.lstrip().removeprefix(known)) if known else _word(text)
+
+
+class IdParser:
+    """The same for token ids: holds back a character until its last byte has come."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.parser = Parser()
+        self._specials, self._stream = tokenizer.specials, tokenizer.stream()
+
+    def feed(self, id_: int) -> Iterator[Event]:
+        """The events that a token completes."""
+        if name := self._specials.get(id_):
+            yield from self.parser.feed(self._stream.flush())
+            yield from self.parser.feed(Special(name))
+        else:
+            yield from self.parser.feed(self._stream.feed(id_))
+
+    def finish(self) -> Iterator[Event]:
+        yield from self.parser.feed(self._stream.flush())
+        yield from self.parser.finish()
+
+
+def pieces_of(text: str) -> Iterator[str]:
+    """Text in which special tokens are written by name -> pieces."""
+    for part in re.split("(" + "|".join(map(re.escape, NAMES)) + ")", text):
+        if part:
+            yield Special(part) if part in NAMES else part
