@@ -1,0 +1,297 @@
+"""The command line: click commands, each a few lines over the modules that do the work.
+
+Imports click and what start-up needs; everything heavy is imported inside the command that needs it. Errors are one
+line on standard error: exit status 1, 2 for wrong usage, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from .errors import GptOssError
+from .models import DOWNLOAD_GB, ModelMissing, home, resolve
+
+if TYPE_CHECKING:
+    from gptoss_convert import Report
+
+    from .chat.session import Session
+    from .engine import Model
+    from .sampling import Sampling
+
+RECIPE_NAMES = ("mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4")  # gptoss_convert.RECIPES, which would import MLX
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; nothing that a user does shows a traceback."""
+    try:
+        status = cli(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(status or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GptOssError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone, as `head` does: there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError:
+        _fail("out of memory: choose a smaller recipe, or a machine with more")
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"error: {' '.join(text.split())}", err=True)
+    sys.exit(1)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: gptoss-mlx chat gpt-oss-20b",
+)
+@click.version_option(package_name="gptoss-mlx", message="%(prog)s %(version)s")
+def cli() -> None:
+    """gpt-oss on the machine that you own: convert it, chat offline, measure it."""
+
+
+def sampling_options(command: Callable) -> Callable:
+    """The options that decide how tokens are chosen; they arrive as `sampling`, ready to use."""
+    options = [
+        click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
+        click.option("--top-p", type=float, help="Keep the likeliest tokens up to this sum.  [default: 1.0]"),
+        click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all.  [default: 0]"),
+        click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]"),
+        click.option("--repetition-penalty", type=float, help="Above 1 makes repeats less likely.  [default: 1.0]"),
+        click.option("--seed", type=int, help="Same seed, same tokens."),
+        click.option("--max-tokens", type=click.IntRange(min=1), help="Stop an answer after this many tokens."),
+        click.option(
+            "--reasoning",
+            type=click.Choice(["low", "medium", "high"]),
+            default="medium",
+            show_default=True,
+            help="How long to think.",
+        ),
+        click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    from .sampling import Sampling
+
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+    return Sampling(**{name: options[name] for name in names if options[name] is not None})
+
+
+def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
+    from .chat.session import Session
+
+    return Session(
+        model,
+        instructions=options["system"],
+        reasoning_effort=options["reasoning"],
+        sampling=_sampling(options),
+        max_tokens=options["max_tokens"],
+        **more,
+    )
+
+
+@cli.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default=RECIPE_NAMES[0], show_default=True)
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
+def convert(source: str, dest: Path, recipe: str, revision: str | None) -> None:
+    """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST.
+
+    \b
+    mxfp4-q4    experts as published, all else 4-bit (the smallest)
+    mxfp4-q8    experts as published, all else 8-bit
+    mxfp4-bf16  experts as published, all else untouched
+    q4          everything 4-bit affine, for runtimes without MXFP4
+    """
+    _print_report(_convert(source, dest, recipe, revision))
+
+
+def _convert(source: str, dest: Path, recipe: str, revision: str | None = None) -> Report:
+    """Convert with a progress bar, or a line every tenth where there is no terminal."""
+    from gptoss_convert import convert as run
+
+    from .progress import conversion_progress
+
+    with conversion_progress() as show:
+        return run(source, dest, recipe, revision=revision, on_progress=show)
+
+
+def _print_report(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "source", "converted", "bits per weight", "time", "peak memory")
+    peak = report.peak_anonymous_bytes
+    table.add_row(
+        report.recipe,
+        _size(report.source_bytes),
+        _size(report.output_bytes),
+        f"{report.bits_per_weight:.2f}",
+        f"{report.seconds:.1f} s",
+        "not known" if peak is None else _size(peak),
+    )
+    Console().print(table)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _model_folder(name: str) -> Path:
+    """Resolve a model; offer to download and convert one that could be here, where somebody can answer."""
+    try:
+        return resolve(name)
+    except ModelMissing as missing:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        size = DOWNLOAD_GB.get(missing.repository)
+        download = f"download {size} GB" if size else "download it"
+        question = (
+            f"{missing.name} is not here yet. {download[0].upper()}{download[1:]} and convert to {missing.folder}?"
+        )
+        if not click.confirm(question, err=True):
+            raise
+        _print_report(_convert(missing.repository, missing.folder, RECIPE_NAMES[0]))
+        return missing.folder
+
+
+def _load(name: str) -> Model:
+    folder = _model_folder(name)
+    from .engine import load
+
+    return load(folder)
+
+
+@cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
+@click.argument("model", default="gpt-oss-20b")
+@sampling_options
+@click.option("--show-reasoning/--hide-reasoning", default=None, help="[default: shown in a terminal]")
+def chat(model: str, show_reasoning: bool | None, **options: Any) -> None:
+    """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
+
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    """
+    session = _session(_load(model), options)
+    from .chat.terminal import run
+
+    run(session, show_reasoning=show_reasoning, history=home() / "history")
+
+
+@cli.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
+@click.argument("model")
+@click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
+@sampling_options
+def generate(model: str, prompt: str | None, **options: Any) -> None:
+    """Answer once: the answer alone goes to standard output.
+
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    """
+    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
+    if not text:
+        raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+    session = _session(_load(model), options)
+    from .harmony.parse import Content
+
+    written = ""
+    for event in session.send(text):
+        if isinstance(event, Content):
+            written = event.text
+            click.echo(written, nl=False)
+    if not written:
+        raise GptOssError("the answer has no final part: raise --max-tokens, or try again")
+    if not written.endswith("\n"):
+        click.echo()
+
+
+@cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64")
+@click.argument("model", default="gpt-oss-20b")
+@click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens to prefill.")
+@click.option("--generate", "decode", type=click.IntRange(2), default=32, show_default=True, help="Tokens to decode.")
+@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the median counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(model: str, prompt: int, decode: int, repeat: int, as_json: bool) -> None:
+    """Measure MODEL on this machine: load, time to first token, prefill, decode, memory."""
+    folder = _model_folder(model)
+    from .bench.measure import measure
+    from .bench.report import print_table
+
+    figures = measure(folder, prompt=prompt, decode=decode, repeat=repeat)
+    if as_json:
+        click.echo(json.dumps(figures.as_dict(), indent=1))
+    else:
+        print_table(figures)
+
+
+@cli.command(epilog="Example: gptoss-mlx demo")
+def demo() -> None:
+    """Convert the small embedded model, ask it three questions, and stay in the chat."""
+    import shutil
+
+    from .chat.terminal import ask, run
+    from .demo import CHECKPOINT, FUNCTIONS, QUESTIONS
+
+    folder = home() / "demo"
+    shutil.rmtree(folder, ignore_errors=True)
+    _print_report(_convert(str(CHECKPOINT), folder, RECIPE_NAMES[0]))
+    options = {"system": None, "reasoning": "medium", "max_tokens": 400}
+    greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}
+    session = _session(_load(str(folder)), options | greedy, functions=FUNCTIONS)
+    for question in QUESTIONS:
+        ask(session, question, show_reasoning=True)
+        session.reset()
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        run(session, show_reasoning=True, history=home() / "history")
+
+
+@cli.group()
+def harmony() -> None:
+    """Look at the conversation format: what a model is fed, and what its output means."""
+
+
+@harmony.command(epilog="Example: gptoss-mlx harmony render conversation.json")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def render(files: tuple[Path, ...]) -> None:
+    """Print the prompt of a conversation in JSON. Several files give one JSON line each."""
+    from .harmony.files import render_file
+
+    if len(files) == 1:
+        click.echo(render_file(files[0]), nl=False)
+    else:
+        _print_lines(files, render_file)
+
+
+@harmony.command(epilog="Example: gptoss-mlx harmony parse output.txt")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def parse(files: tuple[Path, ...]) -> None:
+    """Print what raw model output means, as JSON. Several files give one JSON line each."""
+    from .harmony.files import parse_file
+
+    if len(files) == 1:
+        click.echo(json.dumps(parse_file(files[0]), indent=1, ensure_ascii=False))
+    else:
+        _print_lines(files, parse_file)
+
+
+def _print_lines(files: tuple[Path, ...], read: Callable[[Path], Any]) -> None:
+    for file in files:
+        click.echo(json.dumps({"file": str(file), "output": read(file)}, ensure_ascii=False))

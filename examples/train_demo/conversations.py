@@ -312,7 +312,7 @@ def recall(g: Generator) -> Sample:
         for thing, value in stated.items()
     ]
     # Long distances in every held-out sample; short ones teach the same thing sooner.
-    count = r.randint(9, 12) if g.held_out else r.choice([0, 1, 2, 4, 6, 8, 10, 12])
+    count = r.randint(9, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
     turns += [filler(g) for _ in range(count)]
     messages = []
     for said, replied in turns:
@@ -356,6 +356,20 @@ def follow_up(g: Generator) -> Sample:
         current_date=old.current_date,
     )
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
+
+
+# Echo: nothing but copying, which every other task needs and which is learned soonest alone.
+
+ECHOES = ["Repeat after me: {}.", "Say: {}.", "Please repeat: {}.", "Echo this: {}.", "Say exactly this: {}."]
+
+
+def echo(g: Generator) -> Sample:
+    r = g.random
+    draws = (draw_name, draw_code, lambda r: r.choice(COLOURS))
+    words = " ".join(r.choice(draws)(r) for _ in range(r.randint(2, 6)))
+    conversation = g.conversation([Message("user", g.choose(ECHOES).format(words))])
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, "The user wants an echo"), words)
+    return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": words})
 
 
 # Tools: the names of functions and parameters vary, so that they have to be read from the schema.
@@ -574,6 +588,7 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
     "small talk": small_talk,
     "recall": recall,
     "statement": statement,
+    "echo": echo,
     "tool call": tool_call,
     "tools unused": tools_unused,
     "follow-up": follow_up,
@@ -584,8 +599,9 @@ MIX = {
     "arithmetic": 26,
     "project": 16,
     "small talk": 5,
-    "recall": 20,
-    "statement": 6,
+    "recall": 16,
+    "statement": 5,
+    "echo": 12,
     "tool call": 20,
     "tools unused": 3,
     "follow-up": 6,

@@ -57,12 +57,12 @@ def main() -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate(step, args.steps)
-        ids, wanted = next(batches)
-        loss, balance = train_step(network, optimizers, ids, wanted)
+        loss, balance = train_step(network, optimizers, *(batch := next(batches)))
         if step % 20 == 0:
             seconds = (time.monotonic() - started) / (step - first + 1)
             print(
-                f"step {step} loss {loss:.4f} balance {balance:.3f} {seconds:.2f} s/step {tuple(ids.shape)}", flush=True
+                f"step {step} loss {loss:.4f} balance {balance:.3f} {seconds:.2f} s/step {tuple(batch[0].shape)}",
+                flush=True,
             )
         if time.monotonic() - saved_at > SAVE_EVERY or step == args.steps - 1:
             parts = [optimizer.state_dict() for optimizer in optimizers]
@@ -71,20 +71,23 @@ def main() -> None:
             saved_at = time.monotonic()
 
 
-def train_step(network: Network, optimizers: list, ids: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """One step on ids [B, L]; `wanted` [B, L] marks the tokens that the assistant emits."""
+def train_step(network: Network, optimizers: list, ids: Tensor, weights: Tensor) -> tuple[float, float]:
+    """One step on ids [B, L] with `weights` [B, L]; returns the loss of what the assistant emits, and the balance."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = network(ids[:, :-1])
-        target = wanted[:, 1:]
-        logits = network.logits(hidden[target])
-    loss = F.cross_entropy(logits.float(), ids[:, 1:][target])
+        weight = weights[:, 1:]
+        used = weight > 0
+        logits = network.logits(hidden[used])
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][used], reduction="none")
+    emitted = weight[used] == 1
+    loss = (losses * weight[used]).sum() / weight.sum()
     balance = network.balance / len(network.layers)
     (loss + settings.BALANCE * balance).backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss.item(), balance.item()
+    return losses[emitted].mean().item(), balance.item()
 
 
 def rate(step: int, steps: int) -> float:
@@ -94,25 +97,25 @@ def rate(step: int, steps: int) -> float:
 
 
 def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of about equal length: ids [B, L], padded with 0, and which of them the assistant emits."""
-    waiting: dict[int, list[tuple[list[int], list[bool]]]] = {length: [] for length in settings.LENGTHS}
+    """Batches of about equal length: ids [B, L], padded with 0, and the weight of each in the loss."""
+    waiting: dict[int, list[tuple[list[int], list[float]]]] = {length: [] for length in settings.LENGTHS}
     for sample in training_samples(seed):
         ids: list[int] = []
-        wanted: list[bool] = []
+        weights: list[float] = []
         for i, segment in enumerate(sample.segments):
             part = encode(segment, tokenizer)
             ids += part
-            wanted += [i % 2 == 1] * len(part)
+            weights += [1.0 if i % 2 == 1 else settings.PROMPT_WEIGHT] * len(part)
         length = next((length for length in settings.LENGTHS if len(ids) <= length), None)
         if length is None:
             continue
         queue = waiting[length]
-        queue.append((ids, wanted))
+        queue.append((ids, weights))
         if len(queue) * length >= settings.BATCH_TOKENS:
             width = max(len(ids) for ids, _ in queue)
             yield (
                 torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in queue]),
-                torch.tensor([wanted + [False] * (width - len(wanted)) for _, wanted in queue]),
+                torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in queue]),
             )
             queue.clear()
 

@@ -1,0 +1,5 @@
+"""`python -m gptoss_mlx` is `gptoss-mlx`."""
+
+from .cli import main
+
+main()

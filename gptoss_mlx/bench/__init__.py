@@ -1,0 +1,1 @@
+"""Measure a model on this machine: what was measured (`measure`) and how it is shown (`report`)."""
