@@ -27,19 +27,15 @@ def parse_file(path: Path) -> dict[str, Any]:
 
     `content` is all that the user reads: preambles, then the answer.
     """
-    parser, said = Parser(), {Reasoning: "", Preamble: "", Content: ""}
-    calls = []
-    for events in [*(parser.feed(piece) for piece in pieces_of(_read(path))), parser.finish()]:
-        for event in events:
-            if isinstance(event, ToolCall):
-                calls.append({"name": event.name, "arguments": event.arguments})
-            elif type(event) in said:
-                said[type(event)] += event.text
+    parser = Parser()
+    events = [event for piece in pieces_of(_read(path)) for event in parser.feed(piece)]
+    events += parser.finish()
+    calls = [event for event in events if isinstance(event, ToolCall)]
     return {
         "messages": [_as_json(message) for message in parser.messages],
-        "reasoning": said[Reasoning],
-        "content": said[Content],
-        "tool_calls": calls,
+        "reasoning": "".join(event.text for event in events if isinstance(event, Reasoning)),
+        "content": "".join(event.text for event in events if isinstance(event, (Preamble, Content))),
+        "tool_calls": [{"name": event.name, "arguments": event.arguments} for event in calls],
         "stop": parser.stop,
     }
 

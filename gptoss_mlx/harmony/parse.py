@@ -91,33 +91,35 @@ class Parser:
             if piece == CHANNEL:  # the model forgot to end one message and to start the next
                 self._header.append(piece)
         elif piece == MESSAGE and not self._message:
-            self._message, _ = read_header(self._header or [])
+            self._message, _ = read_header(self._header or [], complete=True)
             self._header = None
         elif piece in (CHANNEL, CONSTRAIN) and not self._message:
-            self._header = [*(self._header or []), piece]
+            self._in_header(piece)
 
     def finish(self) -> Iterator[Event]:
         """The events of the end, whether or not the last message was ended."""
-        if self._message or self._header:
-            self.stop = "none"
+        ended = len(self.messages)
         yield from self._close()
+        if len(self.messages) > ended:
+            self.stop = "none"
         yield Stop(self.stop)
 
     def _feed_text(self, text: str) -> Iterator[Event]:
-        if self._header is not None:
-            self._header.append(text)
-            return
         if self._message is None:
-            if not text.strip():
-                return
-            self._message, self.stop = Message("assistant", ""), "none"
-        self._text.append(text)
-        yield from _shown(self._message, text)
+            self._in_header(text)
+        else:
+            self._text.append(text)
+            yield from _shown(self._message, text)
+
+    def _in_header(self, piece: str) -> None:
+        if self._header is None:  # between messages: the model forgot `<|start|>`
+            self._header = []
+        self._header.append(piece)
 
     def _close(self) -> Iterator[Event]:
         message, text = self._message, "".join(self._text)
         if message is None:
-            message, text = read_header(self._header or [])
+            message, text = read_header(self._header or [], complete=False)
             if text:
                 yield from _shown(message, text)
         self._header, self._message, self._text = None, None, []
@@ -145,21 +147,25 @@ _WORD = re.compile(r"\s*([\w.\-]+)")
 _RECIPIENT = re.compile(r"\s*\bto=([^\s<]+)")
 
 
-def read_header(pieces: Iterable[str]) -> tuple[Message, str]:
-    """What the pieces of a header say, as a message without content; and the text in them that says nothing."""
-    sections: list[tuple[str, str]] = [("", "")]
+def read_header(pieces: Iterable[str], *, complete: bool) -> tuple[Message, str]:
+    """What the pieces of a header say, as a message without content; and the text in them that says nothing.
+
+    A `complete` header ended in `<|message|>`. Without it, words may well be what the message was meant to say.
+    """
+    sections: list[tuple[str, list[str]]] = [("", [])]
     for piece in pieces:
         if isinstance(piece, Special):
-            sections.append((piece, ""))
+            sections.append((piece, []))
         else:
-            sections[-1] = (sections[-1][0], sections[-1][1] + piece)
+            sections[-1][1].append(piece)
     role, channel, recipient, content_type, rest = "assistant", None, None, None, ""
-    for marker, text in sections:
+    for marker, parts in sections:
+        text = "".join(parts)
         if marker == CONSTRAIN:
             content_type, text = _word(text)
         elif marker == CHANNEL:
             channel, text = _channel(text)
-        elif not text.startswith("assistant") and len(sections) > 1 and not _RECIPIENT.match(text):
+        elif not text.startswith("assistant") and (complete or len(sections) > 1) and not _RECIPIENT.match(text):
             word, text = _word(text)
             role = word or role
         else:
@@ -167,8 +173,8 @@ def read_header(pieces: Iterable[str]) -> tuple[Message, str]:
         if found := _RECIPIENT.match(text):
             recipient, text = recipient or found[1], text[found.end() :]
         rest += text
-    if content_type is None and (recipient or channel) and (found := re.fullmatch(r"\s*([\w.\-]+)\s*", rest)):
-        content_type, rest = found[1], ""
+    if complete and content_type is None and len(rest.split()) == 1:
+        content_type = rest.strip()
     message = Message(role, "", channel, None if recipient in NOT_A_TOOL else recipient, content_type)
     return message, rest.strip()
 
