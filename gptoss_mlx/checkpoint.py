@@ -172,10 +172,12 @@ def _view_of(words: mx.array, tensor: TensorInfo) -> mx.array:
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
-    if tensor.start % 4 or tensor.dtype not in dtype:
+    size = ITEM_SIZE[tensor.dtype]
+    if tensor.start % size or tensor.dtype not in dtype:
         raise CheckpointError(f"{tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
     run = words[tensor.start // 4 : -(-tensor.end // 4)].view(dtype[tensor.dtype])
-    return run[: math.prod(tensor.shape)].reshape(tensor.shape)
+    first = tensor.start % 4 // size
+    return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
 
 
 class Checkpoint:

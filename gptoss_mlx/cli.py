@@ -7,7 +7,6 @@ line on standard error: exit status 1, 2 for wrong usage, 130 for Ctrl-C.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +30,7 @@ RECIPE_NAMES = ("mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4")  # gptoss_convert.RE
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
     try:
-        status = cli(standalone_mode=False)
-        sys.stdout.flush()
-        sys.exit(status or 0)
+        sys.exit(cli(prog_name="gptoss-mlx", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -42,10 +39,6 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader has gone, as `head` does: there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except MemoryError:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
 
@@ -59,7 +52,7 @@ def _fail(text: str) -> NoReturn:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: gptoss-mlx chat gpt-oss-20b",
 )
-@click.version_option(package_name="gptoss-mlx", message="%(prog)s %(version)s")
+@click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
 def cli() -> None:
     """gpt-oss on the machine that you own: convert it, chat offline, measure it."""
 

@@ -28,9 +28,17 @@ def conversion_progress() -> Iterator[Callable[[Progress], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("convert", total=None)
-        yield lambda step: bar.update(task, description=step.stage, completed=step.done, total=step.total)
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task("convert", total=None)
+
+    def show(step: Progress) -> None:
+        bar.start()  # not before the first step: a download shows progress of its own
+        bar.update(task, description=step.stage, completed=step.done, total=step.total)
+
+    try:
+        yield show
+    finally:
+        bar.stop()
 
 
 def _tenths() -> Callable[[Progress], None]:

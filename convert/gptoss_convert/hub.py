@@ -12,18 +12,25 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "LICENSE", "USAGE_POLICY"]
 
 def download(repository: str, revision: str | None) -> Path:
     """The snapshot folder, named by its commit; files that are there already are not fetched again."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]))
-    except HFValidationError:
+    except errors.HFValidationError:
         raise GptOssError(f"{repository} is neither a folder nor a hub repository id (owner/name)") from None
-    except LocalEntryNotFoundError:
+    except errors.GatedRepoError:
+        raise GptOssError(f"{repository} asks for consent first: accept it on its page, then `hf auth login`") from None
+    except errors.RepositoryNotFoundError:
+        raise GptOssError(f"the hub has no repository {repository}, or it is private: `hf auth login`") from None
+    except errors.RevisionNotFoundError:
+        raise GptOssError(f"{repository} has no revision {revision}") from None
+    except errors.LocalEntryNotFoundError:
         raise GptOssError(
             f"cannot reach the hub for {repository}, and no copy of it is here: check the network"
         ) from None
-    except HfHubHTTPError as error:
-        raise GptOssError(f"the hub refused {repository}: {str(error).splitlines()[0]}") from None
-    except OSError as error:
-        raise GptOssError(f"cannot download {repository}: {error}") from None
+    except Exception as error:
+        # What the HTTP libraries below raise is no interface; all of it is cured by trying again.
+        reason = str(error).strip() or type(error).__name__
+        raise GptOssError(
+            f"the download of {repository} broke off ({reason.splitlines()[0]}): run the same command again to go on"
+        ) from None

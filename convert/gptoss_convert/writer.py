@@ -1,9 +1,9 @@
 """Named arrays -> safetensors shards that can be mapped without a copy, in a folder that appears whole or not at all.
 
 Each shard's JSON header is padded with spaces, the one padding that the format allows, until the file is a whole number
-of 16 KiB pages; every tensor then starts at a multiple of 64 bytes, as long as the tensors' sizes are multiples of 64
-too (they are in every published model; tensors of other sizes come last in their shard). Metal adopts such a map as it
-is. Knows nothing about models or quantization.
+of 16 KiB pages. Tensors end on a page then, so those whose sizes are multiples of 64 bytes, in a published model all,
+start at multiples of 64. Others come first in their shard, by size of element, which keeps each aligned to its own
+elements. Metal adopts such a map as it is. Knows nothing about models or quantization.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Shard:
 
     def lay_out(self) -> None:
         """Fix every tensor's place, and with them the header."""
-        self.tensors.sort(key=lambda tensor: tensor.nbytes % ALIGNMENT != 0)
+        self.tensors.sort(key=lambda tensor: (tensor.nbytes % ALIGNMENT == 0, ITEM_SIZE[tensor.dtype]))
         entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
         offset = 0
         for tensor in self.tensors:
@@ -61,10 +61,7 @@ class _Shard:
             entries[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
             offset = end
         text = json.dumps(entries, separators=(",", ":")).encode()
-        if offset % ALIGNMENT == 0:
-            text += b" " * (-(8 + len(text) + offset) % PAGE)
-        else:
-            text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        text += b" " * (-(8 + len(text) + offset) % PAGE)
         self.header = struct.pack("<Q", len(text)) + text
         offset = len(self.header)
         for tensor in self.tensors:

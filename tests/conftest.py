@@ -1,0 +1,61 @@
+"""What several test files share: the converted demo model, and a way to run the real command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
+from gptoss_convert import convert
+from gptoss_mlx.demo import CHECKPOINT
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory) -> Path:
+    """The embedded checkpoint, converted with the default recipe."""
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    convert(CHECKPOINT, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def endless_folder(tmp_path_factory) -> Path:
+    """A random model that, greedy, never stops: its stop tokens have the logit 0, and the best of 300 is above that."""
+    root = tmp_path_factory.mktemp("endless")
+    source = write_checkpoint(root / "source", config_of(), shards=1)
+    tensors = tensors_of(config_of())
+    tensors["lm_head.weight"][0][256:264] = 0
+    write_safetensors(next(source.glob("*.safetensors")), tensors)
+    convert(source, root / "model", "mxfp4-bf16")
+    return root / "model"
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """An environment with a cache folder of its own, and no terminal settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPTOSS_", "HF_"))}
+    return kept | {"GPTOSS_MLX_HOME": str(tmp_path_factory.mktemp("home")), "TERM": "xterm", "COLUMNS": "100"}
+
+
+@pytest.fixture(scope="session")
+def command() -> list[str]:
+    return [sys.executable, "-m", "gptoss_mlx"]
+
+
+@pytest.fixture
+def run(command, environment):
+    """Run `gptoss-mlx ARGS` to its end, without a terminal."""
+
+    def run(*args, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *map(str, args)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=environment | changes,
+            timeout=100,
+        )
+
+    return run
