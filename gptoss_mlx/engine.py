@@ -25,6 +25,10 @@ PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
 # Long enough to use a GPU well; short enough that the scores of one chunk against a long context stay small on a CPU.
 PREFILL_CHUNK = {mx.DeviceType.cpu: 256, mx.DeviceType.gpu: 2048}
 
+# Whether a token is computed while the one before it is told. A GPU would wait for Python otherwise; a CPU would only
+# waste the token behind the last.
+LOOK_AHEAD = {mx.DeviceType.cpu: False, mx.DeviceType.gpu: True}
+
 
 class ContextFull(GptOssError):
     """The prompt does not fit into what is left of the model's context."""
@@ -79,20 +83,29 @@ class Model:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
 
         `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
-        `ids` and all that was yielded but the last. Raises ContextFull, and GptOssError for an unknown id.
+        `ids` and all that was yielded, perhaps without the last: `cache.offset` tells.
+        Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()
         stop = self.stop_ids if stop is None else stop
         sampler = Sampler(sampling or Sampling(), context=ids)
         token = sampler(self.prefill(ids, cache, on_progress=on_prefill))
         room = self.config.max_context - cache.offset + 1
-        for count in range(1, min(room, max_tokens or room) + 1):
+        most = min(room, max_tokens or room)
+        ahead = LOOK_AHEAD[mx.default_device().type]
+        following = None
+        for count in range(1, most + 1):
             mx.async_eval(token)
+            if ahead and count < most:
+                mx.async_eval(following := self._next(token, cache, sampler))
             yield (id_ := token.item())
-            if id_ in stop or count in (max_tokens, room):
+            if id_ in stop or count == most:
                 return
-            hidden = self.network.hidden(token[None], cache)
-            token = sampler(self.network.logits(hidden)[:, 0])
+            token = following if ahead else self._next(token, cache, sampler)
+
+    def _next(self, token: mx.array, cache: Cache, sampler: Sampler) -> mx.array:
+        """Token [1] -> the one sampled behind it [1], not yet evaluated."""
+        return sampler(self.network.logits(self.network.hidden(token[None], cache))[:, 0])
 
     def _check(self, ids: Sequence[int], cache: Cache) -> None:
         if not ids:

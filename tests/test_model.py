@@ -11,7 +11,7 @@ import gptoss_mlx
 from checkpoints import config_of, write_checkpoint
 from golden.cases import CASES, prompt_of
 from gptoss_convert import convert
-from gptoss_mlx import GptOssError, Sampling
+from gptoss_mlx import GptOssError, Sampling, engine
 from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.engine import ContextFull
 
@@ -137,6 +137,19 @@ def test_generate_stops_and_leaves_the_cache_at_the_last_token(small):
     assert stopped + again == free
 
 
+def test_looking_ahead_changes_nothing_but_the_cache(small, monkeypatch):
+    """As on a GPU: the same tokens, and a cache that also holds the last one, unless the context ends there."""
+    ids = prompt_of(CASES["published_shape"])[:40]
+    free = list(small.generate(ids, sampling=GREEDY, max_tokens=12, stop=()))
+    monkeypatch.setitem(engine.LOOK_AHEAD, mx.default_device().type, True)
+    assert list(small.generate(ids, sampling=GREEDY, max_tokens=12, stop=())) == free
+    cache = small.make_cache()
+    stopped = list(small.generate(ids, sampling=GREEDY, stop={free[5]}, cache=cache))
+    assert cache.offset == len(ids) + len(stopped)
+    (last,) = small.generate(free[len(stopped) : len(stopped) + 1], sampling=GREEDY, max_tokens=1, cache=cache)
+    assert last == free[len(stopped) + 1]
+
+
 def test_same_seed_same_tokens(small):
     def draw(seed):
         return list(small.generate([1, 2, 3], sampling=Sampling(seed=seed), max_tokens=20, stop=()))
@@ -161,7 +174,9 @@ def test_ids_that_no_embedding_has(small, ids):
         list(small.generate(ids))
 
 
-def test_end_of_context(folder_of):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_end_of_context(folder_of, monkeypatch, ahead):
+    monkeypatch.setitem(engine.LOOK_AHEAD, mx.default_device().type, ahead)
     model = gptoss_mlx.load(folder_of(config_of(max_position_embeddings=64)))
     ids = list(range(60))
     assert len(list(model.generate(ids, sampling=GREEDY, stop=()))) == 5
