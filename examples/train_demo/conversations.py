@@ -312,7 +312,7 @@ def recall(g: Generator) -> Sample:
         for thing, value in stated.items()
     ]
     # Long distances in every held-out sample; short ones teach the same thing sooner.
-    count = r.randint(9, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
+    count = r.randint(10, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
     turns += [filler(g) for _ in range(count)]
     messages = []
     for said, replied in turns:

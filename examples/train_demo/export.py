@@ -15,12 +15,15 @@ CODE = {0.0: 0, 0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 5, 4.0: 6, 6.0: 7}
 
 
 def export(network: Network, config: dict, source: Path, folder: Path) -> None:
-    """Write config, weights, tokenizer (from `source`) and generation settings into `folder`."""
-    from safetensors.torch import save_file
+    """Write a whole model folder: weights, tokenizer (from `source`), settings, chat template, model card."""
+    from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(hub_tensors(network), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").write_bytes(save(hub_tensors(network), metadata={"format": "pt"}))
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    here = Path(__file__).parent
+    shutil.copyfile(here / "chat_template.jinja", folder / "chat_template.jinja")
+    shutil.copyfile(here / "model_card.md", folder / "README.md")
     ids = {
         token["content"]: token["id"] for token in json.loads((source / "tokenizer.json").read_text())["added_tokens"]
     }

@@ -38,12 +38,12 @@ CONFIG = {
     "torch_dtype": "bfloat16",
 }
 
-STEPS = 1700
+STEPS = 3000
 BATCH_TOKENS = 8_192
 LENGTHS = (128, 160, 192, 256, 320, 448, 640, 960)  # a batch holds samples of about one length
 WARMUP_STEPS = 60
-DECAY_FROM = 0.4  # share of the steps after which the learning rate falls, linearly, to 2 %
-QUANTIZE_FROM = 0.35  # share of the steps after which weights are trained as they will be stored
+DECAY_FROM = 0.3  # share of the steps after which the learning rate falls, linearly, to 2 %
+QUANTIZE_FROM = 0.2  # share of the steps after which weights are trained as they will be stored
 MATRIX_RATE = 0.02  # Muon, for matrices inside the layers
 OTHER_RATE = 0.003  # AdamW, for embeddings, head, norms, biases and sinks
 PROMPT_WEIGHT = 0.2  # of a token that the assistant only reads, where one that it emits has 1

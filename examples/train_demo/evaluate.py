@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Examine a converted demo model on held-out prompts: `python examples/train_demo/evaluate.py FOLDER --count 200`.
+
+Greedy, exact match, and the model has to stop by itself. FOLDER is what `gptoss-mlx convert` made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversations import Generator, Sample
+from gptoss_mlx import Model, Sampling, load
+from gptoss_mlx.harmony.parse import IdParser
+from gptoss_mlx.harmony.render import encode
+from gptoss_mlx.tokenizer import Tokenizer
+
+SEED = 2026
+LONGEST = 250  # tokens of one reply; the longest that was trained has about 170
+
+# Task -> the share of held-out prompts that has to be answered right.
+BARS = {"arithmetic": 0.95, "recall": 0.95, "tool call": 0.98, "project": 0.95}
+UNBARRED = ("small talk", "statement", "echo", "tools unused", "follow-up")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model emitted after one prompt."""
+
+    answer: str
+    calls: list[tuple[str, str]]
+    stop: str
+
+
+def samples(task: str, count: int) -> list[Sample]:
+    """The first `count` held-out samples of a task: always the same ones."""
+    generator = Generator(SEED, held_out=True)
+    return [generator.sample(task) for _ in range(count)]
+
+
+def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
+    parser = IdParser(tokenizer)
+    for id_ in model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=LONGEST):
+        list(parser.feed(id_))
+    list(parser.finish())
+    messages = parser.parser.messages
+    return Reply(
+        "".join(message.content for message in messages if message.channel == "final"),
+        [(message.recipient.removeprefix("functions."), message.content) for message in messages if message.recipient],
+        parser.parser.stop,
+    )
+
+
+def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
+    """Whether the reply to the prompt is the expected one, and for a call whether its result is then used."""
+    reply = reply_to(model, tokenizer, encode(sample.segments[0], tokenizer))
+    if "name" not in sample.expected:
+        return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
+    try:
+        calls = [(name, json.loads(arguments)) for name, arguments in reply.calls]
+    except ValueError:
+        return False, reply
+    return (calls, reply.stop) == ([(sample.expected["name"], sample.expected["arguments"])], "call"), reply
+
+
+def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
+    """For a tool call: whether the answer behind the result is the expected one."""
+    prompt = encode([piece for segment in sample.segments[:3] for piece in segment], tokenizer)
+    reply = reply_to(model, tokenizer, prompt)
+    return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
+
+
+def examine(model: Model, tokenizer: Tokenizer, task: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
+    check = result_is_used if task == "tool result" else is_right
+    for sample in samples("tool call" if task == "tool result" else task, count):
+        yield sample, *check(model, tokenizer, sample)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--count", type=int, default=200, help="prompts of each task")
+    parser.add_argument("--tasks", nargs="+", default=[*BARS, "tool result", *UNBARRED])
+    parser.add_argument("--show-wrong", action="store_true")
+    args = parser.parse_args()
+    model, tokenizer = load(args.folder), Tokenizer.load(args.folder)
+    for task in args.tasks:
+        outcomes = list(examine(model, tokenizer, task, args.count))
+        right = sum(ok for _, ok, _ in outcomes)
+        bar = f"  bar {BARS[task]:.0%}" if task in BARS else ""
+        print(f"{task:12} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
+        if args.show_wrong:
+            for sample, ok, reply in outcomes:
+                if not ok:
+                    print(f"  {sample.conversation.messages[-1].content!r}: {reply}, expected {sample.expected}")
+
+
+if __name__ == "__main__":
+    main()
