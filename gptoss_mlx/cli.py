@@ -204,12 +204,14 @@ def generate(model: str, prompt: str | None, **options: Any) -> None:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
     session = _session(_load(model), options)
     from .harmony.parse import Content
+    from .progress import prefill_progress
 
     written = ""
-    for event in session.send(text):
-        if isinstance(event, Content):
-            written = event.text
-            click.echo(written, nl=False)
+    with prefill_progress() as show:
+        for event in session.send(text, on_prefill=show):
+            if isinstance(event, Content):
+                written = event.text
+                click.echo(written, nl=False)
     if not written:
         raise GptOssError("the answer has no final part: raise --max-tokens, or try again")
     if not written.endswith("\n"):

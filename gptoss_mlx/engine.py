@@ -58,10 +58,13 @@ class Model:
     ) -> mx.array:
         """Feed `ids` into the cache, `chunk` at a time, and return the last position's logits [1, vocabulary].
 
-        `on_progress(done, total)` is called after each chunk. Raises ContextFull, and GptOssError for an unknown id.
+        `on_progress(done, total)` is called before the first chunk and after each. Raises ContextFull, and GptOssError
+        for an unknown id.
         """
         self._check(ids, cache)
         chunk = chunk or PREFILL_CHUNK[mx.default_device().type]
+        if on_progress:
+            on_progress(0, len(ids))
         for start in range(0, len(ids), chunk):
             part = mx.array([ids[start : start + chunk]])
             hidden = self.network.hidden(part, cache)

@@ -1,14 +1,20 @@
-"""Progress of long work on standard error: a bar in a terminal, plain lines elsewhere."""
+"""Progress of long work: of a conversion on standard error, of a long prompt on the terminal that waits for it."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
     from gptoss_convert import Progress
+
+SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 
 @contextmanager
@@ -52,3 +58,51 @@ def _tenths() -> Callable[[Progress], None]:
             print(f"{step.stage} {10 * tenth} %", file=sys.stderr, flush=True)
 
     return show
+
+
+@contextmanager
+def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A callback that shows how far a prompt has been read; None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    progress = PrefillProgress(Console(stderr=True))
+    try:
+        yield progress
+    finally:
+        progress.stop()
+
+
+class PrefillProgress:
+    """A line that tells how much of a prompt has been read, from two seconds on, and vanishes at the end."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._live: Live | None = None
+        self._started, self._done, self._total = 0.0, 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        if done == total:
+            self.stop()
+        elif self._live is None:
+            from rich.live import Live
+
+            self._started = time.monotonic()
+            self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
+            self._live.start()
+
+    def stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _line(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        if time.monotonic() - self._started < SHOWN_AFTER:
+            return Group()
+        return Text(f"reading {self._done} of {self._total} tokens ...", style="dim")

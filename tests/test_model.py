@@ -165,7 +165,7 @@ def test_stop_ids_come_from_the_folder(small):
 def test_prefill_reports_progress(small):
     seen = []
     small.prefill(list(range(100)), small.make_cache(), chunk=32, on_progress=lambda *step: seen.append(step))
-    assert seen == [(32, 100), (64, 100), (96, 100), (100, 100)]
+    assert seen == [(0, 100), (32, 100), (64, 100), (96, 100), (100, 100)]
 
 
 @pytest.mark.parametrize("ids", [[], [320], [-1], [0, 1, 10**9]])

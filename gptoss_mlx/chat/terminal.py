@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +17,8 @@ from ..engine import ContextFull
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS
 from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
+from ..progress import PrefillProgress
 from .session import Session, ToolResult, TurnStats
-
-PREFILL_SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 HELP = """\
 /help                       this list
@@ -248,7 +246,7 @@ class RichScreen:
         self._in_reasoning = False
         self._live = None
         self._block = ""
-        self._since = 0.0
+        self.prefill = PrefillProgress(self._console)
 
     def reasoning(self, text: str) -> None:
         self._finish_block()
@@ -274,17 +272,8 @@ class RichScreen:
         self.end()
         self._console.print(text, style="dim", markup=False)
 
-    def prefill(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done < total:
-            self._since = self._since or now
-            if now - self._since > PREFILL_SHOWN_AFTER:
-                self._status(f"reading {done} of {total} tokens ...")
-        else:
-            self._since = 0.0
-            self._stop_live()
-
     def end(self) -> None:
+        self.prefill.stop()
         self._end_reasoning()
         self._finish_block()
 
