@@ -131,8 +131,11 @@ def load(path: str | Path) -> Model:
     if not path.is_dir():
         raise GptOssError(f"{path} is not a folder: convert a checkpoint first, or check the path")
     config = ModelConfig.load(path)
+    checkpoint = Checkpoint.open(path)
+    if any(name.endswith(".gate_up_proj_blocks") for name in checkpoint.tensors):
+        raise GptOssError(f"{path} is a published checkpoint: run `gptoss-mlx convert {path} DEST` first")
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-    network = Transformer(Weights(Checkpoint.open(path), config, dtype))
+    network = Transformer(Weights(checkpoint, config, dtype))
     return Model(path, config, network, _stop_ids(path))
 
 

@@ -123,6 +123,8 @@ def published_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ..
 
 def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     found = checkpoint.tensors
+    if any(name.endswith(".gate_proj.weight") for name in found):
+        raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
     if missing := [name for name in wanted if name not in found]:
         raise CheckpointError(f"{checkpoint.folder} is not a published gpt-oss checkpoint: it lacks {_some(missing)}")
     if unknown := [name for name in found if name not in wanted]:
