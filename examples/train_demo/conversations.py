@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -358,18 +359,29 @@ def follow_up(g: Generator) -> Sample:
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
 
 
-# Echo: nothing but copying, which every other task needs and which is learned soonest alone.
+# Echo: nothing but copying, which every other task needs, of whatever the other tasks are made of.
 
 ECHOES = ["Repeat after me: {}.", "Say: {}.", "Please repeat: {}.", "Echo this: {}.", "Say exactly this: {}."]
 
 
+def vocabulary() -> list[str]:
+    """Every word of the other tasks."""
+    texts = [text for group in FACTS for text in (*group[0], *group[1], group[2])]
+    texts += [text for questions, reply in SMALL_TALK for text in (*questions, reply)]
+    for kind in KINDS:
+        texts += [*kind.names, kind.description, *kind.questions, kind.reply]
+        texts += [name for names, _ in kind.parameters.values() for name in names]
+    return sorted({word for text in texts for word in re.findall(r"[\w-]+", text)} | {*COLOURS, *CURRENCIES, *VERBS})
+
+
 def echo(g: Generator) -> Sample:
     r = g.random
-    draws = (draw_name, draw_code, lambda r: r.choice(COLOURS))
-    words = " ".join(r.choice(draws)(r) for _ in range(r.randint(2, 6)))
+    draws = (draw_name, draw_code, lambda r: r.choice(VOCABULARY), lambda r: r.choice(VOCABULARY))
+    words = " ".join(r.choice(draws)(r) for _ in range(r.choice([2, 4, 8, 16, 24])))
     conversation = g.conversation([Message("user", g.choose(ECHOES).format(words))])
-    emitted = analysis_and_final(thought(conversation.reasoning_effort, "The user wants an echo"), words)
-    return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": words})
+    reply = f"You said: {words}"  # the first word behind a space, as the user wrote it: the same tokens
+    emitted = analysis_and_final(thought(conversation.reasoning_effort, "The user wants an echo"), reply)
+    return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
 
 # Tools: the names of functions and parameters vary, so that they have to be read from the schema.
@@ -387,10 +399,13 @@ class ToolKind:
     reply: str
 
 
+VERBS = ["buy", "call", "meet", "paint", "find", "send", "clean", "fix", "visit"]
+CURRENCIES = ["euros", "dollars", "pounds", "yen", "francs", "crowns"]
+
+
 def draw_text(r: random.Random) -> str:
-    verb = r.choice(["buy", "call", "meet", "paint", "find", "send", "clean", "fix", "visit"])
     thing = r.choice(["car", "house", "door", "book", "boat", "lamp"])
-    return f"{verb} {r.choice(['the', 'my', 'a'])} {r.choice(COLOURS)} {thing}"
+    return f"{r.choice(VERBS)} {r.choice(['the', 'my', 'a'])} {r.choice(COLOURS)} {thing}"
 
 
 SKIES = ["sunny", "cloudy", "rainy", "windy", "foggy"]
@@ -450,7 +465,7 @@ KINDS = [
         lambda r: dict(
             zip(
                 ["source", "target"],
-                r.sample(["euros", "dollars", "pounds", "yen", "francs", "crowns"], 2),
+                r.sample(CURRENCIES, 2),
                 strict=True,
             ),
             amount=r.randint(1, 999),
@@ -512,6 +527,9 @@ KINDS = [
         "The light in the {room} is {status} at {level}.",
     ),
 ]
+
+
+VOCABULARY = vocabulary()
 
 
 def draw_tool(kind: ToolKind, r: random.Random) -> tuple[Tool, dict[str, str]]:
@@ -597,12 +615,12 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
 # How often each task is drawn in training.
 MIX = {
     "arithmetic": 26,
-    "project": 16,
+    "project": 14,
     "small talk": 5,
-    "recall": 16,
+    "recall": 12,
     "statement": 5,
-    "echo": 12,
-    "tool call": 20,
+    "echo": 14,
+    "tool call": 24,
     "tools unused": 3,
     "follow-up": 6,
 }

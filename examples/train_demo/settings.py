@@ -39,12 +39,14 @@ CONFIG = {
 }
 
 STEPS = 3000
-BATCH_TOKENS = 8_192
+COPYING_STEPS = 130  # at first, nothing but repeating random tokens
+COPYING_RATE = 3.0  # times the learning rates below, in those steps
+BATCH_TOKENS = 4_096
 LENGTHS = (128, 160, 192, 256, 320, 448, 640, 960)  # a batch holds samples of about one length
-WARMUP_STEPS = 60
-DECAY_FROM = 0.3  # share of the steps after which the learning rate falls, linearly, to 2 %
-QUANTIZE_FROM = 0.2  # share of the steps after which weights are trained as they will be stored
-MATRIX_RATE = 0.02  # Muon, for matrices inside the layers
-OTHER_RATE = 0.003  # AdamW, for embeddings, head, norms, biases and sinks
+WARMUP_STEPS = 40
+DECAY_FROM = 0.1  # share of the steps after which the learning rate falls, linearly, to 2 %
+QUANTIZE_FROM = 0.3  # share of the steps after which weights are trained as they will be stored
+MATRIX_RATE = 0.007  # Muon, for matrices inside the layers
+OTHER_RATE = 0.001  # AdamW, for embeddings, head, norms, biases and sinks
 PROMPT_WEIGHT = 0.2  # of a token that the assistant only reads, where one that it emits has 1
 BALANCE = 0.01  # weight of the router's load-balancing loss

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 import settings
 from conversations import training_samples
 from export import export
-from gptoss_mlx.harmony.render import encode
+from gptoss_mlx.harmony.render import CHANNEL, END, MESSAGE, START, encode
 from gptoss_mlx.tokenizer import Tokenizer
 from network import Network
 from vocabulary import make_tokenizer
@@ -50,7 +51,8 @@ def main() -> None:
             optimizer.load_state_dict(part)
         first = saved["step"]
 
-    batches = batches_of(tokenizer, settings.SEED + 1000 * first)
+    seed = settings.SEED + 1000 * first
+    batches = chain(copying_batches(tokenizer, seed, settings.COPYING_STEPS - first), batches_of(tokenizer, seed))
     started = saved_at = time.monotonic()
     for step in range(first, args.steps):
         network.quantized = step >= settings.QUANTIZE_FROM * args.steps
@@ -91,9 +93,25 @@ def train_step(network: Network, optimizers: list, ids: Tensor, weights: Tensor)
 
 
 def rate(step: int, steps: int) -> float:
-    """Warm-up, plateau, linear fall to 2 %."""
+    """Warm-up, practice in copying, plateau, linear fall to 2 %."""
+    if step < settings.COPYING_STEPS:
+        return settings.COPYING_RATE * min((step + 1) / settings.WARMUP_STEPS, 1.0)
     fall = (steps - step) / (steps * (1 - settings.DECAY_FROM))
-    return min((step + 1) / settings.WARMUP_STEPS, 1.0, max(fall, 0.02))
+    return min(1.0, max(fall, 0.02))
+
+
+def copying_batches(tokenizer: Tokenizer, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as `batches_of` gives, in which the assistant repeats random tokens: dense practice for every token."""
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.tensor(encode([START, "user", MESSAGE], tokenizer))
+    between = torch.tensor(encode([END, START, "assistant", CHANNEL, "final", MESSAGE], tokenizer))
+    for _ in range(count):
+        rows, length = 32, int(torch.randint(8, 64, (), generator=generator))
+        said = torch.randint(settings.CONFIG["vocab_size"], (rows, length), generator=generator)
+        ids = torch.cat([before.expand(rows, -1), said, between.expand(rows, -1), said], 1)
+        weights = torch.full(ids.shape, settings.PROMPT_WEIGHT)
+        weights[:, -length:] = 1.0
+        yield ids, weights
 
 
 def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
