@@ -61,14 +61,18 @@ class Generator:
     def sample(self, task: str) -> Sample:
         return TASKS[task](self)
 
-    def conversation(self, messages: list[Message], tools: tuple[Tool, ...] = ()) -> Conversation:
+    def effort(self) -> str:
+        return self.random.choice(["low", "medium", "medium", "high"])
+
+    def conversation(
+        self, messages: list[Message], tools: tuple[Tool, ...] = (), effort: str | None = None
+    ) -> Conversation:
         r = self.random
         instructions = r.choice(INSTRUCTIONS) if r.random() < 0.2 else None
         if instructions:
             messages = [Message("developer", instructions), *messages]
         date = f"20{r.randint(24, 29)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}" if r.random() < 0.8 else None
-        effort = r.choice(["low", "medium", "medium", "high"])
-        return Conversation(tuple(messages), tools, reasoning_effort=effort, current_date=date)
+        return Conversation(tuple(messages), tools, reasoning_effort=effort or self.effort(), current_date=date)
 
     def question(self, draw: Callable[[], tuple]) -> tuple:
         """Draw until the question, the first of what is drawn, belongs to this split."""
@@ -170,14 +174,28 @@ def working(a: int, b: int, sign: str, effort: str) -> str:
     return by_effort(effort, steps, intro + steps, intro + steps + check)
 
 
-def arithmetic(g: Generator) -> Sample:
+def worked_sum(g: Generator, effort: str) -> tuple[str, list[str], str]:
+    """A question, what the assistant emits, and the answer in it."""
     question, a, b, sign = draw_sum(g)
-    conversation = g.conversation([Message("user", g.choose(LEAD_INS) + question)])
-    value = a + b if sign == "+" else a - b
-    reply = analysis_and_final(working(a, b, sign, conversation.reasoning_effort), f"{a} {sign} {b} = {value}")
-    return Sample(
-        "arithmetic", conversation, [list(render(conversation)), reply], {"answer": f"{a} {sign} {b} = {value}"}
-    )
+    reply = f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
+    return question, analysis_and_final(working(a, b, sign, effort), reply), reply
+
+
+def arithmetic(g: Generator) -> Sample:
+    effort = g.effort()
+    question, emitted, reply = worked_sum(g, effort)
+    conversation = g.conversation([Message("user", g.choose(LEAD_INS) + question)], effort=effort)
+    return Sample("arithmetic", conversation, [list(render(conversation)), emitted], {"answer": reply})
+
+
+def sums_in_a_row(g: Generator) -> Sample:
+    """Four sums with their analysis kept, as no chat renders them: more practice for the tokens of one prompt."""
+    sample = arithmetic(g)
+    for _ in range(3):
+        question, emitted, _ = worked_sum(g, sample.conversation.reasoning_effort)
+        sample.segments += [[*render_message(Message("user", question)), START, "assistant"], emitted]
+    sample.task = "sums in a row"
+    return sample
 
 
 # The project, and small talk.
@@ -602,6 +620,7 @@ def tools_unused(g: Generator) -> Sample:
 
 TASKS: dict[str, Callable[[Generator], Sample]] = {
     "arithmetic": arithmetic,
+    "sums in a row": sums_in_a_row,
     "project": project,
     "small talk": small_talk,
     "recall": recall,
@@ -614,15 +633,16 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
 
 # How often each task is drawn in training.
 MIX = {
-    "arithmetic": 26,
-    "project": 14,
-    "small talk": 5,
-    "recall": 12,
-    "statement": 5,
-    "echo": 14,
-    "tool call": 24,
+    "arithmetic": 16,
+    "sums in a row": 20,
+    "project": 11,
+    "small talk": 3,
+    "recall": 6,
+    "statement": 3,
+    "echo": 6,
+    "tool call": 32,
     "tools unused": 3,
-    "follow-up": 6,
+    "follow-up": 4,
 }
 
 
