@@ -379,6 +379,7 @@ def follow_up(g: Generator) -> Sample:
 
 # Echo: nothing but copying, which every other task needs, of whatever the other tasks are made of.
 
+QUOTES = ["Repeat as a list: {}.", "Quote each word: {}.", "List the words: {}."]
 ECHOES = ["Repeat after me: {}.", "Say: {}.", "Please repeat: {}.", "Echo this: {}.", "Say exactly this: {}."]
 
 
@@ -394,10 +395,16 @@ def vocabulary() -> list[str]:
 
 def echo(g: Generator) -> Sample:
     r = g.random
-    draws = (draw_name, draw_code, lambda r: r.choice(VOCABULARY), lambda r: r.choice(VOCABULARY))
+    draws = (draw_name, lambda r: draw_name(r).lower(), draw_code, *[lambda r: r.choice(VOCABULARY)] * 2)
     words = " ".join(r.choice(draws)(r) for _ in range(r.choice([2, 4, 8, 16, 24])))
-    conversation = g.conversation([Message("user", g.choose(ECHOES).format(words))])
-    reply = f"You said: {words}"  # the first word behind a space, as the user wrote it: the same tokens
+    if r.random() < 0.5:
+        request, reply = (
+            g.choose(ECHOES),
+            f"You said: {words}",
+        )  # all behind a space, as the user wrote it: the same tokens
+    else:
+        request, reply = g.choose(QUOTES), json.dumps(words.split())  # behind a quote, as in a call: other tokens
+    conversation = g.conversation([Message("user", request.format(words))])
     emitted = analysis_and_final(thought(conversation.reasoning_effort, "The user wants an echo"), reply)
     return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
@@ -561,56 +568,75 @@ def draw_tool(kind: ToolKind, r: random.Random) -> tuple[Tool, dict[str, str]]:
     return Tool(r.choice(kind.names), kind.description, schema), names
 
 
-def draw_tools(g: Generator, kind: ToolKind) -> tuple[Tool, dict[str, str], tuple[Tool, ...]]:
-    r = g.random
-    tool, names = draw_tool(kind, r)
-    others = [draw_tool(other, r)[0] for other in r.sample([k for k in KINDS if k is not kind], r.choice([0, 1, 1, 2]))]
-    tools = [tool, *others]
-    r.shuffle(tools)
-    return tool, names, tuple(tools)
+def draw_tools(g: Generator, kind: ToolKind) -> list[tuple[ToolKind, Tool, dict[str, str]]]:
+    """A tool of this kind and up to two others, each with the names of its parameters."""
+    others = g.random.sample([k for k in KINDS if k is not kind], g.random.choice([0, 1, 1, 2]))
+    return [(each, *draw_tool(each, g.random)) for each in (kind, *others)]
 
 
-def tool_call(g: Generator) -> Sample:
+def shuffled(g: Generator, drawn: list[tuple[ToolKind, Tool, dict[str, str]]]) -> tuple[Tool, ...]:
+    return tuple(tool for _, tool, _ in g.random.sample(drawn, len(drawn)))
+
+
+def worked_call(
+    g: Generator, kind: ToolKind, tool: Tool, names: dict[str, str], effort: str
+) -> tuple[str, list[list[str]], dict]:
+    """A question that needs `tool`; the call, the result and the answer as segments; what an examiner looks for."""
     r = g.random
-    kind = r.choice(KINDS)
 
     def draw() -> tuple[str, dict]:
         values = kind.draw(r)
         return g.choose(kind.questions).format(**values), values
 
     question, values = g.question(draw)
-    tool, names, tools = draw_tools(g, kind)
-    messages = [Message("user", g.choose(LEAD_INS) + question)]
-    if r.random() < 0.25:
-        said, replied = filler(g)
-        messages = [Message("user", said), Message("assistant", replied, channel="final"), *messages]
-    conversation = g.conversation(messages, tools)
     arguments = {names[role]: values[role] for role in kind.parameters}
-    text = json.dumps(arguments)
     listed = ", ".join(f"{name} is {value}" for name, value in arguments.items())
     analysis = by_effort(
-        conversation.reasoning_effort,
+        effort,
         f"Call {tool.name}.",
         f"I need the function {tool.name}: {listed}.",
         f"The user wants something that a function can do. I need the function {tool.name}: {listed}. I call it now.",
     )
-    emitted = [CHANNEL, "analysis", MESSAGE, analysis, END, START, "assistant", *function_call(tool.name, text)]
+    call = function_call(tool.name, json.dumps(arguments))
+    emitted = [CHANNEL, "analysis", MESSAGE, analysis, END, START, "assistant", *call]
     outcome = kind.outcome(r)
     returned = [*render_message(result(tool.name, json.dumps(outcome))), START, "assistant"]
-    reply = answer(kind.reply.format(**values, **outcome))
-    expected = {
-        "name": tool.name,
-        "arguments": arguments,
-        "outcome": outcome,
-        "answer": kind.reply.format(**values, **outcome),
-    }
-    return Sample("tool call", conversation, [list(render(conversation)), emitted, returned, reply], expected)
+    reply = kind.reply.format(**values, **outcome)
+    expected = {"name": tool.name, "arguments": arguments, "outcome": outcome, "answer": reply}
+    return question, [emitted, returned, answer(reply)], expected
+
+
+def tool_call(g: Generator) -> Sample:
+    return with_tools(g, draw_tools(g, g.choose(KINDS)))
+
+
+def with_tools(g: Generator, drawn: list[tuple[ToolKind, Tool, dict[str, str]]]) -> Sample:
+    """A call of the first of these tools, behind an older turn or not."""
+    effort = g.effort()
+    question, segments, expected = worked_call(g, *drawn[0], effort)
+    messages = [Message("user", g.choose(LEAD_INS) + question)]
+    if g.random.random() < 0.25:
+        said, replied = filler(g)
+        messages = [Message("user", said), Message("assistant", replied, channel="final"), *messages]
+    conversation = g.conversation(messages, shuffled(g, drawn), effort)
+    return Sample("tool call", conversation, [list(render(conversation)), *segments], expected)
+
+
+def calls_in_a_row(g: Generator) -> Sample:
+    """Four calls with their analysis kept, as no chat renders them: more practice for the tokens of one prompt."""
+    drawn = draw_tools(g, g.choose(KINDS))
+    sample = with_tools(g, drawn)
+    for _ in range(3):
+        question, segments, _ = worked_call(g, *g.choose(drawn), sample.conversation.reasoning_effort)
+        sample.segments += [[*render_message(Message("user", question)), START, "assistant"], *segments]
+    sample.task = "calls in a row"
+    return sample
 
 
 def tools_unused(g: Generator) -> Sample:
     """Tools are there, and the question needs none."""
     inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
-    _, _, tools = draw_tools(g, g.random.choice(KINDS))
+    tools = shuffled(g, draw_tools(g, g.choose(KINDS)))
     old = inner.conversation
     conversation = Conversation(
         old.messages, tools, reasoning_effort=old.reasoning_effort, current_date=old.current_date
@@ -627,20 +653,22 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
     "statement": statement,
     "echo": echo,
     "tool call": tool_call,
+    "calls in a row": calls_in_a_row,
     "tools unused": tools_unused,
     "follow-up": follow_up,
 }
 
 # How often each task is drawn in training.
 MIX = {
-    "arithmetic": 16,
-    "sums in a row": 20,
-    "project": 11,
+    "arithmetic": 14,
+    "sums in a row": 18,
+    "project": 16,
     "small talk": 3,
     "recall": 6,
     "statement": 3,
-    "echo": 6,
-    "tool call": 32,
+    "echo": 10,
+    "tool call": 14,
+    "calls in a row": 12,
     "tools unused": 3,
     "follow-up": 4,
 }
