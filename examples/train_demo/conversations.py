@@ -637,15 +637,15 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
 
 # How often each task is drawn in training.
 MIX = {
-    "arithmetic": 14,
-    "sums in a row": 18,
-    "project": 16,
+    "arithmetic": 8,
+    "sums in a row": 8,
+    "project": 14,
     "small talk": 3,
-    "recall": 6,
+    "recall": 7,
     "statement": 3,
-    "echo": 10,
-    "tool call": 14,
-    "calls in a row": 12,
+    "echo": 8,
+    "tool call": 20,
+    "calls in a row": 24,
     "tools unused": 3,
     "follow-up": 4,
 }
