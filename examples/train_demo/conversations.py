@@ -11,11 +11,13 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from facts import FACTS, FRAMES, SMALL_TALK
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool, result
 from gptoss_mlx.harmony.render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, render, render_message
+from tool_kinds import KINDS, ToolKind
+from words import COLOURS, CURRENCIES, VERBS, draw_code, draw_name
 
 HELD_OUT_SHARE = 8  # one question in eight
 
@@ -125,7 +127,8 @@ def draw_number(r: random.Random) -> int:
 
 def draw_sum(g: Generator) -> tuple[str, int, int, str]:
     a, b = draw_number(g.random), draw_number(g.random)
-    if not g.held_out and g.random.random() < 0.4:  # a column that makes ten is the hardest, and rare
+    if not g.held_out and g.random.random() < 0.4:
+        # The hardest columns are those on the edge of a carry: make the units 0, or another column mostly 9.
         place = 10 ** g.random.randrange(3)
         b = (b + -(a + b) // place % 10 * place) % 1000
     sign = g.choose(["+", "-"])
@@ -177,10 +180,14 @@ def working(a: int, b: int, sign: str, effort: str) -> str:
     return by_effort(effort, steps, intro + steps, intro + steps + check)
 
 
+def solved(a: int, b: int, sign: str) -> str:
+    return f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
+
+
 def worked_sum(g: Generator, effort: str) -> tuple[str, list[str], str]:
     """A question, what the assistant emits, and the answer in it."""
     question, a, b, sign = draw_sum(g)
-    reply = f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
+    reply = solved(a, b, sign)
     return question, analysis_and_final(working(a, b, sign, effort), reply), reply
 
 
@@ -241,44 +248,6 @@ def small_talk(g: Generator) -> Sample:
 
 # Recall: a fact, then other turns, then the question.
 
-SYLLABLES = [
-    "ba",
-    "ce",
-    "do",
-    "fi",
-    "gu",
-    "ha",
-    "jo",
-    "ka",
-    "le",
-    "mi",
-    "no",
-    "pa",
-    "ri",
-    "so",
-    "tu",
-    "va",
-    "we",
-    "zo",
-    "lan",
-    "mor",
-    "ber",
-    "tin",
-    "dal",
-    "ros",
-    "ven",
-]
-
-
-def draw_name(r: random.Random) -> str:
-    return "".join(r.choice(SYLLABLES) for _ in range(r.randint(2, 3))).capitalize()
-
-
-def draw_code(r: random.Random) -> str:
-    return "".join(r.choice("0123456789") for _ in range(r.randint(3, 5)))
-
-
-COLOURS = ["red", "blue", "green", "yellow", "purple", "orange", "black", "white", "silver", "brown", "pink", "golden"]
 OWNED: dict[str, Callable[[random.Random], str]] = {
     "name": draw_name,
     "dog's name": draw_name,
@@ -318,8 +287,17 @@ def filler(g: Generator) -> tuple[str, str]:
         return g.question(lambda: draw_fact(g))
     if kind < 0.7:
         question, a, b, sign = draw_sum(g)
-        return question, f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
+        return question, solved(a, b, sign)
     return draw_small_talk(g)
+
+
+def exchanged(turns: list[tuple[str, str]]) -> list[Message]:
+    """The messages of earlier turns, of which only what was said and answered is left."""
+    return [
+        message
+        for said, replied in turns
+        for message in (Message("user", said), Message("assistant", replied, channel="final"))
+    ]
 
 
 def recall(g: Generator) -> Sample:
@@ -336,11 +314,8 @@ def recall(g: Generator) -> Sample:
     # Long distances in every held-out sample; short ones teach the same thing sooner.
     count = r.randint(10, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
     turns += [filler(g) for _ in range(count)]
-    messages = []
-    for said, replied in turns:
-        messages += [Message("user", said), Message("assistant", replied, channel="final")]
-    messages.append(Message("user", g.choose(LEAD_INS) + g.choose(RECALLS).format(asked)))
-    conversation = g.conversation(messages)
+    question = g.choose(LEAD_INS) + g.choose(RECALLS).format(asked)
+    conversation = g.conversation([*exchanged(turns), Message("user", question)])
     reply = f"Your {asked} is {stated[asked]}."
     about = f"The user told me: {asked} is {stated[asked]}"
     emitted = analysis_and_final(thought(conversation.reasoning_effort, about), reply)
@@ -353,11 +328,8 @@ def statement(g: Generator) -> Sample:
     thing = r.choice(list(OWNED))
     value = OWNED[thing](r)
     turns = [filler(g) for _ in range(r.choice([0, 0, 1, 2]))]
-    messages = []
-    for said, replied in turns:
-        messages += [Message("user", said), Message("assistant", replied, channel="final")]
-    messages.append(Message("user", g.choose(STATEMENTS).format(thing, value)))
-    conversation = g.conversation(messages)
+    said = g.choose(STATEMENTS).format(thing, value)
+    conversation = g.conversation([*exchanged(turns), Message("user", said)])
     reply = f"I will remember that your {thing} is {value}."
     emitted = analysis_and_final(thought(conversation.reasoning_effort, f"The user told me: {thing} is {value}"), reply)
     return Sample("statement", conversation, [list(render(conversation)), emitted], {"answer": reply})
@@ -367,16 +339,8 @@ def follow_up(g: Generator) -> Sample:
     """Any question after some turns of others."""
     inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
     turns = [filler(g) for _ in range(g.random.randint(1, 4))]
-    earlier = []
-    for said, replied in turns:
-        earlier += [Message("user", said), Message("assistant", replied, channel="final")]
-    old = inner.conversation
-    head = [message for message in old.messages if message.role == "developer"]
-    conversation = Conversation(
-        (*head, *earlier, old.messages[-1]),
-        reasoning_effort=old.reasoning_effort,
-        current_date=old.current_date,
-    )
+    *head, asked = inner.conversation.messages
+    conversation = replace(inner.conversation, messages=(*head, *exchanged(turns), asked))
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
 
 
@@ -411,139 +375,7 @@ def echo(g: Generator) -> Sample:
     return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
 
-# Tools: eight functions, always under the same names. A model of this size learns to call them, not to read a schema.
-
-
-@dataclass(frozen=True)
-class ToolKind:
-    name: str
-    description: str
-    parameters: dict[str, str]
-    """name -> JSON type"""
-    questions: list[str]
-    draw: Callable[[random.Random], dict[str, str | int]]
-    outcome: Callable[[random.Random], dict[str, str | int]]
-    reply: str
-
-    @property
-    def tool(self) -> Tool:
-        properties = {name: {"type": type_} for name, type_ in self.parameters.items()}
-        schema = {"type": "object", "properties": properties, "required": list(self.parameters)}
-        return Tool(self.name, self.description, schema)
-
-
-VERBS = ["buy", "call", "meet", "paint", "find", "send", "clean", "fix", "visit"]
-CURRENCIES = ["euros", "dollars", "pounds", "yen", "francs", "crowns"]
-
-
-def draw_text(r: random.Random) -> str:
-    thing = r.choice(["car", "house", "door", "book", "boat", "lamp"])
-    return f"{r.choice(VERBS)} {r.choice(['the', 'my', 'a'])} {r.choice(COLOURS)} {thing}"
-
-
-SKIES = ["sunny", "cloudy", "rainy", "windy", "foggy"]
-KINDS = [
-    ToolKind(
-        "get_weather",
-        "Gets the weather of a place.",
-        {"location": "string"},
-        [
-            "What is the weather in {location}?",
-            "How is the weather in {location}?",
-            "Is it warm in {location}?",
-            "Tell me the weather in {location}.",
-            "Check the weather in {location}, please.",
-        ],
-        lambda r: {"location": draw_name(r)},
-        lambda r: {"temperature": r.randint(0, 39), "sky": r.choice(SKIES)},
-        "It is {temperature} degrees and {sky} in {location}.",
-    ),
-    ToolKind(
-        "set_timer",
-        "Starts a timer.",
-        {"minutes": "number"},
-        [
-            "Set a timer for {minutes} minutes.",
-            "Start a timer of {minutes} minutes.",
-            "Wake me in {minutes} minutes.",
-            "Please set a timer for {minutes} minutes.",
-        ],
-        lambda r: {"minutes": r.randint(1, 99)},
-        lambda r: {"status": "started"},
-        "The timer of {minutes} minutes is {status}.",
-    ),
-    ToolKind(
-        "add_note",
-        "Saves a note.",
-        {"text": "string"},
-        ["Save a note: {text}.", "Add a note: {text}.", "Write a note: {text}.", "Please note down: {text}."],
-        lambda r: {"text": draw_text(r)},
-        lambda r: {"number": r.randint(1, 99)},
-        "Note {number} is saved: {text}.",
-    ),
-    ToolKind(
-        "convert_currency",
-        "Converts an amount of money.",
-        {"amount": "number", "from": "string", "to": "string"},
-        [
-            "Convert {amount} {from} to {to}.",
-            "How many {to} are {amount} {from}?",
-            "Change {amount} {from} into {to}.",
-            "What are {amount} {from} in {to}?",
-        ],
-        lambda r: {"amount": r.randint(1, 999), **dict(zip(["from", "to"], r.sample(CURRENCIES, 2), strict=True))},
-        lambda r: {"result": r.randint(1, 999)},
-        "{amount} {from} are {result} {to}.",
-    ),
-    ToolKind(
-        "send_message",
-        "Sends a message to a person.",
-        {"to": "string", "text": "string"},
-        ["Send {to} the message: {text}.", "Tell {to}: {text}.", "Write to {to}: {text}.", "Message {to}: {text}."],
-        lambda r: {"to": draw_name(r), "text": draw_text(r)},
-        lambda r: {"status": r.choice(["sent", "delivered"])},
-        "The message to {to} is {status}.",
-    ),
-    ToolKind(
-        "play_song",
-        "Plays a song.",
-        {"title": "string"},
-        ["Play {title}.", "Play the song {title}.", "I want to hear {title}.", "Put on {title}, please."],
-        lambda r: {"title": draw_name(r)},
-        lambda r: {"status": "playing"},
-        "Now {status}: {title}.",
-    ),
-    ToolKind(
-        "find_file",
-        "Finds a file by name.",
-        {"name": "string"},
-        [
-            "Find the file {name}.",
-            "Where is the file {name}?",
-            "Search for the file {name}.",
-            "Look for the file {name}.",
-        ],
-        lambda r: {"name": f"{draw_name(r)}.{r.choice(['txt', 'pdf', 'csv', 'py'])}"},
-        lambda r: {"folder": draw_name(r)},
-        "The file {name} is in the folder {folder}.",
-    ),
-    ToolKind(
-        "set_light",
-        "Sets the light of a room.",
-        {"room": "string", "level": "number"},
-        [
-            "Set the light in the {room} to {level}.",
-            "Put the {room} light at {level}.",
-            "Change the light in the {room} to {level}.",
-        ],
-        lambda r: {
-            "room": r.choice(["kitchen", "bedroom", "hall", "garage", "office", "garden"]),
-            "level": r.randint(0, 100),
-        },
-        lambda r: {"status": r.choice(["on", "set"])},
-        "The light in the {room} is {status} at {level}.",
-    ),
-]
+# Tools: a call, the result, and the answer that uses it.
 
 
 VOCABULARY = vocabulary()
@@ -593,8 +425,7 @@ def with_tools(g: Generator, kinds: list[ToolKind]) -> Sample:
     question, segments, expected = worked_call(g, kinds[0], effort)
     messages = [Message("user", g.choose(LEAD_INS) + question)]
     if g.random.random() < 0.25:
-        said, replied = filler(g)
-        messages = [Message("user", said), Message("assistant", replied, channel="final"), *messages]
+        messages = [*exchanged([filler(g)]), *messages]
     conversation = g.conversation(messages, tools_of(g, kinds), effort)
     return Sample("tool call", conversation, [list(render(conversation)), *segments], expected)
 
@@ -613,11 +444,7 @@ def calls_in_a_row(g: Generator) -> Sample:
 def tools_unused(g: Generator) -> Sample:
     """Tools are there, and the question needs none."""
     inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
-    tools = tools_of(g, draw_kinds(g))
-    old = inner.conversation
-    conversation = Conversation(
-        old.messages, tools, reasoning_effort=old.reasoning_effort, current_date=old.current_date
-    )
+    conversation = replace(inner.conversation, tools=tools_of(g, draw_kinds(g)))
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
 
 
