@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-kernels lint clean
 
 help:
 	@echo "make demo   convert the small embedded model, ask it three questions, chat"
 	@echo "make test   the whole test suite"
+	@echo "make test-kernels   the C++ tests, under sanitizers and on an emulated ARM machine, where tools for it are found"
 	@echo "make lint   ruff check and ruff format --check"
 	@echo "make clean  remove $(VENV)"
 
@@ -18,11 +19,15 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest
 
+# Apart from `make test`, which covers the kernels through Python: these need a compiler, and half a minute of it each.
+test-kernels:
+	tests/kernels/run
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \

@@ -19,24 +19,30 @@ class FullKV:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
+    def reserve(self, offset: int, end: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+        """Make room for positions up to `end`, keeping those before `offset`."""
+        if self.keys is not None and end <= self.keys.shape[2]:
+            return
+        capacity = -(-(end + end // 4) // self.STEP) * self.STEP
+        self.keys, self.values = (
+            _grown(buffer, offset, (1, heads, capacity, width), dtype) for buffer in (self.keys, self.values)
+        )
+
     def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those of all positions."""
-        end = offset + keys.shape[2]
-        if self.keys is None or end > self.keys.shape[2]:
-            capacity = -(-(end + end // 4) // self.STEP) * self.STEP
-            self.keys = _grown(self.keys, offset, capacity, keys)
-            self.values = _grown(self.values, offset, capacity, values)
+        _, heads, length, width = keys.shape
+        end = offset + length
+        self.reserve(offset, end, heads, width, keys.dtype)
         self.keys[:, :, offset:end] = keys
         self.values[:, :, offset:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def _grown(buffer: mx.array | None, filled: int, capacity: int, like: mx.array) -> mx.array:
-    _, heads, _, width = like.shape
-    if buffer is None:
-        return mx.zeros((1, heads, capacity, width), like.dtype)
-    empty = mx.zeros((1, heads, capacity - filled, width), like.dtype)
-    return mx.concatenate([buffer[:, :, :filled], empty], axis=2)
+def _grown(buffer: mx.array | None, filled: int, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    grown = mx.zeros(shape, dtype)
+    if buffer is not None:
+        grown[:, :, :filled] = buffer[:, :, :filled]
+    return grown
 
 
 class RingKV:
@@ -47,21 +53,26 @@ class RingKV:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
+    def reserve(self, offset: int, end: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+        """Make the ring, which has room for any `end`."""
+        if self.keys is None:
+            self.keys, self.values = (mx.zeros((1, heads, self.window, width), dtype) for _ in range(2))
+
     def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those that they may see.
 
         One position sees the whole ring, in the order of its slots (attention does not depend on the order of keys).
         Several see, in order of position, the `min(offset, window - 1)` before them and themselves.
         """
+        _, heads, length, width = keys.shape
+        self.reserve(offset, offset + length, heads, width, keys.dtype)
         self.keys, seen_keys = self._advance(self.keys, offset, keys)
         self.values, seen_values = self._advance(self.values, offset, values)
         return seen_keys, seen_values
 
-    def _advance(self, ring: mx.array | None, offset: int, new: mx.array) -> tuple[mx.array, mx.array]:
+    def _advance(self, ring: mx.array, offset: int, new: mx.array) -> tuple[mx.array, mx.array]:
         """The ring after `new` has been stored, and what the positions in `new` may see."""
-        _, heads, length, width = new.shape
-        if ring is None:
-            ring = mx.zeros((1, heads, self.window, width), new.dtype)
+        length = new.shape[2]
         if length == 1:
             slot = offset % self.window
             ring[:, :, slot : slot + 1] = new

@@ -147,12 +147,19 @@ class Shard:
 
     @cached_property
     def words(self) -> mx.array | None:
-        """The map as an MLX array, where MLX adopts host memory (Metal, whole pages); else None.
+        """The map as an MLX array, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU).
 
         In words of 32 bits, because MLX's 32-bit shapes could not count the bytes of a 4 GiB shard.
         """
         import mlx.core as mx
 
+        from .kernels import native
+
+        # Other programs' files need not be aligned.
+        if any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
+            return None
+        if mx.default_device().type == mx.DeviceType.cpu:
+            return native() and native().map_file(str(self.path))
         try:
             return mx.from_dlpack(self.bytes.view(np.uint32), copy=False)
         except ValueError:
@@ -220,6 +227,11 @@ class Checkpoint:
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
         return self._shards[name].arrays[name]
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether arrays are views of the files, not copies."""
+        return all(shard.words is not None for shard in set(self._shards.values()))
 
     def rows(self, name: str, index: mx.array) -> mx.array:
         """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.

@@ -81,6 +81,18 @@ def sampling_options(command: Callable) -> Callable:
     return command
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads on a CPU.  [default: one for each fast core]"
+)
+
+
+def _use_threads(count: int | None) -> None:
+    if count is not None:
+        from .kernels import set_threads
+
+        set_threads(count)
+
+
 def _sampling(options: dict[str, Any]) -> Sampling:
     from .sampling import Sampling
 
@@ -167,8 +179,9 @@ def _model_folder(name: str) -> Path:
         return missing.folder
 
 
-def _load(name: str) -> Model:
+def _load(name: str, threads: int | None = None) -> Model:
     folder = _model_folder(name)
+    _use_threads(threads)
     from .engine import load
 
     return load(folder)
@@ -177,13 +190,14 @@ def _load(name: str) -> Model:
 @cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
 @click.argument("model", default="gpt-oss-20b")
 @sampling_options
+@threads_option
 @click.option("--show-reasoning/--hide-reasoning", default=None, help="[default: shown in a terminal]")
-def chat(model: str, show_reasoning: bool | None, **options: Any) -> None:
+def chat(model: str, threads: int | None, show_reasoning: bool | None, **options: Any) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
     """
-    session = _session(_load(model), options)
+    session = _session(_load(model, threads), options)
     from .chat.terminal import run
 
     run(session, show_reasoning=show_reasoning, history=home() / "history")
@@ -193,7 +207,8 @@ def chat(model: str, show_reasoning: bool | None, **options: Any) -> None:
 @click.argument("model")
 @click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
 @sampling_options
-def generate(model: str, prompt: str | None, **options: Any) -> None:
+@threads_option
+def generate(model: str, prompt: str | None, threads: int | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
@@ -202,7 +217,7 @@ def generate(model: str, prompt: str | None, **options: Any) -> None:
     text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-    session = _session(_load(model), options)
+    session = _session(_load(model, threads), options)
     from .harmony.parse import Content
     from .progress import prefill_progress
 
@@ -218,23 +233,46 @@ def generate(model: str, prompt: str | None, **options: Any) -> None:
         click.echo()
 
 
-@cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64")
+@cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64 --depth 2048 --depth 8192")
 @click.argument("model", default="gpt-oss-20b")
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens to prefill.")
-@click.option("--generate", "decode", type=click.IntRange(2), default=32, show_default=True, help="Tokens to decode.")
+@click.option("--generate", type=click.IntRange(1), default=32, show_default=True, help="Tokens to decode.")
+@click.option("--depth", "depths", type=click.IntRange(1), multiple=True, help="Also decode behind so many tokens.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the median counts.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def bench(model: str, prompt: int, decode: int, repeat: int, as_json: bool) -> None:
+def bench(
+    model: str, prompt: int, generate: int, depths: tuple[int, ...], repeat: int, threads: int | None, as_json: bool
+) -> None:
     """Measure MODEL on this machine: load, time to first token, prefill, decode, memory."""
     folder = _model_folder(model)
+    _use_threads(threads)
     from .bench.measure import measure
     from .bench.report import print_table
 
-    figures = measure(folder, prompt=prompt, decode=decode, repeat=repeat)
+    figures = measure(folder, prompt=prompt, generate=generate, repeat=repeat, depths=depths)
     if as_json:
         click.echo(json.dumps(figures.as_dict(), indent=1))
     else:
         print_table(figures)
+
+
+@cli.command(epilog="Example: gptoss-mlx doctor --self-test")
+@click.option("--self-test", is_flag=True, help="Also check that this machine computes right (some seconds).")
+def doctor(self_test: bool) -> None:
+    """Say what this machine gives gptoss-mlx: device, kernels, memory, versions."""
+    from . import doctor as report
+
+    for name, value in report.facts():
+        click.echo(f"{name:20}{value}")
+    if not self_test:
+        return
+    failed = 0
+    for check in report.self_test():
+        failed += not check.passed
+        click.echo(f"{check.name:20}{'pass' if check.passed else 'FAIL'}: {check.detail}")
+    if failed:
+        raise GptOssError(f"{failed} checks failed")
 
 
 @cli.command(epilog="Example: gptoss-mlx demo")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from . import kernels
 from .cache import Cache
 from .checkpoint import Checkpoint
 from .config import ModelConfig
@@ -24,6 +25,9 @@ PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
 
 # Long enough to use a GPU well; short enough that the scores of one chunk against a long context stay small on a CPU.
 PREFILL_CHUNK = {mx.DeviceType.cpu: 256, mx.DeviceType.gpu: 2048}
+
+# The kernels keep no scores, and an expert's weights are unpacked once for all tokens of a chunk that chose it.
+KERNELS_PREFILL_CHUNK = 512
 
 # Whether a token is computed while the one before it is told. A GPU would wait for Python otherwise; a CPU would only
 # waste the token behind the last.
@@ -39,6 +43,9 @@ class Model:
 
     def __init__(self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int]):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
+        device = mx.default_device().type
+        on_kernels = device == mx.DeviceType.cpu and kernels.native()
+        self.prefill_chunk = KERNELS_PREFILL_CHUNK if on_kernels else PREFILL_CHUNK[device]
 
     def make_cache(self) -> Cache:
         """The empty KV state of one conversation."""
@@ -62,7 +69,7 @@ class Model:
         for an unknown id.
         """
         self._check(ids, cache)
-        chunk = chunk or PREFILL_CHUNK[mx.default_device().type]
+        chunk = chunk or self.prefill_chunk
         if on_progress:
             on_progress(0, len(ids))
         for start in range(0, len(ids), chunk):
@@ -124,7 +131,7 @@ class Model:
 def load(path: str | Path) -> Model:
     """Open a converted folder. Headers are checked; weights are mapped, or read when they are first used.
 
-    Activations are BF16 on a GPU and FP32 on a CPU, where MLX computes FP32 many times faster.
+    Activations are BF16 on a GPU and FP32 on a CPU, where MLX computes FP32 many times faster and the kernels take it.
     Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""The gpt-oss network, top to bottom, in plain MLX operations.
+"""The gpt-oss network, top to bottom, in plain MLX operations. On a CPU, `kernels.layers` stands in for its parts.
 
 One sequence at a time. Knows the published architecture (openai/gpt-oss, gpt_oss/torch/model.py); where weights lie is
 `weights`' and `checkpoint`'s affair, the KV state is `cache`'s, and which tokens to feed is `engine`'s.
@@ -13,6 +13,7 @@ import mlx.core as mx
 from .cache import Cache, FullKV, RingKV
 from .config import Rope
 from .experts import Experts
+from .kernels import layers as kernels
 from .weights import Weights
 
 
@@ -21,9 +22,10 @@ class Transformer:
         config = weights.config
         self.config = config
         self.embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
-        self.layers = [Layer(weights, f"model.layers.{index}") for index in range(config.num_layers)]
+        self.layers = [Layer(weights, f"model.layers.{index}", kind) for index, kind in enumerate(config.layer_types)]
         self.norm = Norm(weights, "model.norm")
-        self.head = weights.linear("lm_head", config.vocab_size, config.hidden_size, bias=False)
+        head = "lm_head", config.vocab_size, config.hidden_size
+        self.head = kernels.linear(weights, *head) or weights.linear(*head, bias=False)
 
     def hidden(self, ids: mx.array, cache: Cache) -> mx.array:
         """Ids [1, L] at positions cache.offset.. -> hidden states [1, L, hidden], normalized; advances the cache."""
@@ -40,15 +42,25 @@ class Transformer:
 
 
 class Layer:
-    def __init__(self, weights: Weights, path: str):
-        self.attention_norm = Norm(weights, f"{path}.input_layernorm")
-        self.attention = Attention(weights, f"{path}.self_attn")
-        self.mixture_norm = Norm(weights, f"{path}.post_attention_layernorm")
-        self.mixture = Mixture(weights, f"{path}.mlp")
+    """Attention and the mixture of experts, each behind a norm and added to what came in."""
+
+    def __init__(self, weights: Weights, path: str, kind: str):
+        config = weights.config
+        attention = f"{path}.self_attn", f"{path}.input_layernorm"
+        mixture = f"{path}.mlp", f"{path}.post_attention_layernorm"
+        positions = {
+            "window": config.sliding_window if kind == "sliding_attention" else 0,
+            # YaRN scales cos and sin, and so both q and k: squared, it can scale their product instead.
+            "scale": concentration(config.rope) ** 2 / math.sqrt(config.head_dim),
+            "wavelengths": rope_wavelengths(config.rope, config.head_dim),
+        }
+        self.attention = kernels.attention(weights, *attention, **positions) or Attention(
+            weights, *attention, **positions
+        )
+        self.mixture = kernels.mixture(weights, *mixture) or Mixture(weights, *mixture)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
-        x = x + self.attention(self.attention_norm(x), offset, mask, kv)
-        return x + self.mixture(self.mixture_norm(x))
+        return self.mixture(self.attention(x, offset, mask, kv))
 
 
 class Norm:
@@ -65,24 +77,25 @@ class Norm:
 class Attention:
     """Grouped-query attention with a learned sink logit per head, which joins the softmax and carries no value."""
 
-    def __init__(self, weights: Weights, path: str):
+    def __init__(self, weights: Weights, path: str, norm: str, *, window: int, scale: float, wavelengths: mx.array):
+        """`window` is what the mask and `kv` already know."""
         config = weights.config
+        self.norm = Norm(weights, norm)
+        self.scale, self.wavelengths = scale, wavelengths
         self.head_dim = config.head_dim
         self.query = weights.linear(f"{path}.q_proj", config.num_heads * config.head_dim, config.hidden_size)
         self.key = weights.linear(f"{path}.k_proj", config.num_kv_heads * config.head_dim, config.hidden_size)
         self.value = weights.linear(f"{path}.v_proj", config.num_kv_heads * config.head_dim, config.hidden_size)
         self.output = weights.linear(f"{path}.o_proj", config.hidden_size, config.num_heads * config.head_dim)
         self.sinks = weights.vector(f"{path}.sinks", config.num_heads)
-        self.wavelengths = rope_wavelengths(config.rope, config.head_dim)
-        # YaRN scales cos and sin, and so both q and k: squared, it can scale their product instead.
-        self.scale = concentration(config.rope) ** 2 / math.sqrt(config.head_dim)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
-        """x [1, L, hidden] at positions offset.. -> [1, L, hidden]; stores keys and values in `kv`."""
-        query, key = (self._rotate(self._heads(project(x)), offset) for project in (self.query, self.key))
-        keys, values = kv.update(offset, key, self._heads(self.value(x)))
+        """x [1, L, hidden] at positions offset.. -> x + attention(norm(x)); stores keys and values in `kv`."""
+        y = self.norm(x)
+        query, key = (self._rotate(self._heads(project(y)), offset) for project in (self.query, self.key))
+        keys, values = kv.update(offset, key, self._heads(self.value(y)))
         y = mx.fast.scaled_dot_product_attention(query, keys, values, scale=self.scale, mask=mask, sinks=self.sinks)
-        return self.output(y.swapaxes(1, 2).flatten(2))
+        return x + self.output(y.swapaxes(1, 2).flatten(2))
 
     def _heads(self, x: mx.array) -> mx.array:
         """[1, L, heads * head_dim] -> [1, heads, L, head_dim]."""
@@ -97,19 +110,20 @@ class Attention:
 class Mixture:
     """The router picks experts for each token; the softmax is over the picked ones alone."""
 
-    def __init__(self, weights: Weights, path: str):
+    def __init__(self, weights: Weights, path: str, norm: str):
         config = weights.config
+        self.norm = Norm(weights, norm)
         self.k = config.experts_per_token
         self.router = weights.linear(f"{path}.router", config.num_experts, config.hidden_size)
         self.experts = Experts(weights, f"{path}.experts")
 
     def __call__(self, x: mx.array) -> mx.array:
-        """[1, L, hidden] -> [1, L, hidden]."""
-        tokens = x.flatten(0, 1)
+        """x [1, L, hidden] -> x + mixture(norm(x))."""
+        tokens = self.norm(x).flatten(0, 1)
         scores = self.router(tokens)
         chosen = mx.argpartition(-scores, kth=self.k - 1, axis=-1)[:, : self.k]
         share = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
-        return self.experts(tokens, chosen, share).reshape(x.shape)
+        return x + self.experts(tokens, chosen, share).reshape(x.shape)
 
 
 def concentration(rope: Rope) -> float:

@@ -7,16 +7,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import gptoss_mlx
 from checkpoints import config_of, write_checkpoint
 from golden.cases import CASES, prompt_of
 from gptoss_convert import convert
-from gptoss_mlx import GptOssError, Sampling, engine
+from gptoss_mlx import GptOssError, Sampling, engine, kernels
 from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.engine import ContextFull
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
 GREEDY = Sampling(temperature=0)
+
+
+def load(folder):
+    """The network in MLX's own operations, exact in FP32: tests/kernels compares the kernels with it."""
+    with kernels.off():
+        return engine.load(folder)
 
 
 def relative(got, right):
@@ -42,7 +47,7 @@ def folder_of(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(folder_of):
     """A model whose window is short enough to be passed in every test."""
-    return gptoss_mlx.load(folder_of(config_of(sliding_window=16)))
+    return load(folder_of(config_of(sliding_window=16)))
 
 
 def one_shot(model, ids):
@@ -52,7 +57,7 @@ def one_shot(model, ids):
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_those_of_transformers(name, folder_of):
     case = CASES[name]
-    model = gptoss_mlx.load(folder_of(config_of(**case.config), case.seed))
+    model = load(folder_of(config_of(**case.config), case.seed))
     assert relative(one_shot(model, prompt_of(case))[case.positions], GOLDEN[name]) < 1e-4
 
 
@@ -103,7 +108,7 @@ def mlx_lm_model(folder, monkeypatch):
 def test_mlx_lm_agrees_on_the_same_folder(folder_of, recipe, monkeypatch):
     folder = folder_of(config_of(), recipe=recipe)
     ids = prompt_of(CASES["published_shape"])
-    ours, theirs = gptoss_mlx.load(folder), mlx_lm_model(folder, monkeypatch)
+    ours, theirs = load(folder), mlx_lm_model(folder, monkeypatch)
     assert relative(one_shot(ours, ids), np.array(theirs(mx.array([ids]))[0])) < 1e-4
     assert list(ours.generate(ids, sampling=GREEDY, max_tokens=64, stop=())) == mlx_lm_greedy(theirs, ids, 64)
 
@@ -122,7 +127,7 @@ def test_mlx_lm_as_released_rounds_the_range(folder_of, monkeypatch):
     theirs, _ = load_model(folder)
     theirs.set_dtype(mx.float32)
     ids = prompt_of(CASES["published_shape"])
-    assert relative(one_shot(gptoss_mlx.load(folder), ids), np.array(theirs(mx.array([ids]))[0])) > 1e-3
+    assert relative(one_shot(load(folder), ids), np.array(theirs(mx.array([ids]))[0])) > 1e-3
 
 
 def test_generate_stops_and_leaves_the_cache_at_the_last_token(small):
@@ -177,7 +182,7 @@ def test_ids_that_no_embedding_has(small, ids):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_end_of_context(folder_of, monkeypatch, ahead):
     monkeypatch.setitem(engine.LOOK_AHEAD, mx.default_device().type, ahead)
-    model = gptoss_mlx.load(folder_of(config_of(max_position_embeddings=64)))
+    model = load(folder_of(config_of(max_position_embeddings=64)))
     ids = list(range(60))
     assert len(list(model.generate(ids, sampling=GREEDY, stop=()))) == 5
     with pytest.raises(ContextFull, match="context of 64"):
@@ -192,9 +197,9 @@ def test_folder_that_does_not_match_its_config(folder_of, tmp_path):
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=r"self_attn"):
-        gptoss_mlx.load(tmp_path)
+        load(tmp_path)
 
 
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(GptOssError, match="not a folder"):
-        gptoss_mlx.load(tmp_path / "nothing")
+        load(tmp_path / "nothing")

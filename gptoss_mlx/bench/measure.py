@@ -1,7 +1,8 @@
-"""Load time, time to first token, prefill and decode speed, and peak memory of one model folder, in this process.
+"""Load time, time to first token, prefill and decode speed, and memory of one model folder, in this process.
 
 Prompts are random ids: speed does not depend on what they mean. Every run is repeated after a warm-up, and the median
-counts. Not measured: sampling beyond greedy, tokenization, and what other programs do meanwhile.
+counts. The bandwidth of the memory is measured before and after decoding, because on a shared machine it swings. Not
+measured: sampling beyond greedy, tokenization, and what other programs do meanwhile.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import random
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
 
+from .. import kernels
+from ..checkpoint import Checkpoint
 from ..engine import Model, load
 from ..sampling import Sampling
+from .roofline import BANDWIDTH_BYTES, kv_bytes, weight_bytes
 
 GREEDY = Sampling(temperature=0)
 
@@ -35,61 +40,108 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Decode:
+    """Decoding behind `depth` tokens of context."""
+
+    depth: int
+    tokens_per_second: Spread
+    bytes_per_token: int
+    """Weights, keys and values."""
+    read_bandwidth: float | None
+    """Bytes per second that the same threads read, measured before and after: the mean. None without kernels."""
+
+    @property
+    def share_of_bandwidth(self) -> float | None:
+        return self.read_bandwidth and self.bytes_per_token * self.tokens_per_second.median / self.read_bandwidth
+
+
+@dataclass(frozen=True)
 class Figures:
     model: str
     device: str
     mlx: str
     prompt: int
-    decode: int
+    generate: int
     repeat: int
     load_seconds: float
     first_token_seconds: float
     """Load and prefill, up to the first token: weights come from the disk or the page cache."""
     prefill_tokens_per_second: Spread
-    decode_tokens_per_second: Spread
-    peak_anonymous_bytes: int | None
-    peak_mapped_bytes: int | None
+    decode: list[Decode]
+    anonymous_bytes: int | None
+    mapped_bytes: int | None
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-def measure(folder: Path, *, prompt: int, decode: int, repeat: int) -> Figures:
-    """Run the whole measurement. Raises GptOssError for a folder that cannot be loaded."""
+def measure(folder: Path, *, prompt: int, generate: int, repeat: int, depths: tuple[int, ...] = ()) -> Figures:
+    """Run the whole measurement; decoding is measured behind the prompt, and behind each of `depths` tokens of context.
+
+    Raises GptOssError for a folder that cannot be loaded, and for a depth that its context has no room for.
+    """
     started = time.perf_counter()
     model = load(folder)
     load_seconds = time.perf_counter() - started
-    ids = random.Random(0).choices(range(model.config.vocab_size), k=prompt)
-    next(model.generate(ids, sampling=GREEDY, stop=()))
+    ids = random.Random(0).choices(range(model.config.vocab_size), k=max(prompt, *depths, 0))
+    next(model.generate(ids[:prompt], sampling=GREEDY, stop=()))
     first_token_seconds = time.perf_counter() - started
 
-    runs = [_run(model, ids, decode) for _ in range(repeat)]
+    prefills = [_prefill_seconds(model, ids[:prompt]) for _ in range(repeat)]
+    weights = weight_bytes(Checkpoint.open(folder), model.config)
+    decode = [_decode(model, ids[:depth], generate, repeat, weights) for depth in (prompt, *depths)]
     anonymous, mapped = _memory()
     return Figures(
         model=str(folder),
-        device=f"{mx.default_device()} on {platform.machine()} {platform.system()}",
+        device=_device(),
         mlx=mx.__version__,
         prompt=prompt,
-        decode=decode,
+        generate=generate,
         repeat=repeat,
         load_seconds=load_seconds,
         first_token_seconds=first_token_seconds,
-        prefill_tokens_per_second=Spread.of([prompt / prefill for prefill, _ in runs]),
-        decode_tokens_per_second=Spread.of([(decode - 1) / seconds for _, seconds in runs]),
-        peak_anonymous_bytes=anonymous,
-        peak_mapped_bytes=mapped,
+        prefill_tokens_per_second=Spread.of([prompt / seconds for seconds in prefills]),
+        decode=decode,
+        anonymous_bytes=anonymous,
+        mapped_bytes=mapped,
     )
 
 
-def _run(model: Model, ids: list[int], decode: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last of `decode`."""
+def _device() -> str:
+    native = kernels.native()
+    how = f", {native.kernels_in_use()} kernels, {native.threads()} threads" if native else ""
+    return f"{mx.default_device().type.name.upper()} on {platform.machine()} {platform.system()}{how}"
+
+
+def _prefill_seconds(model: Model, ids: list[int]) -> float:
     started = time.perf_counter()
-    tokens = model.generate(ids, sampling=GREEDY, max_tokens=decode, stop=())
-    next(tokens)
-    first = time.perf_counter()
-    for _ in tokens:
-        pass
-    return first - started, time.perf_counter() - first
+    mx.eval(model.prefill(ids, model.make_cache()))
+    return time.perf_counter() - started
+
+
+def _decode(model: Model, context: list[int], count: int, repeat: int, weights: int) -> Decode:
+    """The context is read once; each run goes on where the one before it ended."""
+    cache = model.make_cache()
+    (token,) = model.generate(context, sampling=GREEDY, max_tokens=1, stop=(), cache=cache)
+    before, speeds = _bandwidth(), []
+    for _ in range(repeat):
+        tokens = model.generate([token], sampling=GREEDY, max_tokens=count + 1, stop=(), cache=cache)
+        next(tokens)  # is decoded too, but in the same step as the end of the last run
+        started = time.perf_counter()
+        decoded = len(list(islice(tokens, count)))
+        speeds.append(decoded / (time.perf_counter() - started))
+    after = _bandwidth()
+    return Decode(
+        depth=len(context),
+        tokens_per_second=Spread.of(speeds),
+        bytes_per_token=weights + kv_bytes(cache),
+        read_bandwidth=before and after and (before + after) / 2,
+    )
+
+
+def _bandwidth() -> float | None:
+    native = kernels.native()
+    return native.read_bandwidth(BANDWIDTH_BYTES) if native else None
 
 
 def _memory() -> tuple[int | None, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from .measure import Figures, Spread
+from .measure import Decode, Figures, Spread
 
 
 def print_table(figures: Figures) -> None:
@@ -14,10 +14,19 @@ def print_table(figures: Figures) -> None:
     def speed(name: str, spread: Spread) -> None:
         table.add_row(name, *(f"{value:.2f} tokens/s" for value in (spread.median, spread.least, spread.most)))
 
-    table.add_row("load", f"{figures.load_seconds:.2f} s", "", "")
-    table.add_row("load to first token", f"{figures.first_token_seconds:.2f} s", "", "")
+    table.add_row("load", f"{figures.load_seconds:.2f} s")
+    table.add_row("load to first token", f"{figures.first_token_seconds:.2f} s")
     speed(f"prefill {figures.prompt}", figures.prefill_tokens_per_second)
-    speed(f"decode {figures.decode}", figures.decode_tokens_per_second)
-    for name, count in (("anonymous", figures.peak_anonymous_bytes), ("mapped", figures.peak_mapped_bytes)):
-        table.add_row(f"memory, {name}", "not known" if count is None else f"{count / 1e6:.1f} MB", "", "")
+    for decode in figures.decode:
+        speed(f"decode {figures.generate} at {decode.depth}", decode.tokens_per_second)
+        table.add_row("  reads", _reads(decode))
+    for name, count in (("anonymous", figures.anonymous_bytes), ("mapped", figures.mapped_bytes)):
+        table.add_row(f"memory, {name}", "not known" if count is None else f"{count / 1e6:.1f} MB")
     Console().print(table)
+
+
+def _reads(decode: Decode) -> str:
+    rate = decode.bytes_per_token * decode.tokens_per_second.median
+    if decode.read_bandwidth is None:
+        return f"{rate / 1e9:.1f} GB/s"
+    return f"{rate / 1e9:.1f} of {decode.read_bandwidth / 1e9:.1f} GB/s, {decode.share_of_bandwidth:.0%}"

@@ -146,6 +146,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_session(terminal, endless_folder)
     child.expect(">")
     child.sendline("/stats")
     child.expect(r"context \d+ of 131072")
+    child.expect(">")
     child.sendintr()  # at an empty prompt: leave
     child.expect(pexpect.EOF)
     assert "Traceback" not in child.before

@@ -15,7 +15,7 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES
 from gptoss_mlx.cli import RECIPE_NAMES
 
-COMMANDS = ["convert", "chat", "generate", "bench", "demo", "harmony render", "harmony parse"]
+COMMANDS = ["convert", "chat", "generate", "bench", "doctor", "demo", "harmony render", "harmony parse"]
 
 
 def assert_one_line_error(done, *parts, status=1):
@@ -158,12 +158,29 @@ def test_a_closed_pipe_is_quiet(command, environment, demo_folder):
     assert done.returncode == 1
 
 
+def test_doctor(run):
+    done = run("doctor", "--self-test")
+    assert done.returncode == 0, done.stdout
+    names = [line[:20].strip() for line in done.stdout.splitlines()]
+    assert {"kernels", "memory", "mapped weights", "logits, mxfp4-q4", "logits, q4", "cache and window"} <= set(names)
+    assert "FAIL" not in done.stdout
+
+
+def test_doctor_without_kernels(run):
+    done = run("doctor", GPTOSS_MLX_KERNELS="0")
+    assert "off: switched off" in done.stdout
+
+
 def test_bench(run, demo_folder):
     done = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--repeat", 2, "--json")
     figures = json.loads(done.stdout)
-    assert figures["decode_tokens_per_second"]["median"] > 0
-    table = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--repeat", 1).stdout
+    (decode,) = figures["decode"]
+    assert decode["depth"] == 8
+    assert decode["tokens_per_second"]["median"] > 0
+    assert decode["bytes_per_token"] > 1e6
+    table = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--depth", 200, "--repeat", 1).stdout
     assert "prefill 8" in table
+    assert "decode 4 at 200" in table
     assert "tokens/s" in table
 
 

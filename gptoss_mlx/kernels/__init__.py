@@ -1,0 +1,76 @@
+"""What MLX does slowly on a CPU, done at the speed of memory: products, attention and whole halves of a layer, in C++.
+
+`native()` is the compiled module, or None where it is not built, does not fit the MLX that is installed, or is switched
+off; everything then runs on MLX's own operations. Three variables of the environment decide:
+
+GPTOSS_MLX_KERNELS=0             off
+GPTOSS_MLX_THREADS=N             threads; as many as there are fast cores otherwise
+GPTOSS_MLX_INSTRUCTIONS=NAME     an instruction set that is not the best, to compare
+
+The sources are in `native/`; what the network uses of them is in `layers`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
+from ..errors import GptOssError
+
+_switched_off = False
+
+
+def native() -> ModuleType | None:
+    """The compiled kernels, if they are to be used."""
+    return None if why_not_native() else _load()
+
+
+def why_not_native() -> str | None:
+    """The reason why the compiled kernels are not used, if they are not."""
+    if _switched_off or os.environ.get("GPTOSS_MLX_KERNELS") == "0":
+        return "switched off"
+    try:
+        module = _load()
+    except ImportError as error:
+        return f"not built: {error}"
+    if module.mlx_version != module.built_for_mlx:
+        return f"built for MLX {module.built_for_mlx}, and this is MLX {module.mlx_version}"
+    return None
+
+
+@contextmanager
+def off() -> Iterator[None]:
+    """What is loaded within this runs on MLX's own operations."""
+    global _switched_off
+    before, _switched_off = _switched_off, True
+    try:
+        yield
+    finally:
+        _switched_off = before
+
+
+def set_threads(count: int) -> None:
+    """How many threads the kernels use from now on. Without kernels it has no effect: MLX does not divide its work."""
+    if native():
+        native().set_threads(count)
+
+
+@cache
+def _load() -> ModuleType:
+    from . import _native
+
+    if instructions := os.environ.get("GPTOSS_MLX_INSTRUCTIONS"):
+        try:
+            _native.use_kernels(instructions)
+        except ValueError:
+            known = ", ".join(_native.available_kernels())
+            raise GptOssError(f"GPTOSS_MLX_INSTRUCTIONS is {instructions!r}; this machine has {known}") from None
+    if threads := os.environ.get("GPTOSS_MLX_THREADS"):
+        try:
+            _native.set_threads(int(threads))
+        except ValueError:
+            raise GptOssError(f"GPTOSS_MLX_THREADS is {threads!r}, not a whole number from 1 to 1024") from None
+    return _native

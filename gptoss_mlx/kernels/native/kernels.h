@@ -1,0 +1,39 @@
+// The algorithms as one table of functions per instruction set, chosen at run time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "matrix.h"
+
+namespace gptoss {
+
+struct Attended;
+
+struct Kernels {
+  const char* name;
+  int lanes;  // sizes of vectors (norms, head dimension) have to be multiples of it
+
+  // product.inl.h. `multiply` gives out[t * (last - first) + r - first].
+  void (*quantize)(const float* x, int columns, Format format, int group, Activations out);
+  void (*multiply)(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out);
+
+  // vector_math.inl.h
+  void (*rms_norm)(const float* x, const uint16_t* weight, int size, float eps, float* out);
+  void (*swiglu)(float* gate, const float* up, int size, float limit);
+  void (*store_as_bf16)(const float* x, int size, uint16_t* out);
+  void (*attend)(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count, Attended* state);
+
+  // XOR of `count` 64-byte lines: what reading memory costs at least.
+  uint64_t (*read)(const void* lines, size_t count);
+};
+
+// The names of what this machine can run, best first; the last is always "portable".
+std::vector<std::string> available_kernels();
+
+// What is in use: the best, unless `use_kernels` chose another one. Throws std::invalid_argument for a name that is not
+// available.
+const Kernels& kernels();
+void use_kernels(const std::string& name);
+
+}  // namespace gptoss

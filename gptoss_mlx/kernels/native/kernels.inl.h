@@ -1,0 +1,52 @@
+// The table of kernels.h for one instruction set V: included by kernels_*.cc.
+#pragma once
+
+#include "product.inl.h"
+#include "vector_math.inl.h"
+
+namespace gptoss {
+
+template <class V, Format format>
+void multiply_as(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
+  const int rows = last - first;
+  if (tokens <= few_tokens) {
+    float* row[few_tokens];
+    for (int t = 0; t < tokens; t++) row[t] = out + size_t(t) * rows - first;
+    return multiply_few<V, format>(m, first, last, x, tokens, row);
+  }
+  thread_local Panel panel;
+  thread_local std::vector<float> tile;
+  tile.resize(size_t(tokens) * V::lanes);
+  for (int r = first; r < last; r += V::lanes) {
+    multiply_many<V, format>(m, r, x, tokens, panel, tile.data());
+    const int count = std::min(V::lanes, last - r);
+    for (int t = 0; t < tokens; t++) std::copy_n(tile.data() + t * V::lanes, count, out + size_t(t) * rows + r - first);
+  }
+}
+
+template <class V>
+void multiply(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
+  switch (m.format) {
+    case Format::mxfp4: return multiply_as<V, Format::mxfp4>(m, first, last, x, tokens, out);
+    case Format::affine4: return multiply_as<V, Format::affine4>(m, first, last, x, tokens, out);
+    case Format::affine8: return multiply_as<V, Format::affine8>(m, first, last, x, tokens, out);
+    case Format::bf16: return multiply_as<V, Format::bf16>(m, first, last, x, tokens, out);
+  }
+}
+
+template <class V>
+uint64_t read(const void* lines, size_t count) {
+  uint64_t all[8] = {};
+  const auto* p = static_cast<const uint64_t*>(lines);
+  for (size_t i = 0; i < count; i++, p += 8) {
+    for (int j = 0; j < 8; j++) all[j] ^= p[j];
+  }
+  uint64_t result = 0;
+  for (uint64_t part : all) result ^= part;
+  return result;
+}
+
+template <class V>
+constexpr Kernels table{V::name, V::lanes, quantize<V>, multiply<V>, rms_norm<V>, swiglu<V>, store_as_bf16<V>, attend<V>, read<V>};
+
+}  // namespace gptoss

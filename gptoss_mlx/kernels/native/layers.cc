@@ -1,0 +1,321 @@
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "simd_portable.h"
+#include "vector_math.inl.h"
+
+namespace gptoss {
+
+namespace {
+
+constexpr int rows_per_task = 32;              // 46 kB of a 2,880 column MXFP4 matrix: long enough not to notice its start
+constexpr int positions_per_task = 512;        // of one KV head, where one token attends to a long context
+
+struct Rows {
+  int first, last;
+  int count() const { return last - first; }
+};
+
+int tasks_of(int rows) { return (rows + rows_per_task - 1) / rows_per_task; }
+
+Rows rows_of(int task, int rows) { return {task * rows_per_task, std::min(rows, (task + 1) * rows_per_task)}; }
+
+// Activations of several tokens, quantized for one matrix.
+struct Quantized {
+  ActivationRows rows;
+  std::vector<Activations> each;
+
+  Quantized(const Matrix& matrix, int tokens) : rows(matrix, tokens) {
+    for (int t = 0; t < tokens; t++) each.push_back(rows.row(t));
+  }
+
+  void set(int t, const float* x) { kernels().quantize(x, rows.columns, rows.format, rows.group, each[t]); }
+};
+
+bool same_form(const Matrix& a, const Matrix& b) {
+  return a.format == b.format && a.group == b.group && a.columns == b.columns;
+}
+
+std::vector<float>& scratch() {
+  thread_local std::vector<float> values;
+  return values;
+}
+
+// Rows of `weights` times all tokens, bias included: [tokens][rows.count()].
+void multiply(const Linear& weights, Rows rows, const Activations* x, int tokens, float* out) {
+  kernels().multiply(weights.matrix, rows.first, rows.last, x, tokens, out);
+  if (!weights.bias) return;
+  for (int t = 0; t < tokens; t++) {
+    for (int i = 0; i < rows.count(); i++) out[t * rows.count() + i] += float_of_bf16(weights.bias[rows.first + i]);
+  }
+}
+
+// out[t * stride + row] = product, plus `residual` of the same layout where there is one.
+void multiply_into(const Linear& weights, Rows rows, const Activations* x, int tokens, const float* residual, float* out,
+                   int stride) {
+  auto& tile = scratch();
+  tile.resize(size_t(tokens) * rows.count());
+  multiply(weights, rows, x, tokens, tile.data());
+  for (int t = 0; t < tokens; t++) {
+    const float* from = tile.data() + size_t(t) * rows.count();
+    size_t at = size_t(t) * stride + rows.first;
+    for (int i = 0; i < rows.count(); i++) out[at + i] = from[i] + (residual ? residual[at + i] : 0);
+  }
+}
+
+struct Angles {
+  std::vector<float> cos, sin;
+
+  Angles(const float* wavelengths, int pairs, int position) : cos(pairs), sin(pairs) {
+    for (int i = 0; i < pairs; i++) {
+      double angle = position / double(wavelengths[i]);
+      cos[i] = float(std::cos(angle)), sin[i] = float(std::sin(angle));
+    }
+  }
+};
+
+}  // namespace
+
+void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out) {
+  Quantized input(weights.matrix, tokens);
+  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * weights.matrix.columns); });
+  pool.for_each(tasks_of(weights.matrix.rows), [&](int task) {
+    multiply_into(weights, rows_of(task, weights.matrix.rows), input.each.data(), tokens, nullptr, out, weights.matrix.rows);
+  });
+}
+
+void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* k, const float* v, int tokens, int offset,
+            KV kv, float* out) {
+  const int dim = w.head_dim, group = w.heads / w.kv_heads;
+  const size_t row = size_t(w.kv_heads) * dim;
+  const bool ring = w.window > 0;
+
+  // Where the keys of position p lie: `first` is the position in slot 0 of `seen`. Several tokens of a sliding layer may
+  // see positions that their own keys overwrite in the ring, so those before them are set aside in order.
+  const int before = ring ? std::min(offset, w.window - 1) : offset;
+  std::vector<uint16_t> aside;
+  KV seen = kv;
+  if (ring && tokens > 1) {
+    seen.capacity = before + tokens;
+    aside.resize(2 * seen.capacity * row);
+    seen.keys = aside.data(), seen.values = aside.data() + seen.capacity * row;
+  }
+  pool.for_each(w.kv_heads, [&](int head) {
+    auto slot = [&](uint16_t* array, int capacity, int s) { return array + (size_t(head) * capacity + s) * dim; };
+    if (ring && tokens > 1) {
+      for (int i = 0; i < before; i++) {
+        int from = (offset - before + i) % w.window;
+        std::copy_n(slot(kv.keys, kv.capacity, from), dim, slot(seen.keys, seen.capacity, i));
+        std::copy_n(slot(kv.values, kv.capacity, from), dim, slot(seen.values, seen.capacity, i));
+      }
+    }
+    for (int t = 0; t < tokens; t++) {
+      int s = ring ? (offset + t) % w.window : offset + t;
+      const float *key = k + t * row + head * dim, *value = v + t * row + head * dim;
+      kernels().store_as_bf16(key, dim, slot(kv.keys, kv.capacity, s));
+      kernels().store_as_bf16(value, dim, slot(kv.values, kv.capacity, s));
+      if (ring && tokens > 1) {
+        kernels().store_as_bf16(key, dim, slot(seen.keys, seen.capacity, before + t));
+        kernels().store_as_bf16(value, dim, slot(seen.values, seen.capacity, before + t));
+      }
+    }
+  });
+
+  // One token over a long context is divided by positions too; the parts are put together at the end.
+  const int parts = tokens > 1 ? 1 : (before + 1 + positions_per_task - 1) / positions_per_task;
+  const size_t part_size = size_t(group) * dim;
+  std::vector<float> values(size_t(tokens) * w.kv_heads * parts * part_size);
+  std::vector<Attended> states(size_t(tokens) * w.heads * parts);
+  pool.for_each(tokens * w.kv_heads * parts, [&](int task) {
+    const int part = task % parts, head = task / parts % w.kv_heads, t = task / parts / w.kv_heads;
+    int last = ring && tokens == 1 ? std::min(offset + 1, w.window) : before + t + 1;
+    int first = ring ? std::max(0, last - w.window) : 0;
+    first += part * positions_per_task;
+    if (parts > 1) last = std::min(last, first + positions_per_task);
+
+    thread_local std::vector<float> scaled;
+    scaled.resize(part_size);
+    const float* query = q + (size_t(t) * w.heads + head * group) * dim;
+    for (size_t i = 0; i < part_size; i++) scaled[i] = query[i] * w.scale;
+
+    Attended* state = states.data() + size_t(task) * group;
+    for (int i = 0; i < group; i++) {
+      float sink = float_of_bf16(w.sinks[head * group + i]);  // a score without a value, counted once
+      state[i] = {sink, part == 0 ? 1.0f : 0.0f, values.data() + task * part_size + i * dim};
+    }
+    size_t from = (size_t(head) * seen.capacity + first) * dim;
+    kernels().attend(scaled.data(), group, dim, seen.keys + from, seen.values + from, last - first, state);
+  });
+  for (int i = 0; i < tokens * w.heads; i++) {
+    const int head = i % w.heads / group, t = i / w.heads;
+    Attended* state = states.data() + (size_t(t) * w.kv_heads + head) * parts * group + i % group;
+    float most = state[0].most, weight = 0;
+    for (int part = 1; part < parts; part++) most = std::max(most, state[part * group].most);
+    float* to = out + size_t(i) * dim;
+    std::fill_n(to, dim, 0.0f);
+    for (int part = 0; part < parts; part++) {
+      float share = std::exp(state[part * group].most - most);
+      weight += share * state[part * group].weight;
+      for (int d = 0; d < dim; d++) to[d] += share * state[part * group].value[d];
+    }
+    for (int d = 0; d < dim; d++) to[d] /= weight;
+  }
+}
+
+void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens, int offset, KV kv, float* out) {
+  const int hidden = w.query.matrix.columns;
+  const Linear* projections[] = {&w.query, &w.key, &w.value};
+  std::vector<float> results[3];
+  std::vector<Quantized> inputs;  // one for all three where they are stored alike
+  int input_of[3], first_task[4] = {};
+  for (int p = 0; p < 3; p++) {
+    const Matrix& m = projections[p]->matrix;
+    results[p].resize(size_t(tokens) * m.rows);
+    if (p == 0 || !same_form(m, projections[p - 1]->matrix)) inputs.emplace_back(m, tokens);
+    input_of[p] = int(inputs.size()) - 1;
+    first_task[p + 1] = first_task[p] + tasks_of(m.rows);
+  }
+  pool.for_each(tokens, [&](int t) {
+    auto& normed = scratch();
+    normed.resize(hidden);
+    kernels().rms_norm(x + size_t(t) * hidden, w.norm.weight, hidden, w.norm.eps, normed.data());
+    for (auto& input : inputs) input.set(t, normed.data());
+  });
+  pool.for_each(first_task[3], [&](int task) {
+    int p = task < first_task[1] ? 0 : task < first_task[2] ? 1 : 2;
+    const int rows = projections[p]->matrix.rows;
+    multiply_into(*projections[p], rows_of(task - first_task[p], rows), inputs[input_of[p]].each.data(), tokens, nullptr,
+                  results[p].data(), rows);
+  });
+  std::vector<float> &q = results[0], &k = results[1], &v = results[2];
+  pool.for_each(tokens, [&](int t) {
+    Angles angles(w.wavelengths, w.head_dim / 2, offset + t);
+    for (int h = 0; h < w.heads; h++) rotate(q.data() + (size_t(t) * w.heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
+    for (int h = 0; h < w.kv_heads; h++) rotate(k.data() + (size_t(t) * w.kv_heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
+  });
+  std::vector<float> attended(q.size());
+  attend(pool, w, q.data(), k.data(), v.data(), tokens, offset, kv, attended.data());
+
+  Quantized input(w.output.matrix, tokens);
+  pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
+  pool.for_each(tasks_of(hidden), [&](int task) {
+    multiply_into(w.output, rows_of(task, hidden), input.each.data(), tokens, x, out, hidden);
+  });
+}
+
+namespace {
+
+// The pairs of token and place among its chosen experts, in the order of experts: [begin[e], begin[e + 1]) is e's.
+struct Division {
+  std::vector<int> pair, begin;
+
+  Division(const int* chosen, int pairs, int experts) : pair(pairs), begin(experts + 1) {
+    for (int i = 0; i < pairs; i++) begin[chosen[i] + 1]++;
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    std::vector<int> next(begin.begin(), begin.end() - 1);
+    for (int i = 0; i < pairs; i++) pair[next[chosen[i]]++] = i;
+  }
+};
+
+Linear of_stack(const Linear& first, int index) {
+  return {first.matrix.of_stack(index), first.bias + size_t(index) * first.matrix.rows};
+}
+
+// Adds the experts' shares to `out`. `input` holds the tokens quantized for gate and up.
+void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const int* chosen, const float* share, int tokens,
+                 float* out) {
+  const int k = w.experts_per_token, pairs = tokens * k, inner = w.gate.matrix.rows, hidden = w.down.matrix.rows;
+  Division division(chosen, pairs, w.experts);
+  std::vector<int> active;
+  for (int e = 0; e < w.experts; e++) {
+    if (division.begin[e] < division.begin[e + 1]) active.push_back(e);
+  }
+  std::vector<Activations> sorted;  // the tokens, in the order of `division`
+  for (int p : division.pair) sorted.push_back(input.each[p / k]);
+
+  std::vector<float> between(size_t(pairs) * inner);
+  const int tasks = tasks_of(inner);
+  pool.for_each(int(active.size()) * tasks, [&](int task) {
+    const int e = active[task / tasks], begin = division.begin[e], count = division.begin[e + 1] - begin;
+    Rows rows = rows_of(task % tasks, inner);
+    auto& tiles = scratch();
+    const size_t size = size_t(count) * rows.count();
+    tiles.resize(2 * size);
+    float *gate = tiles.data(), *up = gate + size;
+    multiply(of_stack(w.gate, e), rows, sorted.data() + begin, count, gate);
+    multiply(of_stack(w.up, e), rows, sorted.data() + begin, count, up);
+    for (int i = 0; i < count; i++) {
+      kernels().swiglu(gate + i * rows.count(), up + i * rows.count(), rows.count(), w.limit);
+      std::copy_n(gate + i * rows.count(), rows.count(), between.data() + size_t(begin + i) * inner + rows.first);
+    }
+  });
+
+  Quantized middle(w.down.matrix, pairs);
+  pool.for_each(pairs, [&](int i) { middle.set(i, between.data() + size_t(i) * inner); });
+  pool.for_each(tasks_of(hidden), [&](int task) {
+    Rows rows = rows_of(task, hidden);
+    for (int e : active) {
+      const int begin = division.begin[e], count = division.begin[e + 1] - begin;
+      auto& tile = scratch();
+      tile.resize(size_t(count) * rows.count());
+      multiply(of_stack(w.down, e), rows, middle.each.data() + begin, count, tile.data());
+      for (int i = 0; i < count; i++) {
+        const int pair = division.pair[begin + i];
+        float* to = out + size_t(pair / k) * hidden + rows.first;
+        for (int r = 0; r < rows.count(); r++) to[r] += share[pair] * tile[i * rows.count() + r];
+      }
+    }
+  });
+}
+
+// The k largest of `scores`, and the softmax over these alone.
+void choose(const float* scores, int count, int k, int* chosen, float* share) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) { return scores[a] > scores[b]; });
+  float total = 0;
+  for (int i = 0; i < k; i++) {
+    chosen[i] = order[i];
+    total += share[i] = std::exp(scores[order[i]] - scores[order[0]]);
+  }
+  for (int i = 0; i < k; i++) share[i] /= total;
+}
+
+}  // namespace
+
+void experts(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share, int tokens, float* out) {
+  const int hidden = w.gate.matrix.columns;
+  Quantized input(w.gate.matrix, tokens);
+  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * hidden); });
+  std::fill_n(out, size_t(tokens) * hidden, 0.0f);
+  add_experts(pool, w, input, chosen, share, tokens, out);
+}
+
+void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* out) {
+  const int hidden = w.gate.matrix.columns, k = w.experts_per_token;
+  Quantized for_router(w.router.matrix, tokens), input(w.gate.matrix, tokens);
+  std::vector<float> scores(size_t(tokens) * w.experts);
+  pool.for_each(tokens, [&](int t) {
+    auto& normed = scratch();
+    normed.resize(hidden);
+    kernels().rms_norm(x + size_t(t) * hidden, w.norm.weight, hidden, w.norm.eps, normed.data());
+    for_router.set(t, normed.data());
+    input.set(t, normed.data());
+    std::copy_n(x + size_t(t) * hidden, hidden, out + size_t(t) * hidden);
+  });
+  constexpr int rows_per_router_task = 8;
+  pool.for_each((w.experts + rows_per_router_task - 1) / rows_per_router_task, [&](int task) {
+    Rows rows{task * rows_per_router_task, std::min(w.experts, (task + 1) * rows_per_router_task)};
+    multiply_into(w.router, rows, for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
+  });
+  std::vector<int> chosen(size_t(tokens) * k);
+  std::vector<float> share(chosen.size());
+  pool.for_each(tokens, [&](int t) { choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen.data() + t * k, share.data() + t * k); });
+  add_experts(pool, w, input, chosen.data(), share.data(), tokens, out);
+}
+
+}  // namespace gptoss

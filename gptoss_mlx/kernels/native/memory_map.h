@@ -1,0 +1,14 @@
+// A file as an MLX array on the CPU, without a copy.
+#pragma once
+
+#include <string>
+
+#include "mlx/array.h"
+
+namespace gptoss {
+
+// uint32 [file size / 4], read-only: writing to it ends the process. Throws std::runtime_error where the file cannot be
+// mapped. The bytes behind the last whole word are left out.
+mlx::core::array map_file(const std::string& path);
+
+}  // namespace gptoss

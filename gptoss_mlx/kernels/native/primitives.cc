@@ -1,0 +1,329 @@
+#include "primitives.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <sstream>
+#include <stdexcept>
+
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+
+namespace mx = mlx::core;
+
+namespace gptoss {
+
+namespace {
+
+std::string described(const mx::array& a) {
+  std::ostringstream text;
+  text << a.dtype() << " [";
+  for (int i = 0; i < int(a.ndim()); i++) text << (i ? ", " : "") << a.shape(i);
+  text << "]";
+  return text.str();
+}
+
+void expect(const std::string& name, const mx::array& a, mx::Dtype dtype, const mx::Shape& shape) {
+  if (a.dtype() == dtype && a.shape() == shape) return;
+  mx::array wanted(shape, dtype, nullptr, {});
+  throw std::invalid_argument(name + " is " + described(a) + ", not " + described(wanted));
+}
+
+// The array row by row in memory. (Of a view of a large buffer, as a mapped file is, `contiguous` makes a copy.)
+mx::array in_rows(const mx::array& a) { return mx::contiguous(a, false, mx::Device::cpu); }
+
+// The array evaluated and row by row in memory: a view of a mapped file stays one.
+mx::array settled(mx::array a) {
+  a.eval();
+  if (a.flags().row_contiguous) return a;
+  mx::array copy = in_rows(a);
+  copy.eval();
+  return copy;
+}
+
+std::mutex pool_mutex;
+std::shared_ptr<Pool>& pool_slot() {
+  static std::shared_ptr<Pool> pool = std::make_shared<Pool>(fast_cores());
+  return pool;
+}
+
+std::shared_ptr<Pool> pool() {
+  std::lock_guard lock(pool_mutex);
+  return pool_slot();
+}
+
+// A primitive whose work is one task on the CPU stream. Its inputs have to be row by row in memory.
+class Task : public mx::Primitive {
+ public:
+  using Work = std::function<void(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs)>;
+
+  // The last `taken_over` outputs are the last inputs, whose buffers they take over.
+  Task(const char* name, int taken_over, Work work)
+      : Primitive(mx::default_stream(mx::Device::cpu)), name_(name), taken_over_(taken_over), work_(std::move(work)) {}
+
+  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
+    for (const auto& input : inputs) {
+      if (!input.flags().row_contiguous) throw std::runtime_error(std::string(name_) + " was given a strided array");
+    }
+    const size_t fresh = outputs.size() - taken_over_;
+    for (size_t i = 0; i < outputs.size(); i++) {
+      if (i < fresh) outputs[i].set_data(mx::allocator::malloc(outputs[i].nbytes()));
+      else outputs[i].copy_shared_buffer(inputs[inputs.size() - outputs.size() + i]);
+    }
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    for (const auto& input : inputs) encoder.set_input_array(input);
+    for (auto& output : outputs) encoder.set_output_array(output);
+    std::vector<mx::array> from, to;
+    for (const auto& input : inputs) from.push_back(mx::array::unsafe_weak_copy(input));
+    for (const auto& output : outputs) to.push_back(mx::array::unsafe_weak_copy(output));
+    encoder.dispatch([work = work_, from = std::move(from), to = std::move(to)]() mutable { work(from, to); });
+  }
+  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
+    throw std::runtime_error(std::string(name_) + " runs on the CPU alone");
+  }
+  const char* name() const override { return name_; }
+
+ private:
+  const char* name_;
+  size_t taken_over_;
+  Work work_;
+};
+
+std::vector<mx::array> run(const char* name, std::vector<mx::Shape> shapes, std::vector<mx::Dtype> dtypes, int taken_over,
+                           std::vector<mx::array> inputs, Task::Work work) {
+  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Task>(name, taken_over, std::move(work)), inputs);
+}
+
+Format format_of(const std::string& name, const StoredMatrix& stored) {
+  if (stored.mode == "bf16") return Format::bf16;
+  if (stored.mode == "mxfp4" && stored.bits == 4 && stored.group == block) return Format::mxfp4;
+  bool group = stored.group == 32 || stored.group == 64 || stored.group == 128;
+  if (stored.mode == "affine" && group && stored.bits == 4) return Format::affine4;
+  if (stored.mode == "affine" && group && stored.bits == 8) return Format::affine8;
+  throw std::invalid_argument(name + ": no kernel for " + stored.mode + " with " + std::to_string(stored.bits) +
+                              " bits in groups of " + std::to_string(stored.group));
+}
+
+}  // namespace
+
+HeldLinear::HeldLinear(const std::string& name, const StoredMatrix& stored, int count, int rows, int columns) {
+  const Format format = format_of(name, stored);
+  const int group = format == Format::bf16 ? block : stored.group;
+  if (rows < 1 || count < 1 || columns < 1 || columns % block || columns % group) {
+    throw std::invalid_argument(name + ": no kernel for " + std::to_string(rows) + " rows of " + std::to_string(columns) +
+                                " columns in groups of " + std::to_string(group));
+  }
+  auto shape = [&](int last) { return count == 1 ? mx::Shape{rows, last} : mx::Shape{count, rows, last}; };
+  auto held = [&](const char* part, const std::optional<mx::array>& a, mx::Dtype dtype, mx::Shape wanted) {
+    if (!a) throw std::invalid_argument(name + " has no " + part);
+    expect(name + "." + part, *a, dtype, wanted);
+    arrays_.push_back(settled(*a));
+    return arrays_.back().data<uint8_t>();
+  };
+  auto as_bf16 = [](const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); };
+  const bool affine = format == Format::affine4 || format == Format::affine8;
+  const mx::Dtype dtype = format == Format::bf16 ? mx::bfloat16 : mx::uint32;
+  const int words = format == Format::bf16 ? columns : columns * stored.bits / 32;
+  linear.matrix = {format, group, rows, columns, held("weight", stored.weight, dtype, shape(words)), nullptr, nullptr};
+  if (format == Format::mxfp4) linear.matrix.scales = held("scales", stored.scales, mx::uint8, shape(columns / group));
+  if (affine) {
+    linear.matrix.scales = held("scales", stored.scales, mx::bfloat16, shape(columns / group));
+    linear.matrix.biases = as_bf16(held("biases", stored.biases, mx::bfloat16, shape(columns / group)));
+  }
+  linear.bias = nullptr;
+  if (stored.bias) {
+    mx::Shape wanted = count == 1 ? mx::Shape{rows} : mx::Shape{count, rows};
+    linear.bias = as_bf16(held("bias", stored.bias, mx::bfloat16, wanted));
+  }
+}
+
+HeldVector::HeldVector(const std::string& name, const mx::array& values, mx::Dtype dtype, int size)
+    : array_((expect(name, values, dtype, {size}), settled(values))) {}
+
+LinearMap::LinearMap(const StoredMatrix& stored, int rows, int columns)
+    : held_(std::make_shared<HeldLinear>("linear", stored, 1, rows, columns)) {}
+
+mx::array LinearMap::operator()(const mx::array& x) const {
+  const Matrix& m = held_->linear.matrix;
+  if (x.dtype() != mx::float32 || x.ndim() == 0 || x.shape(-1) != m.columns) {
+    throw std::invalid_argument("x is " + described(x) + ", not float32 [..., " + std::to_string(m.columns) + "]");
+  }
+  mx::Shape shape = x.shape();
+  shape.back() = m.rows;
+  return run("gptoss_linear", {shape}, {mx::float32}, 0, {in_rows(x)}, [held = held_](const auto& in, auto& out) {
+    const int tokens = int(in[0].size() / held->linear.matrix.columns);
+    linear(*pool(), held->linear, in[0].template data<float>(), tokens, out[0].template data<float>());
+  })[0];
+}
+
+struct AttentionLayer::Held {
+  HeldVector norm;
+  HeldLinear query, key, value, output;
+  HeldVector sinks, wavelengths;
+  AttentionWeights weights;
+};
+
+AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, const StoredMatrix& query,
+                               const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
+                               const mx::array& sinks, const mx::array& wavelengths)
+    : sizes_(s) {
+  if (s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads || s.head_dim % 32 || s.head_dim < 32 || s.window < 0) {
+    throw std::invalid_argument("no kernel for " + std::to_string(s.heads) + " heads of " + std::to_string(s.head_dim) +
+                                " over " + std::to_string(s.kv_heads) + " KV heads");
+  }
+  auto held = std::make_shared<Held>(Held{{"norm", norm, mx::bfloat16, s.hidden},
+                                          {"query", query, 1, s.heads * s.head_dim, s.hidden},
+                                          {"key", key, 1, s.kv_heads * s.head_dim, s.hidden},
+                                          {"value", value, 1, s.kv_heads * s.head_dim, s.hidden},
+                                          {"output", output, 1, s.hidden, s.heads * s.head_dim},
+                                          {"sinks", sinks, mx::bfloat16, s.heads},
+                                          {"wavelengths", wavelengths, mx::float32, s.head_dim / 2},
+                                          {}});
+  held->weights = {{held->norm.data<uint16_t>(), s.eps},
+                   held->query.linear,
+                   held->key.linear,
+                   held->value.linear,
+                   held->output.linear,
+                   held->sinks.data<uint16_t>(),
+                   held->wavelengths.data<float>(),
+                   s.heads,
+                   s.kv_heads,
+                   s.head_dim,
+                   s.window,
+                   s.scale};
+  held_ = held;
+}
+
+void AttentionLayer::check_cache(const mx::array& keys, const mx::array& values, int tokens, int offset) const {
+  const int capacity = keys.ndim() == 4 ? keys.shape(2) : 0;
+  const mx::Shape shape{1, sizes_.kv_heads, capacity, sizes_.head_dim};
+  expect("keys", keys, mx::bfloat16, shape);
+  expect("values", values, mx::bfloat16, shape);
+  if (tokens < 1 || offset < 0) throw std::invalid_argument("attention needs a token, at a position from 0");
+  const bool fits = sizes_.window ? capacity == sizes_.window : tokens <= capacity - offset;
+  if (!fits) {
+    throw std::invalid_argument(std::to_string(tokens) + " tokens at position " + std::to_string(offset) +
+                                " do not fit keys of " + std::to_string(capacity) + " positions");
+  }
+}
+
+namespace {
+
+KV kv_of(std::vector<mx::array>& outputs) {
+  return {outputs[1].data<uint16_t>(), outputs[2].data<uint16_t>(), outputs[1].shape(2)};
+}
+
+}  // namespace
+
+std::vector<mx::array> AttentionLayer::operator()(const mx::array& x, const mx::array& keys, const mx::array& values,
+                                                  int offset) const {
+  const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
+  expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
+  check_cache(keys, values, tokens, offset);
+  return run("gptoss_attention", {x.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16}, 2,
+             {in_rows(x), keys, values}, [held = held_, tokens, offset](const auto& in, auto& out) {
+               attention(*pool(), held->weights, in[0].template data<float>(), tokens, offset, kv_of(out),
+                         out[0].template data<float>());
+             });
+}
+
+std::vector<mx::array> AttentionLayer::attend(const mx::array& q, const mx::array& k, const mx::array& v,
+                                              const mx::array& keys, const mx::array& values, int offset) const {
+  const int tokens = q.ndim() == 4 ? q.shape(1) : 0;
+  expect("q", q, mx::float32, {1, tokens, sizes_.heads, sizes_.head_dim});
+  expect("k", k, mx::float32, {1, tokens, sizes_.kv_heads, sizes_.head_dim});
+  expect("v", v, mx::float32, {1, tokens, sizes_.kv_heads, sizes_.head_dim});
+  check_cache(keys, values, tokens, offset);
+  return run("gptoss_attend", {q.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16}, 2,
+             {in_rows(q), in_rows(k), in_rows(v), keys, values},
+             [held = held_, tokens, offset](const auto& in, auto& out) {
+               gptoss::attend(*pool(), held->weights, in[0].template data<float>(), in[1].template data<float>(),
+                              in[2].template data<float>(), tokens, offset, kv_of(out), out[0].template data<float>());
+             });
+}
+
+struct MixtureLayer::Held {
+  HeldVector norm;
+  HeldLinear router, gate, up, down;
+  MixtureWeights weights;
+};
+
+MixtureLayer::MixtureLayer(const MixtureSizes& s, const mx::array& norm, const StoredMatrix& router,
+                           const StoredMatrix& gate, const StoredMatrix& up, const StoredMatrix& down)
+    : sizes_(s) {
+  if (s.experts_per_token < 1 || s.experts < s.experts_per_token) {
+    throw std::invalid_argument(std::to_string(s.experts_per_token) + " of " + std::to_string(s.experts) + " experts");
+  }
+  auto held = std::make_shared<Held>(Held{{"norm", norm, mx::bfloat16, s.hidden},
+                                          {"router", router, 1, s.experts, s.hidden},
+                                          {"gate", gate, s.experts, s.intermediate, s.hidden},
+                                          {"up", up, s.experts, s.intermediate, s.hidden},
+                                          {"down", down, s.experts, s.hidden, s.intermediate},
+                                          {}});
+  const Linear &g = held->gate.linear, &u = held->up.linear, &d = held->down.linear;
+  if (!g.bias || !u.bias || !d.bias) throw std::invalid_argument("an expert has no bias");
+  if (g.matrix.format != u.matrix.format || g.matrix.group != u.matrix.group) {
+    throw std::invalid_argument("gate and up are stored in different forms");
+  }
+  held->weights = {{held->norm.data<uint16_t>(), s.eps}, held->router.linear, g, u, d, s.experts, s.experts_per_token, s.limit};
+  held_ = held;
+}
+
+mx::array MixtureLayer::operator()(const mx::array& x) const {
+  const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
+  expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
+  return run("gptoss_mixture", {x.shape()}, {mx::float32}, 0, {in_rows(x)}, [held = held_, tokens](const auto& in, auto& out) {
+    mixture(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
+  })[0];
+}
+
+mx::array MixtureLayer::experts(const mx::array& x, const mx::array& chosen, const mx::array& share) const {
+  const int tokens = x.ndim() == 2 ? x.shape(0) : 0;
+  expect("x", x, mx::float32, {tokens, sizes_.hidden});
+  expect("share", share, mx::float32, {tokens, sizes_.experts_per_token});
+  if (chosen.shape() != share.shape() || !mx::issubdtype(chosen.dtype(), mx::integer)) {
+    throw std::invalid_argument("chosen is " + described(chosen) + ", not integers of the shape of share");
+  }
+  mx::array index = mx::astype(chosen, mx::int32, mx::Device::cpu);
+  return run("gptoss_experts", {x.shape()}, {mx::float32}, 0, {in_rows(x), in_rows(index), in_rows(share)},
+             [held = held_, tokens](const auto& in, auto& out) {
+               const int* chosen = in[1].template data<int>();
+               for (size_t i = 0; i < in[1].size(); i++) {
+                 if (chosen[i] < 0 || chosen[i] >= held->weights.experts) {
+                   throw std::invalid_argument("there is no expert " + std::to_string(chosen[i]));
+                 }
+               }
+               gptoss::experts(*pool(), held->weights, in[0].template data<float>(), chosen, in[2].template data<float>(), tokens,
+                       out[0].template data<float>());
+             })[0];
+}
+
+void set_threads(int count) {
+  if (count < 1 || count > 1024) throw std::invalid_argument("the number of threads is from 1 to 1024");
+  auto fresh = std::make_shared<Pool>(count);
+  std::lock_guard lock(pool_mutex);
+  pool_slot() = fresh;
+}
+
+int threads() { return pool()->threads(); }
+
+double read_bandwidth(size_t bytes) {
+  constexpr size_t line = 64, stretch = 1 << 20;
+  const int stretches = int(std::max<size_t>(1, bytes / stretch));
+  std::vector<uint8_t> memory(size_t(stretches) * stretch, 1);
+  std::vector<uint64_t> results(stretches);
+  double best = 0;
+  for (int pass = 0; pass < 5; pass++) {
+    auto started = std::chrono::steady_clock::now();
+    pool()->for_each(stretches, [&](int i) { results[i] = kernels().read(memory.data() + i * stretch, stretch / line); });
+    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
+    best = std::max(best, memory.size() / seconds.count());
+  }
+  return best;
+}
+
+}  // namespace gptoss

@@ -1,0 +1,120 @@
+// The layers of layers.h as MLX primitives for the CPU stream, and everything checked that they take for granted.
+//
+// An object holds a layer's weights as evaluated MLX arrays (views of a mapped file, as a rule) and is called with
+// activations. Every complaint is a std::invalid_argument.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "layers.h"
+#include "mlx/array.h"
+
+namespace gptoss {
+
+// A weight as config.json describes it. `mode` is MLX's "mxfp4" or "affine", or "bf16" without scales.
+struct StoredMatrix {
+  std::string mode;
+  int bits, group;
+  mlx::core::array weight;
+  std::optional<mlx::core::array> scales, biases;
+  std::optional<mlx::core::array> bias;  // of the linear map
+};
+
+// A stored matrix of `rows` and `columns`, or a stack of `count` of them, checked, with pointers into arrays that it keeps.
+class HeldLinear {
+ public:
+  HeldLinear(const std::string& name, const StoredMatrix& stored, int count, int rows, int columns);
+
+  Linear linear;
+
+ private:
+  std::vector<mlx::core::array> arrays_;
+};
+
+// A BF16 vector, or another array, that is evaluated and contiguous.
+class HeldVector {
+ public:
+  HeldVector(const std::string& name, const mlx::core::array& values, mlx::core::Dtype dtype, int size);
+
+  template <class T>
+  const T* data() const { return array_.data<T>(); }
+
+ private:
+  mlx::core::array array_;
+};
+
+// x [..., columns] FP32 -> [..., rows] FP32
+class LinearMap {
+ public:
+  LinearMap(const StoredMatrix& stored, int rows, int columns);
+  mlx::core::array operator()(const mlx::core::array& x) const;
+
+ private:
+  std::shared_ptr<const HeldLinear> held_;
+};
+
+struct AttentionSizes {
+  int hidden, heads, kv_heads, head_dim, window;  // window 0: a full layer
+  float eps, scale;
+};
+
+class AttentionLayer {
+ public:
+  AttentionLayer(const AttentionSizes& sizes, const mlx::core::array& norm, const StoredMatrix& query,
+                 const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
+                 const mlx::core::array& sinks, const mlx::core::array& wavelengths);
+
+  // x [1, L, hidden] FP32 at positions offset.., keys and values BF16 [1, kv_heads, capacity, head_dim]
+  // -> x + attention(norm(x)), and keys and values with those of x stored. Their buffers are taken over: the arrays that
+  // were passed in must not be used any more.
+  std::vector<mlx::core::array> operator()(const mlx::core::array& x, const mlx::core::array& keys,
+                                           const mlx::core::array& values, int offset) const;
+
+  // The middle of it, for tests: q [1, L, heads, head_dim], k and v [1, L, kv_heads, head_dim], all FP32, rotated.
+  std::vector<mlx::core::array> attend(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
+                                       const mlx::core::array& keys, const mlx::core::array& values, int offset) const;
+
+  struct Held;
+
+ private:
+  void check_cache(const mlx::core::array& keys, const mlx::core::array& values, int tokens, int offset) const;
+
+  AttentionSizes sizes_;
+  std::shared_ptr<const Held> held_;
+};
+
+struct MixtureSizes {
+  int hidden, intermediate, experts, experts_per_token;
+  float eps, limit;
+};
+
+class MixtureLayer {
+ public:
+  MixtureLayer(const MixtureSizes& sizes, const mlx::core::array& norm, const StoredMatrix& router,
+               const StoredMatrix& gate, const StoredMatrix& up, const StoredMatrix& down);
+
+  // x [1, L, hidden] FP32 -> x + mixture(norm(x))
+  mlx::core::array operator()(const mlx::core::array& x) const;
+
+  // The experts alone: x [T, hidden] FP32, chosen [T, k] integers, share [T, k] FP32 -> [T, hidden]. A number that is no
+  // expert's is found when the result is evaluated, and is an exception then.
+  mlx::core::array experts(const mlx::core::array& x, const mlx::core::array& chosen, const mlx::core::array& share) const;
+
+  struct Held;
+
+ private:
+  MixtureSizes sizes_;
+  std::shared_ptr<const Held> held_;
+};
+
+// Threads of all layers, the caller's included. Throws for a count below 1.
+void set_threads(int count);
+int threads();
+
+// Bytes per second that these threads read from memory, at most: the best of several passes over `bytes` of memory.
+double read_bandwidth(size_t bytes);
+
+}  // namespace gptoss

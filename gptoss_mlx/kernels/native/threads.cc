@@ -1,0 +1,115 @@
+#include "threads.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#endif
+#ifdef __linux__
+#include <sched.h>
+#endif
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace gptoss {
+
+namespace {
+
+// Between two products of a token lie microseconds: shorter than it takes to wake a thread that sleeps.
+constexpr int spins_before_sleep = 20000;
+constexpr int spins_before_yield = 2000;
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+}
+
+Pool::~Pool() {
+  {
+    std::lock_guard lock(sleep_);
+    stop_ = true;
+    round_++;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(int count, Call call, const void* context) {
+  std::lock_guard caller(one_caller_);
+  call_ = call, context_ = context, count_ = count;
+  next_ = 0;
+  working_ = int(workers_.size());
+  {
+    std::lock_guard lock(sleep_);  // so that no worker falls asleep between its last look and this change
+    round_++;
+  }
+  wake_.notify_all();
+  take_tasks();
+  // A worker that shares this core with another program may be long in coming: let it have the core.
+  for (int spins = 0; working_ > 0; spins++) spins < spins_before_yield ? pause() : std::this_thread::yield();
+}
+
+void Pool::take_tasks() {
+  for (int i; (i = next_.fetch_add(1)) < count_;) call_(context_, i);
+}
+
+void Pool::work() {
+  for (unsigned seen = 0;;) {
+    for (int spins = 0; round_ == seen && spins < spins_before_sleep; spins++) pause();
+    if (round_ == seen) {
+      std::unique_lock lock(sleep_);
+      wake_.wait(lock, [&] { return round_ != seen; });
+    }
+    if (stop_) return;
+    seen = round_;
+    take_tasks();
+    working_--;
+  }
+}
+
+int fast_cores() {
+#ifdef __APPLE__
+  int count = 0;
+  size_t size = sizeof count;
+  if (sysctlbyname("hw.perflevel0.physicalcpu", &count, &size, nullptr, 0) == 0 && count > 0) return count;
+#endif
+  int allowed = int(std::thread::hardware_concurrency());
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return std::max(1, allowed);
+  // big.LITTLE: the cores within a quarter of the highest clock; hyperthreads of one core count once.
+  struct Core { long clock; int number; };
+  std::vector<Core> cores;
+  long highest = 0;
+  std::vector<std::string> siblings;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET(cpu, &set)) continue;
+    std::string folder = "/sys/devices/system/cpu/cpu" + std::to_string(cpu);
+    std::string same;
+    std::ifstream(folder + "/topology/thread_siblings_list") >> same;
+    if (!same.empty() && std::find(siblings.begin(), siblings.end(), same) != siblings.end()) continue;
+    siblings.push_back(same);
+    long clock = 0;
+    std::ifstream(folder + "/cpufreq/cpuinfo_max_freq") >> clock;
+    cores.push_back({clock, cpu});
+    highest = std::max(highest, clock);
+  }
+  allowed = int(std::count_if(cores.begin(), cores.end(), [&](Core c) { return c.clock >= highest - highest / 4; }));
+#endif
+  return std::max(1, allowed);
+}
+
+}  // namespace gptoss

@@ -1,0 +1,52 @@
+// A pool of threads that divide the work of one caller at a time.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace gptoss {
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return int(workers_.size()) + 1; }
+
+  // Calls task(i) once for each i below `count`, on all threads including the caller's, and returns when all are done.
+  // `task` must not throw, and must not call `for_each`.
+  template <class Task>
+  void for_each(int count, const Task& task) {
+    run(count, [](const void* context, int i) { (*static_cast<const Task*>(context))(i); }, &task);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int i);
+
+  void run(int count, Call call, const void* context);
+  void take_tasks();
+  void work();
+
+  std::mutex one_caller_;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  int count_ = 0;
+  std::atomic<int> next_{0};      // the next task that nobody has taken
+  std::atomic<int> working_{0};   // workers that have not finished this round
+  std::atomic<unsigned> round_{0};
+  std::atomic<bool> stop_{false};
+  std::mutex sleep_;
+  std::condition_variable wake_;
+  std::vector<std::thread> workers_;
+};
+
+// As many threads as the machine has fast cores: not more, since a product waits for the slowest.
+int fast_cores();
+
+}  // namespace gptoss

@@ -1,0 +1,286 @@
+// The kernels against their definitions in double precision, on every instruction set that this machine runs.
+//
+// Needs neither Python nor MLX, so that it can be built with sanitizers and for other machines:
+//   cmake -S . -B build -DGPTOSS_TESTS=ON && cmake --build build && build/kernels_test
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "layers.h"
+#include "simd_portable.h"
+#include "vector_math.inl.h"
+
+using namespace gptoss;
+
+namespace {
+
+int failures = 0;
+
+void check(bool ok, const std::string& what) {
+  if (ok) return;
+  failures++;
+  if (failures <= 20) std::printf("FAILED %s: %s\n", kernels().name, what.c_str());
+}
+
+std::mt19937 generator(1);
+
+std::vector<float> normal(size_t count) {
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(count);
+  for (auto& v : values) v = distribution(generator);
+  return values;
+}
+
+std::vector<uint16_t> as_bf16(const std::vector<float>& values) {
+  std::vector<uint16_t> bits;
+  for (float v : values) bits.push_back(bf16_of_float(v));
+  return bits;
+}
+
+std::vector<uint8_t> random_bytes(size_t count) {
+  std::vector<uint8_t> bytes(count);
+  for (auto& b : bytes) b = uint8_t(generator());
+  return bytes;
+}
+
+// A stack of random matrices that owns its memory, of exactly the size that it needs.
+struct Stored {
+  Matrix matrix;
+  std::vector<uint8_t> codes, e8m0;
+  std::vector<uint16_t> scales, biases, plain;
+
+  Stored(Format format, int group, int count, int rows, int columns) : matrix{format, group, rows, columns, nullptr, nullptr, nullptr} {
+    const size_t all = size_t(count) * rows, groups = all * matrix.groups();
+    if (format == Format::bf16) {
+      plain = as_bf16(normal(all * columns));
+      matrix.codes = reinterpret_cast<const uint8_t*>(plain.data());
+      return;
+    }
+    codes = random_bytes(all * matrix.row_bytes());
+    matrix.codes = codes.data();
+    if (format == Format::mxfp4) {
+      for (size_t i = 0; i < groups; i++) e8m0.push_back(uint8_t(120 + generator() % 9));
+      matrix.scales = e8m0.data();
+    } else {
+      scales = as_bf16(normal(groups));
+      biases = as_bf16(normal(groups));
+      matrix.scales = scales.data(), matrix.biases = biases.data();
+    }
+  }
+};
+
+// The definition of each format (matrix.h).
+double value(const Matrix& m, int row, int column) {
+  static const double fp4[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  const uint8_t* codes = m.codes + row * m.row_bytes();
+  const size_t group = size_t(row) * m.groups() + column / m.group;
+  const int nibble = codes[column / 2] >> (column % 2 * 4) & 15;
+  auto affine = [&](int code) {
+    return code * double(float_of_bf16(static_cast<const uint16_t*>(m.scales)[group])) + float_of_bf16(m.biases[group]);
+  };
+  switch (m.format) {
+    case Format::bf16: return float_of_bf16(reinterpret_cast<const uint16_t*>(codes)[column]);
+    case Format::mxfp4: return (nibble & 8 ? -1 : 1) * fp4[nibble & 7] * std::ldexp(1.0, static_cast<const uint8_t*>(m.scales)[group] - 127);
+    case Format::affine4: return affine(nibble);
+    case Format::affine8: return affine(codes[column]);
+  }
+  return 0;
+}
+
+// What activations became in 8 bits.
+std::vector<double> restored(const Matrix& m, const Activations& a) {
+  std::vector<double> x(m.columns);
+  for (int c = 0; c < m.columns; c++) {
+    if (m.format == Format::bf16) {
+      x[c] = a.plain[c];
+      continue;
+    }
+    int8_t code = m.format == Format::affine8 ? a.even[c] : c % 2 == 0 ? a.even[c / 2] : a.odd[c / 2];
+    x[c] = code * double(a.block_scale[c / block]) * (m.format == Format::mxfp4 ? 2 : 1);
+  }
+  return x;
+}
+
+const struct { Format format; int group; } forms[] = {
+    {Format::mxfp4, 32},  {Format::affine4, 32}, {Format::affine4, 64}, {Format::affine4, 128},
+    {Format::affine8, 32}, {Format::affine8, 64}, {Format::affine8, 128}, {Format::bf16, 32}};
+
+void test_products() {
+  for (auto [format, group] : forms) {
+    for (int columns : {32, 64, 96, 128, 192, 224, 384, 2880}) {
+      if (columns % group) continue;
+      for (int rows : {1, 5, 16, 37}) {
+        Stored stored(format, group, 1, rows, columns);
+        const Matrix& m = stored.matrix;
+        for (int tokens : {1, 2, 3, 4, 5, 8, 9, 19}) {
+          ActivationRows room(m, tokens);
+          std::vector<Activations> x;
+          std::vector<std::vector<double>> exact;
+          auto values = normal(size_t(tokens) * columns);
+          if (tokens == 3) std::fill_n(values.begin(), columns, 0.0f);
+          for (int t = 0; t < tokens; t++) {
+            x.push_back(room.row(t));
+            kernels().quantize(values.data() + t * columns, columns, format, group, x[t]);
+            exact.push_back(restored(m, x[t]));
+            for (int c = 0; c < columns; c++) {
+              double step = format == Format::bf16 ? 0 : x[t].block_scale[c / block] * (format == Format::mxfp4 ? 2 : 1);
+              check(std::abs(exact[t][c] - values[t * columns + c]) <= step * 0.501, "quantize " + std::to_string(columns));
+            }
+          }
+          const int first = rows > 5 ? 3 : 0;
+          std::vector<float> out(size_t(tokens) * (rows - first));
+          kernels().multiply(m, first, rows, x.data(), tokens, out.data());
+          for (int t = 0; t < tokens; t++) {
+            for (int r = first; r < rows; r++) {
+              double sum = 0, size = 0;
+              for (int c = 0; c < columns; c++) {
+                double product = value(m, r, c) * exact[t][c];
+                sum += product, size += std::abs(product);
+              }
+              double got = out[t * (rows - first) + r - first];
+              check(std::abs(got - sum) <= 1e-5 * size, "multiply, format " + std::to_string(int(format)) + " group " + std::to_string(group) +
+                        " columns " + std::to_string(columns) + " tokens " + std::to_string(tokens));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_vector_math() {
+  for (int size : {32, 192, 2880}) {
+    auto x = normal(size), up = normal(size);
+    auto weight = as_bf16(normal(size));
+    std::vector<float> out(size);
+    kernels().rms_norm(x.data(), weight.data(), size, 1e-5f, out.data());
+    double squares = 0;
+    for (float v : x) squares += double(v) * v;
+    for (int i = 0; i < size; i++) {
+      double expected = x[i] / std::sqrt(squares / size + 1e-5) * float_of_bf16(weight[i]);
+      check(std::abs(out[i] - expected) <= 1e-5 * std::abs(expected) + 1e-7, "rms_norm");
+    }
+    for (auto& v : x) v *= 8;
+    for (auto& v : up) v *= 8;
+    x[0] = -1000, x[1] = 1000;
+    auto gate = x;
+    kernels().swiglu(gate.data(), up.data(), size, 7);
+    for (int i = 0; i < size; i++) {
+      double g = std::min(x[i], 7.0f), u = std::clamp(up[i], -7.0f, 7.0f);
+      double expected = (u + 1) * g / (1 + std::exp(-1.702 * g));
+      check(std::abs(gate[i] - expected) <= 1e-5 * std::abs(expected) + 1e-6, "swiglu of " + std::to_string(x[i]));
+    }
+    std::vector<uint16_t> bits(size);
+    x[2] = NAN, x[3] = INFINITY, x[4] = -0.0f, x[5] = float_of_bits(0x3f808000), x[6] = float_of_bits(0x3f818000);
+    kernels().store_as_bf16(x.data(), size, bits.data());
+    for (int i = 0; i < size; i++) check(bits[i] == bf16_of_float(x[i]), "store_as_bf16 of " + std::to_string(x[i]));
+  }
+}
+
+void test_attend() {
+  for (int dim : {32, 64, 96, 128}) {
+    for (int heads : {1, 3, 4, 8, 11}) {
+      for (int count : {1, 15, 16, 63, 64, 65, 200}) {
+        auto q = normal(size_t(heads) * dim);
+        auto keys = as_bf16(normal(size_t(count) * dim)), values = as_bf16(normal(size_t(count) * dim));
+        std::vector<float> sums(size_t(heads) * dim);
+        std::vector<Attended> states;
+        for (int h = 0; h < heads; h++) states.push_back({0.5f, 1, sums.data() + h * dim});
+        kernels().attend(q.data(), heads, dim, keys.data(), values.data(), count, states.data());
+        for (int h = 0; h < heads; h++) {
+          std::vector<double> expected(dim);
+          double weight = std::exp(0.5);
+          for (int p = 0; p < count; p++) {
+            double score = 0;
+            for (int d = 0; d < dim; d++) score += double(q[h * dim + d]) * float_of_bf16(keys[p * dim + d]);
+            weight += std::exp(score);
+            for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * float_of_bf16(values[p * dim + d]);
+          }
+          for (int d = 0; d < dim; d++) {
+            check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5, "attend, " + std::to_string(count) + " positions");
+          }
+        }
+      }
+    }
+  }
+}
+
+// A small network's layers: alone on one thread, and on several, over chunks of a sequence of tokens.
+void test_layers() {
+  constexpr int hidden = 96, heads = 6, kv_heads = 2, dim = 32, experts_count = 5, inner = 160, length = 23;
+  auto norm = as_bf16(normal(hidden)), sinks = as_bf16(normal(heads)), bias = as_bf16(normal(4096 * 4));
+  std::vector<float> wavelengths(dim / 2);
+  for (int i = 0; i < dim / 2; i++) wavelengths[i] = std::pow(100.0f, 2.0f * i / dim);
+  Stored q(Format::affine4, 32, 1, heads * dim, hidden), k(Format::affine8, 32, 1, kv_heads * dim, hidden);
+  Stored v(Format::bf16, 32, 1, kv_heads * dim, hidden), o(Format::affine4, 64, 1, hidden, heads * dim);
+  Stored router(Format::bf16, 32, 1, experts_count, hidden), gate(Format::mxfp4, 32, experts_count, inner, hidden);
+  Stored up(Format::mxfp4, 32, experts_count, inner, hidden), down(Format::mxfp4, 32, experts_count, hidden, inner);
+  auto x = normal(size_t(length) * hidden);
+  const MixtureWeights mixture_weights{{norm.data(), 1e-5f}, {router.matrix, bias.data()}, {gate.matrix, bias.data()},
+                                       {up.matrix, bias.data()}, {down.matrix, bias.data()}, experts_count, 2, 7};
+  for (int window : {0, 7}) {
+    const AttentionWeights weights{{norm.data(), 1e-5f}, {q.matrix, bias.data()}, {k.matrix, bias.data()}, {v.matrix, bias.data()},
+                                   {o.matrix, bias.data()}, sinks.data(), wavelengths.data(), heads, kv_heads, dim, window, 0.2f};
+    auto all = [&](Pool& pool, int chunk) {
+      const int capacity = window ? window : length;
+      std::vector<uint16_t> keys(kv_heads * capacity * dim), values(keys.size());
+      std::vector<float> middle(x.size()), out(x.size());
+      for (int t = 0; t < length; t += chunk) {
+        const int n = std::min(chunk, length - t);
+        attention(pool, weights, x.data() + t * hidden, n, t, {keys.data(), values.data(), capacity}, middle.data() + t * hidden);
+        mixture(pool, mixture_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
+      }
+      return out;
+    };
+    Pool one(1), four(4);
+    auto expected = all(one, length);
+    double size = 0;
+    for (float value : expected) size = std::max(size, double(std::abs(value)));
+    for (int chunk : {length, 1, 3, 10}) {
+      auto got = all(four, chunk);
+      for (size_t i = 0; i < got.size(); i++) {
+        check(std::abs(got[i] - expected[i]) <= 2e-2 * size, "layers in chunks of " + std::to_string(chunk) + ", window " + std::to_string(window));
+      }
+    }
+    check(all(four, length) == expected, "the number of threads changes a result");
+  }
+}
+
+void test_pool() {
+  Pool pool(4);
+  for (int round = 0; round < 2000; round++) {
+    const int count = round % 37;
+    std::vector<int> done(count);
+    pool.for_each(count, [&](int i) { done[i]++; });
+    check(std::count(done.begin(), done.end(), 1) == count, "a task was left out or done twice");
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const auto& name : available_kernels()) {
+    use_kernels(name);
+    test_products();
+    test_vector_math();
+    test_attend();
+    test_layers();
+    std::printf("%s: %d failures\n", name.c_str(), failures);
+  }
+  test_pool();
+  bool refused = false;
+  try {
+    use_kernels("abacus");
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  check(refused, "an unknown instruction set was accepted");
+  std::printf(failures ? "FAILED\n" : "ok\n");
+  return failures != 0;
+}
