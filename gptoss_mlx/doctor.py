@@ -24,10 +24,10 @@ import numpy as np
 from . import kernels
 from .engine import Model, load
 from .errors import GptOssError
+from .memory import proc_bytes
 from .models import home
 
 GIB = 2**30
-BANDWIDTH_BYTES = 256 * 2**20  # many times any cache
 
 # What activations in 8 bits (kernels) or in BF16 (GPU) may cost, as the mean divergence of the distributions of the
 # next token from those in FP32, in nats. On the machines where it was measured it was 100 times less.
@@ -53,7 +53,7 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def _memory() -> Iterator[tuple[str, str]]:
-    if meminfo := _fields(Path("/proc/meminfo")):
+    if meminfo := proc_bytes("meminfo"):
         yield "memory", f"{meminfo['MemTotal'] / GIB:.1f} GiB, {meminfo['MemAvailable'] / GIB:.1f} GiB available"
     elif sys.platform == "darwin":
         yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.1f} GiB"
@@ -68,16 +68,6 @@ def _memory() -> Iterator[tuple[str, str]]:
                 f" {device['max_buffer_length'] / GIB:.1f} GiB in one buffer"
             ),
         )
-
-
-def _fields(path: Path) -> dict[str, int]:
-    """Bytes, from the lines `Name: N kB` of a file under /proc; empty where there is none."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
-    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
 def cgroup_limit() -> int | None:
@@ -202,7 +192,7 @@ def _cache(folder: Path) -> tuple[bool, str]:
 
 
 def _bandwidth() -> tuple[bool, str]:
-    native = kernels.native()
-    if native is None:
+    bandwidth = kernels.read_bandwidth()
+    if bandwidth is None:
         return True, "not measured without kernels"
-    return True, f"{native.read_bandwidth(BANDWIDTH_BYTES) / 1e9:.1f} GB/s on {native.threads()} threads"
+    return True, f"{bandwidth / 1e9:.1f} GB/s on {kernels.native().threads()} threads"

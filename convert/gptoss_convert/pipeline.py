@@ -17,6 +17,7 @@ import numpy as np
 
 from gptoss_mlx.config import Quantization
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.memory import proc_bytes
 
 from .mxfp4 import NOT_A_NUMBER, dequantized, packed
 from .recipes import DEFAULT_RECIPE, MXFP4, RECIPES, Recipe
@@ -246,9 +247,5 @@ class _Memory:
         self.sample()
 
     def sample(self) -> None:
-        try:
-            status = Path("/proc/self/status").read_text()
-        except OSError:  # not Linux
-            return
-        anonymous = next(line for line in status.splitlines() if line.startswith("RssAnon:"))
-        self.peak = max(self.peak or 0, int(anonymous.split()[1]) * 1024)
+        if anonymous := proc_bytes("self/status").get("RssAnon"):
+            self.peak = max(self.peak or 0, anonymous)

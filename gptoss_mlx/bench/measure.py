@@ -20,8 +20,9 @@ import mlx.core as mx
 from .. import kernels
 from ..checkpoint import Checkpoint
 from ..engine import Model, load
+from ..memory import proc_bytes
 from ..sampling import Sampling
-from .roofline import BANDWIDTH_BYTES, kv_bytes, weight_bytes
+from .roofline import kv_bytes, weight_bytes
 
 GREEDY = Sampling(temperature=0)
 
@@ -51,8 +52,8 @@ class Decode:
     """Bytes per second that the same threads read, measured before and after: the mean. None without kernels."""
 
     @property
-    def share_of_bandwidth(self) -> float | None:
-        return self.read_bandwidth and self.bytes_per_token * self.tokens_per_second.median / self.read_bandwidth
+    def bytes_per_second(self) -> float:
+        return self.bytes_per_token * self.tokens_per_second.median
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ def _decode(model: Model, context: list[int], count: int, repeat: int, weights: 
     """The context is read once; each run goes on where the one before it ended."""
     cache = model.make_cache()
     (token,) = model.generate(context, sampling=GREEDY, max_tokens=1, stop=(), cache=cache)
-    before, speeds = _bandwidth(), []
+    before, speeds = kernels.read_bandwidth(), []
     for _ in range(repeat):
         tokens = model.generate([token], sampling=GREEDY, max_tokens=count + 1, stop=(), cache=cache)
-        next(tokens)  # is decoded too, but in the same step as the end of the last run
+        next(tokens)  # the one behind the end of the last run: it is not timed
         started = time.perf_counter()
         decoded = len(list(islice(tokens, count)))
         speeds.append(decoded / (time.perf_counter() - started))
-    after = _bandwidth()
+    after = kernels.read_bandwidth()
     return Decode(
         depth=len(context),
         tokens_per_second=Spread.of(speeds),
@@ -139,16 +140,7 @@ def _decode(model: Model, context: list[int], count: int, repeat: int, weights: 
     )
 
 
-def _bandwidth() -> float | None:
-    native = kernels.native()
-    return native.read_bandwidth(BANDWIDTH_BYTES) if native else None
-
-
 def _memory() -> tuple[int | None, int | None]:
     """Anonymous and file-backed memory that is resident now, after the work; None where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None, None
-    fields = dict(line.split(":", 1) for line in lines)
-    return tuple(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
+    status = proc_bytes("self/status")
+    return status.get("RssAnon"), status.get("RssFile")

@@ -26,7 +26,8 @@ def print_table(figures: Figures) -> None:
 
 
 def _reads(decode: Decode) -> str:
-    rate = decode.bytes_per_token * decode.tokens_per_second.median
+    rate = f"{decode.bytes_per_second / 1e9:.1f}"
     if decode.read_bandwidth is None:
-        return f"{rate / 1e9:.1f} GB/s"
-    return f"{rate / 1e9:.1f} of {decode.read_bandwidth / 1e9:.1f} GB/s, {decode.share_of_bandwidth:.0%}"
+        return f"{rate} GB/s"
+    share = decode.bytes_per_second / decode.read_bandwidth
+    return f"{rate} of {decode.read_bandwidth / 1e9:.1f} GB/s, {share:.0%}"

@@ -10,8 +10,6 @@ from ..cache import Cache, RingKV
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 
-BANDWIDTH_BYTES = 512 * 2**20  # many times any cache
-
 
 def weight_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Bytes of weights that one token reads."""

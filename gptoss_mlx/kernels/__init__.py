@@ -20,6 +20,8 @@ from types import ModuleType
 
 from ..errors import GptOssError
 
+BANDWIDTH_BYTES = 512 * 2**20  # many times any cache
+
 _switched_off = False
 
 
@@ -56,6 +58,11 @@ def set_threads(count: int) -> None:
     """How many threads the kernels use from now on. Without kernels it has no effect: MLX does not divide its work."""
     if native():
         native().set_threads(count)
+
+
+def read_bandwidth() -> float | None:
+    """Bytes per second that the kernels' threads read from memory; None without kernels."""
+    return native().read_bandwidth(BANDWIDTH_BYTES) if native() else None
 
 
 @cache

@@ -14,7 +14,6 @@
 
 #include "layers.h"
 #include "simd_portable.h"
-#include "vector_math.inl.h"
 
 using namespace gptoss;
 

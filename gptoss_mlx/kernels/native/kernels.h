@@ -8,11 +8,15 @@
 
 namespace gptoss {
 
-struct Attended;
+// A softmax-weighted sum of values, not yet divided by the sum of weights: of one query head, over some positions.
+struct Attended {
+  float most;    // the largest score
+  float weight;  // sum of exp(score - most)
+  float* value;  // [dim]: sum of exp(score - most) * value
+};
 
 struct Kernels {
   const char* name;
-  int lanes;  // sizes of vectors (norms, head dimension) have to be multiples of it
 
   // product.inl.h. `multiply` gives out[t * (last - first) + r - first].
   void (*quantize)(const float* x, int columns, Format format, int group, Activations out);

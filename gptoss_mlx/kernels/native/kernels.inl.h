@@ -47,6 +47,6 @@ uint64_t read(const void* lines, size_t count) {
 }
 
 template <class V>
-constexpr Kernels table{V::name, V::lanes, quantize<V>, multiply<V>, rms_norm<V>, swiglu<V>, store_as_bf16<V>, attend<V>, read<V>};
+constexpr Kernels table{V::name, quantize<V>, multiply<V>, rms_norm<V>, swiglu<V>, store_as_bf16<V>, attend<V>, read<V>};
 
 }  // namespace gptoss

@@ -2,12 +2,7 @@
 
 #include "standard.h"
 
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avxvnni")
-#endif
+GPTOSS_BEGIN_TARGET("avx2,fma,avxvnni")
 
 #include "simd_avx2.h"
 #include "kernels.inl.h"
@@ -18,8 +13,4 @@ extern const Kernels avx2_vnni_kernels = table<Avx2<true>>;
 
 }  // namespace gptoss
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+GPTOSS_END_TARGET

@@ -2,11 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
 #include "simd_portable.h"
-#include "vector_math.inl.h"
 
 namespace gptoss {
 
@@ -20,9 +18,9 @@ struct Rows {
   int count() const { return last - first; }
 };
 
-int tasks_of(int rows) { return (rows + rows_per_task - 1) / rows_per_task; }
+int tasks_of(int rows, int each = rows_per_task) { return (rows + each - 1) / each; }
 
-Rows rows_of(int task, int rows) { return {task * rows_per_task, std::min(rows, (task + 1) * rows_per_task)}; }
+Rows rows_of(int task, int rows, int each = rows_per_task) { return {task * each, std::min(rows, (task + 1) * each)}; }
 
 // Activations of several tokens, quantized for one matrix.
 struct Quantized {
@@ -78,6 +76,15 @@ struct Angles {
   }
 };
 
+// Rotates the halves of `x` [dim] against each other: cos and sin [dim / 2].
+void rotate(float* x, const float* cos, const float* sin, int dim) {
+  for (int i = 0; i < dim / 2; i++) {
+    float a = x[i], b = x[i + dim / 2];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + dim / 2] = b * cos[i] + a * sin[i];
+  }
+}
+
 }  // namespace
 
 void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out) {
@@ -94,19 +101,20 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
   const size_t row = size_t(w.kv_heads) * dim;
   const bool ring = w.window > 0;
 
-  // Where the keys of position p lie: `first` is the position in slot 0 of `seen`. Several tokens of a sliding layer may
-  // see positions that their own keys overwrite in the ring, so those before them are set aside in order.
+  // Several tokens of a sliding layer may see positions that their own keys overwrite in the ring: what they see is set
+  // aside, in order.
+  const bool in_order = ring && tokens > 1;
   const int before = ring ? std::min(offset, w.window - 1) : offset;
   std::vector<uint16_t> aside;
   KV seen = kv;
-  if (ring && tokens > 1) {
+  if (in_order) {
     seen.capacity = before + tokens;
     aside.resize(2 * seen.capacity * row);
     seen.keys = aside.data(), seen.values = aside.data() + seen.capacity * row;
   }
   pool.for_each(w.kv_heads, [&](int head) {
     auto slot = [&](uint16_t* array, int capacity, int s) { return array + (size_t(head) * capacity + s) * dim; };
-    if (ring && tokens > 1) {
+    if (in_order) {
       for (int i = 0; i < before; i++) {
         int from = (offset - before + i) % w.window;
         std::copy_n(slot(kv.keys, kv.capacity, from), dim, slot(seen.keys, seen.capacity, i));
@@ -118,7 +126,7 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
       const float *key = k + t * row + head * dim, *value = v + t * row + head * dim;
       kernels().store_as_bf16(key, dim, slot(kv.keys, kv.capacity, s));
       kernels().store_as_bf16(value, dim, slot(kv.values, kv.capacity, s));
-      if (ring && tokens > 1) {
+      if (in_order) {
         kernels().store_as_bf16(key, dim, slot(seen.keys, seen.capacity, before + t));
         kernels().store_as_bf16(value, dim, slot(seen.values, seen.capacity, before + t));
       }
@@ -132,7 +140,7 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
   std::vector<Attended> states(size_t(tokens) * w.heads * parts);
   pool.for_each(tokens * w.kv_heads * parts, [&](int task) {
     const int part = task % parts, head = task / parts % w.kv_heads, t = task / parts / w.kv_heads;
-    int last = ring && tokens == 1 ? std::min(offset + 1, w.window) : before + t + 1;
+    int last = ring && !in_order ? std::min(offset + 1, w.window) : before + t + 1;
     int first = ring ? std::max(0, last - w.window) : 0;
     first += part * positions_per_task;
     if (parts > 1) last = std::min(last, first + positions_per_task);
@@ -308,9 +316,8 @@ void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, fl
     std::copy_n(x + size_t(t) * hidden, hidden, out + size_t(t) * hidden);
   });
   constexpr int rows_per_router_task = 8;
-  pool.for_each((w.experts + rows_per_router_task - 1) / rows_per_router_task, [&](int task) {
-    Rows rows{task * rows_per_router_task, std::min(w.experts, (task + 1) * rows_per_router_task)};
-    multiply_into(w.router, rows, for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
+  pool.for_each(tasks_of(w.experts, rows_per_router_task), [&](int task) {
+    multiply_into(w.router, rows_of(task, w.experts, rows_per_router_task), for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
   });
   std::vector<int> chosen(size_t(tokens) * k);
   std::vector<float> share(chosen.size());

@@ -28,10 +28,6 @@ struct Matrix {
   size_t row_bytes() const {
     return format == Format::bf16 ? 2 * size_t(columns) : format == Format::affine8 ? columns : columns / 2;
   }
-  size_t bytes() const {
-    size_t scale = format == Format::mxfp4 ? 1 : format == Format::bf16 ? 0 : 4;
-    return rows * (row_bytes() + (format == Format::bf16 ? 0 : groups() * scale));
-  }
 
   // Matrix `index` of a stack whose first one is this.
   Matrix of_stack(int index) const {

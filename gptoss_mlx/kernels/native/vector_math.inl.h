@@ -30,7 +30,7 @@ void rms_norm(const float* x, const uint16_t* weight, int size, float eps, float
   }
 }
 
-// gate = (min(up, limit) clamped from below too, + 1) * g * sigmoid(1.702 g) with g = min(gate, limit)
+// gate = (u + 1) * g * sigmoid(1.702 g), where g is gate clamped from above and u is up clamped on both sides.
 template <class V>
 void swiglu(float* gate, const float* up, int size, float limit) {
   auto most = V::broadcast(limit), least = V::broadcast(-limit), one = V::broadcast(1);
@@ -42,26 +42,10 @@ void swiglu(float* gate, const float* up, int size, float limit) {
   }
 }
 
-// Rotates the halves of `x` [dim] against each other: cos and sin [dim / 2].
-inline void rotate(float* x, const float* cos, const float* sin, int dim) {
-  for (int i = 0; i < dim / 2; i++) {
-    float a = x[i], b = x[i + dim / 2];
-    x[i] = a * cos[i] - b * sin[i];
-    x[i + dim / 2] = b * cos[i] + a * sin[i];
-  }
-}
-
 template <class V>
 void store_as_bf16(const float* x, int size, uint16_t* out) {
   for (int i = 0; i < size; i += V::lanes) V::store_bf16(out + i, V::load(x + i));
 }
-
-// A softmax-weighted sum of values, not yet divided by the sum of weights: of one query head, over some positions.
-struct Attended {
-  float most;    // the largest score
-  float weight;  // sum of exp(score - most)
-  float* value;  // [dim]: sum of exp(score - most) * value
-};
 
 constexpr int attention_positions = 64;  // scores that are kept between the two passes
 
