@@ -53,7 +53,8 @@ std::vector<const Kernels*> available() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  add(avx512 && __builtin_cpu_supports("avx512vnni"), avx512_kernels);
+  const bool vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  add(avx512 && vnni && __builtin_cpu_supports("bmi2"), avx512_kernels);
   add(avx2 && has_avx_vnni(), avx2_vnni_kernels);
   add(avx2, avx2_kernels);
 #elif defined(__aarch64__)

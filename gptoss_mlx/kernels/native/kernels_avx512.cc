@@ -2,7 +2,7 @@
 
 #include "standard.h"
 
-GPTOSS_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+GPTOSS_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,bmi2")
 
 #include "simd_avx512.h"
 #include "kernels.inl.h"

@@ -13,12 +13,10 @@ ActivationRows::ActivationRows(const Matrix& matrix, int count)
   bool nibbles = format == Format::mxfp4 || format == Format::affine4;
   bool affine = format == Format::affine4 || format == Format::affine8;
   bool integers = nibbles || affine;
-  size_t lanes = integers ? matrix.row_bytes() / 4 : 0, blocks = integers ? columns / block : 0;
+  size_t blocks = integers ? columns / block : 0;
   plain_ = place(integers ? 0 : columns * sizeof(float));
   even_ = place(!integers ? 0 : nibbles ? columns / 2 : columns);
   odd_ = place(nibbles ? columns / 2 : 0);
-  scale_ = place(lanes * sizeof(float));
-  start_ = place(format == Format::mxfp4 ? lanes * sizeof(int32_t) : 0);
   block_scale_ = place(blocks * sizeof(float));
   block_start_ = place(format == Format::mxfp4 ? blocks * sizeof(int32_t) : 0);
   group_sum_ = place(affine ? matrix.groups() * sizeof(float) : 0);
@@ -27,9 +25,8 @@ ActivationRows::ActivationRows(const Matrix& matrix, int count)
 }
 
 Activations ActivationRows::row(int i) {
-  return {at<float>(i, plain_),    at<int8_t>(i, even_),        at<int8_t>(i, odd_),
-          at<float>(i, scale_),    at<int32_t>(i, start_),      at<float>(i, block_scale_),
-          at<int32_t>(i, block_start_), at<float>(i, group_sum_)};
+  return {at<float>(i, plain_),       at<int8_t>(i, even_),         at<int8_t>(i, odd_),
+          at<float>(i, block_scale_), at<int32_t>(i, block_start_), at<float>(i, group_sum_)};
 }
 
 }  // namespace gptoss

@@ -52,10 +52,8 @@ struct Activations {
   float* plain;          // [columns]
   int8_t* even;
   int8_t* odd;
-  float* scale;          // [lanes of a row of codes]: the scale of the block that the lane lies in
-  int32_t* start;        // [lanes of a row of codes], mxfp4 alone: -12 times the sum of the lane's values
   float* block_scale;    // [columns / 32]
-  int32_t* block_start;  // [columns / 32], mxfp4 alone: the block's sum of `start`
+  int32_t* block_start;  // [columns / 32], mxfp4 alone: -12 times the sum of the block's values
   float* group_sum;      // [groups], affine alone: the sum of the group's activations
 };
 
@@ -77,7 +75,7 @@ class ActivationRows {
     return reinterpret_cast<T*>(storage_.data() + i * stride_ + line);
   }
 
-  size_t plain_, even_, odd_, scale_, start_, block_scale_, block_start_, group_sum_, stride_;  // in lines
+  size_t plain_, even_, odd_, block_scale_, block_start_, group_sum_, stride_;  // in lines
   std::vector<Line> storage_;
 };
 

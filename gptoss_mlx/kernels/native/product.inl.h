@@ -24,15 +24,22 @@ struct Codes {
   using Scale = std::conditional_t<affine, uint16_t, uint8_t>;
 
   template <class V>
-  static typename V::Bytes decode(typename V::Bytes nibble) {
-    if constexpr (format == Format::mxfp4) return V::lookup(V::load_bytes(fp4_codes), nibble);
-    else return nibble;
+  static typename V::Bytes even(typename V::Bytes bytes) {
+    if constexpr (format == Format::mxfp4) return V::lookup_low_nibbles(V::load_bytes(fp4_codes), bytes);
+    else return V::low_nibbles(bytes);
+  }
+  template <class V>
+  static typename V::Bytes odd(typename V::Bytes bytes) {
+    if constexpr (format == Format::mxfp4) return V::lookup_high_nibbles(V::load_bytes(fp4_codes), bytes);
+    else return V::high_nibbles(bytes);
   }
 
-  template <class V, int count>
-  static typename V::Floats scales(const Scale* p) {
-    if constexpr (affine) return V::template spread_bf16<count>(p);
-    else return V::template spread_e8m0<count>(p);
+  // The scales at p, or the first `count` of them and zeros.
+  template <class V>
+  static typename V::Floats load_scales(const Scale* p, int count) {
+    const bool all = count >= V::lanes;
+    if constexpr (affine) return all ? V::load_bf16(p) : V::load_bf16(p, count);
+    else return all ? V::load_e8m0(p) : V::load_e8m0(p, count);
   }
 };
 
@@ -45,8 +52,6 @@ void quantize(const float* x, int columns, Format format, int group, Activations
     return;
   }
   constexpr float smallest = 1e-30f;  // below it, 127 / magnitude leaves the range of FP32
-  const bool nibbles = format != Format::affine8;
-  const int lanes = nibbles ? 4 : 8;  // of a block
   for (int b = 0; b < columns / block; b++, x += block) {
     auto most = V::zero(), nothing = V::zero();
     for (int i = 0; i < block; i += V::lanes) {
@@ -59,82 +64,91 @@ void quantize(const float* x, int columns, Format format, int group, Activations
     const float magnitude = *std::max_element(largest, largest + V::lanes);
     const bool finite = V::sum(nothing) == 0;
     float scale = !finite ? std::numeric_limits<float>::quiet_NaN() : magnitude < smallest ? 0 : magnitude / 127;
-    const auto inverse = V::broadcast(scale > 0 ? 127 / magnitude : 0);
-    float rounded[block] = {};
+    int8_t values[block] = {};
     if (scale > 0) {
-      for (int i = 0; i < block; i += V::lanes) V::store(rounded + i, V::round(V::mul(V::load(x + i), inverse)));
+      const auto inverse = V::broadcast(127 / magnitude);
+      for (int i = 0; i < block; i += V::lanes) V::store_int8(values + i, V::mul(V::load(x + i), inverse));
     }
-    int32_t lane_sum[8] = {}, sum = 0;
-    for (int i = 0; i < block; i++) {
-      const int value = int(rounded[i]);
-      if (nibbles) (i % 2 == 0 ? out.even : out.odd)[(b * block + i) / 2] = int8_t(value);
-      else out.even[b * block + i] = int8_t(value);
-      lane_sum[i * lanes / block] += value;
-      sum += value;
+    int sum = 0;
+    for (int8_t value : values) sum += value;
+    if (format == Format::affine8) {
+      std::memcpy(out.even + b * block, values, block);
+    } else {
+      for (int i = 0; i < block / 2; i++) {
+        out.even[b * block / 2 + i] = values[2 * i];
+        out.odd[b * block / 2 + i] = values[2 * i + 1];
+      }
     }
     if (format == Format::mxfp4) {
       scale /= 2;
-      for (int lane = 0; lane < lanes; lane++) out.start[b * lanes + lane] = -12 * lane_sum[lane];
       out.block_start[b] = -12 * sum;
     } else {
       const int g = b * block / group;
       out.group_sum[g] = (b * block % group ? out.group_sum[g] : 0) + scale * sum;
     }
     out.block_scale[b] = scale;
-    for (int lane = 0; lane < lanes; lane++) out.scale[b * lanes + lane] = scale;
   }
 }
 
-// Sum over the groups of bias times sum of activations.
-template <class V>
-float bias_part(const uint16_t* biases, const float* sums, int groups) {
-  typename V::Floats total = V::zero();
-  int g = 0;
-  for (; g + V::lanes <= groups; g += V::lanes) total = V::fma(V::load_bf16(biases + g), V::load(sums + g), total);
-  if (g < groups) total = V::fma(V::load_bf16(biases + g, groups - g), V::load(sums + g), total);
-  return V::sum(total);
+// Scales of one row of weights times those of T tokens, per block, into `combined`, a row of it per token; `wide` blocks
+// share a scale of the weights. What of the product does not depend on the codes is added to `total`.
+template <class V, Format format, int wide, int T>
+void combine_scales(const Matrix& m, int row, const Activations* x, float* combined, int stride, typename V::Floats* total) {
+  using C = Codes<format>;
+  const int groups = m.groups();
+  const auto* scales = static_cast<const typename C::Scale*>(m.scales) + size_t(row) * groups;
+  float* by_group = combined + T * stride;
+  for (int g = 0; g < groups; g += V::lanes) {
+    const auto scale = C::template load_scales<V>(scales + g, groups - g);
+    if constexpr (wide > 1) V::store(by_group + g, scale);
+    for (int t = 0; wide == 1 && t < T; t++) {
+      const auto both = V::mul(scale, V::load(x[t].block_scale + g));
+      V::store(combined + t * stride + g, both);
+      if constexpr (C::offset) total[t] = V::fma(both, V::to_floats(V::load_ints(x[t].block_start + g)), total[t]);
+    }
+    if constexpr (C::affine) {
+      const auto bias = C::template load_scales<V>(m.biases + size_t(row) * groups + g, groups - g);
+      for (int t = 0; t < T; t++) total[t] = V::fma(bias, V::load(x[t].group_sum + g), total[t]);
+    }
+  }
+  for (int b = 0; wide > 1 && b < m.columns / block; b += V::lanes) {
+    const auto scale = V::template spread<wide>(by_group + b / wide);
+    for (int t = 0; t < T; t++) V::store(combined + t * stride + b, V::mul(scale, V::load(x[t].block_scale + b)));
+  }
 }
 
-// out[t][r] for rows first..last of `m` and T tokens; `count` scales lie along one vector of codes.
-template <class V, Format format, int count, int T>
+// out[t][r] for rows first..last of `m` and T tokens. All scales of a row are met before its codes, in a loop of their
+// own: the fewer instructions between two loads of codes, the more of them a core has under way.
+template <class V, Format format, int wide, int T>
 void multiply_rows(const Matrix& m, int first, int last, const Activations* x, float* const* out) {
   using C = Codes<format>;
-  using Scale = typename C::Scale;
-  const int lanes = int(m.row_bytes() / 4), whole = lanes - lanes % V::lanes;
-  const int scale_lanes = m.group / C::lane_columns;
+  const size_t row_bytes = m.row_bytes();
+  const int lanes = int(row_bytes / 4), whole = lanes - lanes % V::lanes;
+  const int stride = (m.columns / block + V::lanes - 1) / V::lanes * V::lanes;
+  thread_local std::vector<float> combined;
+  combined.resize((T + 1) * stride);
   for (int r = first; r < last; r++) {
-    const uint8_t* codes = m.codes + r * m.row_bytes();
-    const Scale* scales = static_cast<const Scale*>(m.scales) + size_t(r) * m.groups();
+    const uint8_t* codes = m.codes + r * row_bytes;
     typename V::Floats total[T];
     for (auto& v : total) v = V::zero();
+    combine_scales<V, format, wide, T>(m, r, x, combined.data(), stride, total);
 
-    auto step = [&](int lane, typename V::Bytes bytes, typename V::Floats scale) {
+    auto step = [&, scales = combined.data()](size_t lane, typename V::Bytes bytes) {
       for (int t = 0; t < T; t++) {
-        auto sum = C::offset ? V::load_ints(x[t].start + lane) : V::zero_ints();
+        auto sum = V::zero_ints();
         if constexpr (C::nibbles) {
-          sum = V::template dot<true>(sum, C::template decode<V>(V::low_nibbles(bytes)), V::load_bytes(x[t].even + 4 * lane));
-          sum = V::template dot<true>(sum, C::template decode<V>(V::high_nibbles(bytes)), V::load_bytes(x[t].odd + 4 * lane));
+          sum = V::template dot<true>(sum, C::template even<V>(bytes), V::load_bytes(x[t].even + 4 * lane));
+          sum = V::template dot<true>(sum, C::template odd<V>(bytes), V::load_bytes(x[t].odd + 4 * lane));
         } else {
           sum = V::template dot<false>(sum, bytes, V::load_bytes(x[t].even + 4 * lane));
         }
-        total[t] = V::fma(V::to_floats(sum), V::mul(scale, V::load(x[t].scale + lane)), total[t]);
+        const auto scale = V::template spread<C::block_lanes>(scales + t * stride + lane / C::block_lanes);
+        total[t] = V::fma(V::to_floats(sum), scale, total[t]);
       }
     };
-    for (int lane = 0; lane < whole; lane += V::lanes) {
-      __builtin_prefetch(codes + 4 * lane + 4096);
-      step(lane, V::load_bytes(codes + 4 * lane), C::template scales<V, count>(scales + lane / scale_lanes));
-    }
-    if (whole < lanes) {
-      Scale part[count] = {};
-      std::copy(scales + whole / scale_lanes, scales + m.groups(), part);
-      step(whole, V::load_bytes(codes + 4 * whole, 4 * (lanes - whole)), C::template scales<V, count>(part));
-    }
-    for (int t = 0; t < T; t++) {
-      out[t][r] = V::sum(total[t]);
-      if constexpr (C::affine) {
-        out[t][r] += bias_part<V>(m.biases + size_t(r) * m.groups(), x[t].group_sum, m.groups());
-      }
-    }
+    for (size_t lane = 0; lane < size_t(whole); lane += V::lanes) step(lane, V::load_bytes(codes + 4 * lane));
+    if (whole < lanes) step(whole, V::load_bytes(codes + 4 * whole, 4 * (lanes - whole)));
+    for (int t = 0; t < T; t++) out[t][r] = V::sum(total[t]);
   }
 }
 
@@ -157,13 +171,11 @@ void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x
   if constexpr (format == Format::bf16) {
     multiply_rows_bf16<V, T>(m, first, last, x, out);
   } else {
-    // How many scales lie along a vector: 32-column groups are the shortest.
-    constexpr int most = std::max(1, V::lanes / Codes<format>::block_lanes);
-    int count = std::max(1, V::lanes * Codes<format>::lane_columns / m.group);
-    if (count == most) return multiply_rows<V, format, most, T>(m, first, last, x, out);
-    if constexpr (Codes<format>::affine && most > 1) {
-      if (count == most / 2) return multiply_rows<V, format, most / 2, T>(m, first, last, x, out);
-      if constexpr (most > 2) return multiply_rows<V, format, 1, T>(m, first, last, x, out);
+    const int wide = m.group / block;
+    if (wide == 1) return multiply_rows<V, format, 1, T>(m, first, last, x, out);
+    if constexpr (Codes<format>::affine) {
+      if (wide == 2) return multiply_rows<V, format, 2, T>(m, first, last, x, out);
+      return multiply_rows<V, format, 4, T>(m, first, last, x, out);
     }
   }
 }
@@ -208,8 +220,8 @@ void fill_panel(const Matrix& m, int first, Panel& panel) {
       uint8_t* to = panel.codes.data() + size_t(word) * C::lane_columns * V::lanes;
       for (int i = 0; i < count; i++, to += C::lane_columns * V::lanes) {
         if constexpr (C::nibbles) {
-          V::store_bytes(to, C::template decode<V>(V::low_nibbles(column[i])));
-          V::store_bytes(to + 4 * V::lanes, C::template decode<V>(V::high_nibbles(column[i])));
+          V::store_bytes(to, C::template even<V>(column[i]));
+          V::store_bytes(to + 4 * V::lanes, C::template odd<V>(column[i]));
         } else {
           V::store_bytes(to, column[i]);
         }

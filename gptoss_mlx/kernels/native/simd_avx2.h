@@ -28,7 +28,8 @@ struct Avx2 {
   static void store_bytes(void* p, Bytes v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static Bytes low_nibbles(Bytes v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
   static Bytes high_nibbles(Bytes v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
-  static Bytes lookup(Bytes table, Bytes index) { return _mm256_shuffle_epi8(table, index); }
+  static Bytes lookup_low_nibbles(Bytes table, Bytes v) { return _mm256_shuffle_epi8(table, low_nibbles(v)); }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { return _mm256_shuffle_epi8(table, high_nibbles(v)); }
 
   static void transpose_words(Bytes* v) {
     Bytes a[8], b[8];
@@ -86,6 +87,19 @@ struct Avx2 {
     std::memcpy(part, p, 2 * count);
     return load_bf16(part);
   }
+  static Floats load_e8m0(const uint8_t* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 23));
+  }
+  static Floats load_e8m0(const uint8_t* p, int count) {
+    uint8_t part[8] = {};
+    std::memcpy(part, p, count);
+    return load_e8m0(part);
+  }
+  static void store_int8(int8_t* p, Floats v) {
+    __m256i words = _mm256_cvtps_epi32(v);
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m256i bits = _mm256_castps_si256(v);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -113,21 +127,11 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
   }
 
-  template <int count>
-  static Floats spread_e8m0(const uint8_t* p) {
-    return spread<count>([&](int i) { return float_of_bits(uint32_t(p[i]) << 23); });
-  }
-  template <int count>
-  static Floats spread_bf16(const uint16_t* p) {
-    return spread<count>([&](int i) { return float_of_bf16(p[i]); });
-  }
-
- private:
-  template <int count, class Scale>
-  static Floats spread(Scale scale) {
-    static_assert(count <= 2);
-    if constexpr (count == 1) return _mm256_set1_ps(scale(0));
-    else return _mm256_set_m128(_mm_set1_ps(scale(1)), _mm_set1_ps(scale(0)));
+  template <int n>
+  static Floats spread(const float* p) {
+    if constexpr (n >= lanes) return _mm256_set1_ps(*p);
+    else if constexpr (n == 4) return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
+    else return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm256_setr_epi32(0, 1 / n, 2 / n, 3 / n, 4 / n, 5 / n, 6 / n, 7 / n));
   }
 };
 

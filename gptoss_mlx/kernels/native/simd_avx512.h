@@ -1,4 +1,4 @@
-// AVX-512 with VNNI. Each member is defined in simd_portable.h.
+// AVX-512 with VNNI and VBMI. Each member is defined in simd_portable.h.
 #pragma once
 
 #include <immintrin.h>
@@ -22,8 +22,10 @@ struct Avx512 {
   static Bytes load_bytes(const void* p, int count) { return _mm512_maskz_loadu_epi8(_cvtu64_mask64(~0ull >> (64 - count)), p); }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
   static Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+  // The permutation looks at six bits of an index: the table, which repeats every 16 bytes, need not care for the upper two.
+  static Bytes lookup_low_nibbles(Bytes table, Bytes v) { return _mm512_permutexvar_epi8(v, table); }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { return _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), table); }
   static Bytes high_nibbles(Bytes v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
-  static Bytes lookup(Bytes table, Bytes index) { return _mm512_shuffle_epi8(table, index); }
 
   static void transpose_words(Bytes* v) {
     Bytes a[16], b[16];
@@ -66,6 +68,9 @@ struct Avx512 {
   static void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
   static Floats load_bf16(const uint16_t* p) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static Floats load_bf16(const uint16_t* p, int count) { return widened(_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p)); }
+  static Floats load_e8m0(const uint8_t* p) { return exponents(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Floats load_e8m0(const uint8_t* p, int count) { return exponents(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), p)); }
+  static void store_int8(int8_t* p, Floats v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))); }
   static void store_bf16(uint16_t* p, Floats v) {
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -87,43 +92,28 @@ struct Avx512 {
   }
   static float sum(Floats v) { return _mm512_reduce_add_ps(v); }
 
-  // The scales are broadcast, and one byte shuffle brings each to the exponent bits, or the high half, of its lanes.
-  template <int count>
-  static Floats spread_e8m0(const uint8_t* p) {
-    __m512i shifted = _mm512_shuffle_epi8(low<count>(p), places<count, 1>());
-    return _mm512_castsi512_ps(_mm512_srli_epi32(shifted, 1));
-  }
-  template <int count>
-  static Floats spread_bf16(const uint16_t* p) {
-    if constexpr (count == 1) return _mm512_castsi512_ps(_mm512_set1_epi32(int32_t(uint32_t(*p) << 16)));
-    return _mm512_castsi512_ps(_mm512_shuffle_epi8(low<2 * count>(p), places<count, 2>()));
+  template <int n>
+  static Floats spread(const float* p) {
+    if constexpr (n >= lanes) return _mm512_set1_ps(*p);
+    else if constexpr (n == 8) return _mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(pair_at(p))), lane_over<n>());
+    else if constexpr (n == 4) return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lane_over<n>());
+    else return _mm512_permutexvar_ps(lane_over<n>(), _mm512_castps256_ps512(_mm256_loadu_ps(p)));
   }
 
  private:
+  static Floats exponents(__m128i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(v), 23)); }
   static Floats widened(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
 
-  template <int bytes>
-  static __m512i low(const void* p) {
-    int64_t value = 0;
-    std::memcpy(&value, p, bytes);
-    return _mm512_set1_epi64(value);
+  static double pair_at(const float* p) {
+    double pair;
+    std::memcpy(&pair, p, 8);
+    return pair;
   }
 
-  // Per lane, scale number lane / (16 / count), `width` bytes of it, at the top of the lane.
-  template <int count, int width>
-  struct Places {
-    alignas(64) int8_t at[64];
-    constexpr Places() : at() {
-      for (int i = 0; i < 64; i++) {
-        int scale = i / 4 / (16 / count), byte = i % 4 - (4 - width);
-        at[i] = byte < 0 ? -1 : int8_t(scale * width + byte);
-      }
-    }
-  };
-  template <int count, int width>
-  static __m512i places() {
-    static constexpr Places<count, width> table;
-    return _mm512_load_si512(table.at);
+  // i / n for each lane i.
+  template <int n>
+  static __m512i lane_over() {
+    return _mm512_set_epi32(15 / n, 14 / n, 13 / n, 12 / n, 11 / n, 10 / n, 9 / n, 8 / n, 7 / n, 6 / n, 5 / n, 4 / n, 3 / n, 2 / n, 1 / n, 0);
   }
 };
 

@@ -29,7 +29,8 @@ struct Neon {
   static void store_bytes(void* p, Bytes v) { vst1q_u8(static_cast<uint8_t*>(p), v); }
   static Bytes low_nibbles(Bytes v) { return vandq_u8(v, vdupq_n_u8(15)); }
   static Bytes high_nibbles(Bytes v) { return vshrq_n_u8(v, 4); }
-  static Bytes lookup(Bytes table, Bytes index) { return vqtbl1q_u8(table, index); }
+  static Bytes lookup_low_nibbles(Bytes table, Bytes v) { return vqtbl1q_u8(table, low_nibbles(v)); }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { return vqtbl1q_u8(table, high_nibbles(v)); }
 
   static void transpose_words(Bytes* v) {
     uint32x4_t a[4];
@@ -77,6 +78,21 @@ struct Neon {
     std::memcpy(part, p, 2 * count);
     return load_bf16(part);
   }
+  static Floats load_e8m0(const uint8_t* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(word));
+    return vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vget_low_u16(wide)), 23));
+  }
+  static Floats load_e8m0(const uint8_t* p, int count) {
+    uint8_t part[4] = {};
+    std::memcpy(part, p, count);
+    return load_e8m0(part);
+  }
+  static void store_int8(int8_t* p, Floats v) {
+    const int16x4_t half = vqmovn_s32(vcvtnq_s32_f32(v));
+    vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(half, half))), 0);
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     const uint32x4_t bits = vreinterpretq_u32_f32(v);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
@@ -97,15 +113,11 @@ struct Neon {
   }
   static float sum(Floats v) { return vaddvq_f32(v); }
 
-  template <int count>
-  static Floats spread_e8m0(const uint8_t* p) {
-    static_assert(count == 1);
-    return vdupq_n_f32(float_of_bits(uint32_t(*p) << 23));
-  }
-  template <int count>
-  static Floats spread_bf16(const uint16_t* p) {
-    static_assert(count == 1);
-    return vdupq_n_f32(float_of_bf16(*p));
+  template <int n>
+  static Floats spread(const float* p) {
+    if constexpr (n >= lanes) return vld1q_dup_f32(p);
+    const float32x2_t pair = vld1_f32(p);
+    return vcombine_f32(vdup_lane_f32(pair, 0), vdup_lane_f32(pair, 1));
   }
 };
 

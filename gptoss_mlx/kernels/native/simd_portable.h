@@ -58,7 +58,8 @@ struct Portable {
   static Bytes low_nibbles(Bytes v) { for (auto& b : v.at) b &= 15; return v; }
   static Bytes high_nibbles(Bytes v) { for (auto& b : v.at) b >>= 4; return v; }
   // `table` repeats 16 entries; each index is below 16.
-  static Bytes lookup(Bytes table, Bytes index) { for (auto& b : index.at) b = table.at[b]; return index; }
+  static Bytes lookup_low_nibbles(Bytes table, Bytes v) { for (auto& b : v.at) b = table.at[b & 15]; return v; }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { for (auto& b : v.at) b = table.at[b >> 4]; return v; }
 
   // `lanes` vectors as the rows of a matrix of words, transposed in place.
   static void transpose_words(Bytes* v) {
@@ -94,6 +95,13 @@ struct Portable {
   static Floats load_bf16(const uint16_t* p, int count) {
     return each<Floats>([&](int i) { return i < count ? float_of_bf16(p[i]) : 0.0f; });
   }
+  // 2^(p[i] - 127), the value of an E8M0 scale.
+  static Floats load_e8m0(const uint8_t* p) { return load_e8m0(p, lanes); }
+  static Floats load_e8m0(const uint8_t* p, int count) {
+    return each<Floats>([&](int i) { return i < count ? float_of_bits(uint32_t(p[i]) << 23) : 0.0f; });
+  }
+  // To nearest, ties to even; each value is from -127 to 127.
+  static void store_int8(int8_t* p, Floats v) { for (int i = 0; i < lanes; i++) p[i] = int8_t(std::nearbyint(v.at[i])); }
   static void store_bf16(uint16_t* p, Floats v) { for (int i = 0; i < lanes; i++) p[i] = bf16_of_float(v.at[i]); }
   static Floats add(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] + b.at[i]; }); }
   static Floats sub(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] - b.at[i]; }); }
@@ -110,15 +118,9 @@ struct Portable {
   }
   static float sum(Floats v) { float s = 0; for (float x : v.at) s += x; return s; }
 
-  // Lane i gets 2^(p[i / (lanes / count)] - 127), the value of an E8M0 scale.
-  template <int count>
-  static Floats spread_e8m0(const uint8_t* p) {
-    return each<Floats>([&](int i) { return float_of_bits(uint32_t(p[i / (lanes / count)]) << 23); });
-  }
-  template <int count>
-  static Floats spread_bf16(const uint16_t* p) {
-    return each<Floats>([&](int i) { return float_of_bf16(p[i / (lanes / count)]); });
-  }
+  // Lane i gets p[i / n]; n beyond the number of lanes counts as that number.
+  template <int n>
+  static Floats spread(const float* p) { return each<Floats>([&](int i) { return p[i / n]; }); }
 };
 
 }  // namespace gptoss

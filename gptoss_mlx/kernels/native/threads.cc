@@ -33,8 +33,8 @@ void pause() {
 
 }  // namespace
 
-Pool::Pool(int threads) {
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this] { work(); });
+Pool::Pool(int threads) : shares_(threads) {
+  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
 }
 
 Pool::~Pool() {
@@ -49,24 +49,38 @@ Pool::~Pool() {
 
 void Pool::run(int count, Call call, const void* context) {
   std::lock_guard caller(one_caller_);
-  call_ = call, context_ = context, count_ = count;
-  next_ = 0;
+  call_ = call, context_ = context;
+  for (int64_t i = 0, n = threads(); i < n; i++) shares_[i].left = {uint32_t(count * i / n), uint32_t(count * (i + 1) / n)};
   working_ = int(workers_.size());
   {
     std::lock_guard lock(sleep_);  // so that no worker falls asleep between its last look and this change
     round_++;
   }
   wake_.notify_all();
-  take_tasks();
+  take_tasks(0);
   // A worker that shares this core with another program may be long in coming: let it have the core.
   for (int spins = 0; working_ > 0; spins++) spins < spins_before_yield ? pause() : std::this_thread::yield();
 }
 
-void Pool::take_tasks() {
-  for (int i; (i = next_.fetch_add(1)) < count_;) call_(context_, i);
+void Pool::take_tasks(int thread) {
+  while (take(shares_[thread], true)) {}
+  // The end of another's run is where it arrives last.
+  for (int other = 1; other < threads(); other++) {
+    while (take(shares_[(thread + other) % threads()], false)) {}
+  }
 }
 
-void Pool::work() {
+bool Pool::take(Share& share, bool from_front) {
+  for (Range left = share.left; left.first < left.last;) {
+    Range after = from_front ? Range{left.first + 1, left.last} : Range{left.first, left.last - 1};
+    if (!share.left.compare_exchange_weak(left, after)) continue;
+    call_(context_, int(from_front ? left.first : after.last));
+    return true;
+  }
+  return false;
+}
+
+void Pool::work(int thread) {
   for (unsigned seen = 0;;) {
     for (int spins = 0; round_ == seen && spins < spins_before_sleep; spins++) pause();
     if (round_ == seen) {
@@ -75,7 +89,7 @@ void Pool::work() {
     }
     if (stop_) return;
     seen = round_;
-    take_tasks();
+    take_tasks(thread);
     working_--;
   }
 }

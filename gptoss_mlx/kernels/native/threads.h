@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -17,9 +18,10 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int threads() const { return int(workers_.size()) + 1; }
+  int threads() const { return int(shares_.size()); }
 
   // Calls task(i) once for each i below `count`, on all threads including the caller's, and returns when all are done.
+  // Each thread gets a run of neighbours, in order, because neighbours lie together in memory; who is done early helps.
   // `task` must not throw, and must not call `for_each`.
   template <class Task>
   void for_each(int count, const Task& task) {
@@ -29,15 +31,23 @@ class Pool {
  private:
   using Call = void (*)(const void* context, int i);
 
+  // The tasks from `first` to before `last` that nobody has taken.
+  struct Range {
+    uint32_t first, last;
+  };
+  struct alignas(64) Share {
+    std::atomic<Range> left;
+  };
+
   void run(int count, Call call, const void* context);
-  void take_tasks();
-  void work();
+  void take_tasks(int thread);
+  bool take(Share& share, bool from_front);
+  void work(int thread);
 
   std::mutex one_caller_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  int count_ = 0;
-  std::atomic<int> next_{0};      // the next task that nobody has taken
+  std::vector<Share> shares_;     // one for each thread, the caller's first
   std::atomic<int> working_{0};   // workers that have not finished this round
   std::atomic<unsigned> round_{0};
   std::atomic<bool> stop_{false};
