@@ -14,14 +14,7 @@ void multiply_as(const Matrix& m, int first, int last, const Activations* x, int
     for (int t = 0; t < tokens; t++) row[t] = out + size_t(t) * rows - first;
     return multiply_few<V, format>(m, first, last, x, tokens, row);
   }
-  thread_local Panel panel;
-  thread_local std::vector<float> tile;
-  tile.resize(size_t(tokens) * V::lanes);
-  for (int r = first; r < last; r += V::lanes) {
-    multiply_many<V, format>(m, r, x, tokens, panel, tile.data());
-    const int count = std::min(V::lanes, last - r);
-    for (int t = 0; t < tokens; t++) std::copy_n(tile.data() + t * V::lanes, count, out + size_t(t) * rows + r - first);
-  }
+  multiply_many<V, format>(m, first, last, x, tokens, out);
 }
 
 template <class V>

@@ -10,7 +10,6 @@ namespace gptoss {
 
 namespace {
 
-constexpr int rows_per_task = 96;              // 138 kB of a 2,880 column MXFP4 matrix: long enough not to notice its start
 constexpr int positions_per_task = 512;        // of one KV head, where one token attends to a long context
 
 struct Rows {
@@ -18,9 +17,16 @@ struct Rows {
   int count() const { return last - first; }
 };
 
-int tasks_of(int rows, int each = rows_per_task) { return (rows + each - 1) / each; }
+// The tasks that the rows of a product are divided into. One of few tokens reads 138 kB of a 2,880 column MXFP4 matrix:
+// long enough not to notice its start. One of many has to be worth arranging the tokens for.
+struct Slices {
+  int rows, each;
 
-Rows rows_of(int task, int rows, int each = rows_per_task) { return {task * each, std::min(rows, (task + 1) * each)}; }
+  int count() const { return (rows + each - 1) / each; }
+  Rows operator[](int task) const { return {task * each, std::min(rows, (task + 1) * each)}; }
+};
+
+Slices sliced(int rows, int tokens) { return {rows, tokens > few_tokens ? 288 : 96}; }
 
 // Activations of several tokens, quantized for one matrix.
 struct Quantized {
@@ -90,8 +96,9 @@ void rotate(float* x, const float* cos, const float* sin, int dim) {
 void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out) {
   Quantized input(weights.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * weights.matrix.columns); });
-  pool.for_each(tasks_of(weights.matrix.rows), [&](int task) {
-    multiply_into(weights, rows_of(task, weights.matrix.rows), input.each.data(), tokens, nullptr, out, weights.matrix.rows);
+  Slices slices = sliced(weights.matrix.rows, tokens);
+  pool.for_each(slices.count(), [&](int task) {
+    multiply_into(weights, slices[task], input.each.data(), tokens, nullptr, out, weights.matrix.rows);
   });
 }
 
@@ -185,7 +192,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
     results[p].resize(size_t(tokens) * m.rows);
     if (p == 0 || !same_form(m, projections[p - 1]->matrix)) inputs.emplace_back(m, tokens);
     input_of[p] = int(inputs.size()) - 1;
-    first_task[p + 1] = first_task[p] + tasks_of(m.rows);
+    first_task[p + 1] = first_task[p] + sliced(m.rows, tokens).count();
   }
   pool.for_each(tokens, [&](int t) {
     auto& normed = scratch();
@@ -196,7 +203,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   pool.for_each(first_task[3], [&](int task) {
     int p = task < first_task[1] ? 0 : task < first_task[2] ? 1 : 2;
     const int rows = projections[p]->matrix.rows;
-    multiply_into(*projections[p], rows_of(task - first_task[p], rows), inputs[input_of[p]].each.data(), tokens, nullptr,
+    multiply_into(*projections[p], sliced(rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(), tokens, nullptr,
                   results[p].data(), rows);
   });
   std::vector<float> &q = results[0], &k = results[1], &v = results[2];
@@ -210,8 +217,9 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
 
   Quantized input(w.output.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
-  pool.for_each(tasks_of(hidden), [&](int task) {
-    multiply_into(w.output, rows_of(task, hidden), input.each.data(), tokens, x, out, hidden);
+  Slices slices = sliced(hidden, tokens);
+  pool.for_each(slices.count(), [&](int task) {
+    multiply_into(w.output, slices[task], input.each.data(), tokens, x, out, hidden);
   });
 }
 
@@ -246,10 +254,12 @@ void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const in
   for (int p : division.pair) sorted.push_back(input.each[p / k]);
 
   std::vector<float> between(size_t(pairs) * inner);
-  const int tasks = tasks_of(inner);
+  const int pairs_per_expert = pairs / int(active.size());
+  Slices slices = sliced(inner, pairs_per_expert), down_slices = sliced(hidden, pairs_per_expert);
+  const int tasks = slices.count();
   pool.for_each(int(active.size()) * tasks, [&](int task) {
     const int e = active[task / tasks], begin = division.begin[e], count = division.begin[e + 1] - begin;
-    Rows rows = rows_of(task % tasks, inner);
+    Rows rows = slices[task % tasks];
     auto& tiles = scratch();
     const size_t size = size_t(count) * rows.count();
     tiles.resize(2 * size);
@@ -264,8 +274,8 @@ void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const in
 
   Quantized middle(w.down.matrix, pairs);
   pool.for_each(pairs, [&](int i) { middle.set(i, between.data() + size_t(i) * inner); });
-  pool.for_each(tasks_of(hidden), [&](int task) {
-    Rows rows = rows_of(task, hidden);
+  pool.for_each(down_slices.count(), [&](int task) {
+    Rows rows = down_slices[task];
     for (int e : active) {
       const int begin = division.begin[e], count = division.begin[e + 1] - begin;
       auto& tile = scratch();
@@ -315,9 +325,9 @@ void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, fl
     input.set(t, normed.data());
     std::copy_n(x + size_t(t) * hidden, hidden, out + size_t(t) * hidden);
   });
-  constexpr int rows_per_router_task = 8;
-  pool.for_each(tasks_of(w.experts, rows_per_router_task), [&](int task) {
-    multiply_into(w.router, rows_of(task, w.experts, rows_per_router_task), for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
+  Slices slices{w.experts, tokens > few_tokens ? w.experts : 8};
+  pool.for_each(slices.count(), [&](int task) {
+    multiply_into(w.router, slices[task], for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
   });
   std::vector<int> chosen(size_t(tokens) * k);
   std::vector<float> share(chosen.size());

@@ -14,7 +14,8 @@ namespace gptoss {
 //   bf16     BF16, as it is
 enum class Format { mxfp4, affine4, affine8, bf16 };
 
-constexpr int block = 32;  // columns that share one scale of the activations, and of MXFP4
+constexpr int block = 32;      // columns that share one scale of the activations, and of MXFP4
+constexpr int few_tokens = 4;  // so many are met by each row of codes as it is read
 
 struct Matrix {
   Format format;

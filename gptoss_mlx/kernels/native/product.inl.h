@@ -180,8 +180,6 @@ void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x
   }
 }
 
-constexpr int few_tokens = 4;
-
 // Rows first..last of `m` times `tokens` (at most few_tokens) rows of activations: out[t][r].
 template <class V, Format format>
 void multiply_few(const Matrix& m, int first, int last, const Activations* x, int tokens, float* const* out) {
@@ -193,106 +191,191 @@ void multiply_few(const Matrix& m, int first, int last, const Activations* x, in
   }
 }
 
+// Rows of words as columns: from(r, word, count) gives some words of row r, and store(i, column) gets word i of `lanes` rows,
+// of which those from `rows` on are zeros.
+template <class V, class From, class Store>
+void transpose(int rows, int words, const From& from, const Store& store) {
+  for (int word = 0; word < words; word += V::lanes) {
+    const int count = std::min(V::lanes, words - word);
+    typename V::Bytes column[V::lanes];
+    for (int r = 0; r < V::lanes; r++) column[r] = r < rows ? from(r, word, count) : V::zero_bytes();
+    V::transpose_words(column);
+    for (int i = 0; i < count; i++) store(word + i, column[i]);
+  }
+}
+
+// Brings memory into the cache, line by line in order: many rows that are then read side by side would each be a stream of
+// its own, and a core prefetches one well.
+inline void touch(const uint8_t* from, size_t bytes) {
+  for (size_t at = 0; at < bytes; at += 64) static_cast<void>(*static_cast<const volatile uint8_t*>(from + at));
+}
+
+// How many rows a panel has.
+template <class V>
+constexpr int panel_rows = V::panel_vectors * V::lanes;
+
 // Rows first.. of `m`; rows behind the last become zeros.
 template <class V, Format format>
 void fill_panel(const Matrix& m, int first, Panel& panel) {
   using C = Codes<format>;
-  const int rows = std::min(V::lanes, m.rows - first);
+  using Bytes = typename V::Bytes;
+  constexpr size_t width = panel_rows<V>;
   if constexpr (format == Format::bf16) {
-    panel.plain.assign(size_t(m.columns) * V::lanes, 0);
-    for (int r = 0; r < rows; r++) {
-      const uint16_t* row = reinterpret_cast<const uint16_t*>(m.codes) + size_t(first + r) * m.columns;
-      for (int c = 0; c < m.columns; c++) panel.plain[c * V::lanes + r] = float_of_bf16(row[c]);
+    panel.plain.assign(m.columns * width, 0);
+    for (size_t i = 0; i < width && first + int(i) < m.rows; i++) {
+      const uint16_t* row = reinterpret_cast<const uint16_t*>(m.codes) + (first + i) * m.columns;
+      for (int c = 0; c < m.columns; c++) panel.plain[c * width + i] = float_of_bf16(row[c]);
     }
   } else {
-    const int words = int(m.row_bytes() / 4);
-    panel.codes.resize(size_t(m.columns) * V::lanes);
-    panel.scales.assign(size_t(m.columns / block) * V::lanes, 0);
-    panel.biases.assign(C::affine ? size_t(m.groups()) * V::lanes : 0, 0);
-    for (int word = 0; word < words; word += V::lanes) {
-      const int count = std::min(V::lanes, words - word);
-      typename V::Bytes column[V::lanes];
-      for (int r = 0; r < V::lanes; r++) {
-        const uint8_t* codes = m.codes + (first + r) * m.row_bytes() + 4 * word;
-        column[r] = r >= rows ? V::zero_bytes() : count == V::lanes ? V::load_bytes(codes) : V::load_bytes(codes, 4 * count);
-      }
-      V::transpose_words(column);
-      uint8_t* to = panel.codes.data() + size_t(word) * C::lane_columns * V::lanes;
-      for (int i = 0; i < count; i++, to += C::lane_columns * V::lanes) {
-        if constexpr (C::nibbles) {
-          V::store_bytes(to, C::template even<V>(column[i]));
-          V::store_bytes(to + 4 * V::lanes, C::template odd<V>(column[i]));
-        } else {
-          V::store_bytes(to, column[i]);
-        }
-      }
-    }
-    for (int r = 0; r < rows; r++) {
-      const auto* scales = static_cast<const typename C::Scale*>(m.scales) + size_t(first + r) * m.groups();
-      for (int b = 0; b < m.columns / block; b++) {
-        auto scale = scales[b * block / m.group];
-        panel.scales[b * V::lanes + r] = C::affine ? float_of_bf16(scale) : float_of_bits(uint32_t(scale) << 23);
-      }
-      if constexpr (C::affine) {
-        for (int g = 0; g < m.groups(); g++) {
-          panel.biases[g * V::lanes + r] = float_of_bf16(m.biases[size_t(first + r) * m.groups() + g]);
-        }
-      }
+    const int words = int(m.row_bytes() / 4), groups = m.groups();
+    panel.codes.resize(m.columns * width);
+    panel.scales.resize(groups * width);
+    panel.biases.resize(C::affine ? groups * width : 0);
+    for (size_t i = 0; i < width; i += V::lanes, first += V::lanes) {
+      const int rows = std::max(0, m.rows - first);
+      touch(m.codes + first * m.row_bytes(), std::min(rows, V::lanes) * m.row_bytes());
+      transpose<V>(
+          rows, words,
+          [&](int r, int word, int count) {
+            const uint8_t* codes = m.codes + (first + r) * m.row_bytes() + 4 * word;
+            return count == V::lanes ? V::load_bytes(codes) : V::load_bytes(codes, 4 * count);
+          },
+          [&](int word, Bytes column) {
+            uint8_t* to = panel.codes.data() + word * C::lane_columns * width + 4 * i;
+            if constexpr (C::nibbles) {
+              V::store_bytes(to, C::template even<V>(column));
+              V::store_bytes(to + 4 * width, C::template odd<V>(column));
+            } else {
+              V::store_bytes(to, column);
+            }
+          });
+      auto fill = [&](std::vector<float>& to, const auto* scales) {
+        transpose<V>(
+            rows, groups,
+            [&](int r, int g, int count) {
+              float row[V::lanes];
+              V::store(row, C::template load_scales<V>(scales + size_t(first + r) * groups + g, count));
+              return V::load_bytes(row);
+            },
+            [&](int g, Bytes column) { V::store_bytes(to.data() + g * width + i, column); });
+      };
+      fill(panel.scales, static_cast<const typename C::Scale*>(m.scales));
+      if constexpr (C::affine) fill(panel.biases, m.biases);
     }
   }
 }
 
-// out[t * V::lanes + i] for T tokens and the rows i of a panel of `m`.
-template <class V, Format format, int T>
-void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, float* out) {
+// Where a block of T tokens lies in a tile: for each word of a row of codes the T words of activations that meet it (for
+// nibbles first the even columns', then the odd ones'), then the T scales, then the T starts.
+template <int T>
+struct TileBlock {
+  uint32_t words[block / 4][T];
+  float scale[T];
+  int32_t start[T];
+};
+
+// The T tokens x as one stream, in the order in which a panel meets them.
+template <Format format, int T>
+void fill_tile(const Matrix& m, const Activations* x, TileBlock<T>* tile) {
   using C = Codes<format>;
-  typename V::Floats total[T];
-  for (auto& v : total) v = V::zero();
-  if constexpr (format == Format::bf16) {
-    for (int c = 0; c < m.columns; c++) {
-      auto w = V::load(panel.plain.data() + size_t(c) * V::lanes);
-      for (int t = 0; t < T; t++) total[t] = V::fma(w, V::broadcast(x[t].plain[c]), total[t]);
+  for (int b = 0; b < m.columns / block; b++) {
+    for (int t = 0; t < T; t++) {
+      uint32_t word[block / 4];
+      if constexpr (C::nibbles) {
+        uint32_t even[C::block_lanes], odd[C::block_lanes];
+        std::memcpy(even, x[t].even + b * block / 2, block / 2);
+        std::memcpy(odd, x[t].odd + b * block / 2, block / 2);
+        for (int i = 0; i < C::block_lanes; i++) word[2 * i] = even[i], word[2 * i + 1] = odd[i];
+      } else {
+        std::memcpy(word, x[t].even + b * block, block);
+      }
+      for (int i = 0; i < block / 4; i++) tile[b].words[i][t] = word[i];
+      tile[b].scale[t] = x[t].block_scale[b];
+      tile[b].start[t] = C::offset ? x[t].block_start[b] : 0;
     }
+  }
+}
+
+// out[t * panel_rows + i] for T tokens, whose `tile` is theirs, and the rows i of a panel of `m`. Each word of activations
+// that is loaded meets as many vectors of weights as a panel has: what limits the product is dot products, not loads.
+template <class V, Format format, int T>
+void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, const TileBlock<T>* tile, float* out) {
+  using C = Codes<format>;
+  constexpr int vectors = V::panel_vectors;
+  constexpr size_t width = panel_rows<V>;
+  typename V::Floats total[T][vectors];
+  for (int t = 0; t < T; t++) {
+    for (auto& v : total[t]) v = V::zero();
+  }
+  auto add = [&](const float* weights, auto value) {
+    for (int i = 0; i < vectors; i++) {
+      const auto w = V::load(weights + i * V::lanes);
+      for (int t = 0; t < T; t++) total[t][i] = V::fma(w, V::broadcast(value(t)), total[t][i]);
+    }
+  };
+  if constexpr (format == Format::bf16) {
+    for (int c = 0; c < m.columns; c++) add(panel.plain.data() + c * width, [&](int t) { return x[t].plain[c]; });
   } else {
     const uint8_t* codes = panel.codes.data();
-    for (int b = 0; b < m.columns / block; b++) {
-      typename V::Ints sum[T];
-      for (int t = 0; t < T; t++) sum[t] = C::offset ? V::broadcast_int(x[t].block_start[b]) : V::zero_ints();
-      for (int word = b * C::block_lanes; word < (b + 1) * C::block_lanes; word++) {
-        auto w = V::load_bytes(codes);
-        codes += 4 * V::lanes;
+    const int wide = m.group / block;
+    for (int b = 0; b < m.columns / block; b++, tile++) {
+      typename V::Ints sum[T][vectors];
+      for (int t = 0; t < T; t++) {
+        for (auto& v : sum[t]) v = C::offset ? V::broadcast_int(tile->start[t]) : V::zero_ints();
+      }
+      for (int word = 0; word < block / 4; word++, codes += 4 * width) {
+        typename V::Bytes w[vectors];
+        for (int i = 0; i < vectors; i++) w[i] = V::load_bytes(codes + 4 * V::lanes * i);
         for (int t = 0; t < T; t++) {
-          sum[t] = V::template dot<C::nibbles>(sum[t], w, V::broadcast_word(x[t].even + 4 * word));
-        }
-        if constexpr (C::nibbles) {
-          w = V::load_bytes(codes);
-          codes += 4 * V::lanes;
-          for (int t = 0; t < T; t++) sum[t] = V::template dot<true>(sum[t], w, V::broadcast_word(x[t].odd + 4 * word));
+          const auto activations = V::broadcast_word(&tile->words[word][t]);
+          for (int i = 0; i < vectors; i++) sum[t][i] = V::template dot<C::nibbles>(sum[t][i], w[i], activations);
         }
       }
-      auto scale = V::load(panel.scales.data() + size_t(b) * V::lanes);
-      for (int t = 0; t < T; t++) {
-        total[t] = V::fma(V::to_floats(sum[t]), V::mul(scale, V::broadcast(x[t].block_scale[b])), total[t]);
+      for (int i = 0; i < vectors; i++) {
+        const auto scale = V::load(panel.scales.data() + (b / wide) * width + i * V::lanes);
+        for (int t = 0; t < T; t++) {
+          total[t][i] = V::fma(V::to_floats(sum[t][i]), V::mul(scale, V::broadcast(tile->scale[t])), total[t][i]);
+        }
       }
     }
     if constexpr (C::affine) {
-      for (int g = 0; g < m.groups(); g++) {
-        auto bias = V::load(panel.biases.data() + size_t(g) * V::lanes);
-        for (int t = 0; t < T; t++) total[t] = V::fma(bias, V::broadcast(x[t].group_sum[g]), total[t]);
-      }
+      for (int g = 0; g < m.groups(); g++) add(panel.biases.data() + g * width, [&](int t) { return x[t].group_sum[g]; });
     }
   }
-  for (int t = 0; t < T; t++) V::store(out + t * V::lanes, total[t]);
+  for (int t = 0; t < T; t++) {
+    for (int i = 0; i < vectors; i++) V::store(out + t * width + i * V::lanes, total[t][i]);
+  }
 }
 
-// Rows first..first + V::lanes of `m` times any number of tokens: out[t * V::lanes + i].
+// Calls f<T>(t) for tiles of T tokens that begin at token t and cover all: as wide as may be, then ever narrower ones.
+template <int T, class F>
+void for_each_tile(int first, int last, const F& f) {
+  for (; first + T <= last; first += T) f.template operator()<T>(first);
+  if constexpr (T > 1) for_each_tile<T / 2>(first, last, f);
+}
+
+// Rows first..last of `m` times any number of tokens: out[t * (last - first) + r - first].
 template <class V, Format format>
-void multiply_many(const Matrix& m, int first, const Activations* x, int tokens, Panel& panel, float* out) {
-  fill_panel<V, format>(m, first, panel);
-  int t = 0;
-  for (; t + V::tokens <= tokens; t += V::tokens) multiply_panel<V, format, V::tokens>(m, panel, x + t, out + t * V::lanes);
-  for (; t + 2 <= tokens; t += 2) multiply_panel<V, format, 2>(m, panel, x + t, out + t * V::lanes);
-  if (t < tokens) multiply_panel<V, format, 1>(m, panel, x + t, out + t * V::lanes);
+void multiply_many(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
+  thread_local Panel panel;
+  thread_local std::vector<uint32_t> tiles;
+  const size_t words_per_token = format == Format::bf16 ? 0 : size_t(m.columns / block) * (sizeof(TileBlock<1>) / 4);
+  tiles.resize(tokens * words_per_token);
+  auto tile_at = [&]<int T>(int t) { return reinterpret_cast<TileBlock<T>*>(tiles.data() + t * words_per_token); };
+  if constexpr (format != Format::bf16) {
+    for_each_tile<V::tokens>(0, tokens, [&]<int T>(int t) { fill_tile<format, T>(m, x + t, tile_at.template operator()<T>(t)); });
+  }
+  constexpr int width = panel_rows<V>;
+  for (int r = first; r < last; r += width) {
+    fill_panel<V, format>(m, r, panel);
+    for_each_tile<V::tokens>(0, tokens, [&]<int T>(int t) {
+      float products[T * width];
+      multiply_panel<V, format, T>(m, panel, x + t, tile_at.template operator()<T>(t), products);
+      for (int i = 0; i < T; i++) {
+        std::copy_n(products + i * width, std::min(width, last - r), out + size_t(t + i) * (last - first) + r - first);
+      }
+    });
+  }
 }
 
 }  // namespace gptoss

@@ -13,6 +13,7 @@ struct Avx2 {
   static constexpr int lanes = 8;
   static constexpr int heads = 1;
   static constexpr int tokens = 4;
+  static constexpr int panel_vectors = 1;
 
   using Bytes = __m256i;
   using Ints = __m256i;

@@ -11,7 +11,8 @@ struct Avx512 {
   static constexpr const char* name = "avx512-vnni";
   static constexpr int lanes = 16;
   static constexpr int heads = 4;
-  static constexpr int tokens = 8;
+  static constexpr int tokens = 6;
+  static constexpr int panel_vectors = 2;
 
   using Bytes = __m512i;
   using Ints = __m512i;

@@ -13,7 +13,8 @@ struct Neon {
   static constexpr const char* name = i8mm ? "neon-i8mm" : "neon-dotprod";
   static constexpr int lanes = 4;
   static constexpr int heads = 1;
-  static constexpr int tokens = 8;
+  static constexpr int tokens = 4;
+  static constexpr int panel_vectors = 2;
 
   using Bytes = uint8x16_t;
   using Ints = int32x4_t;

@@ -38,6 +38,7 @@ struct Portable {
   static constexpr int lanes = 8;
   static constexpr int heads = 1;   // query heads that attention keeps in registers together
   static constexpr int tokens = 4;  // tokens that a batch product keeps in registers together
+  static constexpr int panel_vectors = 1;  // vectors of weights, one row per lane, that such a product meets together
 
   struct Bytes { uint8_t at[4 * lanes]; };
   struct Ints { int32_t at[lanes]; };

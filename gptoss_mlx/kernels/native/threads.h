@@ -32,7 +32,7 @@ class Pool {
   using Call = void (*)(const void* context, int i);
 
   // The tasks from `first` to before `last` that nobody has taken.
-  struct Range {
+  struct alignas(8) Range {
     uint32_t first, last;
   };
   struct alignas(64) Share {
