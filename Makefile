@@ -10,7 +10,7 @@ help:
 	@echo "make demo   convert the small embedded model, ask it three questions, chat"
 	@echo "make test   the whole test suite"
 	@echo "make test-kernels   the C++ tests, under sanitizers and on an emulated ARM machine, where tools for it are found"
-	@echo "make lint   ruff check and ruff format --check"
+	@echo "make lint   ruff check, and whether ruff and clang-format would change anything"
 	@echo "make clean  remove $(VENV)"
 
 demo: $(INSTALLED)
@@ -26,6 +26,7 @@ test-kernels:
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard gptoss_mlx/kernels/native/*) tests/kernels/kernels_test.cc
 
 $(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 	@if command -v uv >/dev/null; then \

@@ -54,7 +54,8 @@ struct Stored {
   std::vector<uint8_t> codes, e8m0;
   std::vector<uint16_t> scales, biases, plain;
 
-  Stored(Format format, int group, int count, int rows, int columns) : matrix{format, group, rows, columns, nullptr, nullptr, nullptr} {
+  Stored(Format format, int group, int count, int rows, int columns)
+      : matrix{format, group, rows, columns, nullptr, nullptr, nullptr} {
     const size_t all = size_t(count) * rows, groups = all * matrix.groups();
     if (format == Format::bf16) {
       plain = as_bf16(normal(all * columns));
@@ -85,7 +86,9 @@ double value(const Matrix& m, int row, int column) {
   };
   switch (m.format) {
     case Format::bf16: return float_of_bf16(reinterpret_cast<const uint16_t*>(codes)[column]);
-    case Format::mxfp4: return (nibble & 8 ? -1 : 1) * fp4[nibble & 7] * std::ldexp(1.0, static_cast<const uint8_t*>(m.scales)[group] - 127);
+    case Format::mxfp4:
+      return (nibble & 8 ? -1 : 1) * fp4[nibble & 7] *
+             std::ldexp(1.0, static_cast<const uint8_t*>(m.scales)[group] - 127);
     case Format::affine4: return affine(nibble);
     case Format::affine8: return affine(codes[column]);
   }
@@ -106,9 +109,11 @@ std::vector<double> restored(const Matrix& m, const Activations& a) {
   return x;
 }
 
-const struct { Format format; int group; } forms[] = {
-    {Format::mxfp4, 32},  {Format::affine4, 32}, {Format::affine4, 64}, {Format::affine4, 128},
-    {Format::affine8, 32}, {Format::affine8, 64}, {Format::affine8, 128}, {Format::bf16, 32}};
+const struct {
+  Format format;
+  int group;
+} forms[] = {{Format::mxfp4, 32},   {Format::affine4, 32}, {Format::affine4, 64},  {Format::affine4, 128},
+             {Format::affine8, 32}, {Format::affine8, 64}, {Format::affine8, 128}, {Format::bf16, 32}};
 
 void test_products() {
   for (auto [format, group] : forms) {
@@ -128,8 +133,10 @@ void test_products() {
             kernels().quantize(values.data() + t * columns, columns, format, group, x[t]);
             exact.push_back(restored(m, x[t]));
             for (int c = 0; c < columns; c++) {
-              double step = format == Format::bf16 ? 0 : x[t].block_scale[c / block] * (format == Format::mxfp4 ? 2 : 1);
-              check(std::abs(exact[t][c] - values[t * columns + c]) <= step * 0.501, "quantize " + std::to_string(columns));
+              double step =
+                  format == Format::bf16 ? 0 : x[t].block_scale[c / block] * (format == Format::mxfp4 ? 2 : 1);
+              check(std::abs(exact[t][c] - values[t * columns + c]) <= step * 0.501,
+                    "quantize " + std::to_string(columns));
             }
           }
           const int first = rows > 5 ? 3 : 0;
@@ -143,7 +150,8 @@ void test_products() {
                 sum += product, size += std::abs(product);
               }
               double got = out[t * (rows - first) + r - first];
-              check(std::abs(got - sum) <= 1e-5 * size, "multiply, format " + std::to_string(int(format)) + " group " + std::to_string(group) +
+              check(std::abs(got - sum) <= 1e-5 * size,
+                    "multiply, format " + std::to_string(int(format)) + " group " + std::to_string(group) +
                         " columns " + std::to_string(columns) + " tokens " + std::to_string(tokens));
             }
           }
@@ -202,7 +210,8 @@ void test_attend() {
             for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * float_of_bf16(values[p * dim + d]);
           }
           for (int d = 0; d < dim; d++) {
-            check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5, "attend, " + std::to_string(count) + " positions");
+            check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5,
+                  "attend, " + std::to_string(count) + " positions");
           }
         }
       }
@@ -221,18 +230,35 @@ void test_layers() {
   Stored router(Format::bf16, 32, 1, experts_count, hidden), gate(Format::mxfp4, 32, experts_count, inner, hidden);
   Stored up(Format::mxfp4, 32, experts_count, inner, hidden), down(Format::mxfp4, 32, experts_count, hidden, inner);
   auto x = normal(size_t(length) * hidden);
-  const MixtureWeights mixture_weights{{norm.data(), 1e-5f}, {router.matrix, bias.data()}, {gate.matrix, bias.data()},
-                                       {up.matrix, bias.data()}, {down.matrix, bias.data()}, experts_count, 2, 7};
+  const MixtureWeights mixture_weights{{norm.data(), 1e-5f},
+                                       {router.matrix, bias.data()},
+                                       {gate.matrix, bias.data()},
+                                       {up.matrix, bias.data()},
+                                       {down.matrix, bias.data()},
+                                       experts_count,
+                                       2,
+                                       7};
   for (int window : {0, 7}) {
-    const AttentionWeights weights{{norm.data(), 1e-5f}, {q.matrix, bias.data()}, {k.matrix, bias.data()}, {v.matrix, bias.data()},
-                                   {o.matrix, bias.data()}, sinks.data(), wavelengths.data(), heads, kv_heads, dim, window, 0.2f};
+    const AttentionWeights weights{{norm.data(), 1e-5f},
+                                   {q.matrix, bias.data()},
+                                   {k.matrix, bias.data()},
+                                   {v.matrix, bias.data()},
+                                   {o.matrix, bias.data()},
+                                   sinks.data(),
+                                   wavelengths.data(),
+                                   heads,
+                                   kv_heads,
+                                   dim,
+                                   window,
+                                   0.2f};
     auto all = [&](Pool& pool, int chunk) {
       const int capacity = window ? window : length;
       std::vector<uint16_t> keys(kv_heads * capacity * dim), values(keys.size());
       std::vector<float> middle(x.size()), out(x.size());
       for (int t = 0; t < length; t += chunk) {
         const int n = std::min(chunk, length - t);
-        attention(pool, weights, x.data() + t * hidden, n, t, {keys.data(), values.data(), capacity}, middle.data() + t * hidden);
+        attention(pool, weights, x.data() + t * hidden, n, t, {keys.data(), values.data(), capacity},
+                  middle.data() + t * hidden);
         mixture(pool, mixture_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
       }
       return out;
@@ -244,7 +270,8 @@ void test_layers() {
     for (int chunk : {length, 1, 3, 10}) {
       auto got = all(four, chunk);
       for (size_t i = 0; i < got.size(); i++) {
-        check(std::abs(got[i] - expected[i]) <= 2e-2 * size, "layers in chunks of " + std::to_string(chunk) + ", window " + std::to_string(window));
+        check(std::abs(got[i] - expected[i]) <= 2e-2 * size,
+              "layers in chunks of " + std::to_string(chunk) + ", window " + std::to_string(window));
       }
     }
     check(all(four, length) == expected, "the number of threads changes a result");
@@ -276,9 +303,7 @@ int main() {
   bool refused = false;
   try {
     use_kernels("abacus");
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
+  } catch (const std::invalid_argument&) { refused = true; }
   check(refused, "an unknown instruction set was accepted");
   std::printf(failures ? "FAILED\n" : "ok\n");
   return failures != 0;

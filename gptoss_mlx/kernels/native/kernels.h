@@ -26,7 +26,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const uint16_t* weight, int size, float eps, float* out);
   void (*swiglu)(float* gate, const float* up, int size, float limit);
   void (*store_as_bf16)(const float* x, int size, uint16_t* out);
-  void (*attend)(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count, Attended* state);
+  void (*attend)(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count,
+                 Attended* state);
 
   // XOR of `count` 64-byte lines: what reading memory costs at least.
   uint64_t (*read)(const void* lines, size_t count);

@@ -40,6 +40,7 @@ uint64_t read(const void* lines, size_t count) {
 }
 
 template <class V>
-constexpr Kernels table{V::name, quantize<V>, multiply<V>, rms_norm<V>, swiglu<V>, store_as_bf16<V>, attend<V>, read<V>};
+constexpr Kernels table{V::name,   quantize<V>,      multiply<V>, rms_norm<V>,
+                        swiglu<V>, store_as_bf16<V>, attend<V>,   read<V>};
 
 }  // namespace gptoss

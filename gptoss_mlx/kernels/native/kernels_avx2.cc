@@ -4,8 +4,8 @@
 
 GPTOSS_BEGIN_TARGET("avx2,fma")
 
-#include "simd_avx2.h"
 #include "kernels.inl.h"
+#include "simd_avx2.h"
 
 namespace gptoss {
 

@@ -4,8 +4,8 @@
 
 GPTOSS_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,bmi2")
 
-#include "simd_avx512.h"
 #include "kernels.inl.h"
+#include "simd_avx512.h"
 
 namespace gptoss {
 

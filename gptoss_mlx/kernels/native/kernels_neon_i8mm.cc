@@ -1,4 +1,5 @@
-// Compiled with flags of its own (CMakeLists.txt): arm_neon.h of older compilers has no intrinsics for a pragma's target.
+// Compiled with flags of its own (CMakeLists.txt): arm_neon.h of older compilers has no intrinsics for a pragma's
+// target.
 #include "kernels.inl.h"
 #include "simd_neon.h"
 #include "standard.h"

@@ -10,7 +10,7 @@ namespace gptoss {
 
 namespace {
 
-constexpr int positions_per_task = 512;        // of one KV head, where one token attends to a long context
+constexpr int positions_per_task = 512;  // of one KV head, where one token attends to a long context
 
 struct Rows {
   int first, last;
@@ -59,8 +59,8 @@ void multiply(const Linear& weights, Rows rows, const Activations* x, int tokens
 }
 
 // out[t * stride + row] = product, plus `residual` of the same layout where there is one.
-void multiply_into(const Linear& weights, Rows rows, const Activations* x, int tokens, const float* residual, float* out,
-                   int stride) {
+void multiply_into(const Linear& weights, Rows rows, const Activations* x, int tokens, const float* residual,
+                   float* out, int stride) {
   auto& tile = scratch();
   tile.resize(size_t(tokens) * rows.count());
   multiply(weights, rows, x, tokens, tile.data());
@@ -102,8 +102,8 @@ void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float
   });
 }
 
-void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* k, const float* v, int tokens, int offset,
-            KV kv, float* out) {
+void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* k, const float* v, int tokens,
+            int offset, KV kv, float* out) {
   const int dim = w.head_dim, group = w.heads / w.kv_heads;
   const size_t row = size_t(w.kv_heads) * dim;
   const bool ring = w.window > 0;
@@ -203,14 +203,16 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   pool.for_each(first_task[3], [&](int task) {
     int p = task < first_task[1] ? 0 : task < first_task[2] ? 1 : 2;
     const int rows = projections[p]->matrix.rows;
-    multiply_into(*projections[p], sliced(rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(), tokens, nullptr,
-                  results[p].data(), rows);
+    multiply_into(*projections[p], sliced(rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(), tokens,
+                  nullptr, results[p].data(), rows);
   });
-  std::vector<float> &q = results[0], &k = results[1], &v = results[2];
+  std::vector<float>&q = results[0], &k = results[1], &v = results[2];
   pool.for_each(tokens, [&](int t) {
     Angles angles(w.wavelengths, w.head_dim / 2, offset + t);
-    for (int h = 0; h < w.heads; h++) rotate(q.data() + (size_t(t) * w.heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
-    for (int h = 0; h < w.kv_heads; h++) rotate(k.data() + (size_t(t) * w.kv_heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
+    for (int h = 0; h < w.heads; h++)
+      rotate(q.data() + (size_t(t) * w.heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
+    for (int h = 0; h < w.kv_heads; h++)
+      rotate(k.data() + (size_t(t) * w.kv_heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
   });
   std::vector<float> attended(q.size());
   attend(pool, w, q.data(), k.data(), v.data(), tokens, offset, kv, attended.data());
@@ -218,9 +220,8 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   Quantized input(w.output.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
   Slices slices = sliced(hidden, tokens);
-  pool.for_each(slices.count(), [&](int task) {
-    multiply_into(w.output, slices[task], input.each.data(), tokens, x, out, hidden);
-  });
+  pool.for_each(slices.count(),
+                [&](int task) { multiply_into(w.output, slices[task], input.each.data(), tokens, x, out, hidden); });
 }
 
 namespace {
@@ -242,8 +243,8 @@ Linear of_stack(const Linear& first, int index) {
 }
 
 // Adds the experts' shares to `out`. `input` holds the tokens quantized for gate and up.
-void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const int* chosen, const float* share, int tokens,
-                 float* out) {
+void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const int* chosen, const float* share,
+                 int tokens, float* out) {
   const int k = w.experts_per_token, pairs = tokens * k, inner = w.gate.matrix.rows, hidden = w.down.matrix.rows;
   Division division(chosen, pairs, w.experts);
   std::vector<int> active;
@@ -305,7 +306,8 @@ void choose(const float* scores, int count, int k, int* chosen, float* share) {
 
 }  // namespace
 
-void experts(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share, int tokens, float* out) {
+void experts(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share, int tokens,
+             float* out) {
   const int hidden = w.gate.matrix.columns;
   Quantized input(w.gate.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * hidden); });
@@ -331,7 +333,9 @@ void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, fl
   });
   std::vector<int> chosen(size_t(tokens) * k);
   std::vector<float> share(chosen.size());
-  pool.for_each(tokens, [&](int t) { choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen.data() + t * k, share.data() + t * k); });
+  pool.for_each(tokens, [&](int t) {
+    choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen.data() + t * k, share.data() + t * k);
+  });
   add_experts(pool, w, input, chosen.data(), share.data(), tokens, out);
 }
 

@@ -55,8 +55,8 @@ void mixture(Pool& pool, const MixtureWeights& weights, const float* x, int toke
 
 // Experts alone: x [tokens, hidden], `chosen` and `share` [tokens, experts_per_token] -> out [tokens, hidden].
 // Every chosen number is below `experts`.
-void experts(Pool& pool, const MixtureWeights& weights, const float* x, const int* chosen, const float* share, int tokens,
-             float* out);
+void experts(Pool& pool, const MixtureWeights& weights, const float* x, const int* chosen, const float* share,
+             int tokens, float* out);
 
 // Queries q [tokens, heads, head_dim], rotated, at positions offset.. -> out of the same shape. The keys and values of
 // these positions, k and v [tokens, kv_heads, head_dim], are stored first.

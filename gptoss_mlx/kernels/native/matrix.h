@@ -50,7 +50,7 @@ struct Matrix {
 // for nibbles the even columns in `even` and the odd ones in `odd`, for bytes all columns in `even`.
 // All arrays are followed by zeros up to a multiple of the longest vector.
 struct Activations {
-  float* plain;          // [columns]
+  float* plain;  // [columns]
   int8_t* even;
   int8_t* odd;
   float* block_scale;    // [columns / 32]
@@ -69,7 +69,9 @@ class ActivationRows {
   const int group, columns;
 
  private:
-  struct alignas(64) Line { uint8_t bytes[64]; };  // the longest vector
+  struct alignas(64) Line {
+    uint8_t bytes[64];
+  };  // the longest vector
 
   template <class T>
   T* at(int i, size_t line) {

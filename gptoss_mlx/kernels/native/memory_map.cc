@@ -42,10 +42,12 @@ mx::array map_file(const std::string& path) {
     throw std::runtime_error("cannot map " + path + ": " + std::to_string(size) + " bytes");
   }
   // A buffer of MLX's CPU allocator begins with its size, and its data follow: so some ordinary memory goes in front of
-  // the file, and the size into its last word. The file begins where a huge page could, so that what of it the page cache
-  // holds in huge pages is mapped in huge pages: a token touches gigabytes, and each page costs a fault and its lookups.
+  // the file, and the size into its last word. The file begins where a huge page could, so that what of it the page
+  // cache holds in huge pages is mapped in huge pages: a token touches gigabytes, and each page costs a fault and its
+  // lookups.
   const size_t reserved = size + 2 * huge_page;
-  char* base = static_cast<char*>(mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  char* base = static_cast<char*>(
+      mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   if (base == MAP_FAILED) fail(path);
   char* start = base + huge_page + (huge_page - reinterpret_cast<uintptr_t>(base) % huge_page) % huge_page;
   if (mmap(start, size, PROT_READ, MAP_SHARED | MAP_FIXED, file.number, 0) == MAP_FAILED) {

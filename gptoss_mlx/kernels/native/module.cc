@@ -15,13 +15,14 @@ using namespace nb::literals;
 using namespace gptoss;
 
 NB_MODULE(_native, m) {
-  nb::module_::import_("mlx.core");  // registers mx.array
+  nb::module_::import_("mlx.core");       // registers mx.array
   m.attr("mlx_version") = mx::version();  // of the library that is loaded
   m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." + std::to_string(MLX_VERSION_MINOR) + "." +
                             std::to_string(MLX_VERSION_PATCH);
 
   nb::class_<StoredMatrix>(m, "StoredMatrix")
-      .def(nb::init<std::string, int, int, mx::array, std::optional<mx::array>, std::optional<mx::array>, std::optional<mx::array>>(),
+      .def(nb::init<std::string, int, int, mx::array, std::optional<mx::array>, std::optional<mx::array>,
+                    std::optional<mx::array>>(),
            "mode"_a, "bits"_a, "group"_a, "weight"_a, "scales"_a.none(), "biases"_a.none(), "bias"_a.none());
 
   nb::class_<LinearMap>(m, "LinearMap")
@@ -29,28 +30,31 @@ NB_MODULE(_native, m) {
       .def("__call__", &LinearMap::operator(), "x"_a);
 
   nb::class_<AttentionLayer>(m, "AttentionLayer")
-      .def("__init__",
-           [](AttentionLayer* self, int hidden, int heads, int kv_heads, int head_dim, int window, float eps, float scale,
-              const mx::array& norm, const StoredMatrix& query, const StoredMatrix& key, const StoredMatrix& value,
-              const StoredMatrix& output, const mx::array& sinks, const mx::array& wavelengths) {
-             AttentionSizes sizes{hidden, heads, kv_heads, head_dim, window, eps, scale};
-             new (self) AttentionLayer(sizes, norm, query, key, value, output, sinks, wavelengths);
-           },
-           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "eps"_a, "scale"_a, "norm"_a,
-           "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "wavelengths"_a)
+      .def(
+          "__init__",
+          [](AttentionLayer* self, int hidden, int heads, int kv_heads, int head_dim, int window, float eps,
+             float scale, const mx::array& norm, const StoredMatrix& query, const StoredMatrix& key,
+             const StoredMatrix& value, const StoredMatrix& output, const mx::array& sinks,
+             const mx::array& wavelengths) {
+            AttentionSizes sizes{hidden, heads, kv_heads, head_dim, window, eps, scale};
+            new (self) AttentionLayer(sizes, norm, query, key, value, output, sinks, wavelengths);
+          },
+          nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "eps"_a, "scale"_a, "norm"_a,
+          "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "wavelengths"_a)
       .def("__call__", &AttentionLayer::operator(), "x"_a, "keys"_a, "values"_a, "offset"_a)
       .def("attend", &AttentionLayer::attend, "q"_a, "k"_a, "v"_a, "keys"_a, "values"_a, "offset"_a);
 
   nb::class_<MixtureLayer>(m, "MixtureLayer")
-      .def("__init__",
-           [](MixtureLayer* self, int hidden, int intermediate, int experts, int experts_per_token, float eps, float limit,
-              const mx::array& norm, const StoredMatrix& router, const StoredMatrix& gate, const StoredMatrix& up,
-              const StoredMatrix& down) {
-             MixtureSizes sizes{hidden, intermediate, experts, experts_per_token, eps, limit};
-             new (self) MixtureLayer(sizes, norm, router, gate, up, down);
-           },
-           nb::kw_only(), "hidden"_a, "intermediate"_a, "experts"_a, "experts_per_token"_a, "eps"_a, "limit"_a, "norm"_a,
-           "router"_a, "gate"_a, "up"_a, "down"_a)
+      .def(
+          "__init__",
+          [](MixtureLayer* self, int hidden, int intermediate, int experts, int experts_per_token, float eps,
+             float limit, const mx::array& norm, const StoredMatrix& router, const StoredMatrix& gate,
+             const StoredMatrix& up, const StoredMatrix& down) {
+            MixtureSizes sizes{hidden, intermediate, experts, experts_per_token, eps, limit};
+            new (self) MixtureLayer(sizes, norm, router, gate, up, down);
+          },
+          nb::kw_only(), "hidden"_a, "intermediate"_a, "experts"_a, "experts_per_token"_a, "eps"_a, "limit"_a, "norm"_a,
+          "router"_a, "gate"_a, "up"_a, "down"_a)
       .def("__call__", &MixtureLayer::operator(), "x"_a)
       .def("experts", &MixtureLayer::experts, "x"_a, "chosen"_a, "share"_a);
 

@@ -93,9 +93,10 @@ class Task : public mx::Primitive {
   Work work_;
 };
 
-std::vector<mx::array> run(const char* name, std::vector<mx::Shape> shapes, std::vector<mx::Dtype> dtypes, int taken_over,
-                           std::vector<mx::array> inputs, Task::Work work) {
-  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Task>(name, taken_over, std::move(work)), inputs);
+std::vector<mx::array> run(const char* name, std::vector<mx::Shape> shapes, std::vector<mx::Dtype> dtypes,
+                           int taken_over, std::vector<mx::array> inputs, Task::Work work) {
+  return mx::array::make_arrays(std::move(shapes), dtypes, std::make_shared<Task>(name, taken_over, std::move(work)),
+                                inputs);
 }
 
 Format format_of(const std::string& name, const StoredMatrix& stored) {
@@ -114,8 +115,8 @@ HeldLinear::HeldLinear(const std::string& name, const StoredMatrix& stored, int 
   const Format format = format_of(name, stored);
   const int group = format == Format::bf16 ? block : stored.group;
   if (rows < 1 || count < 1 || columns < 1 || columns % block || columns % group) {
-    throw std::invalid_argument(name + ": no kernel for " + std::to_string(rows) + " rows of " + std::to_string(columns) +
-                                " columns in groups of " + std::to_string(group));
+    throw std::invalid_argument(name + ": no kernel for " + std::to_string(rows) + " rows of " +
+                                std::to_string(columns) + " columns in groups of " + std::to_string(group));
   }
   auto shape = [&](int last) { return count == 1 ? mx::Shape{rows, last} : mx::Shape{count, rows, last}; };
   auto held = [&](const char* part, const std::optional<mx::array>& a, mx::Dtype dtype, mx::Shape wanted) {
@@ -224,8 +225,8 @@ std::vector<mx::array> AttentionLayer::operator()(const mx::array& x, const mx::
   const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
   expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
   check_cache(keys, values, tokens, offset);
-  return run("gptoss_attention", {x.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16}, 2,
-             {in_rows(x), keys, values}, [held = held_, tokens, offset](const auto& in, auto& out) {
+  return run("gptoss_attention", {x.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16},
+             2, {in_rows(x), keys, values}, [held = held_, tokens, offset](const auto& in, auto& out) {
                attention(*pool(), held->weights, in[0].template data<float>(), tokens, offset, kv_of(out),
                          out[0].template data<float>());
              });
@@ -269,16 +270,18 @@ MixtureLayer::MixtureLayer(const MixtureSizes& s, const mx::array& norm, const S
   if (g.matrix.format != u.matrix.format || g.matrix.group != u.matrix.group) {
     throw std::invalid_argument("gate and up are stored in different forms");
   }
-  held->weights = {{held->norm.data<uint16_t>(), s.eps}, held->router.linear, g, u, d, s.experts, s.experts_per_token, s.limit};
+  held->weights = {
+      {held->norm.data<uint16_t>(), s.eps}, held->router.linear, g, u, d, s.experts, s.experts_per_token, s.limit};
   held_ = held;
 }
 
 mx::array MixtureLayer::operator()(const mx::array& x) const {
   const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
   expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
-  return run("gptoss_mixture", {x.shape()}, {mx::float32}, 0, {in_rows(x)}, [held = held_, tokens](const auto& in, auto& out) {
-    mixture(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
-  })[0];
+  return run("gptoss_mixture", {x.shape()}, {mx::float32}, 0, {in_rows(x)},
+             [held = held_, tokens](const auto& in, auto& out) {
+               mixture(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
+             })[0];
 }
 
 mx::array MixtureLayer::experts(const mx::array& x, const mx::array& chosen, const mx::array& share) const {
@@ -297,8 +300,8 @@ mx::array MixtureLayer::experts(const mx::array& x, const mx::array& chosen, con
                    throw std::invalid_argument("there is no expert " + std::to_string(chosen[i]));
                  }
                }
-               gptoss::experts(*pool(), held->weights, in[0].template data<float>(), chosen, in[2].template data<float>(), tokens,
-                       out[0].template data<float>());
+               gptoss::experts(*pool(), held->weights, in[0].template data<float>(), chosen,
+                               in[2].template data<float>(), tokens, out[0].template data<float>());
              })[0];
 }
 
@@ -319,7 +322,8 @@ double read_bandwidth(size_t bytes) {
   double best = 0;
   for (int pass = 0; pass < 5; pass++) {
     auto started = std::chrono::steady_clock::now();
-    pool()->for_each(stretches, [&](int i) { results[i] = kernels().read(memory.data() + i * stretch, stretch / line); });
+    pool()->for_each(stretches,
+                     [&](int i) { results[i] = kernels().read(memory.data() + i * stretch, stretch / line); });
     std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
     best = std::max(best, memory.size() / seconds.count());
   }

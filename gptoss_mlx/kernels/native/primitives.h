@@ -23,7 +23,8 @@ struct StoredMatrix {
   std::optional<mlx::core::array> bias;  // of the linear map
 };
 
-// A stored matrix of `rows` and `columns`, or a stack of `count` of them, checked, with pointers into arrays that it keeps.
+// A stored matrix of `rows` and `columns`, or a stack of `count` of them, checked, with pointers into arrays that it
+// keeps.
 class HeldLinear {
  public:
   HeldLinear(const std::string& name, const StoredMatrix& stored, int count, int rows, int columns);
@@ -40,7 +41,9 @@ class HeldVector {
   HeldVector(const std::string& name, const mlx::core::array& values, mlx::core::Dtype dtype, int size);
 
   template <class T>
-  const T* data() const { return array_.data<T>(); }
+  const T* data() const {
+    return array_.data<T>();
+  }
 
  private:
   mlx::core::array array_;
@@ -68,8 +71,8 @@ class AttentionLayer {
                  const mlx::core::array& sinks, const mlx::core::array& wavelengths);
 
   // x [1, L, hidden] FP32 at positions offset.., keys and values BF16 [1, kv_heads, capacity, head_dim]
-  // -> x + attention(norm(x)), and keys and values with those of x stored. Their buffers are taken over: the arrays that
-  // were passed in must not be used any more.
+  // -> x + attention(norm(x)), and keys and values with those of x stored. Their buffers are taken over: the arrays
+  // that were passed in must not be used any more.
   std::vector<mlx::core::array> operator()(const mlx::core::array& x, const mlx::core::array& keys,
                                            const mlx::core::array& values, int offset) const;
 
@@ -99,9 +102,10 @@ class MixtureLayer {
   // x [1, L, hidden] FP32 -> x + mixture(norm(x))
   mlx::core::array operator()(const mlx::core::array& x) const;
 
-  // The experts alone: x [T, hidden] FP32, chosen [T, k] integers, share [T, k] FP32 -> [T, hidden]. A number that is no
-  // expert's is found when the result is evaluated, and is an exception then.
-  mlx::core::array experts(const mlx::core::array& x, const mlx::core::array& chosen, const mlx::core::array& share) const;
+  // The experts alone: x [T, hidden] FP32, chosen [T, k] integers, share [T, k] FP32 -> [T, hidden]. A number that is
+  // no expert's is found when the result is evaluated, and is an exception then.
+  mlx::core::array experts(const mlx::core::array& x, const mlx::core::array& chosen,
+                           const mlx::core::array& share) const;
 
   struct Held;
 

@@ -10,16 +10,17 @@
 namespace gptoss {
 
 // FP4 times two, plus 12: what an unsigned byte can hold. The 12 is taken back by Activations::start.
-alignas(64) inline const uint8_t fp4_codes[64] = {
-    12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
-    12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0, 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+alignas(64) inline const uint8_t fp4_codes[64] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+                                                  12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+                                                  12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+                                                  12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 template <Format format>
 struct Codes {
   static constexpr bool nibbles = format == Format::mxfp4 || format == Format::affine4;
   static constexpr bool affine = format == Format::affine4 || format == Format::affine8;
   static constexpr bool offset = format == Format::mxfp4;
-  static constexpr int lane_columns = nibbles ? 8 : 4;            // columns of one lane, which is four bytes of codes
+  static constexpr int lane_columns = nibbles ? 8 : 4;  // columns of one lane, which is four bytes of codes
   static constexpr int block_lanes = block / lane_columns;
   using Scale = std::conditional_t<affine, uint16_t, uint8_t>;
 
@@ -90,10 +91,11 @@ void quantize(const float* x, int columns, Format format, int group, Activations
   }
 }
 
-// Scales of one row of weights times those of T tokens, per block, into `combined`, a row of it per token; `wide` blocks
-// share a scale of the weights. What of the product does not depend on the codes is added to `total`.
+// Scales of one row of weights times those of T tokens, per block, into `combined`, a row of it per token; `wide`
+// blocks share a scale of the weights. What of the product does not depend on the codes is added to `total`.
 template <class V, Format format, int wide, int T>
-void combine_scales(const Matrix& m, int row, const Activations* x, float* combined, int stride, typename V::Floats* total) {
+void combine_scales(const Matrix& m, int row, const Activations* x, float* combined, int stride,
+                    typename V::Floats* total) {
   using C = Codes<format>;
   const int groups = m.groups();
   const auto* scales = static_cast<const typename C::Scale*>(m.scales) + size_t(row) * groups;
@@ -191,8 +193,8 @@ void multiply_few(const Matrix& m, int first, int last, const Activations* x, in
   }
 }
 
-// Rows of words as columns: from(r, word, count) gives some words of row r, and store(i, column) gets word i of `lanes` rows,
-// of which those from `rows` on are zeros.
+// Rows of words as columns: from(r, word, count) gives some words of row r, and store(i, column) gets word i of `lanes`
+// rows, of which those from `rows` on are zeros.
 template <class V, class From, class Store>
 void transpose(int rows, int words, const From& from, const Store& store) {
   for (int word = 0; word < words; word += V::lanes) {
@@ -204,8 +206,8 @@ void transpose(int rows, int words, const From& from, const Store& store) {
   }
 }
 
-// Brings memory into the cache, line by line in order: many rows that are then read side by side would each be a stream of
-// its own, and a core prefetches one well.
+// Brings memory into the cache, line by line in order: many rows that are then read side by side would each be a stream
+// of its own, and a core prefetches one well.
 inline void touch(const uint8_t* from, size_t bytes) {
   for (size_t at = 0; at < bytes; at += 64) static_cast<void>(*static_cast<const volatile uint8_t*>(from + at));
 }
@@ -265,8 +267,8 @@ void fill_panel(const Matrix& m, int first, Panel& panel) {
   }
 }
 
-// Where a block of T tokens lies in a tile: for each word of a row of codes the T words of activations that meet it (for
-// nibbles first the even columns', then the odd ones'), then the T scales, then the T starts.
+// Where a block of T tokens lies in a tile: for each word of a row of codes the T words of activations that meet it
+// (for nibbles first the even columns', then the odd ones'), then the T scales, then the T starts.
 template <int T>
 struct TileBlock {
   uint32_t words[block / 4][T];
@@ -296,8 +298,9 @@ void fill_tile(const Matrix& m, const Activations* x, TileBlock<T>* tile) {
   }
 }
 
-// out[t * panel_rows + i] for T tokens, whose `tile` is theirs, and the rows i of a panel of `m`. Each word of activations
-// that is loaded meets as many vectors of weights as a panel has: what limits the product is dot products, not loads.
+// out[t * panel_rows + i] for T tokens, whose `tile` is theirs, and the rows i of a panel of `m`. Each word of
+// activations that is loaded meets as many vectors of weights as a panel has: what limits the product is dot products,
+// not loads.
 template <class V, Format format, int T>
 void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, const TileBlock<T>* tile, float* out) {
   using C = Codes<format>;
@@ -339,7 +342,8 @@ void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, c
       }
     }
     if constexpr (C::affine) {
-      for (int g = 0; g < m.groups(); g++) add(panel.biases.data() + g * width, [&](int t) { return x[t].group_sum[g]; });
+      for (int g = 0; g < m.groups(); g++)
+        add(panel.biases.data() + g * width, [&](int t) { return x[t].group_sum[g]; });
     }
   }
   for (int t = 0; t < T; t++) {
@@ -363,7 +367,8 @@ void multiply_many(const Matrix& m, int first, int last, const Activations* x, i
   tiles.resize(tokens * words_per_token);
   auto tile_at = [&]<int T>(int t) { return reinterpret_cast<TileBlock<T>*>(tiles.data() + t * words_per_token); };
   if constexpr (format != Format::bf16) {
-    for_each_tile<V::tokens>(0, tokens, [&]<int T>(int t) { fill_tile<format, T>(m, x + t, tile_at.template operator()<T>(t)); });
+    for_each_tile<V::tokens>(0, tokens,
+                             [&]<int T>(int t) { fill_tile<format, T>(m, x + t, tile_at.template operator()<T>(t)); });
   }
   constexpr int width = panel_rows<V>;
   for (int r = first; r < last; r += width) {

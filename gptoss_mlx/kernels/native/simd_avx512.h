@@ -20,12 +20,17 @@ struct Avx512 {
 
   static Bytes zero_bytes() { return _mm512_setzero_si512(); }
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
-  static Bytes load_bytes(const void* p, int count) { return _mm512_maskz_loadu_epi8(_cvtu64_mask64(~0ull >> (64 - count)), p); }
+  static Bytes load_bytes(const void* p, int count) {
+    return _mm512_maskz_loadu_epi8(_cvtu64_mask64(~0ull >> (64 - count)), p);
+  }
   static void store_bytes(void* p, Bytes v) { _mm512_storeu_si512(p, v); }
   static Bytes low_nibbles(Bytes v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
-  // The permutation looks at six bits of an index: the table, which repeats every 16 bytes, need not care for the upper two.
+  // The permutation looks at six bits of an index: the table, which repeats every 16 bytes, need not care for the upper
+  // two.
   static Bytes lookup_low_nibbles(Bytes table, Bytes v) { return _mm512_permutexvar_epi8(v, table); }
-  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { return _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), table); }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) {
+    return _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), table);
+  }
   static Bytes high_nibbles(Bytes v) { return low_nibbles(_mm512_srli_epi16(v, 4)); }
 
   static void transpose_words(Bytes* v) {
@@ -43,7 +48,8 @@ struct Avx512 {
     // Now quarter q of b[4 i + j] holds rows 4 i..4 i + 3 of column 4 q + j.
     for (int j = 0; j < 4; j++) {
       Bytes even_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88), odd_low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd);
-      Bytes even_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88), odd_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+      Bytes even_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88),
+            odd_high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
       v[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
       v[4 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
       v[8 + j] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
@@ -60,18 +66,28 @@ struct Avx512 {
     return _mm512_set1_epi32(word);
   }
   template <bool small>
-  static Ints dot(Ints sum, Bytes u, Bytes s) { return _mm512_dpbusd_epi32(sum, u, s); }
+  static Ints dot(Ints sum, Bytes u, Bytes s) {
+    return _mm512_dpbusd_epi32(sum, u, s);
+  }
   static Floats to_floats(Ints v) { return _mm512_cvtepi32_ps(v); }
 
   static Floats zero() { return _mm512_setzero_ps(); }
   static Floats broadcast(float x) { return _mm512_set1_ps(x); }
   static Floats load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
-  static Floats load_bf16(const uint16_t* p) { return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Floats load_bf16(const uint16_t* p, int count) { return widened(_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p)); }
+  static Floats load_bf16(const uint16_t* p) {
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Floats load_bf16(const uint16_t* p, int count) {
+    return widened(_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p));
+  }
   static Floats load_e8m0(const uint8_t* p) { return exponents(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-  static Floats load_e8m0(const uint8_t* p, int count) { return exponents(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), p)); }
-  static void store_int8(int8_t* p, Floats v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))); }
+  static Floats load_e8m0(const uint8_t* p, int count) {
+    return exponents(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), p));
+  }
+  static void store_int8(int8_t* p, Floats v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -96,7 +112,8 @@ struct Avx512 {
   template <int n>
   static Floats spread(const float* p) {
     if constexpr (n >= lanes) return _mm512_set1_ps(*p);
-    else if constexpr (n == 8) return _mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(pair_at(p))), lane_over<n>());
+    else if constexpr (n == 8)
+      return _mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(pair_at(p))), lane_over<n>());
     else if constexpr (n == 4) return _mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(p)), lane_over<n>());
     else return _mm512_permutexvar_ps(lane_over<n>(), _mm512_castps256_ps512(_mm256_loadu_ps(p)));
   }
@@ -114,7 +131,8 @@ struct Avx512 {
   // i / n for each lane i.
   template <int n>
   static __m512i lane_over() {
-    return _mm512_set_epi32(15 / n, 14 / n, 13 / n, 12 / n, 11 / n, 10 / n, 9 / n, 8 / n, 7 / n, 6 / n, 5 / n, 4 / n, 3 / n, 2 / n, 1 / n, 0);
+    return _mm512_set_epi32(15 / n, 14 / n, 13 / n, 12 / n, 11 / n, 10 / n, 9 / n, 8 / n, 7 / n, 6 / n, 5 / n, 4 / n,
+                            3 / n, 2 / n, 1 / n, 0);
   }
 };
 

@@ -36,13 +36,19 @@ inline uint16_t bf16_of_float(float value) {
 struct Portable {
   static constexpr const char* name = "portable";
   static constexpr int lanes = 8;
-  static constexpr int heads = 1;   // query heads that attention keeps in registers together
-  static constexpr int tokens = 4;  // tokens that a batch product keeps in registers together
+  static constexpr int heads = 1;          // query heads that attention keeps in registers together
+  static constexpr int tokens = 4;         // tokens that a batch product keeps in registers together
   static constexpr int panel_vectors = 1;  // vectors of weights, one row per lane, that such a product meets together
 
-  struct Bytes { uint8_t at[4 * lanes]; };
-  struct Ints { int32_t at[lanes]; };
-  struct Floats { float at[lanes]; };
+  struct Bytes {
+    uint8_t at[4 * lanes];
+  };
+  struct Ints {
+    int32_t at[lanes];
+  };
+  struct Floats {
+    float at[lanes];
+  };
 
   template <class Vector, class F>
   static Vector each(F f) {
@@ -52,15 +58,35 @@ struct Portable {
   }
 
   static Bytes zero_bytes() { return {}; }
-  static Bytes load_bytes(const void* p) { Bytes v; std::memcpy(&v, p, sizeof v); return v; }
+  static Bytes load_bytes(const void* p) {
+    Bytes v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
   // The first `count` bytes, and zeros: nothing behind them is touched.
-  static Bytes load_bytes(const void* p, int count) { Bytes v{}; std::memcpy(&v, p, count); return v; }
+  static Bytes load_bytes(const void* p, int count) {
+    Bytes v{};
+    std::memcpy(&v, p, count);
+    return v;
+  }
   static void store_bytes(void* p, Bytes v) { std::memcpy(p, &v, sizeof v); }
-  static Bytes low_nibbles(Bytes v) { for (auto& b : v.at) b &= 15; return v; }
-  static Bytes high_nibbles(Bytes v) { for (auto& b : v.at) b >>= 4; return v; }
+  static Bytes low_nibbles(Bytes v) {
+    for (auto& b : v.at) b &= 15;
+    return v;
+  }
+  static Bytes high_nibbles(Bytes v) {
+    for (auto& b : v.at) b >>= 4;
+    return v;
+  }
   // `table` repeats 16 entries; each index is below 16.
-  static Bytes lookup_low_nibbles(Bytes table, Bytes v) { for (auto& b : v.at) b = table.at[b & 15]; return v; }
-  static Bytes lookup_high_nibbles(Bytes table, Bytes v) { for (auto& b : v.at) b = table.at[b >> 4]; return v; }
+  static Bytes lookup_low_nibbles(Bytes table, Bytes v) {
+    for (auto& b : v.at) b = table.at[b & 15];
+    return v;
+  }
+  static Bytes lookup_high_nibbles(Bytes table, Bytes v) {
+    for (auto& b : v.at) b = table.at[b >> 4];
+    return v;
+  }
 
   // `lanes` vectors as the rows of a matrix of words, transposed in place.
   static void transpose_words(Bytes* v) {
@@ -72,8 +98,14 @@ struct Portable {
   }
 
   static Ints zero_ints() { return {}; }
-  static Ints load_ints(const int32_t* p) { Ints v; std::memcpy(&v, p, sizeof v); return v; }
-  static Ints broadcast_int(int32_t x) { return each<Ints>([&](int) { return x; }); }
+  static Ints load_ints(const int32_t* p) {
+    Ints v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static Ints broadcast_int(int32_t x) {
+    return each<Ints>([&](int) { return x; });
+  }
   static Bytes broadcast_word(const void* p) {
     Bytes v;
     for (int i = 0; i < lanes; i++) std::memcpy(v.at + 4 * i, p, 4);
@@ -85,13 +117,23 @@ struct Portable {
     for (int i = 0; i < 4 * lanes; i++) sum.at[i / 4] += u.at[i] * int8_t(s.at[i]);
     return sum;
   }
-  static Floats to_floats(Ints v) { return each<Floats>([&](int i) { return float(v.at[i]); }); }
+  static Floats to_floats(Ints v) {
+    return each<Floats>([&](int i) { return float(v.at[i]); });
+  }
 
   static Floats zero() { return {}; }
-  static Floats broadcast(float x) { return each<Floats>([&](int) { return x; }); }
-  static Floats load(const float* p) { Floats v; std::memcpy(&v, p, sizeof v); return v; }
+  static Floats broadcast(float x) {
+    return each<Floats>([&](int) { return x; });
+  }
+  static Floats load(const float* p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
   static void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
-  static Floats load_bf16(const uint16_t* p) { return each<Floats>([&](int i) { return float_of_bf16(p[i]); }); }
+  static Floats load_bf16(const uint16_t* p) {
+    return each<Floats>([&](int i) { return float_of_bf16(p[i]); });
+  }
   // The first `count`, and zeros: nothing behind them is touched.
   static Floats load_bf16(const uint16_t* p, int count) {
     return each<Floats>([&](int i) { return i < count ? float_of_bf16(p[i]) : 0.0f; });
@@ -102,26 +144,53 @@ struct Portable {
     return each<Floats>([&](int i) { return i < count ? float_of_bits(uint32_t(p[i]) << 23) : 0.0f; });
   }
   // To nearest, ties to even; each value is from -127 to 127.
-  static void store_int8(int8_t* p, Floats v) { for (int i = 0; i < lanes; i++) p[i] = int8_t(std::nearbyint(v.at[i])); }
-  static void store_bf16(uint16_t* p, Floats v) { for (int i = 0; i < lanes; i++) p[i] = bf16_of_float(v.at[i]); }
-  static Floats add(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] + b.at[i]; }); }
-  static Floats sub(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] - b.at[i]; }); }
-  static Floats mul(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] * b.at[i]; }); }
-  static Floats div(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] / b.at[i]; }); }
-  static Floats min(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; }); }
-  static Floats max(Floats a, Floats b) { return each<Floats>([&](int i) { return a.at[i] > b.at[i] ? a.at[i] : b.at[i]; }); }
+  static void store_int8(int8_t* p, Floats v) {
+    for (int i = 0; i < lanes; i++) p[i] = int8_t(std::nearbyint(v.at[i]));
+  }
+  static void store_bf16(uint16_t* p, Floats v) {
+    for (int i = 0; i < lanes; i++) p[i] = bf16_of_float(v.at[i]);
+  }
+  static Floats add(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] + b.at[i]; });
+  }
+  static Floats sub(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] - b.at[i]; });
+  }
+  static Floats mul(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] * b.at[i]; });
+  }
+  static Floats div(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] / b.at[i]; });
+  }
+  static Floats min(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
+  }
+  static Floats max(Floats a, Floats b) {
+    return each<Floats>([&](int i) { return a.at[i] > b.at[i] ? a.at[i] : b.at[i]; });
+  }
   // a * b + c
-  static Floats fma(Floats a, Floats b, Floats c) { return each<Floats>([&](int i) { return a.at[i] * b.at[i] + c.at[i]; }); }
-  static Floats round(Floats v) { return each<Floats>([&](int i) { return std::nearbyint(v.at[i]); }); }
+  static Floats fma(Floats a, Floats b, Floats c) {
+    return each<Floats>([&](int i) { return a.at[i] * b.at[i] + c.at[i]; });
+  }
+  static Floats round(Floats v) {
+    return each<Floats>([&](int i) { return std::nearbyint(v.at[i]); });
+  }
   // v * 2^n for whole n, where neither n nor the result leaves the range of normal numbers
   static Floats times_power_of_two(Floats v, Floats n) {
-    return each<Floats>([&](int i) { return float_of_bits(bits_of_float(v.at[i]) + (uint32_t(int32_t(n.at[i])) << 23)); });
+    return each<Floats>(
+        [&](int i) { return float_of_bits(bits_of_float(v.at[i]) + (uint32_t(int32_t(n.at[i])) << 23)); });
   }
-  static float sum(Floats v) { float s = 0; for (float x : v.at) s += x; return s; }
+  static float sum(Floats v) {
+    float s = 0;
+    for (float x : v.at) s += x;
+    return s;
+  }
 
   // Lane i gets p[i / n]; n beyond the number of lanes counts as that number.
   template <int n>
-  static Floats spread(const float* p) { return each<Floats>([&](int i) { return p[i / n]; }); }
+  static Floats spread(const float* p) {
+    return each<Floats>([&](int i) { return p[i / n]; });
+  }
 };
 
 }  // namespace gptoss

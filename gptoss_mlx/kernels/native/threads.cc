@@ -50,7 +50,8 @@ Pool::~Pool() {
 void Pool::run(int count, Call call, const void* context) {
   std::lock_guard caller(one_caller_);
   call_ = call, context_ = context;
-  for (int64_t i = 0, n = threads(); i < n; i++) shares_[i].left = {uint32_t(count * i / n), uint32_t(count * (i + 1) / n)};
+  for (int64_t i = 0, n = threads(); i < n; i++)
+    shares_[i].left = {uint32_t(count * i / n), uint32_t(count * (i + 1) / n)};
   working_ = int(workers_.size());
   {
     std::lock_guard lock(sleep_);  // so that no worker falls asleep between its last look and this change
@@ -105,7 +106,10 @@ int fast_cores() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return std::max(1, allowed);
   // big.LITTLE: the cores within a quarter of the highest clock; hyperthreads of one core count once.
-  struct Core { long clock; int number; };
+  struct Core {
+    long clock;
+    int number;
+  };
   std::vector<Core> cores;
   long highest = 0;
   std::vector<std::string> siblings;

@@ -47,8 +47,8 @@ class Pool {
   std::mutex one_caller_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  std::vector<Share> shares_;     // one for each thread, the caller's first
-  std::atomic<int> working_{0};   // workers that have not finished this round
+  std::vector<Share> shares_;    // one for each thread, the caller's first
+  std::atomic<int> working_{0};  // workers that have not finished this round
   std::atomic<unsigned> round_{0};
   std::atomic<bool> stop_{false};
   std::mutex sleep_;

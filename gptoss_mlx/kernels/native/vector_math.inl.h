@@ -78,7 +78,8 @@ void attend_block(const float* q, int dim, const uint16_t* keys, const uint16_t*
     state[h].weight = state[h].weight * kept + V::sum(weight);
     state[h].most = most;
     if (kept != 1) {
-      for (int i = 0; i < dim; i += V::lanes) V::store(state[h].value + i, V::mul(V::load(state[h].value + i), V::broadcast(kept)));
+      for (int i = 0; i < dim; i += V::lanes)
+        V::store(state[h].value + i, V::mul(V::load(state[h].value + i), V::broadcast(kept)));
     }
   }
   // A stretch of the values at a time, so that its sums stay in registers.
@@ -102,11 +103,13 @@ void attend_block(const float* q, int dim, const uint16_t* keys, const uint16_t*
 
 // All `heads` query heads that share these keys and values, over `count` positions.
 template <class V>
-void attend(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count, Attended* state) {
+void attend(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count,
+            Attended* state) {
   for (int p = 0; p < count; p += attention_positions) {
     const uint16_t *k = keys + size_t(p) * dim, *v = values + size_t(p) * dim;
     int n = std::min(attention_positions, count - p), h = 0;
-    for (; dim == 64 && h + V::heads <= heads; h += V::heads) attend_block<V, V::heads, 64>(q + h * dim, dim, k, v, n, state + h);
+    for (; dim == 64 && h + V::heads <= heads; h += V::heads)
+      attend_block<V, V::heads, 64>(q + h * dim, dim, k, v, n, state + h);
     for (; h < heads; h++) attend_block<V, 1, 0>(q + h * dim, dim, k, v, n, state + h);
   }
 }
