@@ -17,8 +17,7 @@ struct Rows {
   int count() const { return last - first; }
 };
 
-// The tasks that the rows of a product are divided into. One of few tokens reads 138 kB of a 2,880 column MXFP4 matrix:
-// long enough not to notice its start. One of many has to be worth arranging the tokens for.
+// The tasks that the rows of a product are divided into.
 struct Slices {
   int rows, each;
 
@@ -26,7 +25,15 @@ struct Slices {
   Rows operator[](int task) const { return {task * each, std::min(rows, (task + 1) * each)}; }
 };
 
-Slices sliced(int rows, int tokens) { return {rows, tokens > few_tokens ? 288 : 96}; }
+// With few tokens a task reads memory, whose speed comes with length; but no thread should wait long for the last one.
+// With many it has to be worth arranging the tokens for. Whole units are whole vectors, which the activation in between
+// works on. `matrices` of `rows` are divided together.
+Slices sliced(const Pool& pool, int rows, int tokens, int matrices = 1) {
+  constexpr int tasks_per_thread = 6, unit = 32, longest = 480, many_tokens = 288;
+  if (tokens > few_tokens) return {rows, many_tokens};
+  const int units = rows * matrices / (tasks_per_thread * pool.threads() * unit);
+  return {rows, std::clamp(units * unit, unit, longest)};
+}
 
 // Activations of several tokens, quantized for one matrix.
 struct Quantized {
@@ -96,7 +103,7 @@ void rotate(float* x, const float* cos, const float* sin, int dim) {
 void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out) {
   Quantized input(weights.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * weights.matrix.columns); });
-  Slices slices = sliced(weights.matrix.rows, tokens);
+  Slices slices = sliced(pool, weights.matrix.rows, tokens);
   pool.for_each(slices.count(), [&](int task) {
     multiply_into(weights, slices[task], input.each.data(), tokens, nullptr, out, weights.matrix.rows);
   });
@@ -192,7 +199,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
     results[p].resize(size_t(tokens) * m.rows);
     if (p == 0 || !same_form(m, projections[p - 1]->matrix)) inputs.emplace_back(m, tokens);
     input_of[p] = int(inputs.size()) - 1;
-    first_task[p + 1] = first_task[p] + sliced(m.rows, tokens).count();
+    first_task[p + 1] = first_task[p] + sliced(pool, m.rows, tokens).count();
   }
   pool.for_each(tokens, [&](int t) {
     auto& normed = scratch();
@@ -203,8 +210,8 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   pool.for_each(first_task[3], [&](int task) {
     int p = task < first_task[1] ? 0 : task < first_task[2] ? 1 : 2;
     const int rows = projections[p]->matrix.rows;
-    multiply_into(*projections[p], sliced(rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(), tokens,
-                  nullptr, results[p].data(), rows);
+    multiply_into(*projections[p], sliced(pool, rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(),
+                  tokens, nullptr, results[p].data(), rows);
   });
   std::vector<float>&q = results[0], &k = results[1], &v = results[2];
   pool.for_each(tokens, [&](int t) {
@@ -219,7 +226,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
 
   Quantized input(w.output.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
-  Slices slices = sliced(hidden, tokens);
+  Slices slices = sliced(pool, hidden, tokens);
   pool.for_each(slices.count(),
                 [&](int task) { multiply_into(w.output, slices[task], input.each.data(), tokens, x, out, hidden); });
 }
@@ -256,7 +263,8 @@ void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const in
 
   std::vector<float> between(size_t(pairs) * inner);
   const int pairs_per_expert = pairs / int(active.size());
-  Slices slices = sliced(inner, pairs_per_expert), down_slices = sliced(hidden, pairs_per_expert);
+  Slices slices = sliced(pool, inner, pairs_per_expert, int(active.size()));
+  Slices down_slices = sliced(pool, hidden, pairs_per_expert);
   const int tasks = slices.count();
   pool.for_each(int(active.size()) * tasks, [&](int task) {
     const int e = active[task / tasks], begin = division.begin[e], count = division.begin[e + 1] - begin;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "standard.h"
+#include "tiles.inl.h"
 
 namespace gptoss {
 
@@ -94,10 +95,9 @@ void quantize(const float* x, int columns, Format format, int group, Activations
 // Scales of one row of weights times those of T tokens, per block, into `combined`, a row of it per token; `wide`
 // blocks share a scale of the weights. What of the product does not depend on the codes is added to `total`.
 template <class V, Format format, int wide, int T>
-void combine_scales(const Matrix& m, int row, const Activations* x, float* combined, int stride,
+void combine_scales(const Matrix& m, int groups, int row, const Activations* x, float* combined, int stride,
                     typename V::Floats* total) {
   using C = Codes<format>;
-  const int groups = m.groups();
   const auto* scales = static_cast<const typename C::Scale*>(m.scales) + size_t(row) * groups;
   float* by_group = combined + T * stride;
   for (int g = 0; g < groups; g += V::lanes) {
@@ -125,7 +125,7 @@ template <class V, Format format, int wide, int T>
 void multiply_rows(const Matrix& m, int first, int last, const Activations* x, float* const* out) {
   using C = Codes<format>;
   const size_t row_bytes = m.row_bytes();
-  const int lanes = int(row_bytes / 4), whole = lanes - lanes % V::lanes;
+  const int groups = m.groups(), lanes = int(row_bytes / 4), whole = lanes - lanes % V::lanes;
   const int stride = (m.columns / block + V::lanes - 1) / V::lanes * V::lanes;
   thread_local std::vector<float> combined;
   combined.resize((T + 1) * stride);
@@ -133,7 +133,7 @@ void multiply_rows(const Matrix& m, int first, int last, const Activations* x, f
     const uint8_t* codes = m.codes + r * row_bytes;
     typename V::Floats total[T];
     for (auto& v : total) v = V::zero();
-    combine_scales<V, format, wide, T>(m, r, x, combined.data(), stride, total);
+    combine_scales<V, format, wide, T>(m, groups, r, x, combined.data(), stride, total);
 
     auto step = [&, scales = combined.data()](size_t lane, typename V::Bytes bytes) {
       for (int t = 0; t < T; t++) {
@@ -191,25 +191,6 @@ void multiply_few(const Matrix& m, int first, int last, const Activations* x, in
     case 3: return multiply_rows_of<V, format, 3>(m, first, last, x, out);
     case 4: return multiply_rows_of<V, format, 4>(m, first, last, x, out);
   }
-}
-
-// Rows of words as columns: from(r, word, count) gives some words of row r, and store(i, column) gets word i of `lanes`
-// rows, of which those from `rows` on are zeros.
-template <class V, class From, class Store>
-void transpose(int rows, int words, const From& from, const Store& store) {
-  for (int word = 0; word < words; word += V::lanes) {
-    const int count = std::min(V::lanes, words - word);
-    typename V::Bytes column[V::lanes];
-    for (int r = 0; r < V::lanes; r++) column[r] = r < rows ? from(r, word, count) : V::zero_bytes();
-    V::transpose_words(column);
-    for (int i = 0; i < count; i++) store(word + i, column[i]);
-  }
-}
-
-// Brings memory into the cache, line by line in order: many rows that are then read side by side would each be a stream
-// of its own, and a core prefetches one well.
-inline void touch(const uint8_t* from, size_t bytes) {
-  for (size_t at = 0; at < bytes; at += 64) static_cast<void>(*static_cast<const volatile uint8_t*>(from + at));
 }
 
 // How many rows a panel has.
@@ -349,13 +330,6 @@ void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, c
   for (int t = 0; t < T; t++) {
     for (int i = 0; i < vectors; i++) V::store(out + t * width + i * V::lanes, total[t][i]);
   }
-}
-
-// Calls f<T>(t) for tiles of T tokens that begin at token t and cover all: as wide as may be, then ever narrower ones.
-template <int T, class F>
-void for_each_tile(int first, int last, const F& f) {
-  for (; first + T <= last; first += T) f.template operator()<T>(first);
-  if constexpr (T > 1) for_each_tile<T / 2>(first, last, f);
 }
 
 // Rows first..last of `m` times any number of tokens: out[t * (last - first) + r - first].

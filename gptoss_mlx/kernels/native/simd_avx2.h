@@ -103,6 +103,10 @@ struct Avx2 {
     __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
   }
+  static Floats low_bf16(Bytes v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16)); }
+  static Floats high_bf16(Bytes v) {
+    return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int32_t(0xffff0000))));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m256i bits = _mm256_castps_si256(v);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -88,6 +88,10 @@ struct Avx512 {
   static void store_int8(int8_t* p, Floats v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
+  static Floats low_bf16(Bytes v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); }
+  static Floats high_bf16(Bytes v) {
+    return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int32_t(0xffff0000))));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

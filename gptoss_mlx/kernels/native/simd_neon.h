@@ -94,6 +94,10 @@ struct Neon {
     const int16x4_t half = vqmovn_s32(vcvtnq_s32_f32(v));
     vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(vqmovn_s16(vcombine_s16(half, half))), 0);
   }
+  static Floats low_bf16(Bytes v) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(v), 16)); }
+  static Floats high_bf16(Bytes v) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(v), vdupq_n_u32(0xffff0000)));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     const uint32x4_t bits = vreinterpretq_u32_f32(v);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));

@@ -147,6 +147,13 @@ struct Portable {
   static void store_int8(int8_t* p, Floats v) {
     for (int i = 0; i < lanes; i++) p[i] = int8_t(std::nearbyint(v.at[i]));
   }
+  // Each lane's lower, or upper, half as a BF16.
+  static Floats low_bf16(Bytes v) {
+    return each<Floats>([&](int i) { return float_of_bf16(uint16_t(v.at[4 * i] | v.at[4 * i + 1] << 8)); });
+  }
+  static Floats high_bf16(Bytes v) {
+    return each<Floats>([&](int i) { return float_of_bf16(uint16_t(v.at[4 * i + 2] | v.at[4 * i + 3] << 8)); });
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     for (int i = 0; i < lanes; i++) p[i] = bf16_of_float(v.at[i]);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "standard.h"
+#include "tiles.inl.h"
 
 namespace gptoss {
 
@@ -47,42 +48,68 @@ void store_as_bf16(const float* x, int size, uint16_t* out) {
   for (int i = 0; i < size; i += V::lanes) V::store_bf16(out + i, V::load(x + i));
 }
 
-constexpr int attention_positions = 64;  // scores that are kept between the two passes
+constexpr int attention_positions = 256;  // whose scores are kept between the two passes
+constexpr int score_heads = 8;            // query heads whose scores are summed up together
 
-// `heads` queries of scaled q [heads][dim] over `count` more positions of keys and values, BF16 [count][dim].
-template <class V, int heads, int dims>
-void attend_block(const float* q, int dim, const uint16_t* keys, const uint16_t* values, int count, Attended* state) {
-  if (dims) dim = dims;
-  float score[heads][attention_positions];
-  for (int p = 0; p < count; p++) {
-    typename V::Floats sum[heads];
-    for (auto& v : sum) v = V::zero();
-    for (int i = 0; i < dim; i += V::lanes) {
-      auto key = V::load_bf16(keys + size_t(p) * dim + i);
-      for (int h = 0; h < heads; h++) sum[h] = V::fma(V::load(q + h * dim + i), key, sum[h]);
-    }
-    for (int h = 0; h < heads; h++) score[h][p] = V::sum(sum[h]);
+// score[h * attention_positions + p] = q[h] . keys[p] for q [heads][dim] and BF16 keys [count][dim]; behind the last
+// position, minus infinity up to a whole vector. Positions lie in lanes, so that no sum runs across a vector.
+template <class V>
+void scores(const float* q, int heads, int dim, const uint16_t* keys, int count, float* score) {
+  thread_local std::vector<float> columns;  // [dim][lanes]
+  columns.resize(size_t(dim) * V::lanes);
+  touch(keys, size_t(count) * dim * sizeof *keys);
+  for (int p = 0; p < count; p += V::lanes) {
+    transpose<V>(
+        std::min(V::lanes, count - p), dim / 2,
+        [&](int r, int word, int) { return V::load_bytes(keys + size_t(p + r) * dim + 2 * word); },
+        [&](int word, typename V::Bytes column) {
+          V::store(columns.data() + (2 * word) * V::lanes, V::low_bf16(column));
+          V::store(columns.data() + (2 * word + 1) * V::lanes, V::high_bf16(column));
+        });
+    for_each_tile<score_heads>(0, heads, [&]<int H>(int h) {
+      typename V::Floats sum[H];
+      for (auto& v : sum) v = V::zero();
+      for (int d = 0; d < dim; d++) {
+        auto column = V::load(columns.data() + d * V::lanes);
+        for (int i = 0; i < H; i++) sum[i] = V::fma(V::broadcast(q[(h + i) * dim + d]), column, sum[i]);
+      }
+      for (int i = 0; i < H; i++) V::store(score + (h + i) * attention_positions + p, sum[i]);
+    });
   }
-  const int padded = (count + V::lanes - 1) / V::lanes * V::lanes;
   for (int h = 0; h < heads; h++) {
-    std::fill(score[h] + count, score[h] + padded, -std::numeric_limits<float>::infinity());
-    float most = std::max(state[h].most, *std::max_element(score[h], score[h] + count));
-    float kept = std::exp(state[h].most - most);
-    auto weight = V::zero();
-    for (int p = 0; p < padded; p += V::lanes) {
-      auto w = exp<V>(V::sub(V::load(score[h] + p), V::broadcast(most)));
-      V::store(score[h] + p, w);
-      weight = V::add(weight, w);
-    }
-    // exp stops at e^-87: what is padding must weigh nothing at all, and e^-87 is nothing.
-    state[h].weight = state[h].weight * kept + V::sum(weight);
-    state[h].most = most;
-    if (kept != 1) {
-      for (int i = 0; i < dim; i += V::lanes)
-        V::store(state[h].value + i, V::mul(V::load(state[h].value + i), V::broadcast(kept)));
-    }
+    float* behind = score + h * attention_positions + count;
+    std::fill_n(behind, (V::lanes - count % V::lanes) % V::lanes, -std::numeric_limits<float>::infinity());
   }
-  // A stretch of the values at a time, so that its sums stay in registers.
+}
+
+// Scores become exp(score - most), and `state` follows the largest: what it has summed up so far shrinks.
+template <class V>
+void weigh(float* score, int count, int dim, Attended& state) {
+  auto largest = V::broadcast(state.most);
+  for (int p = 0; p < count; p += V::lanes) largest = V::max(largest, V::load(score + p));
+  float each[V::lanes];
+  V::store(each, largest);
+  const float most = *std::max_element(each, each + V::lanes);
+  const float kept = std::exp(state.most - most);
+  auto weight = V::zero();
+  for (int p = 0; p < count; p += V::lanes) {
+    // exp stops at e^-87: what is padding must weigh nothing at all, and e^-87 is nothing.
+    auto w = exp<V>(V::sub(V::load(score + p), V::broadcast(most)));
+    V::store(score + p, w);
+    weight = V::add(weight, w);
+  }
+  state.weight = state.weight * kept + V::sum(weight);
+  state.most = most;
+  for (int i = 0; kept != 1 && i < dim; i += V::lanes) {
+    V::store(state.value + i, V::mul(V::load(state.value + i), V::broadcast(kept)));
+  }
+}
+
+// Adds values [count][dim], BF16, weighted by `score`, to `heads` states: a stretch of them at a time, so that its sums
+// stay in registers.
+template <class V, int heads, int dims>
+void add_values(const float* score, int dim, const uint16_t* values, int count, Attended* state) {
+  if (dims) dim = dims;
   constexpr int stretch = dims ? dims : V::lanes;
   for (int from = 0; from < dim; from += stretch) {
     typename V::Floats sum[heads][stretch / V::lanes];
@@ -92,7 +119,9 @@ void attend_block(const float* q, int dim, const uint16_t* keys, const uint16_t*
     for (int p = 0; p < count; p++) {
       for (int i = 0; i < stretch / V::lanes; i++) {
         auto value = V::load_bf16(values + size_t(p) * dim + from + i * V::lanes);
-        for (int h = 0; h < heads; h++) sum[h][i] = V::fma(V::broadcast(score[h][p]), value, sum[h][i]);
+        for (int h = 0; h < heads; h++) {
+          sum[h][i] = V::fma(V::broadcast(score[h * attention_positions + p]), value, sum[h][i]);
+        }
       }
     }
     for (int h = 0; h < heads; h++) {
@@ -101,16 +130,23 @@ void attend_block(const float* q, int dim, const uint16_t* keys, const uint16_t*
   }
 }
 
-// All `heads` query heads that share these keys and values, over `count` positions.
+// All `heads` query heads of scaled q [heads][dim] that share these keys and values, over `count` positions.
 template <class V>
 void attend(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count,
             Attended* state) {
+  thread_local std::vector<float> score;
+  score.resize(size_t(heads) * attention_positions);
   for (int p = 0; p < count; p += attention_positions) {
-    const uint16_t *k = keys + size_t(p) * dim, *v = values + size_t(p) * dim;
-    int n = std::min(attention_positions, count - p), h = 0;
-    for (; dim == 64 && h + V::heads <= heads; h += V::heads)
-      attend_block<V, V::heads, 64>(q + h * dim, dim, k, v, n, state + h);
-    for (; h < heads; h++) attend_block<V, 1, 0>(q + h * dim, dim, k, v, n, state + h);
+    const int n = std::min(attention_positions, count - p);
+    scores<V>(q, heads, dim, keys + size_t(p) * dim, n, score.data());
+    for (int h = 0; h < heads; h++) weigh<V>(score.data() + h * attention_positions, n, dim, state[h]);
+    const uint16_t* v = values + size_t(p) * dim;
+    int h = 0;
+    auto scores_of = [&] { return score.data() + h * attention_positions; };
+    for (; dim == 64 && h + V::heads <= heads; h += V::heads) {
+      add_values<V, V::heads, 64>(scores_of(), dim, v, n, state + h);
+    }
+    for (; h < heads; h++) add_values<V, 1, 0>(scores_of(), dim, v, n, state + h);
   }
 }
 
