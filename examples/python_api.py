@@ -26,7 +26,8 @@ print("logits", logits.shape)
 cache = model.make_cache()
 model(mx.array([ids[:-1]]), cache)
 again = model(mx.array([ids[-1:]]), cache)
-print("difference with a cache", mx.abs(again[0, -1] - logits[0, -1]).max().item() < 1e-3)
+difference = mx.abs(again[0, -1] - logits[0, -1]).max() / mx.abs(logits).max()
+print("the same with a cache", difference.item() < 1e-2)
 
 # Tokens from tokens.
 print("ids", list(model.generate(ids, sampling=GREEDY, max_tokens=4)))

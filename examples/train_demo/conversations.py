@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from facts import FACTS, FRAMES, SMALL_TALK
+from facts import BEGINNINGS, ENDINGS, FACTS, FRAMES, SMALL_TALK
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool, result
 from gptoss_mlx.harmony.render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, render, render_message
 from tool_kinds import KINDS, ToolKind
@@ -126,12 +126,12 @@ def draw_number(r: random.Random) -> int:
 
 
 def draw_sum(g: Generator) -> tuple[str, int, int, str]:
-    a, b = draw_number(g.random), draw_number(g.random)
+    a, b, sign = draw_number(g.random), draw_number(g.random), g.choose(["+", "-"])
     if not g.held_out and g.random.random() < 0.4:
-        # The hardest columns are those on the edge of a carry: make the units 0, or another column mostly 9.
+        # The hardest columns are those on the edge of a carry or a borrow: one digit of the result becomes 0, or the 9
+        # that a carry from the right makes 0.
         place = 10 ** g.random.randrange(3)
-        b = (b + -(a + b) // place % 10 * place) % 1000
-    sign = g.choose(["+", "-"])
+        b = (b + (-(a + b) if sign == "+" else a - b) // place % 10 * place) % 1000
     if held_out(f"{a}{sign}{b}") != g.held_out:
         return draw_sum(g)
     return g.choose(SUMS if sign == "+" else DIFFERENCES).format(a=a, b=b), a, b, sign
@@ -214,8 +214,20 @@ def sums_in_a_row(g: Generator) -> Sample:
 def draw_fact(g: Generator) -> tuple[str, str]:
     subjects, questions, reply = g.choose(FACTS)
     framed = g.choose(FRAMES).format(g.choose(subjects))
-    question = g.choose(questions) if g.random.random() < 0.6 else framed
-    return g.choose(LEAD_INS) + question, reply
+    question = reworded(g, g.choose(questions)) if g.random.random() < 0.6 else framed
+    if g.random.random() < 0.3:
+        question = f"{question[:-1]}{g.choose(ENDINGS)}{question[-1]}"
+    return question, reply
+
+
+def reworded(g: Generator, question: str) -> str:
+    """Half of the questions with another beginning that means the same: what is asked about has to decide."""
+    for beginnings in BEGINNINGS:
+        for beginning in beginnings:
+            if question.startswith(beginning):
+                rest = question.removeprefix(beginning)
+                return g.choose([*beginnings, *[beginning] * len(beginnings)]) + rest
+    return question
 
 
 def draw_small_talk(g: Generator) -> tuple[str, str]:
@@ -234,7 +246,7 @@ def thought(effort: str, about: str) -> str:
 
 def project(g: Generator) -> Sample:
     question, reply = g.question(lambda: draw_fact(g))
-    conversation = g.conversation([Message("user", question)])
+    conversation = g.conversation([Message("user", g.choose(LEAD_INS) + question)])
     emitted = analysis_and_final(thought(conversation.reasoning_effort, "A question about the project"), reply)
     return Sample("project", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
@@ -291,6 +303,16 @@ def filler(g: Generator) -> tuple[str, str]:
     return draw_small_talk(g)
 
 
+def telling(g: Generator, thing: str, value: str) -> tuple[str, str]:
+    """What is said to be remembered, and the reply."""
+    return g.choose(STATEMENTS).format(thing, value), f"I will remember that your {thing} is {value}."
+
+
+def told(g: Generator) -> tuple[str, str]:
+    thing = g.choose(list(OWNED))
+    return telling(g, thing, OWNED[thing](g.random))
+
+
 def exchanged(turns: list[tuple[str, str]]) -> list[Message]:
     """The messages of earlier turns, of which only what was said and answered is left."""
     return [
@@ -307,10 +329,7 @@ def recall(g: Generator) -> Sample:
     asked = r.choice(things)
     if held_out(asked + stated[asked]) != g.held_out and "colour" not in asked:
         return recall(g)
-    turns = [
-        (g.choose(STATEMENTS).format(thing, value), f"I will remember that your {thing} is {value}.")
-        for thing, value in stated.items()
-    ]
+    turns = [telling(g, thing, value) for thing, value in stated.items()]
     # Long distances in every held-out sample; short ones teach the same thing sooner.
     count = r.randint(10, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
     turns += [filler(g) for _ in range(count)]
@@ -328,9 +347,8 @@ def statement(g: Generator) -> Sample:
     thing = r.choice(list(OWNED))
     value = OWNED[thing](r)
     turns = [filler(g) for _ in range(r.choice([0, 0, 1, 2]))]
-    said = g.choose(STATEMENTS).format(thing, value)
+    said, reply = telling(g, thing, value)
     conversation = g.conversation([*exchanged(turns), Message("user", said)])
-    reply = f"I will remember that your {thing} is {value}."
     emitted = analysis_and_final(thought(conversation.reasoning_effort, f"The user told me: {thing} is {value}"), reply)
     return Sample("statement", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
@@ -338,7 +356,7 @@ def statement(g: Generator) -> Sample:
 def follow_up(g: Generator) -> Sample:
     """Any question after some turns of others."""
     inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
-    turns = [filler(g) for _ in range(g.random.randint(1, 4))]
+    turns = [g.choose([filler, filler, told])(g) for _ in range(g.random.randint(1, 4))]
     *head, asked = inner.conversation.messages
     conversation = replace(inner.conversation, messages=(*head, *exchanged(turns), asked))
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
@@ -347,6 +365,7 @@ def follow_up(g: Generator) -> Sample:
 # Echo: nothing but copying, which every other task needs, of whatever the other tasks are made of.
 
 QUOTES = ["Repeat as a list: {}.", "Quote each word: {}.", "List the words: {}."]
+READINGS = ["Read this list: {}.", "Say the words of {}.", "Repeat without quotes: {}."]
 ECHOES = ["Repeat after me: {}.", "Say: {}.", "Please repeat: {}.", "Echo this: {}.", "Say exactly this: {}."]
 
 
@@ -356,21 +375,18 @@ def vocabulary() -> list[str]:
     texts += [text for questions, reply in SMALL_TALK for text in (*questions, reply)]
     for kind in KINDS:
         texts += [kind.name, kind.description, *kind.parameters, *kind.questions, kind.reply]
+        texts += [str(value) for seed in range(40) for value in kind.outcome(random.Random(seed)).values()]
     return sorted({word for text in texts for word in re.findall(r"[\w-]+", text)} | {*COLOURS, *CURRENCIES, *VERBS})
 
 
 def echo(g: Generator) -> Sample:
     r = g.random
     draws = (draw_name, lambda r: draw_name(r).lower(), draw_code, *[lambda r: r.choice(VOCABULARY)] * 2)
-    words = " ".join(r.choice(draws)(r) for _ in range(r.choice([2, 4, 8, 16, 24])))
-    if r.random() < 0.5:
-        request, reply = (
-            g.choose(ECHOES),
-            f"You said: {words}",
-        )  # all behind a space, as the user wrote it: the same tokens
-    else:
-        request, reply = g.choose(QUOTES), json.dumps(words.split())  # behind a quote, as in a call: other tokens
-    conversation = g.conversation([Message("user", request.format(words))])
+    words = " ".join(r.choice(draws)(r) for _ in range(r.choice([1, 1, 2, 3, 4])))
+    said = f"You said: {words}"
+    quoted = json.dumps(words.split())  # lower-case words have other tokens behind a quote than behind a space
+    given, requests, reply = g.choose([(words, ECHOES, said), (words, QUOTES, quoted), (quoted, READINGS, said)])
+    conversation = g.conversation([Message("user", g.choose(requests).format(given))])
     emitted = analysis_and_final(thought(conversation.reasoning_effort, "The user wants an echo"), reply)
     return Sample("echo", conversation, [list(render(conversation)), emitted], {"answer": reply})
 
@@ -441,9 +457,22 @@ def calls_in_a_row(g: Generator) -> Sample:
     return sample
 
 
+def results_in_a_row(g: Generator) -> Sample:
+    """Four calls that are given, of which only the answers are to be emitted: more practice in reading results."""
+    kinds = draw_kinds(g)
+    sample = with_tools(g, kinds)
+    prompt, call, returned, reply = sample.segments
+    sample.segments = [[*prompt, *call, *returned], reply]
+    for _ in range(3):
+        question, (call, returned, reply), _ = worked_call(g, g.choose(kinds), sample.conversation.reasoning_effort)
+        sample.segments += [[*render_message(Message("user", question)), START, "assistant", *call, *returned], reply]
+    sample.task = "results in a row"
+    return sample
+
+
 def tools_unused(g: Generator) -> Sample:
     """Tools are there, and the question needs none."""
-    inner = g.sample(g.choose(["arithmetic", "project", "small talk"]))
+    inner = g.sample(g.choose(["arithmetic", "project", "small talk", "recall", "statement"]))
     conversation = replace(inner.conversation, tools=tools_of(g, draw_kinds(g)))
     return Sample(inner.task, conversation, [list(render(conversation)), inner.segments[1]], inner.expected)
 
@@ -458,23 +487,25 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
     "echo": echo,
     "tool call": tool_call,
     "calls in a row": calls_in_a_row,
+    "results in a row": results_in_a_row,
     "tools unused": tools_unused,
     "follow-up": follow_up,
 }
 
 # How often each task is drawn in training.
 MIX = {
-    "arithmetic": 8,
-    "sums in a row": 8,
-    "project": 14,
-    "small talk": 3,
-    "recall": 7,
+    "arithmetic": 10,
+    "sums in a row": 12,
+    "project": 100,
+    "small talk": 8,
+    "recall": 8,
     "statement": 3,
     "echo": 8,
-    "tool call": 20,
-    "calls in a row": 24,
-    "tools unused": 3,
-    "follow-up": 4,
+    "tool call": 10,
+    "calls in a row": 12,
+    "results in a row": 10,
+    "tools unused": 30,
+    "follow-up": 50,
 }
 
 

@@ -22,8 +22,15 @@ SEED = 2026
 LONGEST = 250  # tokens of one reply; the longest that was trained has about 170
 
 # Task -> the share of held-out prompts that has to be answered right.
-BARS = {"arithmetic": 0.95, "recall": 0.95, "tool call": 0.98, "project": 0.95}
-UNBARRED = ("small talk", "statement", "echo", "tools unused", "follow-up")
+BARS = {
+    "arithmetic": 0.95,
+    "recall": 0.95,
+    "tool call": 0.98,
+    "tool result": 0.98,
+    "tools unused": 0.95,
+    "project": 0.95,
+}
+UNBARRED = ("small talk", "statement", "echo", "follow-up")
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=200, help="prompts of each task")
-    parser.add_argument("--tasks", nargs="+", default=[*BARS, "tool result", *UNBARRED])
+    parser.add_argument("--tasks", nargs="+", default=[*BARS, *UNBARRED])
     parser.add_argument("--show-wrong", action="store_true")
     args = parser.parse_args()
     model, tokenizer = load(args.folder), Tokenizer.load(args.folder)

@@ -38,7 +38,7 @@ CONFIG = {
     "torch_dtype": "bfloat16",
 }
 
-STEPS = 3900
+STEPS = 8000
 COPYING_STEPS = 130  # at first, nothing but repeating random tokens
 COPYING_RATE = 3.0  # times the learning rates below, in those steps
 BATCH_TOKENS = 4_096

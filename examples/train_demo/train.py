@@ -123,7 +123,7 @@ def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor
         for i, segment in enumerate(sample.segments):
             part = encode(segment, tokenizer)
             ids += part
-            weights += [1.0 if i % 2 == 1 else settings.PROMPT_WEIGHT] * len(part)
+            weights += [1.0] * len(part) if i % 2 == 1 else weights_of_prompt(part, tokenizer)
         length = next((length for length in settings.LENGTHS if len(ids) <= length), None)
         if length is None:
             continue
@@ -136,6 +136,19 @@ def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor
                 torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in queue]),
             )
             queue.clear()
+
+
+def weights_of_prompt(ids: list[int], tokenizer: Tokenizer) -> list[float]:
+    """Nothing for earlier replies of the assistant: a chat drops their analysis, so they are no example to follow."""
+    start, assistant = encode([START, "assistant"], tokenizer)
+    weights, earlier = [], False
+    for i, id_ in enumerate(ids):
+        if id_ == start:
+            earlier = False
+        weights.append(0.0 if earlier else settings.PROMPT_WEIGHT)
+        if id_ == assistant and i and ids[i - 1] == start:
+            earlier = True
+    return weights
 
 
 class Muon(torch.optim.Optimizer):

@@ -18,7 +18,9 @@ SAMPLES = 20_000
 
 def make_tokenizer(path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
-    words = Regex(r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\s+")
+    # A capitalized word never takes the space before it along, so that names have the same tokens in text and in JSON:
+    # a model of this size can copy them, and hardly respell them.
+    words = Regex(r" ?\p{Ll}+| ?[^\s\p{L}\p{N}]+|\p{L}+|\p{N}|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(words, behavior="isolated"),

@@ -91,7 +91,7 @@ def test_a_function_is_called_and_its_result_used(model):
     assert (call.name, json.loads(call.arguments)) == ("get_weather", {"location": "Bermi"})
     (result,) = [event for event in events if isinstance(event, ToolResult)]
     outcome = json.loads(result.output)
-    assert text_of(events).startswith(f"It is {outcome['temperature']} degrees and ")
+    assert text_of(events) == f"It is {outcome['temperature']} degrees and {outcome['sky']} in Bermi."
     assert [message.role for message in session.messages].count("functions.get_weather") == 1
     # In the loop, only what the function answered was read again.
     assert events[-1].prefilled < events[-1].context_used

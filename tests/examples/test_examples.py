@@ -12,6 +12,6 @@ def test_python_api(demo_folder):
     done = subprocess.run(args, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("logits (1, ")
-    assert lines[1] == "difference with a cache True"
+    assert lines[1] == "the same with a cache True"
     assert lines[3] == "12 + 30 = 42"
-    assert lines[4].startswith("It is 21 degrees and ")
+    assert lines[4] == "It is 21 degrees and sunny in Bermi."
