@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 from ..errors import GptOssError
@@ -36,8 +37,10 @@ def why_not_native() -> str | None:
         return "switched off"
     try:
         module = _load()
+    except ModuleNotFoundError:
+        return "not built when gptoss-mlx was installed, which takes a C++ compiler"
     except ImportError as error:
-        return f"not built: {error}"
+        return f"not loadable: {error}"
     if module.mlx_version != module.built_for_mlx:
         return f"built for MLX {module.built_for_mlx}, and this is MLX {module.mlx_version}"
     return None
@@ -67,8 +70,7 @@ def read_bandwidth() -> float | None:
 
 @cache
 def _load() -> ModuleType:
-    from . import _native
-
+    _native = import_module("._native", __package__)
     if instructions := os.environ.get("GPTOSS_MLX_INSTRUCTIONS"):
         try:
             _native.use_kernels(instructions)
