@@ -82,12 +82,12 @@ class ActivationRows {
   std::vector<Line> storage_;
 };
 
-// The transposed form of as many rows of a matrix as a vector has lanes: lane i of every vector belongs to row i.
+// The transposed form of some rows of a matrix, as many as fill one or two vectors: each has one lane.
 struct Panel {
-  std::vector<uint8_t> codes;  // [columns / 4, lanes, 4 columns]; for nibbles even and odd columns of 8 in turn
-  std::vector<float> scales;   // [columns / 32, lanes]
-  std::vector<float> biases;   // [groups, lanes]
-  std::vector<float> plain;    // [columns, lanes], for BF16
+  std::vector<uint8_t> codes;  // [columns / 4, rows, 4 columns]; for nibbles even and odd columns of 8 in turn
+  std::vector<float> scales;   // [groups, rows]
+  std::vector<float> biases;   // [groups, rows], for affine
+  std::vector<float> plain;    // [columns, rows], for BF16
 };
 
 }  // namespace gptoss

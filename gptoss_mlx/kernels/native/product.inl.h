@@ -1,8 +1,8 @@
 // Products of a weight matrix and activations, for one instruction set V (see simd_portable.h).
 //
 // Few tokens: each row of codes is read once, as it lies, against all of them (`multiply_rows`), which is bound by
-// memory. Many tokens: as many rows as a vector has lanes are decoded once and transposed into a panel (`Panel`), which
-// then meets every token, and is bound by arithmetic.
+// memory. Many tokens: as many rows as one or two vectors have lanes are decoded once and transposed into a panel
+// (`Panel`), which then meets every token, arranged in tiles (`TileBlock`); that is bound by arithmetic.
 #pragma once
 
 #include "standard.h"
@@ -10,7 +10,7 @@
 
 namespace gptoss {
 
-// FP4 times two, plus 12: what an unsigned byte can hold. The 12 is taken back by Activations::start.
+// FP4 times two, plus 12: what an unsigned byte can hold. The 12 is taken back by Activations::block_start.
 alignas(64) inline const uint8_t fp4_codes[64] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
                                                   12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
                                                   12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
@@ -323,8 +323,9 @@ void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, c
       }
     }
     if constexpr (C::affine) {
-      for (int g = 0; g < m.groups(); g++)
+      for (int g = 0; g < m.groups(); g++) {
         add(panel.biases.data() + g * width, [&](int t) { return x[t].group_sum[g]; });
+      }
     }
   }
   for (int t = 0; t < T; t++) {
