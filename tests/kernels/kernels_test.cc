@@ -190,33 +190,38 @@ void test_vector_math() {
   }
 }
 
+void test_attend_of(int dim, int heads, int count, float scale) {
+  auto q = normal(size_t(heads) * dim);
+  for (auto& value : q) value *= scale;
+  auto keys = as_bf16(normal(size_t(count) * dim)), values = as_bf16(normal(size_t(count) * dim));
+  std::vector<float> sums(size_t(heads) * dim);
+  std::vector<Attended> states;
+  for (int h = 0; h < heads; h++) states.push_back({0.5f, 1, sums.data() + h * dim});
+  kernels().attend(q.data(), heads, dim, keys.data(), values.data(), count, states.data());
+  for (int h = 0; h < heads; h++) {
+    std::vector<double> expected(dim);
+    double weight = std::exp(0.5);
+    for (int p = 0; p < count; p++) {
+      double score = 0;
+      for (int d = 0; d < dim; d++) score += double(q[h * dim + d]) * float_of_bf16(keys[p * dim + d]);
+      weight += std::exp(score);
+      for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * float_of_bf16(values[p * dim + d]);
+    }
+    for (int d = 0; d < dim; d++) {
+      check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5,
+            "attend, " + std::to_string(count) + " positions");
+    }
+  }
+}
+
 void test_attend() {
   for (int dim : {32, 64, 96, 128}) {
     for (int heads : {1, 3, 4, 8, 11}) {
-      for (int count : {1, 15, 16, 63, 64, 65, 200}) {
-        auto q = normal(size_t(heads) * dim);
-        auto keys = as_bf16(normal(size_t(count) * dim)), values = as_bf16(normal(size_t(count) * dim));
-        std::vector<float> sums(size_t(heads) * dim);
-        std::vector<Attended> states;
-        for (int h = 0; h < heads; h++) states.push_back({0.5f, 1, sums.data() + h * dim});
-        kernels().attend(q.data(), heads, dim, keys.data(), values.data(), count, states.data());
-        for (int h = 0; h < heads; h++) {
-          std::vector<double> expected(dim);
-          double weight = std::exp(0.5);
-          for (int p = 0; p < count; p++) {
-            double score = 0;
-            for (int d = 0; d < dim; d++) score += double(q[h * dim + d]) * float_of_bf16(keys[p * dim + d]);
-            weight += std::exp(score);
-            for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * float_of_bf16(values[p * dim + d]);
-          }
-          for (int d = 0; d < dim; d++) {
-            check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5,
-                  "attend, " + std::to_string(count) + " positions");
-          }
-        }
-      }
+      for (int count : {1, 15, 16, 63, 64, 65, 200}) test_attend_of(dim, heads, count, 1);
     }
   }
+  // Around the number of positions whose scores are kept, and beyond it.
+  for (int count : {255, 256, 257, 600}) test_attend_of(64, 8, count, 0.125f);
 }
 
 // A small network's layers: alone on one thread, and on several, over chunks of a sequence of tokens.

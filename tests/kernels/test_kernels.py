@@ -190,7 +190,8 @@ def test_the_same_words_as_without_kernels(demo_folder, instructions):
         answers = [list(m.generate(prompt, sampling=Sampling(temperature=0), max_tokens=24)) for m in (model, exact)]
         same += answers[0] == answers[1]
         ids = mx.array([prompt + encode(sample.segments[1], tokenizer)])
-        got, right = (np.array(m(ids)[0] - mx.logsumexp(m(ids)[0], axis=-1, keepdims=True)) for m in (model, exact))
+        logits = [m(ids)[0] for m in (model, exact)]
+        got, right = (np.array(each - mx.logsumexp(each, axis=-1, keepdims=True)) for each in logits)
         divergences.append((np.exp(right) * (right - got)).sum(-1)[len(prompt) - 1 :].mean())
     assert same >= 0.95 * count
     assert np.mean(divergences) < 1e-3

@@ -8,12 +8,7 @@ namespace gptoss {
 
 template <class V, Format format>
 void multiply_as(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
-  const int rows = last - first;
-  if (tokens <= few_tokens) {
-    float* row[few_tokens];
-    for (int t = 0; t < tokens; t++) row[t] = out + size_t(t) * rows - first;
-    return multiply_few<V, format>(m, first, last, x, tokens, row);
-  }
+  if (tokens <= few_tokens) return multiply_few<V, format>(m, first, last, x, tokens, out);
   multiply_many<V, format>(m, first, last, x, tokens, out);
 }
 

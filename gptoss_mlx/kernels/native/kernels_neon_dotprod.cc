@@ -2,7 +2,6 @@
 // target.
 #include "kernels.inl.h"
 #include "simd_neon.h"
-#include "standard.h"
 
 namespace gptoss {
 

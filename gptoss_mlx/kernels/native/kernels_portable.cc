@@ -1,5 +1,3 @@
-#include "standard.h"
-
 #include "kernels.inl.h"
 
 namespace gptoss {

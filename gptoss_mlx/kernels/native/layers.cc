@@ -89,12 +89,14 @@ struct Angles {
   }
 };
 
-// Rotates the halves of `x` [dim] against each other: cos and sin [dim / 2].
-void rotate(float* x, const float* cos, const float* sin, int dim) {
-  for (int i = 0; i < dim / 2; i++) {
-    float a = x[i], b = x[i + dim / 2];
-    x[i] = a * cos[i] - b * sin[i];
-    x[i + dim / 2] = b * cos[i] + a * sin[i];
+// Rotates the halves of each of `heads` vectors x [heads, dim] against each other.
+void rotate(float* x, int heads, int dim, const Angles& angles) {
+  for (int h = 0; h < heads; h++, x += dim) {
+    for (int i = 0; i < dim / 2; i++) {
+      float a = x[i], b = x[i + dim / 2];
+      x[i] = a * angles.cos[i] - b * angles.sin[i];
+      x[i + dim / 2] = b * angles.cos[i] + a * angles.sin[i];
+    }
   }
 }
 
@@ -193,13 +195,15 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   const Linear* projections[] = {&w.query, &w.key, &w.value};
   std::vector<float> results[3];
   std::vector<Quantized> inputs;  // one for all three where they are stored alike
+  std::vector<Slices> slices;
   int input_of[3], first_task[4] = {};
   for (int p = 0; p < 3; p++) {
     const Matrix& m = projections[p]->matrix;
     results[p].resize(size_t(tokens) * m.rows);
     if (p == 0 || !same_form(m, projections[p - 1]->matrix)) inputs.emplace_back(m, tokens);
     input_of[p] = int(inputs.size()) - 1;
-    first_task[p + 1] = first_task[p] + sliced(pool, m.rows, tokens).count();
+    slices.push_back(sliced(pool, m.rows, tokens));
+    first_task[p + 1] = first_task[p] + slices[p].count();
   }
   pool.for_each(tokens, [&](int t) {
     auto& normed = scratch();
@@ -209,26 +213,26 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   });
   pool.for_each(first_task[3], [&](int task) {
     int p = task < first_task[1] ? 0 : task < first_task[2] ? 1 : 2;
-    const int rows = projections[p]->matrix.rows;
-    multiply_into(*projections[p], sliced(pool, rows, tokens)[task - first_task[p]], inputs[input_of[p]].each.data(),
-                  tokens, nullptr, results[p].data(), rows);
+    multiply_into(*projections[p], slices[p][task - first_task[p]], inputs[input_of[p]].each.data(), tokens, nullptr,
+                  results[p].data(), slices[p].rows);
   });
-  std::vector<float>&q = results[0], &k = results[1], &v = results[2];
+  std::vector<float>& q = results[0];
+  std::vector<float>& k = results[1];
+  std::vector<float>& v = results[2];
   pool.for_each(tokens, [&](int t) {
     Angles angles(w.wavelengths, w.head_dim / 2, offset + t);
-    for (int h = 0; h < w.heads; h++)
-      rotate(q.data() + (size_t(t) * w.heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
-    for (int h = 0; h < w.kv_heads; h++)
-      rotate(k.data() + (size_t(t) * w.kv_heads + h) * w.head_dim, angles.cos.data(), angles.sin.data(), w.head_dim);
+    rotate(q.data() + size_t(t) * w.heads * w.head_dim, w.heads, w.head_dim, angles);
+    rotate(k.data() + size_t(t) * w.kv_heads * w.head_dim, w.kv_heads, w.head_dim, angles);
   });
   std::vector<float> attended(q.size());
   attend(pool, w, q.data(), k.data(), v.data(), tokens, offset, kv, attended.data());
 
   Quantized input(w.output.matrix, tokens);
   pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
-  Slices slices = sliced(pool, hidden, tokens);
-  pool.for_each(slices.count(),
-                [&](int task) { multiply_into(w.output, slices[task], input.each.data(), tokens, x, out, hidden); });
+  Slices out_slices = sliced(pool, hidden, tokens);
+  pool.for_each(out_slices.count(), [&](int task) {
+    multiply_into(w.output, out_slices[task], input.each.data(), tokens, x, out, hidden);
+  });
 }
 
 namespace {

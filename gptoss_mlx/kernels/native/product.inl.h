@@ -119,10 +119,11 @@ void combine_scales(const Matrix& m, int groups, int row, const Activations* x, 
   }
 }
 
-// out[t][r] for rows first..last of `m` and T tokens. All scales of a row are met before its codes, in a loop of their
-// own: the fewer instructions between two loads of codes, the more of them a core has under way.
+// Rows first..last of `m` times T tokens: out[t * (last - first) + r - first]. All scales of a row are met before its
+// codes, in a loop of their own: the fewer instructions between two loads of codes, the more of them a core has under
+// way.
 template <class V, Format format, int wide, int T>
-void multiply_rows(const Matrix& m, int first, int last, const Activations* x, float* const* out) {
+void multiply_rows(const Matrix& m, int first, int last, const Activations* x, float* out) {
   using C = Codes<format>;
   const size_t row_bytes = m.row_bytes();
   const int groups = m.groups(), lanes = int(row_bytes / 4), whole = lanes - lanes % V::lanes;
@@ -150,12 +151,12 @@ void multiply_rows(const Matrix& m, int first, int last, const Activations* x, f
     };
     for (size_t lane = 0; lane < size_t(whole); lane += V::lanes) step(lane, V::load_bytes(codes + 4 * lane));
     if (whole < lanes) step(whole, V::load_bytes(codes + 4 * whole, 4 * (lanes - whole)));
-    for (int t = 0; t < T; t++) out[t][r] = V::sum(total[t]);
+    for (int t = 0; t < T; t++) out[t * (last - first) + r - first] = V::sum(total[t]);
   }
 }
 
 template <class V, int T>
-void multiply_rows_bf16(const Matrix& m, int first, int last, const Activations* x, float* const* out) {
+void multiply_rows_bf16(const Matrix& m, int first, int last, const Activations* x, float* out) {
   for (int r = first; r < last; r++) {
     const uint16_t* row = reinterpret_cast<const uint16_t*>(m.codes) + size_t(r) * m.columns;
     typename V::Floats total[T];
@@ -164,12 +165,12 @@ void multiply_rows_bf16(const Matrix& m, int first, int last, const Activations*
       auto w = V::load_bf16(row + c);
       for (int t = 0; t < T; t++) total[t] = V::fma(w, V::load(x[t].plain + c), total[t]);
     }
-    for (int t = 0; t < T; t++) out[t][r] = V::sum(total[t]);
+    for (int t = 0; t < T; t++) out[t * (last - first) + r - first] = V::sum(total[t]);
   }
 }
 
 template <class V, Format format, int T>
-void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x, float* const* out) {
+void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x, float* out) {
   if constexpr (format == Format::bf16) {
     multiply_rows_bf16<V, T>(m, first, last, x, out);
   } else {
@@ -182,9 +183,9 @@ void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x
   }
 }
 
-// Rows first..last of `m` times `tokens` (at most few_tokens) rows of activations: out[t][r].
+// The same for at most few_tokens tokens.
 template <class V, Format format>
-void multiply_few(const Matrix& m, int first, int last, const Activations* x, int tokens, float* const* out) {
+void multiply_few(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
   switch (tokens) {
     case 1: return multiply_rows_of<V, format, 1>(m, first, last, x, out);
     case 2: return multiply_rows_of<V, format, 2>(m, first, last, x, out);
@@ -216,7 +217,7 @@ void fill_panel(const Matrix& m, int first, Panel& panel) {
     panel.biases.resize(C::affine ? groups * width : 0);
     for (size_t i = 0; i < width; i += V::lanes, first += V::lanes) {
       const int rows = std::max(0, m.rows - first);
-      touch(m.codes + first * m.row_bytes(), std::min(rows, V::lanes) * m.row_bytes());
+      touch<V>(m.codes + first * m.row_bytes(), std::min(rows, V::lanes) * m.row_bytes());
       transpose<V>(
           rows, words,
           [&](int r, int word, int count) {
@@ -258,7 +259,7 @@ struct TileBlock {
 };
 
 // The T tokens x as one stream, in the order in which a panel meets them.
-template <Format format, int T>
+template <class V, Format format, int T>
 void fill_tile(const Matrix& m, const Activations* x, TileBlock<T>* tile) {
   using C = Codes<format>;
   for (int b = 0; b < m.columns / block; b++) {
@@ -333,7 +334,7 @@ void multiply_panel(const Matrix& m, const Panel& panel, const Activations* x, c
   }
 }
 
-// Rows first..last of `m` times any number of tokens: out[t * (last - first) + r - first].
+// The same for any number of tokens.
 template <class V, Format format>
 void multiply_many(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
   thread_local Panel panel;
@@ -342,8 +343,8 @@ void multiply_many(const Matrix& m, int first, int last, const Activations* x, i
   tiles.resize(tokens * words_per_token);
   auto tile_at = [&]<int T>(int t) { return reinterpret_cast<TileBlock<T>*>(tiles.data() + t * words_per_token); };
   if constexpr (format != Format::bf16) {
-    for_each_tile<V::tokens>(0, tokens,
-                             [&]<int T>(int t) { fill_tile<format, T>(m, x + t, tile_at.template operator()<T>(t)); });
+    for_each_tile<V::tokens>(
+        0, tokens, [&]<int T>(int t) { fill_tile<V, format, T>(m, x + t, tile_at.template operator()<T>(t)); });
   }
   constexpr int width = panel_rows<V>;
   for (int r = first; r < last; r += width) {

@@ -1,7 +1,8 @@
 // What the algorithms need of the standard library and of each other that does not depend on the instruction set.
 //
-// kernels_*.cc include this before GPTOSS_BEGIN_TARGET, and *.inl.h after it: of an inline function
-// the linker keeps one copy, and that one has to run on every machine.
+// kernels_*.cc include this before GPTOSS_BEGIN_TARGET, and *.inl.h after it: of an inline function the linker keeps
+// one copy, and that one has to run on every machine. So each function of *.inl.h is a template over the instruction
+// set, used or not.
 #pragma once
 
 #include <algorithm>

@@ -106,11 +106,7 @@ int fast_cores() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return std::max(1, allowed);
   // big.LITTLE: the cores within a quarter of the highest clock; hyperthreads of one core count once.
-  struct Core {
-    long clock;
-    int number;
-  };
-  std::vector<Core> cores;
+  std::vector<long> clocks;
   long highest = 0;
   std::vector<std::string> siblings;
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
@@ -122,10 +118,11 @@ int fast_cores() {
     siblings.push_back(same);
     long clock = 0;
     std::ifstream(folder + "/cpufreq/cpuinfo_max_freq") >> clock;
-    cores.push_back({clock, cpu});
+    clocks.push_back(clock);
     highest = std::max(highest, clock);
   }
-  allowed = int(std::count_if(cores.begin(), cores.end(), [&](Core c) { return c.clock >= highest - highest / 4; }));
+  allowed =
+      int(std::count_if(clocks.begin(), clocks.end(), [&](long clock) { return clock >= highest - highest / 4; }));
 #endif
   return std::max(1, allowed);
 }

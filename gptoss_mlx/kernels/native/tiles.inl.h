@@ -7,7 +7,8 @@ namespace gptoss {
 
 // Brings memory into the cache, line by line in order: many rows that are then read side by side would each be a stream
 // of its own, and a core prefetches one well.
-inline void touch(const void* from, size_t bytes) {
+template <class V>
+void touch(const void* from, size_t bytes) {
   for (size_t at = 0; at < bytes; at += 64) static_cast<void>(*(static_cast<const volatile uint8_t*>(from) + at));
 }
 

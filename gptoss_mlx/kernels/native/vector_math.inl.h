@@ -57,7 +57,7 @@ template <class V>
 void scores(const float* q, int heads, int dim, const uint16_t* keys, int count, float* score) {
   thread_local std::vector<float> columns;  // [dim][lanes]
   columns.resize(size_t(dim) * V::lanes);
-  touch(keys, size_t(count) * dim * sizeof *keys);
+  touch<V>(keys, size_t(count) * dim * sizeof *keys);
   for (int p = 0; p < count; p += V::lanes) {
     transpose<V>(
         std::min(V::lanes, count - p), dim / 2,
