@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from .errors import GptOssError
+from .memory import size_text
 from .models import DOWNLOAD_GB, ModelMissing, home, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
 
+    from .budget import MemoryPlan
     from .chat.session import Session
     from .engine import Model
     from .sampling import Sampling
@@ -86,6 +88,34 @@ threads_option = click.option(
 )
 
 
+def memory_options(command: Callable) -> Callable:
+    """The options that decide what a model may take; they arrive under their own names."""
+    options = [
+        click.option("--memory", metavar="SIZE", help="What to keep to: 16GB, 8GiB.  [default: what is available]"),
+        click.option("--context", type=int, help="Tokens that a conversation may have.  [default: what fits]"),
+        click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Of keys and values.  [default: what fits]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
+    from .budget import Device, make_plan
+    from .memory import parse_size
+
+    context, kv_bits = options["context"], options["kv_bits"]
+    if context is not None and context < 1:
+        raise GptOssError(f"a context of {context} is no context: give a number of tokens")
+    return make_plan(
+        folder,
+        Device.named(device) if device else Device.here(),
+        memory=parse_size(options["memory"]) if options["memory"] is not None else None,
+        context=context,
+        kv_bits=kv_bits and int(kv_bits),
+    )
+
+
 def _use_threads(count: int | None) -> None:
     if count is not None:
         from .kernels import set_threads
@@ -148,17 +178,13 @@ def _print_report(report: Report) -> None:
     peak = report.peak_anonymous_bytes
     table.add_row(
         report.recipe,
-        _size(report.source_bytes),
-        _size(report.output_bytes),
+        size_text(report.source_bytes),
+        size_text(report.output_bytes),
         f"{report.bits_per_weight:.2f}",
         f"{report.seconds:.1f} s",
-        "not known" if peak is None else _size(peak),
+        "not known" if peak is None else size_text(peak),
     )
     Console().print(table)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _model_folder(name: str) -> Path:
@@ -179,25 +205,37 @@ def _model_folder(name: str) -> Path:
         return missing.folder
 
 
-def _load(name: str, threads: int | None = None) -> Model:
+def _load(name: str, options: dict[str, Any]) -> Model:
+    """Load as the options' plan says; what it gave up is told on standard error."""
     folder = _model_folder(name)
-    _use_threads(threads)
+    _use_threads(options["threads"])
+    plan = _plan(folder, options)
     from .engine import load
 
-    return load(folder)
+    if note := plan.compromise:
+        click.echo(note, err=True)
+    return load(folder, plan.settings)
 
 
 @cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
 @click.argument("model", default="gpt-oss-20b")
 @sampling_options
+@memory_options
 @threads_option
+@click.option(
+    "--when-full",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="When the context is full: refuse to go on, or drop the oldest turns.",
+)
 @click.option("--show-reasoning/--hide-reasoning", default=None, help="[default: shown in a terminal]")
-def chat(model: str, threads: int | None, show_reasoning: bool | None, **options: Any) -> None:
+def chat(model: str, when_full: str, show_reasoning: bool | None, **options: Any) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
     """
-    session = _session(_load(model, threads), options)
+    session = _session(_load(model, options), options, drop_when_full=when_full == "drop")
     from .chat.terminal import run
 
     run(session, show_reasoning=show_reasoning, history=home() / "history")
@@ -207,8 +245,9 @@ def chat(model: str, threads: int | None, show_reasoning: bool | None, **options
 @click.argument("model")
 @click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
 @sampling_options
+@memory_options
 @threads_option
-def generate(model: str, prompt: str | None, threads: int | None, **options: Any) -> None:
+def generate(model: str, prompt: str | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
@@ -217,7 +256,7 @@ def generate(model: str, prompt: str | None, threads: int | None, **options: Any
     text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-    session = _session(_load(model, threads), options)
+    session = _session(_load(model, options), options)
     from .harmony.parse import Content
     from .progress import prefill_progress
 
@@ -239,22 +278,47 @@ def generate(model: str, prompt: str | None, threads: int | None, **options: Any
 @click.option("--generate", type=click.IntRange(1), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--depth", "depths", type=click.IntRange(1), multiple=True, help="Also decode behind so many tokens.")
 @click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the median counts.")
+@memory_options
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(
-    model: str, prompt: int, generate: int, depths: tuple[int, ...], repeat: int, threads: int | None, as_json: bool
+    model: str,
+    prompt: int,
+    generate: int,
+    depths: tuple[int, ...],
+    repeat: int,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure MODEL on this machine: load, time to first token, prefill, decode, memory."""
     folder = _model_folder(model)
     _use_threads(threads)
+    plan = _plan(folder, options)
     from .bench.measure import measure
     from .bench.report import print_table
 
-    figures = measure(folder, prompt=prompt, generate=generate, repeat=repeat, depths=depths)
+    figures = measure(plan, prompt=prompt, generate=generate, repeat=repeat, depths=depths)
     if as_json:
         click.echo(json.dumps(figures.as_dict(), indent=1))
     else:
         print_table(figures)
+
+
+@cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
+@click.argument("model")
+@memory_options
+@click.option("--device", metavar="NAME", help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
+    """Say what MODEL will take in memory, and what is given up so that it fits. Reads headers, no weights."""
+    made = _plan(resolve(model), options, device)
+    if as_json:
+        click.echo(json.dumps(made.as_dict(), indent=1))
+        return
+    from .budget_report import print_plan
+
+    print_plan(made)
 
 
 @cli.command(epilog="Example: gptoss-mlx doctor --self-test")
@@ -287,8 +351,9 @@ def demo() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _print_report(_convert(str(CHECKPOINT), folder, RECIPE_NAMES[0]))
     options = {"system": None, "reasoning": "medium", "max_tokens": 400}
+    options |= dict.fromkeys(("memory", "context", "kv_bits", "threads"))
     greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}
-    session = _session(_load(str(folder)), options | greedy, functions=FUNCTIONS)
+    session = _session(_load(str(folder), options), options | greedy, functions=FUNCTIONS)
     for question in QUESTIONS:
         ask(session, question, show_reasoning=True)
         session.reset()

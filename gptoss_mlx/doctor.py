@@ -7,7 +7,6 @@ differs from model to model.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -24,10 +23,8 @@ import numpy as np
 from . import kernels
 from .engine import Model, load
 from .errors import GptOssError
-from .memory import proc_bytes
+from .memory import GIB, cgroup_limit, proc_bytes, total
 from .models import home
-
-GIB = 2**30
 
 # What activations in 8 bits (kernels) or in BF16 (GPU) may cost, as the mean divergence of the distributions of the
 # next token from those in FP32, in nats. On the machines where it was measured it was 100 times less.
@@ -56,7 +53,7 @@ def _memory() -> Iterator[tuple[str, str]]:
     if meminfo := proc_bytes("meminfo"):
         yield "memory", f"{meminfo['MemTotal'] / GIB:.1f} GiB, {meminfo['MemAvailable'] / GIB:.1f} GiB available"
     elif sys.platform == "darwin":
-        yield "memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.1f} GiB"
+        yield "memory", f"{total() / GIB:.1f} GiB"
     if (limit := cgroup_limit()) is not None:
         yield "memory limit", f"{limit / GIB:.1f} GiB, of this control group"
     device = mx.device_info()
@@ -68,19 +65,6 @@ def _memory() -> Iterator[tuple[str, str]]:
                 f" {device['max_buffer_length'] / GIB:.1f} GiB in one buffer"
             ),
         )
-
-
-def cgroup_limit() -> int | None:
-    """Bytes that the control group of this process may use (v2, then v1); None where there is no limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        # v1 writes "no limit" as the largest multiple of a page.
-        if text.isdigit() and int(text) < 2**60:
-            return int(text)
-    return None
 
 
 def _free_disk(path: Path) -> int:

@@ -11,23 +11,18 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from . import kernels
+from .budget import PREFILL_CHUNKS, Settings, backend
 from .cache import Cache
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import GptOssError
+from .experts import PoolStats
 from .model import Transformer
 from .sampling import Sampler, Sampling
 from .weights import Weights
 
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
 PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
-
-# Long enough to use a GPU well; short enough that the scores of one chunk against a long context stay small on a CPU.
-PREFILL_CHUNK = {mx.DeviceType.cpu: 256, mx.DeviceType.gpu: 2048}
-
-# The kernels keep no scores, and an expert's weights are unpacked once for all tokens of a chunk that chose it.
-KERNELS_PREFILL_CHUNK = 512
 
 # Whether a token is computed while the one before it is told. A GPU would wait for Python otherwise; a CPU would only
 # waste the token behind the last.
@@ -41,15 +36,25 @@ class ContextFull(GptOssError):
 class Model:
     """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
 
-    def __init__(self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int]):
+    def __init__(
+        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: Settings
+    ):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
-        device = mx.default_device().type
-        on_kernels = device == mx.DeviceType.cpu and kernels.native()
-        self.prefill_chunk = KERNELS_PREFILL_CHUNK if on_kernels else PREFILL_CHUNK[device]
+        self.settings = settings
+
+    @property
+    def context(self) -> int:
+        """Positions that a conversation may have."""
+        return self.settings.context
+
+    @property
+    def expert_stats(self) -> PoolStats | None:
+        """What the paging of experts has done; None where all are in memory."""
+        return self.network.pool and self.network.pool.stats
 
     def make_cache(self) -> Cache:
         """The empty KV state of one conversation."""
-        return Cache(self.config)
+        return Cache(self.config, self.settings.context, self.settings.kv_bits)
 
     def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
@@ -69,7 +74,7 @@ class Model:
         for an unknown id.
         """
         self._check(ids, cache)
-        chunk = chunk or self.prefill_chunk
+        chunk = chunk or self.settings.prefill_chunk
         if on_progress:
             on_progress(0, len(ids))
         for start in range(0, len(ids), chunk):
@@ -100,7 +105,7 @@ class Model:
         stop = self.stop_ids if stop is None else stop
         sampler = Sampler(sampling or Sampling(), context=ids)
         token = sampler(self.prefill(ids, cache, on_progress=on_prefill))
-        room = self.config.max_context - cache.offset + 1
+        room = cache.context - cache.offset + 1
         most = min(room, max_tokens or room)
         ahead = LOOK_AHEAD[mx.default_device().type]
         following = None
@@ -122,14 +127,17 @@ class Model:
             raise GptOssError("there are no tokens to start from")
         if wrong := next((id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size), None):
             raise GptOssError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-        if cache.offset + len(ids) > self.config.max_context:
+        if cache.offset + len(ids) > cache.context:
+            longer = "the model's" if cache.context == self.config.max_context else "this run's"
             raise ContextFull(
-                f"{len(ids)} tokens after {cache.offset} exceed the model's context of {self.config.max_context}"
+                f"{len(ids):,} tokens after {cache.offset:,} exceed {longer} context of {cache.context:,}"
             )
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, settings: Settings | None = None) -> Model:
     """Open a converted folder. Headers are checked; weights are mapped, or read when they are first used.
+
+    `settings` come from a `budget.MemoryPlan`; without them all is in memory, and the context is the model's.
 
     Activations are BF16 on a GPU and FP32 on a CPU, where MLX computes FP32 many times faster and the kernels take it.
     Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
@@ -142,8 +150,13 @@ def load(path: str | Path) -> Model:
     if any(name.endswith(".gate_up_proj_blocks") for name in checkpoint.tensors):
         raise GptOssError(f"{path} is a published checkpoint: run `gptoss-mlx convert {path} DEST` first")
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
-    network = Transformer(Weights(checkpoint, config, dtype))
-    return Model(path, config, network, _stop_ids(path))
+    settings = settings or Settings(config.max_context, 16, PREFILL_CHUNKS[backend()][0])
+    network = Transformer(
+        Weights(checkpoint, config, dtype),
+        expert_slots=settings.expert_slots,
+        expert_layers_on_cpu=settings.cpu_expert_layers,
+    )
+    return Model(path, config, network, _stop_ids(path), settings)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

@@ -1,49 +1,82 @@
-"""The experts of one layer: where they live, and the clamped SwiGLU that each one is.
+"""The experts of one layer: the clamped SwiGLU that each one is, and where they live: all in memory, or some.
 
-Knows how a batch of tokens is divided among the experts; which experts a token goes to is the router's decision.
+Knows how a batch of tokens is divided among the experts, and which of them are kept when not all fit; which experts a
+token goes to is the router's decision, and how many fit is the plan's.
 """
 
 from __future__ import annotations
 
-import mlx.core as mx
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, fields
+from mmap import mmap
+from pathlib import Path
+from typing import Protocol
 
-from .weights import Weights
+import mlx.core as mx
+import numpy as np
+
+from . import kernels
+from .checkpoint import NUMPY_DTYPE, CheckpointError, TensorInfo
+from .config import ModelConfig
+from .weights import Matrix, Weights
 
 SWIGLU_ALPHA = 1.702
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Experts:
-    """The expert MLPs, all resident: `gate` and `up` [E, intermediate, hidden], `down` [E, hidden, intermediate]."""
+    """A stack of expert MLPs: `gate` and `up` [N, intermediate, hidden], `down` [N, hidden, intermediate]."""
 
-    def __init__(self, weights: Weights, path: str):
-        config = weights.config
-        count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
-        self.limit = config.swiglu_limit
-        self.gate = weights.matrix(f"{path}.gate_proj", count, intermediate, hidden)
-        self.up = weights.matrix(f"{path}.up_proj", count, intermediate, hidden)
-        self.down = weights.matrix(f"{path}.down_proj", count, hidden, intermediate)
-        self.gate_bias = weights.vector(f"{path}.gate_proj.bias", count, intermediate)
-        self.up_bias = weights.vector(f"{path}.up_proj.bias", count, intermediate)
-        self.down_bias = weights.vector(f"{path}.down_proj.bias", count, hidden)
+    def __init__(self, matrices: dict[str, Matrix], biases: dict[str, mx.array], limit: float):
+        """Of each projection its matrices, and its biases [N, rows]."""
+        self.gate, self.up, self.down = ((matrices[name], biases[name]) for name in PROJECTIONS)
+        self.limit = limit
 
-    def __call__(self, x: mx.array, chosen: mx.array, share: mx.array) -> mx.array:
-        """Tokens x [T, hidden], their experts `chosen` [T, k] and the weight `share` [T, k] of each -> [T, hidden]."""
+    @classmethod
+    def resident(cls, weights: Weights, path: str) -> Experts:
+        """All experts of a layer, as they lie in the checkpoint."""
+        shapes = projection_shapes(weights.config)
+        matrices = {name: weights.matrix(f"{path}.{name}", *shape) for name, shape in shapes.items()}
+        biases = {name: weights.vector(f"{path}.{name}.bias", *shape[:2]) for name, shape in shapes.items()}
+        return cls(matrices, biases, weights.config.swiglu_limit)
+
+    @classmethod
+    def of_pool(cls, weights: Weights, pool: ExpertPool) -> Experts:
+        """The slots of a pool. A copy of them in another dtype would not see what is read into them later."""
+        matrices = {name: pool.matrix(name) for name in PROJECTIONS}
+        return cls(matrices, {name: pool.bias(name) for name in PROJECTIONS}, weights.config.swiglu_limit)
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """Tokens x [T, hidden] and the stack's numbers `chosen` [T, k] -> each one's output [T, k, hidden]."""
         tokens, k = chosen.shape
-        expert = chosen.flatten()
-        several = tokens > 1
-        if several:
-            # Sorted, each expert is read once for all the tokens that chose it.
-            order = mx.argsort(expert)
-            expert, x = expert[order], x[order // k]
-        else:
-            x = mx.broadcast_to(x, (k, x.shape[-1]))
+        number = chosen.flatten()
+        if tokens == 1:
+            return self.outputs(mx.broadcast_to(x, (k, x.shape[-1])), number, in_order=False)[None]
+        # Sorted, each expert is read once for all the tokens that chose it.
+        order = mx.argsort(number)
+        y = self.outputs(x[order // k], number[order], in_order=True)
+        return y[mx.argsort(order)].reshape(tokens, k, -1)
+
+    def outputs(self, x: mx.array, number: mx.array, *, in_order: bool) -> mx.array:
+        """Row n of x [N, hidden] through expert number[n] -> [N, hidden]."""
+
+        def project(stack: tuple[Matrix, mx.array], x: mx.array) -> mx.array:
+            matrix, bias = stack
+            return matrix.apply_gathered(x, number, sorted_indices=in_order) + bias[number][:, None].astype(x.dtype)
+
         x = x[:, None]
-        gate = self.gate.apply_gathered(x, expert, sorted_indices=several) + self.gate_bias[expert][:, None]
-        up = self.up.apply_gathered(x, expert, sorted_indices=several) + self.up_bias[expert][:, None]
-        y = swiglu(gate, up, self.limit)
-        y = self.down.apply_gathered(y, expert, sorted_indices=several) + self.down_bias[expert][:, None]
-        y = y[mx.argsort(order)] if several else y
-        return (y.reshape(tokens, k, -1) * share[..., None]).sum(axis=1)
+        y = swiglu(project(self.gate, x), project(self.up, x), self.limit)
+        return project(self.down, y)[:, 0]
+
+
+def projection_shapes(config: ModelConfig) -> dict[str, tuple[int, int, int]]:
+    """[experts, rows, columns] of each projection of a layer's experts."""
+    count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
+    return dict(zip(PROJECTIONS, [(count, intermediate, hidden)] * 2 + [(count, hidden, intermediate)], strict=True))
 
 
 def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
@@ -51,3 +84,271 @@ def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
     gate = mx.minimum(gate, limit)
     up = mx.clip(up, -limit, limit)
     return (up + 1) * gate * mx.sigmoid(SWIGLU_ALPHA * gate)
+
+
+class MixtureParts(Protocol):
+    """The second half of a layer in parts, over the slots of a pool: `model.Mixture`, or the kernels' MixtureLayer."""
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [1, L, hidden] -> normed [L, hidden], chosen experts [L, k] and their shares [L, k]."""
+
+    def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
+        """Outputs [L, k, hidden] with those of the experts in `slots` [L, k]; below 0, an output stays as it is."""
+
+    def combine(self, x: mx.array, chosen: mx.array, share: mx.array, outputs: mx.array) -> mx.array:
+        """x + the outputs, weighted."""
+
+
+class PagedMixture:
+    """The second half of a layer whose experts are read when a token needs them; the same bits as with all of them."""
+
+    def __init__(self, parts: MixtureParts, pool: ExpertPool, layer: int):
+        self.parts, self.pool, self.layer = parts, pool, layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [1, L, hidden] -> x + mixture(norm(x))."""
+        normed, chosen, share = self.parts.route(x)
+        experts = np.array(chosen)
+        outputs = mx.zeros((*experts.shape, x.shape[-1]), normed.dtype)
+        for slot_of in self.pool.fetch(self.layer, experts):
+            outputs = self.parts.expert_outputs(normed, mx.array(slot_of[experts]), outputs)
+            mx.eval(outputs)  # the slots may be given away after this
+        return self.parts.combine(x, chosen, share, outputs)
+
+
+@dataclass
+class PoolStats:
+    """What a pool has done since it was made, counted once for each expert that a chunk of tokens needs in a layer."""
+
+    needed: int = 0
+    missed: int = 0
+    bytes_read: int = 0
+    stall_seconds: float = 0.0
+    """Time in which nothing could be computed because a read was not done."""
+
+    def __sub__(self, earlier: PoolStats) -> PoolStats:
+        return PoolStats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
+
+    @property
+    def hit_rate(self) -> float:
+        return 1 - self.missed / self.needed if self.needed else 1.0
+
+
+class ExpertPool:
+    """Slots for experts of any layer, filled from the checkpoint's files; the least used leave.
+
+    An expert's value is the number of tokens that chose it, each counting less the longer ago it was. Reads go around
+    the page cache where the system allows it: memory is short, and what is in a slot needs no second copy.
+    """
+
+    HALF_LIFE = 128  # tokens
+    READERS = 4  # reads under way at a time: a disk is slow with one
+
+    def __init__(self, weights: Weights, slots: int):
+        """Raises CheckpointError where the layers' experts are not all stored alike."""
+        config = weights.config
+        self.slots, self.expert_bytes, self.stats = slots, 0, PoolStats()
+        self._experts = config.num_experts
+        self._parts: list[list[_Part]] = []  # of each layer
+        self._arrays: dict[str, mx.array] = {}  # "gate_proj.weight" -> [slots, ...]
+        views: dict[str, np.ndarray] = {}
+        for layer in range(config.num_layers):
+            tensors = _expert_tensors(weights, f"model.layers.{layer}.mlp.experts")
+            if layer == 0:
+                for name, tensor in tensors.items():
+                    self._arrays[name], views[name] = _slot_memory(slots, tensor)
+                self.expert_bytes = sum(tensor.nbytes for tensor in tensors.values()) // self._experts
+            if {name: (t.dtype, t.shape) for name, t in tensors.items()} != {
+                name: (t.dtype, (self._experts, *views[name].shape[1:])) for name, t in tensors.items()
+            } or tensors.keys() != views.keys():
+                raise CheckpointError(f"{weights.checkpoint.folder}: the experts of layer {layer} are stored unlike")
+            files = weights.checkpoint.file_of
+            self._parts.append([_Part(files[t.name], t, views[name]) for name, t in tensors.items()])
+        self._forms = {name: weights.quantization(f"model.layers.0.mlp.experts.{name}") for name in PROJECTIONS}
+        self._value = np.zeros((config.num_layers, self._experts))
+        # The expert that a slot holds, as layer * experts + expert, and the way back; -1 where there is none.
+        self._holds = np.full(slots, -1)
+        self._slot_of = np.full(config.num_layers * self._experts, -1)
+        self._busy = np.zeros(slots, bool)
+        self._files = _DirectFiles()
+        self._readers = ThreadPoolExecutor(self.READERS, "experts")
+
+    def matrix(self, projection: str) -> Matrix:
+        """The slots of one projection."""
+        parts = [self._arrays.get(f"{projection}.{part}") for part in ("weight", "scales", "biases")]
+        return Matrix(*parts, self._forms[projection])
+
+    def bias(self, projection: str) -> mx.array:
+        """[slots, rows] in the dtype in which it is stored."""
+        return self._arrays[f"{projection}.bias"]
+
+    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[np.ndarray]:
+        """Bring in the experts `chosen` [L, k], and yield, until each one has been there once, which are in slots.
+
+        What is yielded is int32 [experts]: an expert's slot, or -1 for one that is not due. It holds until the next is
+        asked for; meanwhile others are being read.
+        """
+        counts = np.bincount(chosen.ravel(), minlength=self._experts)
+        self._value[layer] *= 0.5 ** (len(chosen) / self.HALF_LIFE)
+        self._value[layer] += counts
+        first = layer * self._experts
+        needed = np.flatnonzero(counts)
+        slots = self._slot_of[first + needed]
+        missing = [int(expert) for expert in needed[slots < 0][np.argsort(-counts[needed[slots < 0]], kind="stable")]]
+        self.stats.needed += len(needed)
+        self.stats.missed += len(missing)
+        under_way: dict[Future, tuple[int, int]] = {}
+        due = dict(zip(needed[slots >= 0], slots[slots >= 0], strict=True))
+        self._busy[slots[slots >= 0]] = True
+        try:
+            while due or missing or under_way:
+                self._start(layer, missing, under_way)
+                if due:
+                    table = np.full(self._experts, -1, np.int32)
+                    table[list(due)] = list(due.values())
+                    yield table
+                    self._busy[list(due.values())] = False
+                    due = {}
+                    continue
+                started = time.perf_counter()
+                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                self.stats.stall_seconds += time.perf_counter() - started
+                due = self._taken_in(layer, done, under_way)
+        finally:
+            # Also after an interrupt or a failed read: no read may go on into a slot that looks free.
+            wait(under_way)
+            self._busy[:] = False
+
+    def _start(self, layer: int, missing: list[int], under_way: dict[Future, tuple[int, int]]) -> None:
+        """Begin to read as many of the missing experts as there are slots that nobody uses now."""
+        for slot in self._least_valuable(len(missing)):
+            expert = missing.pop(0)
+            if (held := self._holds[slot]) >= 0:
+                self._slot_of[held] = -1
+            self._holds[slot] = -1
+            self._busy[slot] = True
+            under_way[self._readers.submit(self._read, layer, expert, slot)] = expert, slot
+
+    def _least_valuable(self, count: int) -> list[int]:
+        values = np.where(self._holds < 0, -1.0, self._value.ravel()[self._holds])
+        values[self._busy] = np.inf
+        order = np.argsort(values, kind="stable")[:count]
+        return [int(slot) for slot in order if not self._busy[slot]]
+
+    def _taken_in(self, layer: int, done: set[Future], under_way: dict[Future, tuple[int, int]]) -> dict[int, int]:
+        """Expert -> slot of the reads that are done. Raises what a read raised."""
+        due = {}
+        for future in done:
+            expert, slot = under_way.pop(future)
+            self.stats.bytes_read += future.result()
+            self._holds[slot] = layer * self._experts + expert
+            self._slot_of[self._holds[slot]] = slot
+            due[expert] = slot
+        return due
+
+    def _read(self, layer: int, expert: int, slot: int) -> int:
+        return sum(
+            self._files.read(part.path, part.tensor.start + expert * part.size, part.slots[slot])
+            for part in self._parts[layer]
+        )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One tensor of a layer's experts, and the slots [slots, ...] that hold such parts."""
+
+    path: Path
+    tensor: TensorInfo
+    slots: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return self.tensor.nbytes // self.tensor.shape[0]
+
+
+def _expert_tensors(weights: Weights, path: str) -> dict[str, TensorInfo]:
+    """What the experts at `path` are made of, checked: "gate_proj.weight" -> where it lies."""
+    Experts.resident(weights, path)  # for its checks alone: nothing of the arrays is read
+    names = [f"{name}.{part}" for name in PROJECTIONS for part in ("weight", "scales", "biases", "bias")]
+    tensors = weights.checkpoint.tensors
+    return {name: tensors[f"{path}.{name}"] for name in names if f"{path}.{name}" in tensors}
+
+
+def _slot_memory(slots: int, tensor: TensorInfo) -> tuple[mx.array, np.ndarray]:
+    """An array [slots, ...] for parts like those of `tensor`, and a NumPy view that writes into it."""
+    dtype = np.dtype(NUMPY_DTYPE[tensor.dtype])
+    shape, kind = (slots, *tensor.shape[1:]), getattr(mx, dtype.name)
+    native = kernels.native()
+    on_cpu = mx.default_device().type == mx.DeviceType.cpu
+    array = native.untouched_memory(shape, kind) if native and on_cpu else mx.zeros(shape, kind)
+    mx.eval(array)
+    view = np.array(array, copy=False)
+    if tensor.dtype == "BF16":
+        array = array.view(mx.bfloat16)
+        mx.eval(array)
+    return array, view
+
+
+class _DirectFiles:
+    """Reads of parts of files that leave nothing in the page cache, where the system offers that."""
+
+    PAGE = 4096  # O_DIRECT wants offset, length and memory aligned to the blocks of the disk, which are not larger
+    DIRECT = getattr(os, "O_DIRECT", 0)
+    F_NOCACHE = 48  # of macOS
+
+    def __init__(self) -> None:
+        self._open: dict[Path, tuple[int, bool]] = {}
+        self._lock, self._own = threading.Lock(), threading.local()
+
+    def read(self, path: Path, start: int, into: np.ndarray) -> int:
+        """Fill `into` from byte `start` on. Raises CheckpointError."""
+        try:
+            descriptor, direct = self._descriptor(path)
+            if not direct:
+                count = os.preadv(descriptor, [into.reshape(-1).view(np.uint8)], start)
+            else:
+                before = start % self.PAGE
+                length = -(-(before + into.nbytes) // self.PAGE) * self.PAGE
+                page = self._pages(length)
+                count = min(os.preadv(descriptor, [memoryview(page)[:length]], start - before) - before, into.nbytes)
+                if count == into.nbytes:
+                    into.reshape(-1).view(np.uint8)[:] = np.frombuffer(page, np.uint8, count, before)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        if count < into.nbytes:
+            raise CheckpointError(f"{path} has become shorter while it was in use")
+        return into.nbytes
+
+    def _pages(self, length: int) -> mmap:
+        """This thread's own memory to read into: pages, which are aligned."""
+        if getattr(self._own, "size", 0) < length:
+            self._own.size, self._own.pages = length, mmap(-1, length)
+        return self._own.pages
+
+    def _descriptor(self, path: Path) -> tuple[int, bool]:
+        with self._lock:
+            if path not in self._open:
+                self._open[path] = self._opened(path)
+            return self._open[path]
+
+    def _opened(self, path: Path) -> tuple[int, bool]:
+        """A descriptor, and whether it wants whole pages."""
+        if self.DIRECT:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | self.DIRECT | os.O_CLOEXEC)
+                os.preadv(descriptor, [memoryview(self._pages(self.PAGE))[: self.PAGE]], 0)
+                return descriptor, True
+            except OSError:  # a file system without it, as tmpfs is
+                pass
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if hasattr(os, "O_DIRECT"):
+            return descriptor, False
+        import fcntl
+
+        fcntl.fcntl(descriptor, self.F_NOCACHE, 1)
+        return descriptor, False
+
+    def close(self) -> None:
+        for descriptor, _ in self._open.values():
+            os.close(descriptor)
+        self._open.clear()

@@ -1,8 +1,38 @@
-"""What Linux says about memory under /proc; other systems say nothing here."""
+"""How much memory this process may use, as the system tells it: RAM, control groups, and what a GPU may hold.
+
+Also sizes as people write them. Knows nothing of models.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+
+from .errors import GptOssError
+
+GIB = 2**30
+CGROUPS = Path("/sys/fs/cgroup")
+NO_LIMIT = 2**60  # v1 writes "no limit" as the largest multiple of a page
+MOST = 2**50  # no machine has a pebibyte
+
+_UNITS = {"": 1} | {f"{prefix}{i}": base**power for base, i in ((1000, ""), (1024, "i"))
+                    for power, prefix in enumerate("kmgt", 1)}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "16GB" (1e9), "16GiB" (2^30), "900 MB", "17179869184". Raises GptOssError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
+    if not match or match[2] not in _UNITS:
+        raise GptOssError(f"{text!r} is not an amount of memory: write 16GB, 12GiB or 900MB")
+    size = float(match[1]) * _UNITS[match[2]]
+    if not 2**20 <= size <= MOST:
+        raise GptOssError(f"{text!r} is no amount of memory that a machine has")
+    return int(size)
+
+
+def size_text(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def proc_bytes(name: str) -> dict[str, int]:
@@ -13,3 +43,62 @@ def proc_bytes(name: str) -> dict[str, int]:
         return {}
     pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
     return {field: int(value.split()[0]) * 1024 for field, value in pairs}
+
+
+def total() -> int:
+    """RAM of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available() -> int | None:
+    """What this process could use without swapping, what it uses already included; None where the system is silent."""
+    free = proc_bytes("meminfo").get("MemAvailable")
+    if free is None:
+        return None
+    own = proc_bytes("self/status").get("RssAnon", 0)
+    limits = [limit - max(used - own, 0) for limit, used in _cgroups()]
+    return min([free + own, *limits])
+
+
+def cgroup_limit() -> int | None:
+    """What the control groups of this process, v1 or v2, allow it; None where there is no limit."""
+    return min((limit for limit, _ in _cgroups()), default=None)
+
+
+def _cgroups() -> list[tuple[int, int]]:
+    """Limit, and anonymous memory in use, of each memory control group around this process that has a limit."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit_file, used_name = CGROUPS, "memory.max", "anon"
+        elif "memory" in controllers.split(","):
+            root, limit_file, used_name = CGROUPS / "memory", "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        # In a container the path may begin outside what is mounted; its own group is then the root.
+        own = root / path.lstrip("/")
+        for group in {root, *(each for each in (own, *own.parents) if root in each.parents)}:
+            if (limit := _number(group / limit_file)) is not None and limit < NO_LIMIT:
+                found.append((limit, _statistic(group / "memory.stat", used_name)))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    try:
+        pairs = (line.split() for line in path.read_text().splitlines())
+        return next((int(value) for key, value in pairs if key == name), 0)
+    except (OSError, ValueError):
+        return 0

@@ -9,20 +9,29 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import numpy as np
 
-from .cache import Cache, FullKV, RingKV
+from .cache import Cache, FullKV, RingKV, Stored
 from .config import Rope
-from .experts import Experts
+from .experts import ExpertPool, Experts, PagedMixture
 from .kernels import layers as kernels
 from .weights import Weights
 
 
 class Transformer:
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: Weights, *, expert_slots: int | None = None, expert_layers_on_cpu: int = 0):
+        """All experts in memory, or `expert_slots` of them at a time. Beside a GPU, the CPU can compute the experts of
+        some layers, the last ones: they then do not count against what the GPU may hold.
+        """
         config = weights.config
         self.config = config
         self.embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
-        self.layers = [Layer(weights, f"model.layers.{index}", kind) for index, kind in enumerate(config.layer_types)]
+        self.pool = None if expert_slots is None else ExpertPool(weights, expert_slots)
+        on_cpu = range(config.num_layers - expert_layers_on_cpu, config.num_layers)
+        self.layers = [
+            Layer(weights, index, kind, self.pool, experts_on_cpu=index in on_cpu)
+            for index, kind in enumerate(config.layer_types)
+        ]
         self.norm = Norm(weights, "model.norm")
         head = "lm_head", config.vocab_size, config.hidden_size
         self.head = kernels.linear(weights, *head) or weights.linear(*head, bias=False)
@@ -44,8 +53,8 @@ class Transformer:
 class Layer:
     """Attention and the mixture of experts, each behind a norm and added to what came in."""
 
-    def __init__(self, weights: Weights, path: str, kind: str):
-        config = weights.config
+    def __init__(self, weights: Weights, index: int, kind: str, pool: ExpertPool | None, *, experts_on_cpu: bool):
+        config, path = weights.config, f"model.layers.{index}"
         attention = f"{path}.self_attn", f"{path}.input_layernorm"
         mixture = f"{path}.mlp", f"{path}.post_attention_layernorm"
         positions = {
@@ -57,7 +66,11 @@ class Layer:
         self.attention = kernels.attention(weights, *attention, **positions) or Attention(
             weights, *attention, **positions
         )
-        self.mixture = kernels.mixture(weights, *mixture) or Mixture(weights, *mixture)
+        if experts_on_cpu:
+            self.mixture = kernels.mixture_beside_gpu(weights, *mixture)
+            return
+        parts = kernels.mixture(weights, *mixture, pool) or Mixture(weights, *mixture, pool)
+        self.mixture = parts if pool is None else PagedMixture(parts, pool, index)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
         return self.mixture(self.attention(x, offset, mask, kv))
@@ -94,7 +107,8 @@ class Attention:
         y = self.norm(x)
         query, key = (self._rotate(self._heads(project(y)), offset) for project in (self.query, self.key))
         keys, values = kv.update(offset, key, self._heads(self.value(y)))
-        y = mx.fast.scaled_dot_product_attention(query, keys, values, scale=self.scale, mask=mask, sinks=self.sinks)
+        attend = mx.fast.scaled_dot_product_attention if isinstance(keys, mx.array) else attend_to_bytes
+        y = attend(query, keys, values, scale=self.scale, mask=mask, sinks=self.sinks)
         return x + self.output(y.swapaxes(1, 2).flatten(2))
 
     def _heads(self, x: mx.array) -> mx.array:
@@ -107,23 +121,78 @@ class Attention:
         )
 
 
+def attend_to_bytes(
+    query: mx.array, keys: Stored, values: Stored, *, scale: float, mask: str | None, sinks: mx.array
+) -> mx.array:
+    """What mx.fast.scaled_dot_product_attention computes, over keys and values as `cache.FullKV` keeps them in 8 bits.
+
+    Query [1, heads, L, head_dim]; the last query sees the last key. A stretch of keys at a time, with a running maximum
+    (arXiv 1805.02867), so that the scores stay small in any context.
+    """
+    _, heads, length, width = query.shape
+    kv_heads, positions = keys[0].shape[1:3]
+    stored = {"group_size": width, "bits": 8}
+    # Heads that share keys become rows of one matrix.
+    rows = (query * scale).reshape(1, kv_heads, -1, width)
+    most = mx.repeat(sinks.astype(mx.float32), length).reshape(1, kv_heads, -1, 1)
+    weight, total = mx.ones_like(most), mx.zeros(rows.shape)
+    last_seen = (mx.arange(rows.shape[2]) % length + (positions - length))[:, None]
+    stretch = keys_at_a_time(heads * length)
+    for start in range(0, positions, stretch):
+        those = slice(start, min(start + stretch, positions))
+        key, value = (tuple(part[:, :, those] for part in parts) for parts in (keys, values))
+        scores = mx.quantized_matmul(rows, *key, transpose=True, **stored).astype(mx.float32)
+        if mask == "causal":
+            scores = mx.where(mx.arange(those.start, those.stop) <= last_seen, scores, -mx.inf)
+        larger = mx.maximum(most, scores.max(axis=-1, keepdims=True))
+        kept, each = mx.exp(most - larger), mx.exp(scores - larger)
+        weight = weight * kept + each.sum(axis=-1, keepdims=True)
+        total = total * kept + mx.quantized_matmul(each.astype(query.dtype), *value, transpose=False, **stored)
+        most = larger
+    return (total / weight).astype(query.dtype).reshape(query.shape)
+
+
+def keys_at_a_time(rows: int) -> int:
+    """Of keys in 8 bits, against `rows` queries: 2^22 scores take 16 MiB in FP32, and a product of few keys is slow."""
+    return max(2**22 // rows, 128)
+
+
 class Mixture:
     """The router picks experts for each token; the softmax is over the picked ones alone."""
 
-    def __init__(self, weights: Weights, path: str, norm: str):
+    def __init__(self, weights: Weights, path: str, norm: str, pool: ExpertPool | None = None):
+        """With a pool, the experts are its slots, and `route`, `expert_outputs` and `combine` are to be used."""
         config = weights.config
         self.norm = Norm(weights, norm)
         self.k = config.experts_per_token
         self.router = weights.linear(f"{path}.router", config.num_experts, config.hidden_size)
-        self.experts = Experts(weights, f"{path}.experts")
+        self.experts = Experts.of_pool(weights, pool) if pool else Experts.resident(weights, f"{path}.experts")
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [1, L, hidden] -> x + mixture(norm(x))."""
-        tokens = self.norm(x).flatten(0, 1)
-        scores = self.router(tokens)
+        normed, chosen, share = self.route(x)
+        return self.combine(x, chosen, share, self.experts(normed, chosen))
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [1, L, hidden] -> norm(x) [L, hidden], chosen experts [L, k] and their shares [L, k]."""
+        normed = self.norm(x).flatten(0, 1)
+        scores = self.router(normed)
         chosen = mx.argpartition(-scores, kth=self.k - 1, axis=-1)[:, : self.k]
         share = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
-        return x + self.experts(tokens, chosen, share).reshape(x.shape)
+        return normed, chosen, share
+
+    def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
+        """Outputs [L, k, hidden] with those of the experts in `slots` [L, k]; below 0, an output stays as it is."""
+        number = np.array(slots).ravel()
+        pairs = np.argsort(number, kind="stable")[np.count_nonzero(number < 0) :]
+        y = self.experts.outputs(normed[mx.array(pairs // self.k)], mx.array(number[pairs]), in_order=len(normed) > 1)
+        outputs = outputs.flatten(0, 1)
+        outputs[mx.array(pairs)] = y
+        return outputs.reshape(len(normed), self.k, -1)
+
+    def combine(self, x: mx.array, chosen: mx.array, share: mx.array, outputs: mx.array) -> mx.array:
+        """x + the outputs, weighted."""
+        return x + (outputs * share[..., None]).sum(axis=1).reshape(x.shape)
 
 
 def concentration(rope: Rope) -> float:

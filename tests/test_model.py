@@ -85,7 +85,7 @@ def test_sliding_layers_stop_growing(small):
     sizes = []
     for _ in range(4):
         small.prefill(prompt_of(CASES["published_shape"]), cache)
-        sizes.append([layer.keys.shape[2] for layer in cache.layers])
+        sizes.append([layer.buffers[0].shape[2] for layer in cache.layers])
     kinds = small.config.layer_types
     for index, kind in enumerate(kinds):
         lengths = [size[index] for size in sizes]

@@ -11,15 +11,17 @@ import platform
 import random
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import mlx.core as mx
 
 from .. import kernels
+from ..budget import MemoryPlan
 from ..checkpoint import Checkpoint
 from ..engine import Model, load
+from ..experts import PoolStats
 from ..memory import proc_bytes
 from ..sampling import Sampling
 from .roofline import kv_bytes, weight_bytes
@@ -71,18 +73,25 @@ class Figures:
     decode: list[Decode]
     anonymous_bytes: int | None
     mapped_bytes: int | None
+    peak_bytes: int | None
+    planned_bytes: int
+    context: int
+    kv_bits: int
+    experts: PoolStats | None
+    """Of decoding, where experts are paged."""
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-def measure(folder: Path, *, prompt: int, generate: int, repeat: int, depths: tuple[int, ...] = ()) -> Figures:
-    """Run the whole measurement; decoding is measured behind the prompt, and behind each of `depths` tokens of context.
+def measure(plan: MemoryPlan, *, prompt: int, generate: int, repeat: int, depths: tuple[int, ...] = ()) -> Figures:
+    """Run the whole measurement as `plan` says, decoding behind the prompt, and behind each of `depths` tokens of context.
 
     Raises GptOssError for a folder that cannot be loaded, and for a depth that its context has no room for.
     """
+    folder = Path(plan.model)
     started = time.perf_counter()
-    model = load(folder)
+    model = load(folder, plan.settings)
     load_seconds = time.perf_counter() - started
     ids = random.Random(0).choices(range(model.config.vocab_size), k=max(prompt, *depths, 0))
     next(model.generate(ids[:prompt], sampling=GREEDY, stop=()))
@@ -90,8 +99,9 @@ def measure(folder: Path, *, prompt: int, generate: int, repeat: int, depths: tu
 
     prefills = [_prefill_seconds(model, ids[:prompt]) for _ in range(repeat)]
     weights = weight_bytes(Checkpoint.open(folder), model.config)
+    before = replace(model.expert_stats) if model.expert_stats else None
     decode = [_decode(model, ids[:depth], generate, repeat, weights) for depth in (prompt, *depths)]
-    anonymous, mapped = _memory()
+    memory = proc_bytes("self/status")
     return Figures(
         model=str(folder),
         device=_device(),
@@ -103,8 +113,14 @@ def measure(folder: Path, *, prompt: int, generate: int, repeat: int, depths: tu
         first_token_seconds=first_token_seconds,
         prefill_tokens_per_second=Spread.of([prompt / seconds for seconds in prefills]),
         decode=decode,
-        anonymous_bytes=anonymous,
-        mapped_bytes=mapped,
+        # Resident now, after the work; None where the system does not tell.
+        anonymous_bytes=memory.get("RssAnon"),
+        mapped_bytes=memory.get("RssFile"),
+        peak_bytes=memory.get("VmHWM"),
+        planned_bytes=plan.total,
+        context=model.context,
+        kv_bits=model.settings.kv_bits,
+        experts=model.expert_stats - before if before else None,
     )
 
 
@@ -138,9 +154,3 @@ def _decode(model: Model, context: list[int], count: int, repeat: int, weights: 
         bytes_per_token=weights + kv_bytes(cache),
         read_bandwidth=before and after and (before + after) / 2,
     )
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Anonymous and file-backed memory that is resident now, after the work; None where the system does not tell."""
-    status = proc_bytes("self/status")
-    return status.get("RssAnon"), status.get("RssFile")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from ..memory import size_text
 from .measure import Decode, Figures, Spread
 
 
@@ -20,8 +21,17 @@ def print_table(figures: Figures) -> None:
     for decode in figures.decode:
         speed(f"decode {figures.generate} at {decode.depth}", decode.tokens_per_second)
         table.add_row("  reads", _reads(decode))
-    for name, count in (("anonymous", figures.anonymous_bytes), ("mapped", figures.mapped_bytes)):
-        table.add_row(f"memory, {name}", "not known" if count is None else f"{count / 1e6:.1f} MB")
+    if experts := figures.experts:
+        table.add_row("experts in memory", f"{experts.hit_rate:.1%} of those needed")
+        table.add_row("  read", f"{size_text(experts.bytes_read)}, {experts.stall_seconds:.1f} s of waiting")
+    memory = {
+        "anonymous": figures.anonymous_bytes,
+        "mapped": figures.mapped_bytes,
+        "at most": figures.peak_bytes,
+        "planned": figures.planned_bytes,
+    }
+    for name, count in memory.items():
+        table.add_row(f"memory, {name}", "not known" if count is None else size_text(count))
     Console().print(table)
 
 

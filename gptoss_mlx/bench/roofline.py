@@ -27,5 +27,5 @@ def kv_bytes(cache: Cache) -> int:
     total = 0
     for layer in cache.layers:
         seen = min(cache.offset, layer.window) if isinstance(layer, RingKV) else cache.offset
-        total += 2 * layer.keys.nbytes // layer.keys.shape[2] * seen
+        total += sum(buffer.nbytes // buffer.shape[2] * seen for buffer in layer.buffers)
     return total

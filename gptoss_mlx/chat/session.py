@@ -27,6 +27,8 @@ from .tools import Function, run_call
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 MAX_CALLS = 8  # rounds of tool calls in one turn, before a model that loops is stopped
 FORMAT = "gptoss-mlx conversation 1"
+ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
+SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class TurnStats:
         return self.decoded / self.decode_seconds if self.decoded else 0.0
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """The context was full: this many messages, the oldest, are no longer part of the conversation."""
+
+    messages: int
+
+
 class Session:
     """`Session(model).send("Hello")` yields events: reasoning, preambles, content, tool calls, and `TurnStats` last."""
 
@@ -66,8 +75,11 @@ class Session:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         current_date: str | None = None,
+        drop_when_full: bool = False,
     ):
+        """`drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull."""
         self.model = model
+        self.drop_when_full = drop_when_full
         self.tokenizer = Tokenizer.load(model.path)
         self.functions = {function.tool.name: function for function in functions}
         self.sampling, self.max_tokens = sampling or Sampling(), max_tokens
@@ -120,6 +132,10 @@ class Session:
         """Rounds of sampling and tool calls, up to a final answer."""
         clock = _Clock()
         prompt = render_ids(self._rendered(), self.tokenizer)
+        if self.drop_when_full and len(prompt) > self.model.context * (1 - ROOM_FOR_ANSWER):
+            prompt, dropped = self._shortened(prompt)
+            if dropped:
+                yield Dropped(dropped)
         for _ in range(MAX_CALLS + 1):
             sampled: list[int] = []
             parser = IdParser(self.tokenizer)
@@ -149,6 +165,18 @@ class Session:
             prompt = prompt + encode((START, START_OF_ANSWER), self.tokenizer)
         self.stats.append(clock.stats(self.context_used))
         yield self.stats[-1]
+
+    def _shortened(self, prompt: list[int]) -> tuple[list[int], int]:
+        """Drop turns, the oldest first, until the prompt is well below the context: a shorter prompt has to be read
+        anew, which should not happen in every turn. Returns the new prompt and how many messages left."""
+        before = len(self.messages)
+        while len(prompt) > self.model.context * SHORTENED:
+            starts = [index for index, message in enumerate(self.messages) if message.role == "user" and index]
+            if not starts:
+                break
+            self._set_messages(self.messages[starts[0] :])
+            prompt = render_ids(self._rendered(), self.tokenizer)
+        return prompt, before - len(self.messages)
 
     def _sample(
         self, prompt: list[int], sampled: list[int], clock: _Clock, on_prefill: Callable[[int, int], None] | None

@@ -17,8 +17,9 @@ from ..engine import ContextFull
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS
 from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
+from ..memory import size_text
 from ..progress import PrefillProgress
-from .session import Session, ToolResult, TurnStats
+from .session import Dropped, Session, ToolResult, TurnStats
 
 HELP = """\
 /help                       this list
@@ -51,7 +52,7 @@ def run(session: Session, *, show_reasoning: bool | None, history: Path) -> None
     if sys.stdin.isatty() and sys.stdout.isatty():
         lines = _typed_lines(session, history)
         screen: Screen = RichScreen(show_reasoning=show_reasoning is not False)
-        screen.note("/help lists the commands, /exit leaves.")
+        screen.note(f"context {session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     else:
         lines, screen = _piped_lines(), PlainScreen(show_reasoning=show_reasoning is True)
     for text in lines:
@@ -62,7 +63,10 @@ def run(session: Session, *, show_reasoning: bool | None, history: Path) -> None
             elif text.strip():
                 _answer(session, text, screen)
         except ContextFull as error:
-            screen.note(f"error: {error}: /reset starts anew, /save keeps this one")
+            screen.note(
+                f"error: {error}: /reset starts anew, /save keeps this one, and chat --when-full drop would go on"
+                " without the oldest turns"
+            )
         except GptOssError as error:
             screen.note(f"error: {error}")
 
@@ -95,6 +99,8 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
                         screen.note(f"calls {printable(name)} {printable(arguments)}")
                     case ToolResult(name, output):
                         screen.note(f"{printable(name)} answers {printable(output)}")
+                    case Dropped(messages):
+                        screen.note(f"(the context is full: the {messages} oldest messages were dropped)")
                     case Stop("none"):
                         screen.note("(the answer broke off: --max-tokens or the end of the context)")
                     case TurnStats() if not answered:
@@ -143,7 +149,12 @@ def _command(session: Session, line: str, screen: Screen) -> bool:
 
 
 def _stats(session: Session) -> str:
-    lines = [f"context {session.context_used} of {session.model.config.max_context} tokens"]
+    lines = [f"context {session.context_used} of {session.model.context} tokens"]
+    if experts := session.model.expert_stats:
+        lines.append(
+            f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"
+            f" {experts.stall_seconds:.1f} s of waiting for them"
+        )
     for number, turn in enumerate(session.stats, 1):
         lines.append(
             f"turn {number}: {turn.prefilled} tokens read, first token after {turn.first_token_seconds:.2f} s,"
@@ -198,7 +209,7 @@ def _whole_message(read: Callable[[str], str], prompt: str) -> str:
 def _status(session: Session) -> str:
     if not session.stats:
         return ""
-    used, most = session.context_used, session.model.config.max_context
+    used, most = session.context_used, session.model.context
     return f"[{session.stats[-1].tokens_per_second:.1f} tokens/s, {used}/{most}] "
 
 

@@ -6,13 +6,17 @@ Each function gives None where the kernels are off or have no form of what the f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
 from ..cache import FullKV, RingKV
-from ..weights import Weights
-from . import native
+from ..errors import GptOssError
+from ..weights import Matrix, Weights
+from . import native, why_not_native
+
+if TYPE_CHECKING:
+    from ..experts import ExpertPool
 
 Made = TypeVar("Made")
 
@@ -24,9 +28,20 @@ def attention(
     return _made(lambda: NativeAttention(weights, path, norm, window, scale, wavelengths))
 
 
-def mixture(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array] | None:
-    """The second half of a layer: x [1, L, hidden] -> the same shape."""
-    return _made(lambda: _mixture(_as_stored(weights), path, norm))
+def mixture(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> object | None:
+    """The second half of a layer: x [1, L, hidden] -> the same shape; with a pool, `experts.MixtureParts`."""
+    return _made(lambda: _mixture(_as_stored(weights), path, norm, pool))
+
+
+def mixture_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
+    """The second half of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
+    if native() is None:
+        raise GptOssError(f"experts on the CPU need the compiled kernels, which are {why_not_native()}")
+    try:
+        layer = _mixture(_as_stored(weights), path, norm, None)
+    except ValueError as error:
+        raise GptOssError(f"experts on the CPU: {error}") from None
+    return lambda x: layer(x.astype(mx.float32)).astype(x.dtype)
 
 
 def linear(weights: Weights, module: str, outputs: int, inputs: int) -> Callable[[mx.array], mx.array] | None:
@@ -68,15 +83,17 @@ class NativeAttention:
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
         """x [1, L, hidden] at positions offset.. -> x + attention; the mask is what the layer's window says."""
         kv.reserve(offset, offset + x.shape[1], *self.kv_shape, mx.bfloat16)
-        x, kv.keys, kv.values = self.layer(x, kv.keys, kv.values, offset)
+        x, *kv.buffers = self.layer(x, kv.buffers, offset)
         return x
 
 
-def _mixture(stored: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
+def _mixture(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> Callable[[mx.array], mx.array]:
     config = stored.config
     count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
 
     def expert(name: str, outputs: int, inputs: int) -> object:
+        if pool:
+            return _stored(pool.matrix(name), pool.bias(name))
         return _matrix(stored, f"{path}.experts.{name}", count, outputs, inputs, bias=True)
 
     return native().MixtureLayer(
@@ -84,6 +101,7 @@ def _mixture(stored: Weights, path: str, norm: str) -> Callable[[mx.array], mx.a
         intermediate=intermediate,
         experts=count,
         experts_per_token=config.experts_per_token,
+        slots=pool.slots if pool else count,
         eps=config.rms_norm_eps,
         limit=config.swiglu_limit,
         norm=stored.vector(f"{norm}.weight", hidden),
@@ -101,8 +119,11 @@ def _as_stored(weights: Weights) -> Weights:
 
 def _matrix(stored: Weights, module: str, *shape: int, bias: bool = False) -> object:
     matrix = stored.matrix(module, *shape)
-    vector = stored.vector(f"{module}.bias", *shape[:-1]) if bias else None
+    return _stored(matrix, stored.vector(f"{module}.bias", *shape[:-1]) if bias else None)
+
+
+def _stored(matrix: Matrix, bias: mx.array | None) -> object:
     q = matrix.quantization
     if q is None:
-        return native().StoredMatrix("bf16", 16, 1, matrix.weight, None, None, vector)
-    return native().StoredMatrix(q.mode, q.bits, q.group_size, matrix.weight, matrix.scales, matrix.biases, vector)
+        return native().StoredMatrix("bf16", 16, 1, matrix.weight, None, None, bias)
+    return native().StoredMatrix(q.mode, q.bits, q.group_size, matrix.weight, matrix.scales, matrix.biases, bias)

@@ -190,26 +190,54 @@ void test_vector_math() {
   }
 }
 
-void test_attend_of(int dim, int heads, int count, float scale) {
+// Keys or values, of exactly the size that they need, and what they stand for.
+struct Vectors {
+  std::vector<uint16_t> plain, scales, biases;
+  std::vector<uint8_t> bytes;
+  std::vector<double> meant;
+
+  Vectors(int count, int dim, bool in_bytes) {
+    if (!in_bytes) {
+      plain = as_bf16(normal(size_t(count) * dim));
+      for (uint16_t bits : plain) meant.push_back(float_of_bf16(bits));
+      return;
+    }
+    bytes = random_bytes(size_t(count) * dim);
+    for (int p = 0; p < count; p++) {
+      scales.push_back(bf16_of_float(0.01f + 0.0001f * (p % 50)));
+      biases.push_back(bf16_of_float(-1.3f - 0.01f * (p % 30)));
+      for (int d = 0; d < dim; d++) {
+        meant.push_back(double(bytes[p * dim + d]) * float_of_bf16(scales[p]) + float_of_bf16(biases[p]));
+      }
+    }
+  }
+
+  HeadVectors view() const {
+    if (bytes.empty()) return {plain.data(), nullptr, nullptr};
+    return {bytes.data(), scales.data(), biases.data()};
+  }
+};
+
+void test_attend_of(int dim, int heads, int count, float scale, bool in_bytes) {
   auto q = normal(size_t(heads) * dim);
   for (auto& value : q) value *= scale;
-  auto keys = as_bf16(normal(size_t(count) * dim)), values = as_bf16(normal(size_t(count) * dim));
+  const Vectors keys(count, dim, in_bytes), values(count, dim, in_bytes);
   std::vector<float> sums(size_t(heads) * dim);
   std::vector<Attended> states;
   for (int h = 0; h < heads; h++) states.push_back({0.5f, 1, sums.data() + h * dim});
-  kernels().attend(q.data(), heads, dim, keys.data(), values.data(), count, states.data());
+  kernels().attend(q.data(), heads, dim, keys.view(), values.view(), count, states.data());
   for (int h = 0; h < heads; h++) {
     std::vector<double> expected(dim);
     double weight = std::exp(0.5);
     for (int p = 0; p < count; p++) {
       double score = 0;
-      for (int d = 0; d < dim; d++) score += double(q[h * dim + d]) * float_of_bf16(keys[p * dim + d]);
+      for (int d = 0; d < dim; d++) score += q[h * dim + d] * keys.meant[p * dim + d];
       weight += std::exp(score);
-      for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * float_of_bf16(values[p * dim + d]);
+      for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * values.meant[p * dim + d];
     }
     for (int d = 0; d < dim; d++) {
       check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5,
-            "attend, " + std::to_string(count) + " positions");
+            "attend, " + std::to_string(count) + " positions" + (in_bytes ? " in bytes" : ""));
     }
   }
 }
@@ -217,11 +245,16 @@ void test_attend_of(int dim, int heads, int count, float scale) {
 void test_attend() {
   for (int dim : {32, 64, 96, 128}) {
     for (int heads : {1, 3, 4, 8, 11}) {
-      for (int count : {1, 15, 16, 63, 64, 65, 200}) test_attend_of(dim, heads, count, 1);
+      for (int count : {1, 15, 16, 63, 64, 65, 200}) test_attend_of(dim, heads, count, 1, false);
     }
   }
   // Around the number of positions whose scores are kept, and beyond it.
-  for (int count : {255, 256, 257, 600}) test_attend_of(64, 8, count, 0.125f);
+  for (int count : {255, 256, 257, 600}) test_attend_of(64, 8, count, 0.125f, false);
+  for (int dim : {32, 64, 128}) {
+    for (int heads : {1, 3, 8, 11}) {
+      for (int count : {1, 15, 16, 17, 64, 255, 257}) test_attend_of(dim, heads, count, 0.125f, true);
+    }
+  }
 }
 
 // A small network's layers: alone on one thread, and on several, over chunks of a sequence of tokens.
@@ -242,6 +275,7 @@ void test_layers() {
                                        {down.matrix, bias.data()},
                                        experts_count,
                                        2,
+                                       experts_count,
                                        7};
   for (int window : {0, 7}) {
     const AttentionWeights weights{{norm.data(), 1e-5f},
@@ -262,7 +296,7 @@ void test_layers() {
       std::vector<float> middle(x.size()), out(x.size());
       for (int t = 0; t < length; t += chunk) {
         const int n = std::min(chunk, length - t);
-        attention(pool, weights, x.data() + t * hidden, n, t, {keys.data(), values.data(), capacity},
+        attention(pool, weights, x.data() + t * hidden, n, t, {{keys.data()}, {values.data()}, capacity},
                   middle.data() + t * hidden);
         mixture(pool, mixture_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
       }

@@ -13,7 +13,7 @@ from gptoss_convert import convert
 from gptoss_mlx import Sampling, kernels
 from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.model import rope_wavelengths
+from gptoss_mlx.model import attend_to_bytes, rope_wavelengths
 from gptoss_mlx.tokenizer import Tokenizer
 
 native = kernels.native()
@@ -87,11 +87,11 @@ def test_experts(instructions, tokens, count):
     router, router_weight, router_bias = stored(("bf16", 16, 1), count, hidden, bias=True)
     norm = bf16(hidden)
     layer = native.MixtureLayer(
-        hidden=hidden, intermediate=inner, experts=count, experts_per_token=k, eps=1e-5, limit=7.0,
+        hidden=hidden, intermediate=inner, experts=count, experts_per_token=k, slots=count, eps=1e-5, limit=7.0,
         norm=norm, router=router, gate=forms[0][0], up=forms[1][0], down=forms[2][0],
     )  # fmt: skip
     x = mx.random.normal((tokens, hidden))
-    chosen = mx.argsort(mx.random.uniform(shape=(tokens, count)), axis=1)[:, :k]
+    chosen = mx.argsort(mx.random.uniform(shape=(tokens, count)), axis=1)[:, :k].astype(mx.int32)
     share = mx.softmax(mx.random.normal((tokens, k)), axis=1)
     gate, up, down = (right.reshape(shape) for (_, right, _), shape in zip(forms, shapes, strict=True))
     biases = [bias.reshape(count, -1) for _, _, bias in forms]
@@ -106,13 +106,25 @@ def test_experts(instructions, tokens, count):
             [sum(share[t, i] * expert(chosen[t, i].item(), rows[t]) for i in range(k)) for t in range(len(rows))]
         )
 
-    assert relative(layer.experts(x, chosen, share), mixed(x, chosen, share)) < 2 * EIGHT_BITS  # two products in a row
+    # Any experts, and all outputs in one go; the expert of the first pair is left out, and its outputs stay.
+    slots = mx.where(chosen == chosen[0, 0], -1, chosen)
+    got = layer.expert_outputs(x, slots, mx.full((tokens, k, hidden), 7.0))
+    got = layer.expert_outputs(x, mx.where(slots < 0, chosen, -1), got)
+    got = layer.combine(mx.zeros((1, tokens, hidden)), chosen, share, got)
+    assert relative(got[0], mixed(x, chosen, share)) < 2 * EIGHT_BITS  # two products in a row
+    left = layer.expert_outputs(x, slots, mx.full((tokens, k, hidden), 7.0))
+    assert (left[0, 0] == 7).all()
 
     normed = mx.fast.rms_norm(x, norm, 1e-5)
     scores = normed @ router_weight.T + router_bias
     best = mx.argsort(-scores, axis=1)[:, :k]
     right = x + mixed(normed, best, mx.softmax(mx.take_along_axis(scores, best, axis=1), axis=1))
-    assert relative(layer(x[None])[0], right) < 2 * EIGHT_BITS
+    whole = layer(x[None])
+    assert relative(whole[0], right) < 2 * EIGHT_BITS
+    # In parts: the same bits.
+    rows, chosen, share = layer.route(x[None])
+    outputs = layer.expert_outputs(rows, chosen, mx.zeros((tokens, k, hidden)))
+    assert (layer.combine(x[None], chosen, share, outputs) == whole).all()
 
 
 def attention_layer(window, heads=6, kv_heads=2, dim=32, hidden=96):
@@ -141,14 +153,56 @@ def test_attention(instructions, window, chunks):
     by_head = [a.swapaxes(1, 2) for a in (q, k, v)]
     right = mx.fast.scaled_dot_product_attention(*by_head, scale=0.3, mask=seen, sinks=sinks.astype(mx.float32))
 
-    keys, values = (mx.zeros((1, kv_heads, window or length, dim), mx.bfloat16) for _ in range(2))
+    buffers = [mx.zeros((1, kv_heads, window or length, dim), mx.bfloat16) for _ in range(2)]
     parts, start = [], 0
     for count in chunks:
         rows = slice(start, start + count)
-        part, keys, values = layer.attend(q[:, rows], k[:, rows], v[:, rows], keys, values, start)
+        part, *buffers = layer.attend(q[:, rows], k[:, rows], v[:, rows], buffers, start)
         parts.append(part)
         start += count
     assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < EXACT
+
+
+@pytest.mark.parametrize("chunks", [(40,), (1,) * 40, (3, 17, 1, 1, 18), (700, 1, 1)])
+@pytest.mark.parametrize("dim", [32, 64, 128])
+def test_attention_over_keys_in_bytes(instructions, chunks, dim):
+    """What is stored is in MLX's form, within half a step of what it was; attention reads exactly that."""
+    heads, kv_heads, length, form = 6, 2, sum(chunks), {"group_size": dim, "bits": 8}
+    layer, sinks = attention_layer(0, dim=dim)
+    q = mx.random.normal((1, length, heads, dim))
+    k, v = (mx.random.normal((1, length, kv_heads, dim)) for _ in range(2))
+    widths = [(dim // 4, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)] * 2
+    buffers = [mx.zeros((1, kv_heads, length, width), dtype) for width, dtype in widths]
+    parts, start = [], 0
+    for count in chunks:
+        rows = slice(start, start + count)
+        part, *buffers = layer.attend(q[:, rows], k[:, rows], v[:, rows], buffers, start)
+        parts.append(part)
+        start += count
+    stored_keys, stored_values = (
+        mx.dequantize(*[b.astype(mx.float32) if b.dtype == mx.bfloat16 else b for b in those], **form)
+        for those in (buffers[:3], buffers[3:])
+    )
+    for was, now in ((k.swapaxes(1, 2), stored_keys), (v.swapaxes(1, 2), stored_values)):
+        step = (was.max(axis=-1) - was.min(axis=-1)) / 255
+        assert (mx.abs(was - now).max(axis=-1) <= 0.55 * step).all()  # BF16 rounds the steps too
+    seen = mx.arange(length) <= mx.arange(length)[:, None]
+    right = mx.fast.scaled_dot_product_attention(
+        q.swapaxes(1, 2), stored_keys, stored_values, scale=0.3, mask=seen, sinks=sinks.astype(mx.float32)
+    )
+    assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < 2 * EXACT
+    got = attend_to_bytes(q.swapaxes(1, 2), buffers[:3], buffers[3:], scale=0.3, mask="causal", sinks=sinks)
+    assert relative(got, right) < EXACT
+
+
+def test_what_is_not_a_number_stays_none_in_bytes():
+    layer, _ = attention_layer(0, dim=32)
+    buffers = [mx.zeros((1, 2, 8, w), t) for w, t in [(8, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)] * 2]
+    k = mx.ones((1, 2, 2, 32))
+    k[0, 0, 0, 5] = float("nan")
+    k[0, 1, 0, 5] = float("inf")
+    _, _, scales, *_ = layer.attend(mx.ones((1, 2, 6, 32)), k, mx.ones((1, 2, 2, 32)), buffers, 0)
+    assert mx.isnan(scales[0, :, :2, 0]).tolist() == [[True, True], [False, False]]
 
 
 @pytest.fixture(scope="module")
@@ -245,17 +299,19 @@ class TestDoors:
         gate, up, down = (stored(FORMS[1], *shape, bias=True)[0] for shape in shapes)
         router = stored(FORMS[0], 3, 64, bias=True)[0]
         layer = native.MixtureLayer(
-            hidden=64, intermediate=32, experts=3, experts_per_token=2, eps=1e-5, limit=7.0,
+            hidden=64, intermediate=32, experts=3, experts_per_token=2, slots=3, eps=1e-5, limit=7.0,
             norm=bf16(64), router=router, gate=gate, up=up, down=down,
         )  # fmt: skip
-        share = mx.ones((1, 2))
-        for wrong in (3, -1, 10**6):
-            with pytest.raises(RuntimeError, match=f"no expert {wrong}"):
-                mx.eval(layer.experts(mx.zeros((1, 64)), mx.array([[0, wrong]]), share))
-        with pytest.raises(ValueError, match="chosen is"):
-            layer.experts(mx.zeros((1, 64)), mx.array([[0.0, 1.0]]), share)
+        normed, outputs = mx.zeros((1, 64)), mx.zeros((1, 2, 64))
+        for wrong in (3, 10**6):
+            with pytest.raises(RuntimeError, match=f"no slot {wrong}"):
+                mx.eval(layer.expert_outputs(normed, mx.array([[0, wrong]]), mx.zeros((1, 2, 64))))
+        with pytest.raises(ValueError, match="slots is"):
+            layer.expert_outputs(normed, mx.array([[0.0, 1.0]]), outputs)
+        with pytest.raises(ValueError, match="outputs is"):
+            layer.expert_outputs(normed, mx.array([[0, 1]]), mx.zeros((1, 2, 32)))
         with pytest.raises(ValueError, match="share is"):
-            layer.experts(mx.zeros((1, 64)), mx.array([[0]]), mx.ones((1, 1)))
+            layer.combine(mx.zeros((1, 1, 64)), mx.array([[0, 1]]), mx.ones((1, 1)), outputs)
         assert layer(mx.zeros((1, 1, 64))).shape == (1, 1, 64)  # and it still works
 
     @pytest.mark.parametrize(
@@ -266,17 +322,17 @@ class TestDoors:
         layer, _ = attention_layer(window)
         keys = mx.zeros((1, 2, capacity, 32), mx.bfloat16)
         with pytest.raises(ValueError, match=r"position|x is"):
-            layer(mx.zeros((1, tokens, 96)), keys, keys, offset)
+            layer(mx.zeros((1, tokens, 96)), [keys, keys], offset)
 
     def test_a_cache_of_another_form(self):
         layer, _ = attention_layer(0)
         x, keys = mx.zeros((1, 1, 96)), mx.zeros((1, 2, 8, 32), mx.bfloat16)
         for wrong in (keys.astype(mx.float32), keys[:, :1], keys[0], mx.zeros((1, 2, 9, 32), mx.bfloat16)):
             with pytest.raises(ValueError, match="values is"):
-                layer(x, keys, wrong, 0)
+                layer(x, [keys, wrong], 0)
         strided = mx.zeros((1, 2, 32, 8), mx.bfloat16).swapaxes(2, 3)
         with pytest.raises(RuntimeError, match="strided"):
-            mx.eval(layer(x, strided, keys, 0))
+            mx.eval(layer(x, [strided, keys], 0))
 
     def test_names_and_numbers(self):
         with pytest.raises(ValueError, match="abacus"):

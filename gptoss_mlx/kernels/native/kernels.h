@@ -8,6 +8,20 @@
 
 namespace gptoss {
 
+// Keys or values of one KV head, [positions][dim]: BF16, or unsigned bytes with a BF16 scale and bias for each
+// position, value = byte * scale + bias.
+struct HeadVectors {
+  const void* codes;
+  const uint16_t* scales;  // [positions], or null for BF16
+  const uint16_t* biases;
+
+  bool in_bytes() const { return scales; }
+  HeadVectors from(int position, int dim) const {
+    const auto* bytes = static_cast<const uint8_t*>(codes) + size_t(position) * dim * (in_bytes() ? 1 : 2);
+    return {bytes, in_bytes() ? scales + position : nullptr, in_bytes() ? biases + position : nullptr};
+  }
+};
+
 // A softmax-weighted sum of values, not yet divided by the sum of weights: of one query head, over some positions.
 struct Attended {
   float most;    // the largest score
@@ -26,8 +40,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const uint16_t* weight, int size, float eps, float* out);
   void (*swiglu)(float* gate, const float* up, int size, float limit);
   void (*store_as_bf16)(const float* x, int size, uint16_t* out);
-  void (*attend)(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count,
-                 Attended* state);
+  void (*attend)(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state);
 
   // XOR of `count` 64-byte lines: what reading memory costs at least.
   uint64_t (*read)(const void* lines, size_t count);

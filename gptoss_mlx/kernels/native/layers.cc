@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "simd_portable.h"
@@ -111,6 +112,51 @@ void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float
   });
 }
 
+namespace {
+
+// The bits of `value` as a BF16, rounded away from zero or towards it.
+uint16_t bf16_beyond(float value, bool away) {
+  const uint32_t bits = bits_of_float(value);
+  return uint16_t((bits + (away ? 0xffff : 0)) >> 16);
+}
+
+// The bits of a BF16 that is at most, or at least, `value`.
+uint16_t bf16_below(float value) { return bf16_beyond(value, value < 0); }
+uint16_t bf16_above(float value) { return bf16_beyond(value, value > 0); }
+
+// x [dim] as bytes: the range from the least to the largest value, in 255 steps. Scale and bias are rounded so that it
+// is covered. What is not finite becomes NaN.
+void store_as_bytes(const float* x, int dim, uint8_t* codes, uint16_t& scale, uint16_t& bias) {
+  const auto [least, most] = std::minmax_element(x, x + dim);
+  float nothing = 0;
+  for (int i = 0; i < dim; i++) nothing += x[i] * 0;
+  if (nothing != 0) {
+    std::fill_n(codes, dim, uint8_t(0));
+    scale = bias = bf16_of_float(std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
+  bias = bf16_below(*least);
+  const float start = float_of_bf16(bias);
+  scale = bf16_above((*most - start) / 255);
+  const float step = float_of_bf16(scale), inverse = step > 0 ? 1 / step : 0;
+  for (int i = 0; i < dim; i++) codes[i] = uint8_t(int(std::min((x[i] - start) * inverse, 255.0f) + 0.5f));
+}
+
+// Vector `index` of [kv_heads * capacity] becomes x [dim].
+void store_vector(const float* x, int dim, size_t index, const StoredVectors& to) {
+  if (to.scales) {
+    return store_as_bytes(x, dim, static_cast<uint8_t*>(to.codes) + index * dim, to.scales[index], to.biases[index]);
+  }
+  kernels().store_as_bf16(x, dim, static_cast<uint16_t*>(to.codes) + index * dim);
+}
+
+HeadVectors from_vector(const StoredVectors& all, size_t index, int dim) {
+  if (all.scales) return {static_cast<const uint8_t*>(all.codes) + index * dim, all.scales + index, all.biases + index};
+  return {static_cast<const uint16_t*>(all.codes) + index * dim, nullptr, nullptr};
+}
+
+}  // namespace
+
 void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* k, const float* v, int tokens,
             int offset, KV kv, float* out) {
   const int dim = w.head_dim, group = w.heads / w.kv_heads;
@@ -126,25 +172,28 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
   if (in_order) {
     seen.capacity = before + tokens;
     aside.resize(2 * seen.capacity * row);
-    seen.keys = aside.data(), seen.values = aside.data() + seen.capacity * row;
+    seen.keys.codes = aside.data(), seen.values.codes = aside.data() + seen.capacity * row;
   }
   pool.for_each(w.kv_heads, [&](int head) {
-    auto slot = [&](uint16_t* array, int capacity, int s) { return array + (size_t(head) * capacity + s) * dim; };
     if (in_order) {
+      auto copy = [&](const StoredVectors& from, const StoredVectors& to, int slot, int i) {
+        const auto* vector = static_cast<const uint16_t*>(from.codes) + (size_t(head) * kv.capacity + slot) * dim;
+        std::copy_n(vector, dim, static_cast<uint16_t*>(to.codes) + (size_t(head) * seen.capacity + i) * dim);
+      };
       for (int i = 0; i < before; i++) {
-        int from = (offset - before + i) % w.window;
-        std::copy_n(slot(kv.keys, kv.capacity, from), dim, slot(seen.keys, seen.capacity, i));
-        std::copy_n(slot(kv.values, kv.capacity, from), dim, slot(seen.values, seen.capacity, i));
+        const int slot = (offset - before + i) % w.window;
+        copy(kv.keys, seen.keys, slot, i);
+        copy(kv.values, seen.values, slot, i);
       }
     }
     for (int t = 0; t < tokens; t++) {
-      int s = ring ? (offset + t) % w.window : offset + t;
+      const size_t slot = size_t(head) * kv.capacity + (ring ? (offset + t) % w.window : offset + t);
       const float *key = k + t * row + head * dim, *value = v + t * row + head * dim;
-      kernels().store_as_bf16(key, dim, slot(kv.keys, kv.capacity, s));
-      kernels().store_as_bf16(value, dim, slot(kv.values, kv.capacity, s));
+      store_vector(key, dim, slot, kv.keys);
+      store_vector(value, dim, slot, kv.values);
       if (in_order) {
-        kernels().store_as_bf16(key, dim, slot(seen.keys, seen.capacity, before + t));
-        kernels().store_as_bf16(value, dim, slot(seen.values, seen.capacity, before + t));
+        store_vector(key, dim, size_t(head) * seen.capacity + before + t, seen.keys);
+        store_vector(value, dim, size_t(head) * seen.capacity + before + t, seen.values);
       }
     }
   });
@@ -171,8 +220,9 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
       float sink = float_of_bf16(w.sinks[head * group + i]);  // a score without a value, counted once
       state[i] = {sink, part == 0 ? 1.0f : 0.0f, values.data() + task * part_size + i * dim};
     }
-    size_t from = (size_t(head) * seen.capacity + first) * dim;
-    kernels().attend(scaled.data(), group, dim, seen.keys + from, seen.values + from, last - first, state);
+    const size_t from = size_t(head) * seen.capacity + first;
+    kernels().attend(scaled.data(), group, dim, from_vector(seen.keys, from, dim), from_vector(seen.values, from, dim),
+                     last - first, state);
   });
   for (int i = 0; i < tokens * w.heads; i++) {
     const int head = i % w.heads / group, t = i / w.heads;
@@ -237,15 +287,20 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
 
 namespace {
 
-// The pairs of token and place among its chosen experts, in the order of experts: [begin[e], begin[e + 1]) is e's.
+// The pairs of token and place among its chosen experts, in the order of their slots: [begin[e], begin[e + 1]) is e's.
 struct Division {
   std::vector<int> pair, begin;
 
-  Division(const int* chosen, int pairs, int experts) : pair(pairs), begin(experts + 1) {
-    for (int i = 0; i < pairs; i++) begin[chosen[i] + 1]++;
+  Division(const int* slots, int pairs, int count) : begin(count + 1) {
+    for (int i = 0; i < pairs; i++) {
+      if (slots[i] >= 0) begin[slots[i] + 1]++;
+    }
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    pair.resize(begin.back());
     std::vector<int> next(begin.begin(), begin.end() - 1);
-    for (int i = 0; i < pairs; i++) pair[next[chosen[i]]++] = i;
+    for (int i = 0; i < pairs; i++) {
+      if (slots[i] >= 0) pair[next[slots[i]]++] = i;
+    }
   }
 };
 
@@ -253,15 +308,20 @@ Linear of_stack(const Linear& first, int index) {
   return {first.matrix.of_stack(index), first.bias + size_t(index) * first.matrix.rows};
 }
 
-// Adds the experts' shares to `out`. `input` holds the tokens quantized for gate and up.
-void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const int* chosen, const float* share,
-                 int tokens, float* out) {
-  const int k = w.experts_per_token, pairs = tokens * k, inner = w.gate.matrix.rows, hidden = w.down.matrix.rows;
-  Division division(chosen, pairs, w.experts);
+// Gives each row of each pair's output to `emit(pair, row, count, values)`, `count` rows from `row` on. A pair is a
+// token and one of its experts, which lies in slots[pair]; below 0 it is left out. `input` holds the tokens quantized
+// for gate and up. Pairs of one slot are emitted in order, and slots in order, on one thread for the same row.
+template <class Emit>
+void for_each_output(Pool& pool, const MixtureWeights& w, Quantized& input, const int* slots, int tokens,
+                     const Emit& emit) {
+  const int k = w.experts_per_token, inner = w.gate.matrix.rows, hidden = w.down.matrix.rows;
+  Division division(slots, tokens * k, w.slots);
+  const int pairs = int(division.pair.size());
   std::vector<int> active;
-  for (int e = 0; e < w.experts; e++) {
+  for (int e = 0; e < w.slots; e++) {
     if (division.begin[e] < division.begin[e + 1]) active.push_back(e);
   }
+  if (active.empty()) return;
   std::vector<Activations> sorted;  // the tokens, in the order of `division`
   for (int p : division.pair) sorted.push_back(input.each[p / k]);
 
@@ -295,12 +355,15 @@ void add_experts(Pool& pool, const MixtureWeights& w, Quantized& input, const in
       tile.resize(size_t(count) * rows.count());
       multiply(of_stack(w.down, e), rows, middle.each.data() + begin, count, tile.data());
       for (int i = 0; i < count; i++) {
-        const int pair = division.pair[begin + i];
-        float* to = out + size_t(pair / k) * hidden + rows.first;
-        for (int r = 0; r < rows.count(); r++) to[r] += share[pair] * tile[i * rows.count() + r];
+        emit(division.pair[begin + i], rows.first, rows.count(), tile.data() + i * rows.count());
       }
     }
   });
+}
+
+// out += share * values. Where it is compiled once, it rounds one way.
+[[gnu::noinline]] void add_scaled(float share, const float* values, int count, float* out) {
+  for (int i = 0; i < count; i++) out[i] += share * values[i];
 }
 
 // The k largest of `scores`, and the softmax over these alone.
@@ -318,37 +381,67 @@ void choose(const float* scores, int count, int k, int* chosen, float* share) {
 
 }  // namespace
 
-void experts(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share, int tokens,
-             float* out) {
-  const int hidden = w.gate.matrix.columns;
-  Quantized input(w.gate.matrix, tokens);
-  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * hidden); });
-  std::fill_n(out, size_t(tokens) * hidden, 0.0f);
-  add_experts(pool, w, input, chosen, share, tokens, out);
-}
-
-void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* out) {
-  const int hidden = w.gate.matrix.columns, k = w.experts_per_token;
-  Quantized for_router(w.router.matrix, tokens), input(w.gate.matrix, tokens);
+void route(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* normed, int* chosen, float* share) {
+  const int hidden = w.router.matrix.columns, k = w.experts_per_token;
+  Quantized for_router(w.router.matrix, tokens);
   std::vector<float> scores(size_t(tokens) * w.experts);
   pool.for_each(tokens, [&](int t) {
-    auto& normed = scratch();
-    normed.resize(hidden);
-    kernels().rms_norm(x + size_t(t) * hidden, w.norm.weight, hidden, w.norm.eps, normed.data());
-    for_router.set(t, normed.data());
-    input.set(t, normed.data());
-    std::copy_n(x + size_t(t) * hidden, hidden, out + size_t(t) * hidden);
+    float* row = normed + size_t(t) * hidden;
+    kernels().rms_norm(x + size_t(t) * hidden, w.norm.weight, hidden, w.norm.eps, row);
+    for_router.set(t, row);
   });
   Slices slices{w.experts, tokens > few_tokens ? w.experts : 8};
   pool.for_each(slices.count(), [&](int task) {
     multiply_into(w.router, slices[task], for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
   });
+  pool.for_each(tokens, [&](int t) {
+    choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen + t * k, share + t * k);
+  });
+}
+
+namespace {
+
+Quantized quantized(Pool& pool, const Matrix& matrix, const float* x, int tokens) {
+  Quantized input(matrix, tokens);
+  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * matrix.columns); });
+  return input;
+}
+
+}  // namespace
+
+void expert_outputs(Pool& pool, const MixtureWeights& w, const float* normed, const int* slots, int tokens,
+                    float* outputs) {
+  Quantized input = quantized(pool, w.gate.matrix, normed, tokens);
+  const int hidden = w.down.matrix.rows;
+  for_each_output(pool, w, input, slots, tokens, [&](int pair, int row, int count, const float* values) {
+    std::copy_n(values, count, outputs + size_t(pair) * hidden + row);
+  });
+}
+
+void combine(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share,
+             const float* outputs, int tokens, float* out) {
+  const int hidden = w.down.matrix.rows, k = w.experts_per_token;
+  pool.for_each(tokens, [&](int t) {
+    std::vector<int> order(k);
+    std::iota(order.begin(), order.end(), t * k);
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return chosen[a] < chosen[b]; });
+    float* row = out + size_t(t) * hidden;
+    std::copy_n(x + size_t(t) * hidden, hidden, row);
+    for (int pair : order) add_scaled(share[pair], outputs + size_t(pair) * hidden, hidden, row);
+  });
+}
+
+void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* out) {
+  const int hidden = w.down.matrix.rows, k = w.experts_per_token;
+  std::vector<float> normed(size_t(tokens) * hidden);
   std::vector<int> chosen(size_t(tokens) * k);
   std::vector<float> share(chosen.size());
-  pool.for_each(tokens, [&](int t) {
-    choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen.data() + t * k, share.data() + t * k);
+  route(pool, w, x, tokens, normed.data(), chosen.data(), share.data());
+  Quantized input = quantized(pool, w.gate.matrix, normed.data(), tokens);
+  std::copy_n(x, size_t(tokens) * hidden, out);
+  for_each_output(pool, w, input, chosen.data(), tokens, [&](int pair, int row, int count, const float* values) {
+    add_scaled(share[pair], values, count, out + size_t(pair / k) * hidden + row);
   });
-  add_experts(pool, w, input, chosen.data(), share.data(), tokens, out);
 }
 
 }  // namespace gptoss

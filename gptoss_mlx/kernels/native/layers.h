@@ -28,19 +28,26 @@ struct AttentionWeights {
   float scale;  // of the scores
 };
 
-// BF16 [kv_heads, capacity, head_dim]. Full layers keep position p in slot p, sliding layers in slot p % window, and
-// their capacity is the window.
+// Keys or values [kv_heads, capacity, head_dim], stored as HeadVectors says.
+struct StoredVectors {
+  void* codes;
+  uint16_t* scales = nullptr;  // [kv_heads, capacity], or null for BF16
+  uint16_t* biases = nullptr;
+};
+
+// Full layers keep position p in slot p, sliding layers, always in BF16, in slot p % window, and their capacity is the
+// window.
 struct KV {
-  uint16_t* keys;
-  uint16_t* values;
+  StoredVectors keys, values;
   int capacity;
 };
 
 struct MixtureWeights {
   Norm norm;
   Linear router;
-  Linear gate, up, down;  // the first of stacks of `experts`; each bias is [experts, rows]
+  Linear gate, up, down;  // the first of stacks; each bias is [matrices of the stack, rows]
   int experts, experts_per_token;
+  int slots;  // matrices of a stack: as many as there are experts, if slot e holds expert e
   float limit;
 };
 
@@ -53,10 +60,20 @@ void attention(Pool& pool, const AttentionWeights& weights, const float* x, int 
 // x [tokens, hidden] -> out = x + mixture(norm(x))
 void mixture(Pool& pool, const MixtureWeights& weights, const float* x, int tokens, float* out);
 
-// Experts alone: x [tokens, hidden], `chosen` and `share` [tokens, experts_per_token] -> out [tokens, hidden].
-// Every chosen number is below `experts`.
-void experts(Pool& pool, const MixtureWeights& weights, const float* x, const int* chosen, const float* share,
-             int tokens, float* out);
+// The same in three parts, for experts of which only some are in memory at a time; together they give the same bits.
+//
+// x [tokens, hidden] -> normed [tokens, hidden]; the experts of each token and the share of each [tokens, k]
+void route(Pool& pool, const MixtureWeights& weights, const float* x, int tokens, float* normed, int* chosen,
+           float* share);
+
+// normed [tokens, hidden] -> outputs [tokens, k, hidden] of the experts in `slots` [tokens, k]; where a slot is below
+// 0, the output stays as it is. Every slot is below `slots`.
+void expert_outputs(Pool& pool, const MixtureWeights& weights, const float* normed, const int* slots, int tokens,
+                    float* outputs);
+
+// out = x + the outputs, weighted by `share`, in the order of the experts' numbers
+void combine(Pool& pool, const MixtureWeights& weights, const float* x, const int* chosen, const float* share,
+             const float* outputs, int tokens, float* out);
 
 // Queries q [tokens, heads, head_dim], rotated, at positions offset.. -> out of the same shape. The keys and values of
 // these positions, k and v [tokens, kv_heads, head_dim], are stored first.

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 
 #include "mlx/allocator.h"
@@ -30,6 +31,33 @@ struct Descriptor {
   ~Descriptor() { close(number); }
 };
 
+// A buffer of MLX's CPU allocator begins with its size, and its data follow: so some ordinary memory goes in front of
+// what is mapped, and the size into its last word. The data begin where a huge page could.
+struct Region {
+  char* base;
+  size_t reserved;
+  char* start;
+
+  explicit Region(size_t size) : reserved(size + 2 * huge_page) {
+    base = static_cast<char*>(
+        mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    start = base + huge_page + (huge_page - reinterpret_cast<uintptr_t>(base) % huge_page) % huge_page;
+  }
+
+  bool failed() const { return base == MAP_FAILED; }
+
+  // What lies here, as an array that owns the region.
+  mx::array as_array(const mx::Shape& shape, mx::Dtype dtype, size_t size) {
+    std::memcpy(start - sizeof(size_t), &size, sizeof(size_t));
+    mx::allocator::Buffer buffer(start - sizeof(size_t));
+    mx::array result(shape, dtype, nullptr, {});
+    auto release = [base = base, reserved = reserved](mx::allocator::Buffer) { munmap(base, reserved); };
+    result.set_data(mx::allocator::Data(buffer, release));
+    result.set_status(mx::array::Status::available);
+    return result;
+  }
+};
+
 }  // namespace
 
 mx::array map_file(const std::string& path) {
@@ -38,28 +66,31 @@ mx::array map_file(const std::string& path) {
   struct stat status;
   if (fstat(file.number, &status) != 0) fail(path);
   const size_t size = status.st_size, words = size / 4;
-  if (words == 0 || words > size_t(std::numeric_limits<int32_t>::max())) {
+  if (words == 0 || words > size_t(std::numeric_limits<int32_t>::max()))
     throw std::runtime_error("cannot map " + path + ": " + std::to_string(size) + " bytes");
-  }
-  // A buffer of MLX's CPU allocator begins with its size, and its data follow: so some ordinary memory goes in front of
-  // the file, and the size into its last word. The file begins where a huge page could, so that what of it the page
-  // cache holds in huge pages is mapped in huge pages: a token touches gigabytes, and each page costs a fault and its
-  // lookups.
-  const size_t reserved = size + 2 * huge_page;
-  char* base = static_cast<char*>(
-      mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  if (base == MAP_FAILED) fail(path);
-  char* start = base + huge_page + (huge_page - reinterpret_cast<uintptr_t>(base) % huge_page) % huge_page;
-  if (mmap(start, size, PROT_READ, MAP_SHARED | MAP_FIXED, file.number, 0) == MAP_FAILED) {
-    munmap(base, reserved);
+  // What of the file the page cache holds in huge pages is mapped in huge pages: a token touches gigabytes, and each
+  // page costs a fault and its lookups.
+  Region region(size);
+  if (region.failed()) fail(path);
+  if (mmap(region.start, size, PROT_READ, MAP_SHARED | MAP_FIXED, file.number, 0) == MAP_FAILED) {
+    munmap(region.base, region.reserved);
     fail(path);
   }
-  std::memcpy(start - sizeof(size_t), &size, sizeof(size_t));
-  mx::allocator::Buffer buffer(start - sizeof(size_t));
-  mx::array result(mx::Shape{int32_t(words)}, mx::uint32, nullptr, {});
-  result.set_data(mx::allocator::Data(buffer, [base, reserved](mx::allocator::Buffer) { munmap(base, reserved); }));
-  result.set_status(mx::array::Status::available);
-  return result;
+  return region.as_array({int32_t(words)}, mx::uint32, size);
+}
+
+mx::array untouched_memory(const mx::Shape& shape, mx::Dtype dtype) {
+  size_t size = mx::size_of(dtype);
+  for (int32_t length : shape) {
+    if (length < 1) throw std::invalid_argument("memory of no size");
+    size *= length;
+  }
+  Region region(size);
+  if (region.failed()) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(region.start, size, MADV_HUGEPAGE);
+#endif
+  return region.as_array(shape, dtype, size);
 }
 
 }  // namespace gptoss

@@ -1,4 +1,4 @@
-// A file as an MLX array on the CPU, without a copy.
+// Memory that the system maps, a file or nothing yet, as an MLX array on the CPU, without a copy.
 #pragma once
 
 #include <string>
@@ -10,5 +10,8 @@ namespace gptoss {
 // uint32 [file size / 4], read-only: writing to it ends the process. Throws std::runtime_error where the file cannot be
 // mapped. The bytes behind the last whole word are left out.
 mlx::core::array map_file(const std::string& path);
+
+// Zeros that take no memory before they are touched, in huge pages where the system has them. Throws std::bad_alloc.
+mlx::core::array untouched_memory(const mlx::core::Shape& shape, mlx::core::Dtype dtype);
 
 }  // namespace gptoss

@@ -41,23 +41,31 @@ NB_MODULE(_native, m) {
           },
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "eps"_a, "scale"_a, "norm"_a,
           "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "wavelengths"_a)
-      .def("__call__", &AttentionLayer::operator(), "x"_a, "keys"_a, "values"_a, "offset"_a)
-      .def("attend", &AttentionLayer::attend, "q"_a, "k"_a, "v"_a, "keys"_a, "values"_a, "offset"_a);
+      .def("__call__", &AttentionLayer::operator(), "x"_a, "buffers"_a, "offset"_a)
+      .def("attend", &AttentionLayer::attend, "q"_a, "k"_a, "v"_a, "buffers"_a, "offset"_a);
 
   nb::class_<MixtureLayer>(m, "MixtureLayer")
       .def(
           "__init__",
-          [](MixtureLayer* self, int hidden, int intermediate, int experts, int experts_per_token, float eps,
+          [](MixtureLayer* self, int hidden, int intermediate, int experts, int experts_per_token, int slots, float eps,
              float limit, const mx::array& norm, const StoredMatrix& router, const StoredMatrix& gate,
              const StoredMatrix& up, const StoredMatrix& down) {
-            MixtureSizes sizes{hidden, intermediate, experts, experts_per_token, eps, limit};
+            MixtureSizes sizes{hidden, intermediate, experts, experts_per_token, slots, eps, limit};
             new (self) MixtureLayer(sizes, norm, router, gate, up, down);
           },
-          nb::kw_only(), "hidden"_a, "intermediate"_a, "experts"_a, "experts_per_token"_a, "eps"_a, "limit"_a, "norm"_a,
-          "router"_a, "gate"_a, "up"_a, "down"_a)
+          nb::kw_only(), "hidden"_a, "intermediate"_a, "experts"_a, "experts_per_token"_a, "slots"_a, "eps"_a,
+          "limit"_a, "norm"_a, "router"_a, "gate"_a, "up"_a, "down"_a)
       .def("__call__", &MixtureLayer::operator(), "x"_a)
-      .def("experts", &MixtureLayer::experts, "x"_a, "chosen"_a, "share"_a);
+      .def("route", &MixtureLayer::route, "x"_a)
+      .def("expert_outputs", &MixtureLayer::expert_outputs, "normed"_a, "slots"_a, "outputs"_a)
+      .def("combine", &MixtureLayer::combine, "x"_a, "chosen"_a, "share"_a, "outputs"_a);
 
+  m.def(
+      "untouched_memory",
+      [](const std::vector<int>& shape, mx::Dtype dtype) {
+        return untouched_memory(mx::Shape(shape.begin(), shape.end()), dtype);
+      },
+      "shape"_a, "dtype"_a);
   m.def("map_file", &map_file, "path"_a);
   m.def("available_kernels", &available_kernels);
   m.def("kernels_in_use", [] { return std::string(kernels().name); });

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <sstream>
 #include <stdexcept>
@@ -199,11 +200,21 @@ AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, c
   held_ = held;
 }
 
-void AttentionLayer::check_cache(const mx::array& keys, const mx::array& values, int tokens, int offset) const {
-  const int capacity = keys.ndim() == 4 ? keys.shape(2) : 0;
-  const mx::Shape shape{1, sizes_.kv_heads, capacity, sizes_.head_dim};
-  expect("keys", keys, mx::bfloat16, shape);
-  expect("values", values, mx::bfloat16, shape);
+void AttentionLayer::check_buffers(const std::vector<mx::array>& buffers, int tokens, int offset) const {
+  const bool bytes = buffers.size() == 6;
+  if (buffers.size() != 2 && !bytes) throw std::invalid_argument("a KV state has 2 buffers, or 6 in 8 bits");
+  if (bytes && sizes_.window) throw std::invalid_argument("a sliding layer keeps BF16");
+  const int capacity = buffers[0].ndim() == 4 ? buffers[0].shape(2) : 0;
+  auto expect_width = [&](const char* name, size_t i, mx::Dtype dtype, int width) {
+    expect(name, buffers[i], dtype, {1, sizes_.kv_heads, capacity, width});
+  };
+  for (size_t i = 0; i < buffers.size(); i += buffers.size() / 2) {
+    const std::string name = i ? "values" : "keys";
+    expect_width(name.c_str(), i, bytes ? mx::uint32 : mx::bfloat16, bytes ? sizes_.head_dim / 4 : sizes_.head_dim);
+    for (size_t part = 1; bytes && part < 3; part++) {
+      expect_width((name + (part == 1 ? ".scales" : ".biases")).c_str(), i + part, mx::bfloat16, 1);
+    }
+  }
   if (tokens < 1 || offset < 0) throw std::invalid_argument("attention needs a token, at a position from 0");
   const bool fits = sizes_.window ? capacity == sizes_.window : tokens <= capacity - offset;
   if (!fits) {
@@ -214,37 +225,54 @@ void AttentionLayer::check_cache(const mx::array& keys, const mx::array& values,
 
 namespace {
 
+// The outputs behind the first are the buffers.
 KV kv_of(std::vector<mx::array>& outputs) {
-  return {outputs[1].data<uint16_t>(), outputs[2].data<uint16_t>(), outputs[1].shape(2)};
+  auto pointer = [&](size_t i) { return outputs[i].data<uint16_t>(); };
+  const int capacity = outputs[1].shape(2);
+  if (outputs.size() == 3) return {{pointer(1)}, {pointer(2)}, capacity};
+  return {{pointer(1), pointer(2), pointer(3)}, {pointer(4), pointer(5), pointer(6)}, capacity};
+}
+
+// One task with the buffers of a KV state behind its own inputs, and behind its one own output.
+std::vector<mx::array> run_with_buffers(const char* name, const mx::Shape& shape, std::vector<mx::array> inputs,
+                                        const std::vector<mx::array>& buffers, Task::Work work) {
+  std::vector<mx::Shape> shapes{shape};
+  std::vector<mx::Dtype> dtypes{mx::float32};
+  for (const auto& buffer : buffers) {
+    shapes.push_back(buffer.shape());
+    dtypes.push_back(buffer.dtype());
+    inputs.push_back(buffer);
+  }
+  return run(name, std::move(shapes), std::move(dtypes), int(buffers.size()), std::move(inputs), std::move(work));
 }
 
 }  // namespace
 
-std::vector<mx::array> AttentionLayer::operator()(const mx::array& x, const mx::array& keys, const mx::array& values,
+std::vector<mx::array> AttentionLayer::operator()(const mx::array& x, const std::vector<mx::array>& buffers,
                                                   int offset) const {
   const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
   expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
-  check_cache(keys, values, tokens, offset);
-  return run("gptoss_attention", {x.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16},
-             2, {in_rows(x), keys, values}, [held = held_, tokens, offset](const auto& in, auto& out) {
-               attention(*pool(), held->weights, in[0].template data<float>(), tokens, offset, kv_of(out),
-                         out[0].template data<float>());
-             });
+  check_buffers(buffers, tokens, offset);
+  return run_with_buffers("gptoss_attention", x.shape(), {in_rows(x)}, buffers,
+                          [held = held_, tokens, offset](const auto& in, auto& out) {
+                            attention(*pool(), held->weights, in[0].template data<float>(), tokens, offset, kv_of(out),
+                                      out[0].template data<float>());
+                          });
 }
 
 std::vector<mx::array> AttentionLayer::attend(const mx::array& q, const mx::array& k, const mx::array& v,
-                                              const mx::array& keys, const mx::array& values, int offset) const {
+                                              const std::vector<mx::array>& buffers, int offset) const {
   const int tokens = q.ndim() == 4 ? q.shape(1) : 0;
   expect("q", q, mx::float32, {1, tokens, sizes_.heads, sizes_.head_dim});
   expect("k", k, mx::float32, {1, tokens, sizes_.kv_heads, sizes_.head_dim});
   expect("v", v, mx::float32, {1, tokens, sizes_.kv_heads, sizes_.head_dim});
-  check_cache(keys, values, tokens, offset);
-  return run("gptoss_attend", {q.shape(), keys.shape(), values.shape()}, {mx::float32, mx::bfloat16, mx::bfloat16}, 2,
-             {in_rows(q), in_rows(k), in_rows(v), keys, values},
-             [held = held_, tokens, offset](const auto& in, auto& out) {
-               gptoss::attend(*pool(), held->weights, in[0].template data<float>(), in[1].template data<float>(),
-                              in[2].template data<float>(), tokens, offset, kv_of(out), out[0].template data<float>());
-             });
+  check_buffers(buffers, tokens, offset);
+  return run_with_buffers("gptoss_attend", q.shape(), {in_rows(q), in_rows(k), in_rows(v)}, buffers,
+                          [held = held_, tokens, offset](const auto& in, auto& out) {
+                            gptoss::attend(*pool(), held->weights, in[0].template data<float>(),
+                                           in[1].template data<float>(), in[2].template data<float>(), tokens, offset,
+                                           kv_of(out), out[0].template data<float>());
+                          });
 }
 
 struct MixtureLayer::Held {
@@ -261,47 +289,91 @@ MixtureLayer::MixtureLayer(const MixtureSizes& s, const mx::array& norm, const S
   }
   auto held = std::make_shared<Held>(Held{{"norm", norm, mx::bfloat16, s.hidden},
                                           {"router", router, 1, s.experts, s.hidden},
-                                          {"gate", gate, s.experts, s.intermediate, s.hidden},
-                                          {"up", up, s.experts, s.intermediate, s.hidden},
-                                          {"down", down, s.experts, s.hidden, s.intermediate},
+                                          {"gate", gate, s.slots, s.intermediate, s.hidden},
+                                          {"up", up, s.slots, s.intermediate, s.hidden},
+                                          {"down", down, s.slots, s.hidden, s.intermediate},
                                           {}});
   const Linear &g = held->gate.linear, &u = held->up.linear, &d = held->down.linear;
   if (!g.bias || !u.bias || !d.bias) throw std::invalid_argument("an expert has no bias");
   if (g.matrix.format != u.matrix.format || g.matrix.group != u.matrix.group) {
     throw std::invalid_argument("gate and up are stored in different forms");
   }
-  held->weights = {
-      {held->norm.data<uint16_t>(), s.eps}, held->router.linear, g, u, d, s.experts, s.experts_per_token, s.limit};
+  held->weights = {{held->norm.data<uint16_t>(), s.eps},
+                   held->router.linear,
+                   g,
+                   u,
+                   d,
+                   s.experts,
+                   s.experts_per_token,
+                   s.slots,
+                   s.limit};
   held_ = held;
 }
 
-mx::array MixtureLayer::operator()(const mx::array& x) const {
+namespace {
+
+int tokens_of(const mx::array& x, int hidden) {
   const int tokens = x.ndim() == 3 ? x.shape(1) : 0;
-  expect("x", x, mx::float32, {1, tokens, sizes_.hidden});
+  expect("x", x, mx::float32, {1, tokens, hidden});
+  return tokens;
+}
+
+// Throws unless every number is from `least` to before `end`.
+void check_numbers(const char* what, const mx::array& numbers, int least, int end) {
+  for (size_t i = 0; i < numbers.size(); i++) {
+    const int number = numbers.data<int>()[i];
+    if (number < least || number >= end) {
+      throw std::invalid_argument("there is no " + std::string(what) + " " + std::to_string(number));
+    }
+  }
+}
+
+}  // namespace
+
+mx::array MixtureLayer::operator()(const mx::array& x) const {
+  const int tokens = tokens_of(x, sizes_.hidden);
+  if (sizes_.slots != sizes_.experts) throw std::invalid_argument("not every expert is in the stacks");
   return run("gptoss_mixture", {x.shape()}, {mx::float32}, 0, {in_rows(x)},
              [held = held_, tokens](const auto& in, auto& out) {
                mixture(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
              })[0];
 }
 
-mx::array MixtureLayer::experts(const mx::array& x, const mx::array& chosen, const mx::array& share) const {
-  const int tokens = x.ndim() == 2 ? x.shape(0) : 0;
-  expect("x", x, mx::float32, {tokens, sizes_.hidden});
-  expect("share", share, mx::float32, {tokens, sizes_.experts_per_token});
-  if (chosen.shape() != share.shape() || !mx::issubdtype(chosen.dtype(), mx::integer)) {
-    throw std::invalid_argument("chosen is " + described(chosen) + ", not integers of the shape of share");
-  }
-  mx::array index = mx::astype(chosen, mx::int32, mx::Device::cpu);
-  return run("gptoss_experts", {x.shape()}, {mx::float32}, 0, {in_rows(x), in_rows(index), in_rows(share)},
+std::vector<mx::array> MixtureLayer::route(const mx::array& x) const {
+  const int tokens = tokens_of(x, sizes_.hidden), k = sizes_.experts_per_token;
+  return run("gptoss_route", {{tokens, sizes_.hidden}, {tokens, k}, {tokens, k}}, {mx::float32, mx::int32, mx::float32},
+             0, {in_rows(x)}, [held = held_, tokens](const auto& in, auto& out) {
+               gptoss::route(*pool(), held->weights, in[0].template data<float>(), tokens,
+                             out[0].template data<float>(), out[1].template data<int>(), out[2].template data<float>());
+             });
+}
+
+mx::array MixtureLayer::expert_outputs(const mx::array& normed, const mx::array& slots,
+                                       const mx::array& outputs) const {
+  const int tokens = normed.ndim() == 2 ? normed.shape(0) : 0, k = sizes_.experts_per_token;
+  expect("normed", normed, mx::float32, {tokens, sizes_.hidden});
+  expect("slots", slots, mx::int32, {tokens, k});
+  expect("outputs", outputs, mx::float32, {tokens, k, sizes_.hidden});
+  return run("gptoss_expert_outputs", {outputs.shape()}, {mx::float32}, 1, {in_rows(normed), in_rows(slots), outputs},
              [held = held_, tokens](const auto& in, auto& out) {
-               const int* chosen = in[1].template data<int>();
-               for (size_t i = 0; i < in[1].size(); i++) {
-                 if (chosen[i] < 0 || chosen[i] >= held->weights.experts) {
-                   throw std::invalid_argument("there is no expert " + std::to_string(chosen[i]));
-                 }
-               }
-               gptoss::experts(*pool(), held->weights, in[0].template data<float>(), chosen,
-                               in[2].template data<float>(), tokens, out[0].template data<float>());
+               check_numbers("slot", in[1], std::numeric_limits<int>::min(), held->weights.slots);
+               gptoss::expert_outputs(*pool(), held->weights, in[0].template data<float>(), in[1].template data<int>(),
+                                      tokens, out[0].template data<float>());
+             })[0];
+}
+
+mx::array MixtureLayer::combine(const mx::array& x, const mx::array& chosen, const mx::array& share,
+                                const mx::array& outputs) const {
+  const int tokens = tokens_of(x, sizes_.hidden), k = sizes_.experts_per_token;
+  expect("chosen", chosen, mx::int32, {tokens, k});
+  expect("share", share, mx::float32, {tokens, k});
+  expect("outputs", outputs, mx::float32, {tokens, k, sizes_.hidden});
+  return run("gptoss_combine", {x.shape()}, {mx::float32}, 0,
+             {in_rows(x), in_rows(chosen), in_rows(share), in_rows(outputs)},
+             [held = held_, tokens](const auto& in, auto& out) {
+               gptoss::combine(*pool(), held->weights, in[0].template data<float>(), in[1].template data<int>(),
+                               in[2].template data<float>(), in[3].template data<float>(), tokens,
+                               out[0].template data<float>());
              })[0];
 }
 

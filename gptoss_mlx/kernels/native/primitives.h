@@ -70,20 +70,21 @@ class AttentionLayer {
                  const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
                  const mlx::core::array& sinks, const mlx::core::array& wavelengths);
 
-  // x [1, L, hidden] FP32 at positions offset.., keys and values BF16 [1, kv_heads, capacity, head_dim]
-  // -> x + attention(norm(x)), and keys and values with those of x stored. Their buffers are taken over: the arrays
-  // that were passed in must not be used any more.
-  std::vector<mlx::core::array> operator()(const mlx::core::array& x, const mlx::core::array& keys,
-                                           const mlx::core::array& values, int offset) const;
+  // x [1, L, hidden] FP32 at positions offset.., and the buffers of its KV state -> x + attention(norm(x)), and the
+  // buffers with keys and values of x stored. They are taken over: the arrays that were passed in must not be used any
+  // more. The buffers are keys and values in BF16 [1, kv_heads, capacity, head_dim]; in a full layer they may be as
+  // MLX quantizes these, in 8 bits with one group a head: codes, scales and biases of the keys, then of the values.
+  std::vector<mlx::core::array> operator()(const mlx::core::array& x, const std::vector<mlx::core::array>& buffers,
+                                           int offset) const;
 
   // The middle of it, for tests: q [1, L, heads, head_dim], k and v [1, L, kv_heads, head_dim], all FP32, rotated.
   std::vector<mlx::core::array> attend(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
-                                       const mlx::core::array& keys, const mlx::core::array& values, int offset) const;
+                                       const std::vector<mlx::core::array>& buffers, int offset) const;
 
   struct Held;
 
  private:
-  void check_cache(const mlx::core::array& keys, const mlx::core::array& values, int tokens, int offset) const;
+  void check_buffers(const std::vector<mlx::core::array>& buffers, int tokens, int offset) const;
 
   AttentionSizes sizes_;
   std::shared_ptr<const Held> held_;
@@ -91,6 +92,7 @@ class AttentionLayer {
 
 struct MixtureSizes {
   int hidden, intermediate, experts, experts_per_token;
+  int slots;  // matrices in the stacks of gate, up and down
   float eps, limit;
 };
 
@@ -99,13 +101,20 @@ class MixtureLayer {
   MixtureLayer(const MixtureSizes& sizes, const mlx::core::array& norm, const StoredMatrix& router,
                const StoredMatrix& gate, const StoredMatrix& up, const StoredMatrix& down);
 
-  // x [1, L, hidden] FP32 -> x + mixture(norm(x))
+  // x [1, L, hidden] FP32 -> x + mixture(norm(x)), where the stacks hold all experts
   mlx::core::array operator()(const mlx::core::array& x) const;
 
-  // The experts alone: x [T, hidden] FP32, chosen [T, k] integers, share [T, k] FP32 -> [T, hidden]. A number that is
-  // no expert's is found when the result is evaluated, and is an exception then.
-  mlx::core::array experts(const mlx::core::array& x, const mlx::core::array& chosen,
-                           const mlx::core::array& share) const;
+  // The same in parts, where they hold some: see layers.h. Numbers out of range are found when the result is evaluated,
+  // and are an exception then.
+  //
+  // x [1, L, hidden] -> normed [L, hidden] FP32, chosen [L, k] int32, share [L, k] FP32
+  std::vector<mlx::core::array> route(const mlx::core::array& x) const;
+  // normed, slots [L, k] int32, outputs [L, k, hidden] FP32, which are taken over -> outputs
+  mlx::core::array expert_outputs(const mlx::core::array& normed, const mlx::core::array& slots,
+                                  const mlx::core::array& outputs) const;
+  // -> [1, L, hidden]
+  mlx::core::array combine(const mlx::core::array& x, const mlx::core::array& chosen, const mlx::core::array& share,
+                           const mlx::core::array& outputs) const;
 
   struct Held;
 

@@ -107,6 +107,13 @@ struct Avx2 {
   static Floats high_bf16(Bytes v) {
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(int32_t(0xffff0000))));
   }
+  static Floats load_uint8(const uint8_t* p) {
+    return to_floats(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  template <int n>
+  static Floats byte_of(Bytes v) {
+    return to_floats(_mm256_and_si256(_mm256_srli_epi32(v, 8 * n), _mm256_set1_epi32(255)));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m256i bits = _mm256_castps_si256(v);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -92,6 +92,13 @@ struct Avx512 {
   static Floats high_bf16(Bytes v) {
     return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int32_t(0xffff0000))));
   }
+  static Floats load_uint8(const uint8_t* p) {
+    return to_floats(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  template <int n>
+  static Floats byte_of(Bytes v) {
+    return to_floats(_mm512_and_si512(_mm512_srli_epi32(v, 8 * n), _mm512_set1_epi32(255)));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));

@@ -98,6 +98,17 @@ struct Neon {
   static Floats high_bf16(Bytes v) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(v), vdupq_n_u32(0xffff0000)));
   }
+  static Floats load_uint8(const uint8_t* p) {
+    uint32_t word;
+    std::memcpy(&word, p, 4);
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(word)))));
+  }
+  template <int n>
+  static Floats byte_of(Bytes v) {
+    const uint32x4_t words = vreinterpretq_u32_u8(v);
+    if constexpr (n == 3) return vcvtq_f32_u32(vshrq_n_u32(words, 24));
+    else return vcvtq_f32_u32(vshrq_n_u32(vshlq_n_u32(words, 24 - 8 * n), 24));
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     const uint32x4_t bits = vreinterpretq_u32_f32(v);
     const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));

@@ -154,6 +154,14 @@ struct Portable {
   static Floats high_bf16(Bytes v) {
     return each<Floats>([&](int i) { return float_of_bf16(uint16_t(v.at[4 * i + 2] | v.at[4 * i + 3] << 8)); });
   }
+  static Floats load_uint8(const uint8_t* p) {
+    return each<Floats>([&](int i) { return float(p[i]); });
+  }
+  // Byte n of each lane.
+  template <int n>
+  static Floats byte_of(Bytes v) {
+    return each<Floats>([&](int i) { return float(v.at[4 * i + n]); });
+  }
   static void store_bf16(uint16_t* p, Floats v) {
     for (int i = 0; i < lanes; i++) p[i] = bf16_of_float(v.at[i]);
   }

@@ -51,20 +51,40 @@ void store_as_bf16(const float* x, int size, uint16_t* out) {
 constexpr int attention_positions = 256;  // whose scores are kept between the two passes
 constexpr int score_heads = 8;            // query heads whose scores are summed up together
 
-// score[h * attention_positions + p] = q[h] . keys[p] for q [heads][dim] and BF16 keys [count][dim]; behind the last
-// position, minus infinity up to a whole vector. Positions lie in lanes, so that no sum runs across a vector.
-template <class V>
-void scores(const float* q, int heads, int dim, const uint16_t* keys, int count, float* score) {
+// One word of each of some keys, transposed, as columns of FP32 [columns of a word][lanes].
+template <class V, bool bytes>
+void store_columns(typename V::Bytes word, float* columns) {
+  if constexpr (bytes) {
+    V::store(columns, V::template byte_of<0>(word));
+    V::store(columns + V::lanes, V::template byte_of<1>(word));
+    V::store(columns + 2 * V::lanes, V::template byte_of<2>(word));
+    V::store(columns + 3 * V::lanes, V::template byte_of<3>(word));
+  } else {
+    V::store(columns, V::low_bf16(word));
+    V::store(columns + V::lanes, V::high_bf16(word));
+  }
+}
+
+// score[h * attention_positions + p] = q[h] . keys[p] for q [heads][dim] and `count` keys; behind the last position,
+// minus infinity up to a whole vector. Positions lie in lanes, so that no sum runs across a vector.
+template <class V, bool bytes>
+void scores(const float* q, int heads, int dim, HeadVectors keys, int count, float* score) {
+  constexpr int word_columns = bytes ? 4 : 2;
+  const auto* codes = static_cast<const uint8_t*>(keys.codes);
+  const size_t row = size_t(dim) * 4 / word_columns;
   thread_local std::vector<float> columns;  // [dim][lanes]
   columns.resize(size_t(dim) * V::lanes);
-  touch<V>(keys, size_t(count) * dim * sizeof *keys);
+  touch<V>(codes, count * row);
   for (int p = 0; p < count; p += V::lanes) {
+    const int rows = std::min(V::lanes, count - p);
     transpose<V>(
-        std::min(V::lanes, count - p), dim / 2,
-        [&](int r, int word, int) { return V::load_bytes(keys + size_t(p + r) * dim + 2 * word); },
+        rows, dim / word_columns,
+        [&](int r, int word, int words) {
+          const uint8_t* from = codes + (p + r) * row + 4 * word;
+          return words == V::lanes ? V::load_bytes(from) : V::load_bytes(from, 4 * words);
+        },
         [&](int word, typename V::Bytes column) {
-          V::store(columns.data() + (2 * word) * V::lanes, V::low_bf16(column));
-          V::store(columns.data() + (2 * word + 1) * V::lanes, V::high_bf16(column));
+          store_columns<V, bytes>(column, columns.data() + word * word_columns * V::lanes);
         });
     for_each_tile<score_heads>(0, heads, [&]<int H>(int h) {
       typename V::Floats sum[H];
@@ -75,6 +95,16 @@ void scores(const float* q, int heads, int dim, const uint16_t* keys, int count,
       }
       for (int i = 0; i < H; i++) V::store(score + (h + i) * attention_positions + p, sum[i]);
     });
+    if constexpr (bytes) {
+      // q . (scale * codes + bias) = scale * (q . codes) + bias * (the sum of q)
+      const auto scale = V::load_bf16(keys.scales + p, rows), bias = V::load_bf16(keys.biases + p, rows);
+      for (int h = 0; h < heads; h++) {
+        auto sum = V::zero();
+        for (int d = 0; d < dim; d += V::lanes) sum = V::add(sum, V::load(q + h * dim + d));
+        float* to = score + h * attention_positions + p;
+        V::store(to, V::fma(V::load(to), scale, V::mul(bias, V::broadcast(V::sum(sum)))));
+      }
+    }
   }
   for (int h = 0; h < heads; h++) {
     float* behind = score + h * attention_positions + count;
@@ -105,10 +135,24 @@ void weigh(float* score, int count, int dim, Attended& state) {
   }
 }
 
-// Adds values [count][dim], BF16, weighted by `score`, to `heads` states: a stretch of them at a time, so that its sums
-// stay in registers.
-template <class V, int heads, int dims>
-void add_values(const float* score, int dim, const uint16_t* values, int count, Attended* state) {
+// Of values in bytes: each weight takes in its position's scale, and what the biases give is added to `state`.
+template <class V>
+void fold_scales(float* score, int count, int dim, HeadVectors values, Attended& state) {
+  auto total = V::zero();
+  for (int p = 0; p < count; p += V::lanes) {
+    const int rows = std::min(V::lanes, count - p);
+    const auto weight = V::load(score + p);
+    total = V::fma(weight, V::load_bf16(values.biases + p, rows), total);
+    V::store(score + p, V::mul(weight, V::load_bf16(values.scales + p, rows)));
+  }
+  const auto all = V::broadcast(V::sum(total));
+  for (int i = 0; i < dim; i += V::lanes) V::store(state.value + i, V::add(V::load(state.value + i), all));
+}
+
+// Adds codes of values [count][dim], BF16 or bytes, weighted by `score`, to `heads` states: a stretch of them at a
+// time, so that its sums stay in registers.
+template <class V, int heads, int dims, class Code>
+void add_values(const float* score, int dim, const Code* values, int count, Attended* state) {
   if (dims) dim = dims;
   constexpr int stretch = dims ? dims : V::lanes;
   for (int from = 0; from < dim; from += stretch) {
@@ -118,7 +162,10 @@ void add_values(const float* score, int dim, const uint16_t* values, int count, 
     }
     for (int p = 0; p < count; p++) {
       for (int i = 0; i < stretch / V::lanes; i++) {
-        auto value = V::load_bf16(values + size_t(p) * dim + from + i * V::lanes);
+        const Code* at = values + size_t(p) * dim + from + i * V::lanes;
+        typename V::Floats value;
+        if constexpr (sizeof(Code) == 1) value = V::load_uint8(at);
+        else value = V::load_bf16(at);
         for (int h = 0; h < heads; h++) {
           sum[h][i] = V::fma(V::broadcast(score[h * attention_positions + p]), value, sum[h][i]);
         }
@@ -130,17 +177,21 @@ void add_values(const float* score, int dim, const uint16_t* values, int count, 
   }
 }
 
-// All `heads` query heads of scaled q [heads][dim] that share these keys and values, over `count` positions.
-template <class V>
-void attend(const float* q, int heads, int dim, const uint16_t* keys, const uint16_t* values, int count,
-            Attended* state) {
+template <class V, class Code>
+void attend_to(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state) {
+  constexpr bool bytes = sizeof(Code) == 1;
   thread_local std::vector<float> score;
   score.resize(size_t(heads) * attention_positions);
   for (int p = 0; p < count; p += attention_positions) {
     const int n = std::min(attention_positions, count - p);
-    scores<V>(q, heads, dim, keys + size_t(p) * dim, n, score.data());
-    for (int h = 0; h < heads; h++) weigh<V>(score.data() + h * attention_positions, n, dim, state[h]);
-    const uint16_t* v = values + size_t(p) * dim;
+    scores<V, bytes>(q, heads, dim, keys.from(p, dim), n, score.data());
+    const HeadVectors those = values.from(p, dim);
+    for (int h = 0; h < heads; h++) {
+      float* weights = score.data() + h * attention_positions;
+      weigh<V>(weights, n, dim, state[h]);
+      if constexpr (bytes) fold_scales<V>(weights, n, dim, those, state[h]);
+    }
+    const auto* v = static_cast<const Code*>(those.codes);
     int h = 0;
     auto scores_of = [&] { return score.data() + h * attention_positions; };
     for (; dim == 64 && h + V::heads <= heads; h += V::heads) {
@@ -148,6 +199,14 @@ void attend(const float* q, int heads, int dim, const uint16_t* keys, const uint
     }
     for (; h < heads; h++) add_values<V, 1, 0>(scores_of(), dim, v, n, state + h);
   }
+}
+
+// All `heads` query heads of scaled q [heads][dim] that share these keys and values, over `count` positions. Keys and
+// values are stored alike.
+template <class V>
+void attend(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state) {
+  if (keys.in_bytes()) return attend_to<V, uint8_t>(q, heads, dim, keys, values, count, state);
+  attend_to<V, uint16_t>(q, heads, dim, keys, values, count, state);
 }
 
 }  // namespace gptoss
