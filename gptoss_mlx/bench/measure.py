@@ -85,7 +85,7 @@ class Figures:
 
 
 def measure(plan: MemoryPlan, *, prompt: int, generate: int, repeat: int, depths: tuple[int, ...] = ()) -> Figures:
-    """Run the whole measurement as `plan` says, decoding behind the prompt, and behind each of `depths` tokens of context.
+    """Run the whole measurement as `plan` says, decoding behind the prompt and each of `depths` tokens of context.
 
     Raises GptOssError for a folder that cannot be loaded, and for a depth that its context has no room for.
     """
