@@ -6,14 +6,17 @@ token goes to is the router's decision, and how many fit is the plan's.
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from mmap import mmap
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 import mlx.core as mx
@@ -134,14 +137,64 @@ class PoolStats:
         return 1 - self.missed / self.needed if self.needed else 1.0
 
 
-class ExpertPool:
-    """Slots for experts of any layer, filled from the checkpoint's files; the least used leave.
+class SlotTable:
+    """Which expert of which layer lies in which slot, and which one has to leave for another: the least used.
 
-    An expert's value is the number of tokens that chose it, each counting less the longer ago it was. Reads go around
-    the page cache where the system allows it: memory is short, and what is in a slot needs no second copy.
+    An expert's value is the number of tokens that chose it, each counting less the longer ago it was.
     """
 
-    HALF_LIFE = 128  # tokens
+    HALF_LIFE = 32  # tokens
+
+    def __init__(self, layers: int, experts: int, slots: int):
+        self._experts = experts
+        self._value = np.zeros((layers, experts))
+        # The expert that a slot holds, as layer * experts + expert, and the way back; -1 where there is none.
+        self._holds = np.full(slots, -1)
+        self._slot_of = np.full(layers * experts, -1)
+        self._busy = np.zeros(slots, bool)
+
+    def use(self, layer: int, counts: np.ndarray, tokens: int) -> None:
+        """Of `tokens` tokens, counts[e] chose expert e of this layer."""
+        self._value[layer] *= 0.5 ** (tokens / self.HALF_LIFE)
+        self._value[layer] += counts
+
+    def find(self, layer: int, experts: np.ndarray) -> np.ndarray:
+        """The slots of experts of a layer; -1 for one that is in none."""
+        return self._slot_of[layer * self._experts + experts]
+
+    def hold(self, slots: list[int]) -> None:
+        """These slots are in use: nobody may have them."""
+        self._busy[slots] = True
+
+    def release(self, slots: list[int] | slice = slice(None)) -> None:
+        self._busy[slots] = False
+
+    def vacate(self, count: int) -> list[int]:
+        """At most `count` slots that are not in use, emptied and held, those that are least worth keeping."""
+        if not count:
+            return []
+        values = np.where(self._holds < 0, -1.0, self._value.ravel()[self._holds])
+        values[self._busy] = np.inf
+        order = np.argsort(values, kind="stable")[:count]
+        slots = order[~self._busy[order]].tolist()
+        held = self._holds[slots]
+        self._slot_of[held[held >= 0]] = -1
+        self._holds[slots] = -1
+        self.hold(slots)
+        return slots
+
+    def fill(self, slot: int, layer: int, expert: int) -> None:
+        self._holds[slot] = layer * self._experts + expert
+        self._slot_of[self._holds[slot]] = slot
+
+
+class ExpertPool:
+    """Slots for experts of any layer, filled from the checkpoint's files when a token needs them.
+
+    Reads go around the page cache where the system allows it: memory is short, and what is in a slot needs no second
+    copy.
+    """
+
     READERS = 4  # reads under way at a time: a disk is slow with one
 
     def __init__(self, weights: Weights, slots: int):
@@ -152,31 +205,28 @@ class ExpertPool:
         self._parts: list[list[_Part]] = []  # of each layer
         self._arrays: dict[str, mx.array] = {}  # "gate_proj.weight" -> [slots, ...]
         views: dict[str, np.ndarray] = {}
+        forms: dict[str, tuple[str, tuple[int, ...]]] = {}
         for layer in range(config.num_layers):
             tensors = _expert_tensors(weights, f"model.layers.{layer}.mlp.experts")
             if layer == 0:
+                forms = _forms(tensors)
                 for name, tensor in tensors.items():
                     self._arrays[name], views[name] = _slot_memory(slots, tensor)
                 self.expert_bytes = sum(tensor.nbytes for tensor in tensors.values()) // self._experts
-            if {name: (t.dtype, t.shape) for name, t in tensors.items()} != {
-                name: (t.dtype, (self._experts, *views[name].shape[1:])) for name, t in tensors.items()
-            } or tensors.keys() != views.keys():
-                raise CheckpointError(f"{weights.checkpoint.folder}: the experts of layer {layer} are stored unlike")
+            if _forms(tensors) != forms:
+                raise CheckpointError(f"{weights.checkpoint.folder}: layer {layer} stores its experts in another form")
             files = weights.checkpoint.file_of
             self._parts.append([_Part(files[t.name], t, views[name]) for name, t in tensors.items()])
-        self._forms = {name: weights.quantization(f"model.layers.0.mlp.experts.{name}") for name in PROJECTIONS}
-        self._value = np.zeros((config.num_layers, self._experts))
-        # The expert that a slot holds, as layer * experts + expert, and the way back; -1 where there is none.
-        self._holds = np.full(slots, -1)
-        self._slot_of = np.full(config.num_layers * self._experts, -1)
-        self._busy = np.zeros(slots, bool)
-        self._files = _DirectFiles()
+        self._quantization = {name: weights.quantization(f"model.layers.0.mlp.experts.{name}") for name in PROJECTIONS}
+        self._table = SlotTable(config.num_layers, config.num_experts, slots)
+        self._files, self._lock = _DirectFiles(), threading.Lock()
         self._readers = ThreadPoolExecutor(self.READERS, "experts")
+        self._done: SimpleQueue[_Load] = SimpleQueue()
 
     def matrix(self, projection: str) -> Matrix:
         """The slots of one projection."""
         parts = [self._arrays.get(f"{projection}.{part}") for part in ("weight", "scales", "biases")]
-        return Matrix(*parts, self._forms[projection])
+        return Matrix(*parts, self._quantization[projection])
 
     def bias(self, projection: str) -> mx.array:
         """[slots, rows] in the dtype in which it is stored."""
@@ -189,68 +239,77 @@ class ExpertPool:
         asked for; meanwhile others are being read.
         """
         counts = np.bincount(chosen.ravel(), minlength=self._experts)
-        self._value[layer] *= 0.5 ** (len(chosen) / self.HALF_LIFE)
-        self._value[layer] += counts
-        first = layer * self._experts
-        needed = np.flatnonzero(counts)
-        slots = self._slot_of[first + needed]
-        missing = [int(expert) for expert in needed[slots < 0][np.argsort(-counts[needed[slots < 0]], kind="stable")]]
+        self._table.use(layer, counts, len(chosen))
+        needed = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        slots = self._table.find(layer, needed)
+        here, missing = slots >= 0, needed[slots < 0].tolist()
         self.stats.needed += len(needed)
         self.stats.missed += len(missing)
-        under_way: dict[Future, tuple[int, int]] = {}
-        due = dict(zip(needed[slots >= 0], slots[slots >= 0], strict=True))
-        self._busy[slots[slots >= 0]] = True
+        due = dict(zip(needed[here].tolist(), slots[here].tolist(), strict=True))
+        self._table.hold(list(due.values()))
+        under_way = 0
         try:
             while due or missing or under_way:
-                self._start(layer, missing, under_way)
+                under_way += self._start(layer, missing)
                 if due:
-                    table = np.full(self._experts, -1, np.int32)
-                    table[list(due)] = list(due.values())
-                    yield table
-                    self._busy[list(due.values())] = False
-                    due = {}
-                    continue
+                    yield self._due(due)
+                    self._table.release(list(due.values()))
+                due = {}
                 started = time.perf_counter()
-                done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                while under_way and (not due or not self._done.empty()):
+                    load = self._done.get()
+                    under_way -= 1
+                    due[load.expert] = self._taken_in(load)
                 self.stats.stall_seconds += time.perf_counter() - started
-                due = self._taken_in(layer, done, under_way)
         finally:
             # Also after an interrupt or a failed read: no read may go on into a slot that looks free.
-            wait(under_way)
-            self._busy[:] = False
+            for _ in range(under_way):
+                self._done.get()
+            self._table.release()
 
-    def _start(self, layer: int, missing: list[int], under_way: dict[Future, tuple[int, int]]) -> None:
-        """Begin to read as many of the missing experts as there are slots that nobody uses now."""
-        for slot in self._least_valuable(len(missing)):
-            expert = missing.pop(0)
-            if (held := self._holds[slot]) >= 0:
-                self._slot_of[held] = -1
-            self._holds[slot] = -1
-            self._busy[slot] = True
-            under_way[self._readers.submit(self._read, layer, expert, slot)] = expert, slot
+    def _due(self, slot_of: dict[int, int]) -> np.ndarray:
+        table = np.full(self._experts, -1, np.int32)
+        table[list(slot_of)] = list(slot_of.values())
+        return table
 
-    def _least_valuable(self, count: int) -> list[int]:
-        values = np.where(self._holds < 0, -1.0, self._value.ravel()[self._holds])
-        values[self._busy] = np.inf
-        order = np.argsort(values, kind="stable")[:count]
-        return [int(slot) for slot in order if not self._busy[slot]]
+    def _start(self, layer: int, missing: list[int]) -> int:
+        """Begin to read as many of the missing experts as there are slots that nobody uses now; returns how many."""
+        slots = self._table.vacate(len(missing))
+        for slot in slots:
+            load = _Load(layer, missing.pop(0), slot, len(self._parts[layer]))
+            for part in self._parts[layer]:
+                self._readers.submit(self._read, load, part)
+        return len(slots)
 
-    def _taken_in(self, layer: int, done: set[Future], under_way: dict[Future, tuple[int, int]]) -> dict[int, int]:
-        """Expert -> slot of the reads that are done. Raises what a read raised."""
-        due = {}
-        for future in done:
-            expert, slot = under_way.pop(future)
-            self.stats.bytes_read += future.result()
-            self._holds[slot] = layer * self._experts + expert
-            self._slot_of[self._holds[slot]] = slot
-            due[expert] = slot
-        return due
+    def _taken_in(self, load: _Load) -> int:
+        """The slot of what is read now. Raises what a read raised."""
+        if load.error:
+            raise load.error
+        self.stats.bytes_read += self.expert_bytes
+        self._table.fill(load.slot, load.layer, load.expert)
+        return load.slot
 
-    def _read(self, layer: int, expert: int, slot: int) -> int:
-        return sum(
-            self._files.read(part.path, part.tensor.start + expert * part.size, part.slots[slot])
-            for part in self._parts[layer]
-        )
+    def _read(self, load: _Load, part: _Part) -> None:
+        """One part of one expert, on a thread of its own; who is the last one says that the expert is there."""
+        try:
+            self._files.read(part.path, part.tensor.start + load.expert * part.size, part.slots[load.slot])
+        except Exception as error:
+            load.error = error
+        with self._lock:
+            load.parts_left -= 1
+            if not load.parts_left:
+                self._done.put(load)
+
+
+@dataclass
+class _Load:
+    """An expert on its way into a slot."""
+
+    layer: int
+    expert: int
+    slot: int
+    parts_left: int
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -274,6 +333,10 @@ def _expert_tensors(weights: Weights, path: str) -> dict[str, TensorInfo]:
     return {name: tensors[f"{path}.{name}"] for name in names if f"{path}.{name}" in tensors}
 
 
+def _forms(tensors: dict[str, TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
 def _slot_memory(slots: int, tensor: TensorInfo) -> tuple[mx.array, np.ndarray]:
     """An array [slots, ...] for parts like those of `tensor`, and a NumPy view that writes into it."""
     dtype = np.dtype(NUMPY_DTYPE[tensor.dtype])
@@ -292,32 +355,50 @@ def _slot_memory(slots: int, tensor: TensorInfo) -> tuple[mx.array, np.ndarray]:
 class _DirectFiles:
     """Reads of parts of files that leave nothing in the page cache, where the system offers that."""
 
-    PAGE = 4096  # O_DIRECT wants offset, length and memory aligned to the blocks of the disk, which are not larger
+    # O_DIRECT wants offset, length and memory to be multiples of the disk's block: 512 bytes mostly, 4096 at most.
+    BLOCK, PAGE = 512, 4096
     DIRECT = getattr(os, "O_DIRECT", 0)
     F_NOCACHE = 48  # of macOS
 
     def __init__(self) -> None:
         self._open: dict[Path, tuple[int, bool]] = {}
         self._lock, self._own = threading.Lock(), threading.local()
+        self._in_blocks = True
 
-    def read(self, path: Path, start: int, into: np.ndarray) -> int:
+    def read(self, path: Path, start: int, into: np.ndarray) -> None:
         """Fill `into` from byte `start` on. Raises CheckpointError."""
+        target = into.reshape(-1).view(np.uint8)
         try:
             descriptor, direct = self._descriptor(path)
             if not direct:
-                count = os.preadv(descriptor, [into.reshape(-1).view(np.uint8)], start)
-            else:
-                before = start % self.PAGE
-                length = -(-(before + into.nbytes) // self.PAGE) * self.PAGE
-                page = self._pages(length)
-                count = min(os.preadv(descriptor, [memoryview(page)[:length]], start - before) - before, into.nbytes)
-                if count == into.nbytes:
-                    into.reshape(-1).view(np.uint8)[:] = np.frombuffer(page, np.uint8, count, before)
+                count = os.preadv(descriptor, [target], start)
+            elif (count := self._straight(descriptor, start, target)) is None:
+                count = self._by_way_of_pages(descriptor, start, target)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        if count < into.nbytes:
+        if count < target.size:
             raise CheckpointError(f"{path} has become shorter while it was in use")
-        return into.nbytes
+
+    def _straight(self, descriptor: int, start: int, target: np.ndarray) -> int | None:
+        """Read into `target` itself; None where blocks do not allow it."""
+        if not self._in_blocks or (start | target.size | target.ctypes.data) % self.BLOCK:
+            return None
+        try:
+            return os.preadv(descriptor, [target], start)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._in_blocks = False  # this disk's blocks are larger
+            return None
+
+    def _by_way_of_pages(self, descriptor: int, start: int, target: np.ndarray) -> int:
+        before = start % self.PAGE
+        length = -(-(before + target.size) // self.PAGE) * self.PAGE
+        pages = self._pages(length)
+        count = min(os.preadv(descriptor, [memoryview(pages)[:length]], start - before) - before, target.size)
+        if count == target.size:
+            target[:] = np.frombuffer(pages, np.uint8, count, before)
+        return count
 
     def _pages(self, length: int) -> mmap:
         """This thread's own memory to read into: pages, which are aligned."""
@@ -332,7 +413,7 @@ class _DirectFiles:
             return self._open[path]
 
     def _opened(self, path: Path) -> tuple[int, bool]:
-        """A descriptor, and whether it wants whole pages."""
+        """A descriptor, and whether it wants whole blocks."""
         if self.DIRECT:
             try:
                 descriptor = os.open(path, os.O_RDONLY | self.DIRECT | os.O_CLOEXEC)
@@ -341,14 +422,12 @@ class _DirectFiles:
             except OSError:  # a file system without it, as tmpfs is
                 pass
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if hasattr(os, "O_DIRECT"):
-            return descriptor, False
-        import fcntl
+        if sys.platform == "darwin":
+            import fcntl
 
-        fcntl.fcntl(descriptor, self.F_NOCACHE, 1)
+            fcntl.fcntl(descriptor, self.F_NOCACHE, 1)
         return descriptor, False
 
-    def close(self) -> None:
+    def __del__(self) -> None:
         for descriptor, _ in self._open.values():
             os.close(descriptor)
-        self._open.clear()
