@@ -25,8 +25,9 @@ USUAL_CONTEXT = 8192  # what is made to fit where nobody asks for a context; wha
 LEAST_CONTEXT = 1024
 DEVICES = Path(__file__).with_name("devices.json")
 
-# What Python, MLX, the kernels and the tokenizer of 201,088 words take, measured.
-RUNTIME_BYTES = 320_000_000
+# What Python, MLX and the kernels take, and what a tokenizer takes for each byte of its tokenizer.json: measured.
+RUNTIME_BYTES = 60_000_000
+TOKENIZER_FACTOR = 9
 
 # Of what the system says is available, or a GPU may hold, a plan takes this much: the rest is for what changes after.
 SHARE = 0.97
@@ -178,6 +179,8 @@ def make_plan(
     most = sizes.config.max_context
     if context is not None and context > most:
         raise GptOssError(f"a context of {context:,} is more than the model's {most:,}")
+    if kv_bits == 8 and sizes.config.head_dim not in BYTE_HEAD_DIMS:
+        raise GptOssError(f"keys and values in 8 bits need heads of {BYTE_HEAD_DIMS}, not {sizes.config.head_dim}")
     if memory is not None:
         device = replace(device, memory=memory, gpu=device.gpu and min(memory, device.gpu))
     attempts = []
@@ -254,6 +257,8 @@ class Sizes:
         self.tensors = Checkpoint.open(folder).tensors
         self.all_experts = self.config.num_layers * self.config.num_experts
         self.least_slots = 2 * self.config.experts_per_token
+        vocabulary = folder / "tokenizer.json"
+        self.tokenizer = TOKENIZER_FACTOR * vocabulary.stat().st_size if vocabulary.is_file() else 0
 
     def of(self, wanted: str, *, apart_from: str = "\0") -> int:
         return sum(t.nbytes for name, t in self.tensors.items() if wanted in name and apart_from not in name)
@@ -286,6 +291,7 @@ class Sizes:
             *self._kv(settings, device),
             Row("prefill workspace", self._workspace(settings, device), mapped=False, on_gpu=True),
             Row("weights in FP32", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
+            Row("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
             Row("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),
         ]
         return [row for row in rows if row.bytes]
@@ -309,14 +315,18 @@ class Sizes:
         ]
 
     def _workspace(self, settings: Settings, device: Device) -> int:
-        """Activations of one chunk of a prompt in the layer where they are largest, or of the logits."""
+        """Activations of one chunk of a prompt, in attention or in the experts, and the logits of one token."""
         config, chunk = self.config, settings.prefill_chunk
         heads, k = config.num_heads * config.head_dim, config.experts_per_token
         width = 2 if device.backend == "gpu" else 4
-        tokens = chunk * width * (6 * config.hidden_size + 4 * heads)
-        experts = chunk * width * k * (2 * config.hidden_size + 2 * config.intermediate_size)
+        # The kernels keep what an expert's two projections give, multiplied, and an 8-bit copy; MLX keeps all of it.
+        if device.backend == "kernels":
+            per_expert = config.hidden_size + 1.6 * config.intermediate_size
+        else:
+            per_expert = 2 * config.hidden_size + 4 * config.intermediate_size
+        widest = 4 * config.hidden_size + max(4 * heads, k * per_expert)
         logits = 6 * 4 * config.vocab_size
-        return tokens + experts + logits + self._scores(settings, device)
+        return int(chunk * width * widest) + logits + self._scores(settings, device)
 
     def _scores(self, settings: Settings, device: Device) -> int:
         """Scores of one chunk, and what becomes of them, where they are kept: three times in FP32."""

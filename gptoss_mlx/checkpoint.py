@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
+METAL_PAGE = 16_384
 
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
@@ -146,11 +147,8 @@ class Shard:
             raise CheckpointError(f"cannot map {self.path}: {error.strerror}") from None
 
     @cached_property
-    def words(self) -> mx.array | None:
-        """The map as an MLX array, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU).
-
-        In words of 32 bits, because MLX's 32-bit shapes could not count the bytes of a 4 GiB shard.
-        """
+    def windows(self) -> Windows | None:
+        """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
         import mlx.core as mx
 
         from .kernels import native
@@ -158,31 +156,54 @@ class Shard:
         # Other programs' files need not be aligned.
         if any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
             return None
-        if mx.default_device().type == mx.DeviceType.cpu:
-            return native() and native().map_file(str(self.path))
-        try:
-            return mx.from_dlpack(self.bytes.view(np.uint32), copy=False)
-        except ValueError:
+        if mx.default_device().type != mx.DeviceType.cpu:
+            return _page_windows(self.bytes)
+        if not native():
             return None
+        words = native().map_file(str(self.path))
+        return lambda start, end: words[start // 4 : -(-end // 4)]
 
     @cached_property
     def arrays(self) -> Mapping[str, mx.array]:
         """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
         import mlx.core as mx
 
-        if self.words is None:
+        if self.windows is None:
             return mx.load(str(self.path))
-        return {name: _view_of(self.words, tensor) for name, tensor in self.header.tensors.items()}
+        return {name: _view_of(self.windows, tensor) for name, tensor in self.header.tensors.items()}
 
 
-def _view_of(words: mx.array, tensor: TensorInfo) -> mx.array:
+# Bytes start..end of a file -> uint32 of the words that they lie in. (In bytes, MLX's 32-bit shapes could not count a
+# shard of 4 GiB.)
+Windows = Callable[[int, int], "mx.array"]
+
+
+def _page_windows(data: np.ndarray) -> Windows | None:
+    """Windows on a mapped file for Metal, which adopts whole pages: each a buffer of its own, because what a GPU
+    touches counts against its limit by whole buffers, and experts, say, need not be touched."""
+    import mlx.core as mx
+
+    def window(start: int, end: int) -> mx.array:
+        first = start // METAL_PAGE * METAL_PAGE
+        pages = data[first : -(-end // METAL_PAGE) * METAL_PAGE]
+        words = mx.from_dlpack(pages.view(np.uint32), copy=False)
+        return words[(start - first) // 4 : -(-(end - first) // 4)]
+
+    try:
+        window(0, METAL_PAGE)
+    except ValueError:
+        return None
+    return window if data.size % METAL_PAGE == 0 else None
+
+
+def _view_of(windows: Windows, tensor: TensorInfo) -> mx.array:
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
     size = ITEM_SIZE[tensor.dtype]
     if tensor.start % size or tensor.dtype not in dtype:
         raise CheckpointError(f"{tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
-    run = words[tensor.start // 4 : -(-tensor.end // 4)].view(dtype[tensor.dtype])
+    run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
     first = tensor.start % 4 // size
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
 
@@ -231,7 +252,7 @@ class Checkpoint:
     @property
     def is_mapped(self) -> bool:
         """Whether arrays are views of the files, not copies."""
-        return all(shard.words is not None for shard in set(self._shards.values()))
+        return all(shard.windows is not None for shard in set(self._shards.values()))
 
     def rows(self, name: str, index: mx.array) -> mx.array:
         """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
@@ -241,7 +262,7 @@ class Checkpoint:
         """
         import mlx.core as mx
 
-        if self._shards[name].words is not None:
+        if self._shards[name].windows is not None:
             return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
         rows = mx.array(self.view(name)[np.asarray(index)])
         return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows

@@ -116,6 +116,14 @@ def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> M
     )
 
 
+def _plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
+    """The plan, with what it gives up told on standard error."""
+    plan = _plan(folder, options)
+    if plan.compromise:
+        click.echo(plan.compromise, err=True)
+    return plan
+
+
 def _use_threads(count: int | None) -> None:
     if count is not None:
         from .kernels import set_threads
@@ -206,14 +214,12 @@ def _model_folder(name: str) -> Path:
 
 
 def _load(name: str, options: dict[str, Any]) -> Model:
-    """Load as the options' plan says; what it gave up is told on standard error."""
+    """Load as the options' plan says."""
     folder = _model_folder(name)
     _use_threads(options["threads"])
-    plan = _plan(folder, options)
+    plan = _plan_to_keep(folder, options)
     from .engine import load
 
-    if note := plan.compromise:
-        click.echo(note, err=True)
     return load(folder, plan.settings)
 
 
@@ -294,7 +300,7 @@ def bench(
     """Measure MODEL on this machine: load, time to first token, prefill, decode, memory."""
     folder = _model_folder(model)
     _use_threads(threads)
-    plan = _plan(folder, options)
+    plan = _plan_to_keep(folder, options)
     from .bench.measure import measure
     from .bench.report import print_table
 

@@ -57,7 +57,7 @@ def odds_of(routing: str, experts: int, seed: int) -> np.ndarray:
 
 
 def disk_bandwidth(folder: Path, count: int = 250) -> float:
-    """Bytes per second of direct reads of pieces at random places of a folder's shards, as many at a time as the pool."""
+    """Bytes per second of direct reads of pieces at random places of the shards, as many at a time as the pool has."""
     files = [path for path in folder.glob("*.safetensors") if path.stat().st_size > PIECE]
     opened = [(os.open(path, os.O_RDONLY | os.O_DIRECT), path.stat().st_size) for path in files]
     chance, own = random.Random(2), threading.local()

@@ -117,7 +117,8 @@ def test_views_of_a_map_are_what_mlx_reads(tmp_path, sizes):
     convert(write_checkpoint(tmp_path / "source", config_of(**sizes)), tmp_path / "dest", "mxfp4-bf16")
     for path in (tmp_path / "dest").glob("*.safetensors"):
         shard = Shard(path)
-        shard.words = mx.array(np.fromfile(path, dtype=np.uint32))
+        data = np.fromfile(path, dtype=np.uint32)
+        shard.windows = lambda start, end, data=data: mx.array(data[start // 4 : -(-end // 4)])
         read = mx.load(str(path))
         assert set(read) == set(shard.arrays)
         assert all(mx.array_equal(array, read[name]) for name, array in shard.arrays.items())
