@@ -47,6 +47,9 @@ def backend() -> str:
     return "kernels" if kernels.native() else "cpu"
 
 
+WORKSPACE = "prefill workspace"
+
+
 class BudgetTooSmall(GptOssError):
     """Nothing fits; `smallest` is the number of bytes that would."""
 
@@ -105,6 +108,10 @@ class Settings:
     expert_slots: int | None = None
     """Experts in memory at a time, of all layers; None: all of them."""
     cpu_expert_layers: int = 0
+    workspace: int | None = None
+    """Bytes that MLX may keep for its next results; None: what MLX likes."""
+    allocations: int | None = None
+    """Bytes that MLX may have in all; None: what MLX likes."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +208,18 @@ def make_plan(
         if not _fits(sizes.rows(longer, device), device):
             break
         settings = longer
+    rows = tuple(sizes.rows(settings, device))
+    settings = replace(
+        settings,
+        workspace=next(row.bytes for row in rows if row.name == WORKSPACE),
+        # All, because on a GPU MLX counts the maps that it adopts too, and slows down above its limit.
+        allocations=sum(row.bytes for row in rows),
+    )
     return MemoryPlan(
         model=str(folder),
         device=device,
         settings=settings,
-        rows=tuple(sizes.rows(settings, device)),
+        rows=rows,
         attempts=tuple(attempts),
         experts=sizes.config.num_layers * sizes.config.num_experts,
         wanted_context=context,
@@ -289,7 +303,7 @@ class Sizes:
             Row("expert slots", (settings.expert_slots or 0) * self.expert_bytes, mapped=False, on_gpu=True),
             Row("expert reads", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
             *self._kv(settings, device),
-            Row("prefill workspace", self._workspace(settings, device), mapped=False, on_gpu=True),
+            Row(WORKSPACE, self._workspace(settings, device), mapped=False, on_gpu=True),
             Row("weights in FP32", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
             Row("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
             Row("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),

@@ -151,6 +151,10 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
         raise GptOssError(f"{path} is a published checkpoint: run `gptoss-mlx convert {path} DEST` first")
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     settings = settings or Settings(config.max_context, 16, PREFILL_CHUNKS[backend()][0])
+    if settings.workspace is not None:
+        mx.set_cache_limit(settings.workspace)
+    if settings.allocations is not None:
+        mx.set_memory_limit(settings.allocations)
     network = Transformer(
         Weights(checkpoint, config, dtype),
         expert_slots=settings.expert_slots,

@@ -1,6 +1,7 @@
 """A process that fills what its plan allows: prefills, touches the KV state of the whole context, decodes; prints JSON.
 
 python tests/budget/fill.py FOLDER --memory 8GiB [--context N] [--prefill 2048] [--decode 64] [--routing ROUTING]
+    [--policy lru]
 
 ROUTING is the model's own, "random" (each expert as likely as any other), or "skewed" (80 % of the mass on half of the
 experts, another half in each layer).
@@ -25,7 +26,7 @@ import numpy as np
 from gptoss_mlx import Sampling, load
 from gptoss_mlx.budget import Device, make_plan
 from gptoss_mlx.cache import FullKV
-from gptoss_mlx.experts import ExpertPool, MixtureParts
+from gptoss_mlx.experts import ExpertPool, MixtureParts, SlotTable
 from gptoss_mlx.memory import parse_size, proc_bytes
 from gptoss_mlx.tokenizer import Tokenizer
 
@@ -47,6 +48,12 @@ class Routed:
         scores = np.log(self.odds) + self.generator.gumbel(size=(len(normed), len(self.odds)))
         drawn = np.argsort(-scores, axis=1)[:, : chosen.shape[1]].astype(np.int32)
         return normed, mx.array(drawn), share
+
+
+def use_last(table: SlotTable, layer: int, counts: np.ndarray, tokens: int) -> None:
+    """LRU: the value of an expert is when it was used last."""
+    table.time = getattr(table, "time", 0) + 1
+    table._value[layer][counts > 0] = table.time
 
 
 def odds_of(routing: str, experts: int, seed: int) -> np.ndarray:
@@ -89,9 +96,12 @@ arguments.add_argument("--kv-bits", type=int)
 arguments.add_argument("--prefill", type=int, default=2048)
 arguments.add_argument("--decode", type=int, default=64)
 arguments.add_argument("--routing", choices=["own", "random", "skewed"], default="own")
+arguments.add_argument("--policy", choices=["own", "lru"], default="own")
 asked = arguments.parse_args()
 
 plan = make_plan(asked.folder, Device.here(), memory=asked.memory, context=asked.context, kv_bits=asked.kv_bits)
+if asked.policy == "lru":
+    SlotTable.use = use_last
 model = load(asked.folder, plan.settings)
 if asked.routing != "own":
     for index, layer in enumerate(model.network.layers):

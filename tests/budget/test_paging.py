@@ -340,9 +340,11 @@ def test_memory_does_not_grow_over_many_turns(demo_folder):
 
     if not proc_bytes("self/status"):
         pytest.skip("this system does not tell what a process takes")
-    session = Session(load(demo_folder, WHOLE), sampling=Sampling(temperature=0), max_tokens=40, drop_when_full=True)
+    plan = make_plan(demo_folder, Device.here(), context=512)
+    model = load(demo_folder, plan.settings)
+    session = Session(model, sampling=Sampling(temperature=0), max_tokens=40, drop_when_full=True)
     sizes = []
-    for turn in range(40):
+    for turn in range(50):
         list(session.send(f"What is {turn} + 5?"))
         sizes.append(proc_bytes("self/status")["RssAnon"])
-    assert sizes[-1] <= sizes[9] * 1.02 + 2_000_000  # what 30 more turns of keys and values take
+    assert max(sizes[40:]) <= max(sizes[10:20]) * 1.02 + 2_000_000  # a process full of tests is less tidy than a chat
