@@ -100,7 +100,8 @@ def measure(plan: MemoryPlan, *, prompt: int, generate: int, repeat: int, depths
     prefills = [_prefill_seconds(model, ids[:prompt]) for _ in range(repeat)]
     weights = weight_bytes(Checkpoint.open(folder), model.config)
     before = replace(model.expert_stats) if model.expert_stats else None
-    decode = [_decode(model, ids[:depth], generate, repeat, weights) for depth in (prompt, *depths)]
+    room = plan.device.memory - plan.total
+    decode = [_decode(model, ids[:depth], generate, repeat, weights, room) for depth in (prompt, *depths)]
     memory = proc_bytes("self/status")
     return Figures(
         model=str(folder),
@@ -136,18 +137,18 @@ def _prefill_seconds(model: Model, ids: list[int]) -> float:
     return time.perf_counter() - started
 
 
-def _decode(model: Model, context: list[int], count: int, repeat: int, weights: int) -> Decode:
+def _decode(model: Model, context: list[int], count: int, repeat: int, weights: int, room: int) -> Decode:
     """The context is read once; each run goes on where the one before it ended."""
     cache = model.make_cache()
     (token,) = model.generate(context, sampling=GREEDY, max_tokens=1, stop=(), cache=cache)
-    before, speeds = kernels.read_bandwidth(), []
+    before, speeds = kernels.read_bandwidth(room), []
     for _ in range(repeat):
         tokens = model.generate([token], sampling=GREEDY, max_tokens=count + 1, stop=(), cache=cache)
         next(tokens)  # the one behind the end of the last run: it is not timed
         started = time.perf_counter()
         decoded = len(list(islice(tokens, count)))
         speeds.append(decoded / (time.perf_counter() - started))
-    after = kernels.read_bandwidth()
+    after = kernels.read_bandwidth(room)
     return Decode(
         depth=len(context),
         tokens_per_second=Spread.of(speeds),

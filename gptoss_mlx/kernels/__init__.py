@@ -21,7 +21,9 @@ from types import ModuleType
 
 from ..errors import GptOssError
 
-BANDWIDTH_BYTES = 512 * 2**20  # many times any cache
+# Memory that is read to measure its bandwidth: many times a cache, or what a tight budget has room for.
+BANDWIDTH_BYTES = 512 * 2**20
+LEAST_BANDWIDTH_BYTES = 64 * 2**20
 
 _switched_off = False
 
@@ -63,9 +65,10 @@ def set_threads(count: int) -> None:
         native().set_threads(count)
 
 
-def read_bandwidth() -> float | None:
-    """Bytes per second that the kernels' threads read from memory; None without kernels."""
-    return native().read_bandwidth(BANDWIDTH_BYTES) if native() else None
+def read_bandwidth(room: int = BANDWIDTH_BYTES) -> float | None:
+    """Bytes per second that the kernels' threads read, of memory that has `room` bytes free; None without kernels."""
+    size = max(LEAST_BANDWIDTH_BYTES, min(room, BANDWIDTH_BYTES))
+    return native().read_bandwidth(size) if native() else None
 
 
 @cache

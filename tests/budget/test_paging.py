@@ -78,6 +78,20 @@ def test_the_same_bits(folders, computing, recipe, slots):
     assert stats.missed == 32 if slots == 32 else stats.missed > 32
 
 
+def test_experts_on_the_cpu_beside_a_gpu(folders):
+    """Here the GPU is a CPU too: the same kernels, and activations that come and go in another type."""
+    if not kernels.native():
+        pytest.skip(kernels.why_not_native())
+    _, right = outputs(folders["mxfp4-q4"], WHOLE)
+    model, got = outputs(folders["mxfp4-q4"], replace(WHOLE, cpu_expert_layers=2))
+    assert (got == right).all()
+    layer = model.network.layers[-1].mixture
+    x = mx.random.normal((1, 3, 256))
+    assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
+    with kernels.off(), pytest.raises(GptOssError, match="need the compiled kernels"):
+        load(folders["mxfp4-q4"], replace(WHOLE, cpu_expert_layers=2))
+
+
 def test_where_nothing_can_be_read_around_the_page_cache(folders, monkeypatch):
     """As on tmpfs, or on a disk with large blocks."""
     from gptoss_mlx.experts import _DirectFiles

@@ -315,6 +315,19 @@ void test_layers() {
     }
     check(all(four, length) == expected, "the number of threads changes a result");
   }
+
+  // The mixture in parts, one expert at a time.
+  Pool pool(3);
+  std::vector<float> whole(x.size()), normed(x.size()), outputs(2 * x.size()), share(2 * length), out(x.size());
+  std::vector<int> chosen(2 * length), slots(2 * length);
+  mixture(pool, mixture_weights, x.data(), length, whole.data());
+  route(pool, mixture_weights, x.data(), length, normed.data(), chosen.data(), share.data());
+  for (int part = 0; part < experts_count; part++) {
+    for (size_t i = 0; i < slots.size(); i++) slots[i] = chosen[i] == part ? chosen[i] : -1;
+    expert_outputs(pool, mixture_weights, normed.data(), slots.data(), length, outputs.data());
+  }
+  combine(pool, mixture_weights, x.data(), chosen.data(), share.data(), outputs.data(), length, out.data());
+  check(out == whole, "a mixture in parts is another one");
 }
 
 void test_pool() {
