@@ -117,10 +117,15 @@ def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> M
 
 
 def _plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
-    """The plan, with what it gives up told on standard error."""
+    """The plan, with what it gives up told on standard error; also if it counts on more than there is."""
+    from .budget import Device
+
     plan = _plan(folder, options)
     if plan.compromise:
         click.echo(plan.compromise, err=True)
+    if plan.total > (here := Device.here().memory):
+        lack = f"{size_text(plan.total)} planned, and this machine gives {size_text(here)}"
+        click.echo(f"warning: {lack}: it may swap, or be killed", err=True)
     return plan
 
 

@@ -314,6 +314,15 @@ def test_bench_and_stats_tell_about_paging(run, demo_folder):
     assert "experts: " in stats.stderr
 
 
+def test_more_memory_than_there_is_is_said(run, tmp_path):
+    """A context of which the machine has no room: nothing of it is taken before it is used."""
+    source = write_checkpoint(tmp_path / "source", config_of(max_position_embeddings=2**30))
+    convert(source, tmp_path / "model")
+    result = run("generate", tmp_path / "model", "-p", "Hi", "--memory", "900TB", "--context", 2**30, "--max-tokens", 1)
+    assert "warning: " in result.stderr
+    assert "this machine gives" in result.stderr
+
+
 def test_windows_on_a_file_are_whole_pages(demo_folder, monkeypatch):
     """As Metal adopts them: each tensor in a buffer of its own, of whole pages."""
     sizes = []
