@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 import time
@@ -19,9 +18,10 @@ from gptoss_mlx.config import Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
-from .mxfp4 import NOT_A_NUMBER, dequantized, packed
+from .mxfp4 import NOT_A_NUMBER, dequantized, packed, quantized
 from .recipes import DEFAULT_RECIPE, MXFP4, RECIPES, Recipe
-from .sources import Blocks, HubSource, Plain
+from .sources import Blocks, Plain, Source
+from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, folder_appearing_at, write_json
 
 # Copied as they are, where the source has them.
@@ -87,14 +87,14 @@ def convert(
     try:
         with folder_appearing_at(dest) as partial:
             folder, origin = _local(source, revision)
-            hub = HubSource(folder)
-            output_bytes = _convert(hub, origin, partial, recipe, shard_limit, on_progress, memory)
+            opened = Source(folder)
+            output_bytes = _convert(opened, origin, partial, recipe, shard_limit, on_progress, memory)
     except OSError as error:
         raise ConvertError(f"cannot write {dest}: {error.strerror or error}") from None
     return Report(
         recipe=recipe,
-        parameters=sum(math.prod(item.shape) for item in hub.weights()),
-        source_bytes=sum(tensor.nbytes for tensor in hub.checkpoint.tensors.values()),
+        parameters=sum(math.prod(item.shape) for item in opened.weights()),
+        source_bytes=sum(tensor.nbytes for tensor in opened.checkpoint.tensors.values()),
         output_bytes=output_bytes,
         seconds=time.monotonic() - started,
         peak_anonymous_bytes=memory.peak,
@@ -115,7 +115,7 @@ def _local(source: str | Path, revision: str | None) -> tuple[Path, dict[str, st
 
 
 def _convert(
-    source: HubSource,
+    source: Source,
     origin: dict[str, str | None],
     folder: Path,
     recipe_name: str,
@@ -128,14 +128,14 @@ def _convert(
     planned = [tensor for item in source.weights() for tensor in planned_of(item, recipe)]
     # One worker: on two cores, one transforms while the other hashes.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        digests: dict[Path, Future[str]] = {path: pool.submit(_sha256, path) for path in source.shards}
+        digests: dict[Path, Future[str]] = {path: pool.submit(sha256, path) for path in source.shards}
         writer = Writer(
             folder,
             planned,
             # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
             alone=lambda name: name.startswith("model.embed_tokens."),
             limit=shard_limit,
-            on_shard=lambda path: digests.update({path: pool.submit(_sha256, path)}),
+            on_shard=lambda path: digests.update({path: pool.submit(sha256, path)}),
         )
         try:
             _check_space(folder, writer.total)
@@ -157,14 +157,14 @@ def _convert(
         finally:
             writer.close()
     for name in COMPANIONS:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, folder / name)
+        if found := source.companion(name):
+            shutil.copyfile(found, folder / name)
     write_json(folder / "config.json", _config(source, recipe))
     provenance = {
         "source": origin,
         "tool": f"gptoss-mlx {version('gptoss-mlx')}",
         "recipe": recipe_name,
-        "source_sha256": {path.name: checksums[path] for path in source.shards},
+        "sourcesha256": {path.name: checksums[path] for path in source.shards},
         "sha256": {shard.path.name: checksums[shard.path] for shard in writer.shards},
     }
     write_json(folder / PROVENANCE, provenance)
@@ -205,7 +205,14 @@ def converted(item: Plain | Blocks, recipe: Recipe) -> Iterator[tuple[np.ndarray
                 raise ConvertError(f"{item.module} has a scale that is not a number (E8M0 255): the source is corrupt")
             yield (packed(parts[0]), parts[1]) if q == MXFP4 else _affine(dequantized(*parts), q)
         else:
-            yield parts if q is None else _affine(mx.array(parts[0]).view(mx.bfloat16), q)
+            values = mx.array(parts[0]).view(mx.bfloat16)
+            if not mx.isfinite(values.sum() * 0):
+                raise ConvertError(f"{item.name} has values that are not a number: the source is corrupt")
+            yield parts if q is None else _quantized(values, q)
+
+
+def _quantized(values: mx.array, q: Quantization) -> tuple[np.ndarray, ...]:
+    return quantized(values) if q == MXFP4 else _affine(values, q)
 
 
 def _affine(values: mx.array, q: Quantization) -> tuple[np.ndarray, ...]:
@@ -214,7 +221,7 @@ def _affine(values: mx.array, q: Quantization) -> tuple[np.ndarray, ...]:
     return np.array(weight), np.array(scales.view(mx.uint16)), np.array(biases.view(mx.uint16))
 
 
-def _config(source: HubSource, recipe: Recipe) -> dict:
+def _config(source: Source, recipe: Recipe) -> dict:
     """The source's config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
     default = recipe.head or recipe.experts
     used = {item.module: quantization_of(item, recipe) for item in source.weights()}
@@ -229,14 +236,6 @@ def _check_space(folder: Path, needed: int) -> None:
         raise ConvertError(
             f"{folder.parent} has {free / 1e9:.1f} GB free; the converted model needs {(needed + SPARE) / 1e9:.1f} GB"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(4 * 2**20)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
 
 
 class _Memory:

@@ -1,27 +1,34 @@
 """A checkpoint on disk -> one stream of canonical weights.
 
 Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either BF16 or MXFP4. Which layout it came
-from ends here. One layout is known: the published one of the hub (GptOssForCausalLM in safetensors).
+from ends here. Known layouts, all safetensors, told apart by their headers:
+
+published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
+original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
+plain       fine-tunes saved with the experts in BF16, inputs first
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.config import ConfigError, ModelConfig
 
 from .mxfp4 import BLOCK
+
+Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor in BF16: its bits, uint16, as a view of the file."""
+    """A tensor in BF16: its bits, uint16, as a view of the file, strided perhaps."""
 
     name: str
     values: np.ndarray
@@ -36,7 +43,7 @@ class Plain:
 
     @property
     def is_matrix(self) -> bool:
-        return len(self.shape) == 2 and self.name.endswith(".weight")
+        return len(self.shape) >= 2 and self.name.endswith(".weight")
 
 
 @dataclass(frozen=True)
@@ -52,34 +59,46 @@ class Blocks:
         return (*self.scales.shape[:2], self.scales.shape[2] * BLOCK)
 
 
-class HubSource:
-    """A folder in the published layout, whose headers have been checked against its config. Raises GptOssError."""
+@dataclass(frozen=True)
+class Layout:
+    """What one kind of checkpoint holds, and how it becomes canonical weights."""
+
+    name: str
+    mark: str
+    """A part of a name that only this layout has."""
+    tensors: Callable[[ModelConfig], dict[str, Form]]
+    weights: Callable[[str, Callable[[str], np.ndarray], ModelConfig], Iterator[Plain | Blocks]]
+    """A tensor's name, and what gives views by name -> the canonical weights that begin with this tensor."""
+
+
+class Source:
+    """A folder in one of the layouts, whose headers have been checked against its config. Raises GptOssError."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.config = ModelConfig.load(folder)
-        self.raw_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.raw_config = read_config(folder)
+        try:
+            self.config = ModelConfig.from_dict(self.raw_config)
+        except ConfigError as error:
+            raise ConfigError(f"{folder / 'config.json'}: {error}") from None
         self.checkpoint = Checkpoint.open(folder)
-        _check(self.checkpoint, published_tensors(self.config))
+        self.layout = _layout_of(self.checkpoint)
+        _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
 
     @property
     def shards(self) -> list[Path]:
         """The source files, in order of name."""
         return sorted(set(self.checkpoint.file_of.values()))
 
+    def companion(self, name: str) -> Path | None:
+        """A file beside the weights; an `original/` folder has the tokenizer's above it."""
+        folders = (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
     def weights(self) -> Iterator[Plain | Blocks]:
         """Every weight of the model, layer by layer: views of the files, of which nothing has been read yet."""
-        view = self.checkpoint.view
-        for name in published_tensors(self.config):
-            module, _, kind = name.rpartition("_")
-            if ".mlp.experts." not in name:
-                yield Plain(name, view(name))
-            elif kind == "blocks":
-                for part, rows in _parts(module):
-                    yield Blocks(part, view(name)[:, rows], view(f"{module}_scales")[:, rows])
-            elif kind == "bias":
-                for part, rows in _parts(module):
-                    yield Plain(f"{part}.bias", view(name)[:, rows])
+        for name in self.layout.tensors(self.config):
+            yield from self.layout.weights(name, self.checkpoint.view, self.config)
 
 
 def _parts(module: str) -> list[tuple[str, slice]]:
@@ -90,11 +109,79 @@ def _parts(module: str) -> list[tuple[str, slice]]:
     return [(module, slice(None))]
 
 
-def published_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _published_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+    module, _, kind = name.rpartition("_")
+    if ".mlp.experts." not in name:
+        yield Plain(name, view(name))
+    elif kind == "blocks":
+        for part, rows in _parts(module):
+            yield Blocks(part, view(name)[:, rows], view(f"{module}_scales")[:, rows])
+    elif kind == "bias":
+        for part, rows in _parts(module):
+            yield Plain(f"{part}.bias", view(name)[:, rows])
+
+
+def _plain_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+    if name.endswith(("gate_up_proj", "down_proj")):
+        for part, rows in _parts(name):
+            yield Plain(f"{part}.weight", view(name).swapaxes(1, 2)[:, rows])
+    else:
+        yield from _published_weights(name, view, config)
+
+
+def _original_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+    """Each original tensor under its published name, cut where the published ones are."""
+    if name.endswith(".scales"):
+        return
+    published = _published_name(name)
+    if ".attn.qkv." in name:
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        start = 0
+        for letter, rows in (("q", queries), ("k", keys), ("v", keys)):
+            yield Plain(published.replace("qkv", letter), view(name)[start : start + rows])
+            start += rows
+    elif name.endswith(".blocks"):
+        of = {published: name, published.replace("_blocks", "_scales"): name.replace(".blocks", ".scales")}
+        yield from _published_weights(published, lambda wanted: view(of[wanted]), config)
+    else:
+        yield from _published_weights(published, lambda wanted: view(name), config)
+
+
+# Original name -> published name, outside the layers and within one.
+_ORIGINAL_NAMES = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.scale": "model.norm.weight",
+    "unembedding.weight": "lm_head.weight",
+    "attn.norm.scale": "input_layernorm.weight",
+    "attn.sinks": "self_attn.sinks",
+    "attn.qkv.weight": "self_attn.qkv_proj.weight",
+    "attn.qkv.bias": "self_attn.qkv_proj.bias",
+    "attn.out.weight": "self_attn.o_proj.weight",
+    "attn.out.bias": "self_attn.o_proj.bias",
+    "mlp.norm.scale": "post_attention_layernorm.weight",
+    "mlp.gate.weight": "mlp.router.weight",
+    "mlp.gate.bias": "mlp.router.bias",
+    "mlp.mlp1_weight.blocks": "mlp.experts.gate_up_proj_blocks",
+    "mlp.mlp1_weight.scales": "mlp.experts.gate_up_proj_scales",
+    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
+    "mlp.mlp2_weight.blocks": "mlp.experts.down_proj_blocks",
+    "mlp.mlp2_weight.scales": "mlp.experts.down_proj_scales",
+    "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
+}
+
+
+def _published_name(name: str) -> str:
+    if not name.startswith("block."):
+        return _ORIGINAL_NAMES[name]
+    _, layer, rest = name.split(".", 2)
+    return f"model.layers.{layer}.{_ORIGINAL_NAMES[rest]}"
+
+
+def published_tensors(config: ModelConfig) -> dict[str, Form]:
     """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration."""
     hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    tensors: dict[str, Form] = {}
     for index in range(config.num_layers):
         path = f"model.layers.{index}"
         tensors[f"{path}.input_layernorm.weight"] = ("BF16", (hidden,))
@@ -121,12 +208,97 @@ def published_tensors(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ..
     return tensors
 
 
-def _check(checkpoint: Checkpoint, wanted: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    found = checkpoint.tensors
-    if any(name.endswith(".gate_proj.weight") for name in found):
+def plain_tensors(config: ModelConfig) -> dict[str, Form]:
+    """The same with the experts in BF16: [experts, inputs, outputs]."""
+    tensors: dict[str, Form] = {}
+    for name, (dtype, shape) in published_tensors(config).items():
+        if name.endswith("_blocks"):
+            experts, rows, blocks, _ = shape
+            tensors[name.removesuffix("_blocks")] = ("BF16", (experts, blocks * BLOCK, rows))
+        elif not name.endswith("_scales"):
+            tensors[name] = (dtype, shape)
+    return tensors
+
+
+def original_tensors(config: ModelConfig) -> dict[str, Form]:
+    """The same under the names that OpenAI's own code reads."""
+    published = published_tensors(config)
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    tensors: dict[str, Form] = {}
+    within = [name for name in _ORIGINAL_NAMES if "." in name and name.split(".")[0] in ("attn", "mlp")]
+    outside = [name for name in _ORIGINAL_NAMES if name not in within]
+    for name in [f"block.{index}.{name}" for index in range(config.num_layers) for name in within] + outside:
+        if ".qkv." in name:
+            columns = (config.hidden_size,) if name.endswith("weight") else ()
+            tensors[name] = ("BF16", (queries + 2 * keys, *columns))
+        else:
+            tensors[name] = published[_published_name(name)]
+    return tensors
+
+
+PUBLISHED = Layout("published", "_proj_blocks", published_tensors, _published_weights)
+ORIGINAL = Layout("original", "attn.qkv.", original_tensors, _original_weights)
+PLAIN = Layout("plain", "mlp.experts.gate_up_proj", plain_tensors, _plain_weights)
+LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN)  # the mark of the last one is also in the first one's names
+
+
+def _layout_of(checkpoint: Checkpoint) -> Layout:
+    names = checkpoint.tensors
+    if any(name.endswith(".gate_proj.weight") for name in names):
         raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
+    return next((layout for layout in LAYOUTS if any(layout.mark in name for name in names)), PUBLISHED)
+
+
+# The original config's names for what the published one says otherwise.
+_ORIGINAL_CONFIG = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as the published checkpoints write it, translated from the original's where it is that one."""
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} has no config.json: not a model folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if not isinstance(data, dict) or "model_type" in data or "num_experts" not in data:
+        return data
+    return _published_config(data)
+
+
+def _published_config(original: Mapping[str, Any]) -> dict[str, Any]:
+    rope = {
+        "rope_type": "yarn",
+        "factor": original.get("rope_scaling_factor", 32.0),
+        "beta_fast": float(original.get("rope_ntk_beta", 32.0)),
+        "beta_slow": float(original.get("rope_ntk_alpha", 1.0)),
+        "truncate": False,
+        "original_max_position_embeddings": original.get("initial_context_length", 4096),
+    }
+    kept = {_ORIGINAL_CONFIG.get(name, name): value for name, value in original.items()}
+    for name in ("rope_scaling_factor", "rope_ntk_alpha", "rope_ntk_beta"):
+        kept.pop(name, None)
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "attention_bias": True,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-05,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+        "eos_token_id": 200002,
+        "pad_token_id": 199999,
+        "rope_scaling": rope,
+    } | kept
+
+
+def _check(checkpoint: Checkpoint, wanted: dict[str, Form], layout: str) -> None:
+    found = checkpoint.tensors
     if missing := [name for name in wanted if name not in found]:
-        raise CheckpointError(f"{checkpoint.folder} is not a published gpt-oss checkpoint: it lacks {_some(missing)}")
+        raise CheckpointError(
+            f"{checkpoint.folder} is not a gpt-oss checkpoint in the {layout} layout: it lacks {_some(missing)}"
+        )
     if unknown := [name for name in found if name not in wanted]:
         raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not: {_some(unknown)}")
     for name, (dtype, shape) in wanted.items():

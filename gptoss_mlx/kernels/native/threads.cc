@@ -52,15 +52,16 @@ void Pool::run(int count, Call call, const void* context) {
   call_ = call, context_ = context;
   for (int64_t i = 0, n = threads(); i < n; i++)
     shares_[i].left = {uint32_t(count * i / n), uint32_t(count * (i + 1) / n)};
-  working_ = int(workers_.size());
+  gate_ = open;
   {
     std::lock_guard lock(sleep_);  // so that no worker falls asleep between its last look and this change
     round_++;
   }
   wake_.notify_all();
   take_tasks(0);
-  // A worker that shares this core with another program may be long in coming: let it have the core.
-  for (int spins = 0; working_ > 0; spins++) spins < spins_before_yield ? pause() : std::this_thread::yield();
+  gate_ &= ~open;
+  // A worker that lost its core in the middle of a task may want this one.
+  for (int spins = 0; gate_ != 0; spins++) spins < spins_before_yield ? pause() : std::this_thread::yield();
 }
 
 void Pool::take_tasks(int thread) {
@@ -90,9 +91,17 @@ void Pool::work(int thread) {
     }
     if (stop_) return;
     seen = round_;
+    if (!join()) continue;
     take_tasks(thread);
-    working_--;
+    gate_--;
   }
+}
+
+bool Pool::join() {
+  for (uint32_t gate = gate_; gate & open;) {
+    if (gate_.compare_exchange_weak(gate, gate + 1)) return true;
+  }
+  return false;
 }
 
 int fast_cores() {

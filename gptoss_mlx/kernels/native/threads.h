@@ -43,12 +43,16 @@ class Pool {
   void take_tasks(int thread);
   bool take(Share& share, bool from_front);
   void work(int thread);
+  bool join();
 
   std::mutex one_caller_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  std::vector<Share> shares_;    // one for each thread, the caller's first
-  std::atomic<int> working_{0};  // workers that have not finished this round
+  std::vector<Share> shares_;  // one for each thread, the caller's first
+  // Whether workers may join this round, and how many are in it. A round ends without those that have not come: one
+  // that shares its core with another program may be long in coming.
+  static constexpr uint32_t open = 1u << 31;
+  std::atomic<uint32_t> gate_{0};
   std::atomic<unsigned> round_{0};
   std::atomic<bool> stop_{false};
   std::mutex sleep_;

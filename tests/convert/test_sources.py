@@ -1,0 +1,172 @@
+"""The layouts of a source: the same model, however it was saved, becomes the same folder."""
+
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import gptoss_mlx
+from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors, write_tokenizer
+from golden.make_logits import dequantized
+from gptoss_convert import convert
+from gptoss_convert.mxfp4 import quantized
+from gptoss_convert.sources import _ORIGINAL_NAMES
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.errors import GptOssError
+
+CONFIG = config_of()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    write_checkpoint(root / "source", CONFIG)
+    convert(root / "source", root / "model")
+    return root / "model"
+
+
+def original_tensors():
+    """What the published tensors are called in `original/`, q, k and v in one."""
+    tensors, published_name = {}, {published: original for original, published in _ORIGINAL_NAMES.items()}
+    for name, (array, dtype) in tensors_of(CONFIG).items():
+        layer, _, rest = name.removeprefix("model.layers.").partition(".")
+        if not name.startswith("model.layers."):
+            tensors[published_name[name]] = array, dtype
+        elif rest.startswith(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")):
+            tensors.setdefault(f"block.{layer}.attn.qkv.{rest.rpartition('.')[2]}", []).append(array)
+        else:
+            tensors[f"block.{layer}.{published_name[rest]}"] = array, dtype
+    return {name: (np.concatenate(v), "BF16") if isinstance(v, list) else v for name, v in tensors.items()}
+
+
+def original_folder(folder):
+    """As in the published repositories: the tokenizer lies above."""
+    (folder / "original").mkdir(parents=True)
+    write_safetensors(folder / "original" / "model.safetensors", original_tensors())
+    rope = CONFIG["rope_scaling"]
+    config = {
+        "num_hidden_layers": 4,
+        "num_experts": 8,
+        "experts_per_token": 4,
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "swiglu_limit": 7.0,
+        "head_dim": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": 128,
+        "initial_context_length": 4096,
+        "rope_theta": 150000,
+        "rope_scaling_factor": rope["factor"],
+        "rope_ntk_alpha": 1,
+        "rope_ntk_beta": 32,
+    }
+    (folder / "original" / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    return folder / "original"
+
+
+def bf16_folder(folder, change=lambda name, values: values):
+    """As a fine-tune is saved: experts in BF16, inputs first."""
+    folder.mkdir(parents=True)
+    tensors = {name: v for name, v in tensors_of(CONFIG).items() if not name.endswith(("_blocks", "_scales"))}
+    for name, values in dequantized(tensors_of(CONFIG)).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            bits = mx.array(change(name, values)).astype(mx.bfloat16).view(mx.uint16)
+            tensors[name] = np.array(bits), "BF16"
+    write_safetensors(folder / "model.safetensors", tensors)
+    config = {name: value for name, value in CONFIG.items() if name != "quantization_config"}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    return folder
+
+
+def same_tensors(one, two):
+    one, two = Checkpoint.open(one), Checkpoint.open(two)
+    assert one.tensors.keys() == two.tensors.keys()
+    return all(np.array_equal(one.view(name), two.view(name)) for name in one.tensors)
+
+
+def test_original(published, tmp_path):
+    convert(original_folder(tmp_path / "source"), tmp_path / "model")
+    assert same_tensors(tmp_path / "model", published)
+    assert (tmp_path / "model" / "tokenizer.json").is_file()
+    ids = mx.array([[i % 250 for i in range(150)]])
+    assert mx.array_equal(gptoss_mlx.load(tmp_path / "model")(ids), gptoss_mlx.load(published)(ids))
+
+
+def test_mlx_lm_loads_what_came_from_original(tmp_path):
+    from mlx_lm.utils import load_model
+
+    convert(original_folder(tmp_path / "source"), tmp_path / "model")
+    model, _ = load_model(tmp_path / "model")
+    assert model(mx.array([[1, 2, 3]])).shape == (1, 3, CONFIG["vocab_size"])
+
+
+def test_bf16_fine_tunes(published, tmp_path):
+    """Of values that come from MXFP4 nothing is lost; a code may be written with another scale."""
+    convert(bf16_folder(tmp_path / "source"), tmp_path / "model")
+    one, two = Checkpoint.open(tmp_path / "model"), Checkpoint.open(published)
+    assert one.tensors.keys() == two.tensors.keys()
+    for name in one.tensors:
+        if ".experts." not in name or name.endswith(".bias"):
+            assert np.array_equal(one.view(name), two.view(name))
+        elif name.endswith(".weight"):
+            scales = name.replace(".weight", ".scales")
+            values = [
+                mx.dequantize(c.array(name), c.array(scales), group_size=32, bits=4, mode="mxfp4") for c in (one, two)
+            ]
+            assert mx.array_equal(*values)
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4-q8", "q4"])
+def test_bf16_fine_tunes_in_other_recipes(tmp_path, recipe):
+    random = np.random.RandomState(5)
+    source = bf16_folder(tmp_path / "source", lambda _, v: v * (1 + 0.01 * random.standard_normal(v.shape)))
+    convert(source, tmp_path / "model", recipe)
+    assert gptoss_mlx.load(tmp_path / "model")(mx.array([[1, 2, 3]])).shape == (1, 3, 320)
+
+
+def test_our_mxfp4_is_nearer_than_mlx():
+    mx.random.seed(3)
+    values = (mx.random.normal((64, 2880)) * mx.exp(mx.random.normal((64, 1)))).astype(mx.bfloat16)
+
+    def error(weight, scales):
+        form = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+        return mx.linalg.norm(mx.dequantize(mx.array(weight), mx.array(scales), dtype=mx.float32, **form) - values)
+
+    ours = error(*quantized(values))
+    theirs = error(*mx.quantize(values, group_size=32, bits=4, mode="mxfp4"))
+    assert ours < 0.98 * theirs
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-36, 1e-30, 1e30, 3e38])
+def test_mxfp4_of_extremes(scale):
+    values = (mx.linspace(-1, 1, 32) * scale).astype(mx.bfloat16)[None]
+    weight, scales = quantized(values)
+    stored = mx.dequantize(mx.array(weight), mx.array(scales), group_size=32, bits=4, mode="mxfp4", dtype=mx.float32)
+    assert mx.isfinite(stored).all()
+    assert (mx.abs(stored - values) <= 0.2 * mx.abs(values).max()).all()
+
+
+def test_a_mixture_of_layouts_is_refused(tmp_path):
+    folder = bf16_folder(tmp_path / "source")
+    tensors = {name: (array, dtype) for name, (array, dtype) in tensors_of(CONFIG).items() if "_proj_" not in name}
+    tensors |= {"block.0.attn.qkv.weight": (np.zeros((512, 64), np.uint16), "BF16")}
+    write_safetensors(folder / "model.safetensors", tensors)
+    with pytest.raises(GptOssError, match="in the original layout: it lacks"):
+        convert(folder, tmp_path / "model")
+
+
+def test_a_fine_tune_that_is_not_a_number_is_refused(tmp_path):
+    def broken(name, values):
+        values = values.copy()
+        values[0, 0, 0] = np.nan
+        return values
+
+    source = bf16_folder(tmp_path / "source", broken)
+    with pytest.raises(GptOssError, match="not a number"):
+        convert(source, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
