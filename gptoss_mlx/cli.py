@@ -316,6 +316,51 @@ def bench(
         print_table(figures)
 
 
+@cli.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
+@click.argument("path")
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
+@click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def inspect(path: str, show_tensors: bool, tensor: str | None, as_json: bool) -> None:
+    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights."""
+    from dataclasses import asdict
+
+    from gptoss_convert import inspection, inspection_report
+
+    from .checkpoint import Checkpoint
+
+    folder = resolve(path)
+    if tensor is not None:
+        found = inspection.statistics(folder, tensor)
+        click.echo(json.dumps(asdict(found), indent=1)) if as_json else inspection_report.print_statistics(found)
+    elif show_tensors:
+        tensors = Checkpoint.open(folder).tensors
+        listed = [asdict(each) | {"nbytes": each.nbytes} for each in tensors.values()]
+        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(tensors)
+    else:
+        made = inspection.inspect(folder)
+        click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else inspection_report.print_inspection(made)
+
+
+@cli.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
+@click.argument("model")
+def verify(model: str) -> None:
+    """Read every byte of a converted folder, and check it against the checksums that its conversion wrote."""
+    from gptoss_convert import Progress
+    from gptoss_convert.verification import verify as check
+
+    from .progress import conversion_progress
+
+    folder = resolve(model)
+    with conversion_progress() as show:
+        wrong = check(folder, lambda done, total: show(Progress("verify", done, total)))
+    for line in wrong:
+        click.echo(line)
+    if wrong:
+        raise GptOssError(f"{folder} is damaged: convert it again")
+    click.echo("every file is what was written")
+
+
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
 @click.argument("model")
 @memory_options

@@ -164,7 +164,7 @@ def _convert(
         "source": origin,
         "tool": f"gptoss-mlx {version('gptoss-mlx')}",
         "recipe": recipe_name,
-        "sourcesha256": {path.name: checksums[path] for path in source.shards},
+        "source_sha256": {path.name: checksums[path] for path in source.shards},
         "sha256": {shard.path.name: checksums[shard.path] for shard in writer.shards},
     }
     write_json(folder / PROVENANCE, provenance)

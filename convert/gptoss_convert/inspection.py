@@ -1,0 +1,222 @@
+"""What a checkpoint holds, from its headers: parameters by family, in total and per token; types; bytes; provenance.
+
+Knows the names of all layouts, of sources and of converted folders; reads weights for the statistics of a tensor alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo
+from gptoss_mlx.config import ModelConfig, Quantization
+from gptoss_mlx.errors import GptOssError
+
+from .sources import read_config
+
+# A part of a tensor's name -> its family, the first that is found.
+FAMILIES = {
+    ".experts.": "experts",
+    ".mlp.mlp1_": "experts",
+    ".mlp.mlp2_": "experts",
+    ".router.": "routers",
+    ".mlp.gate.": "routers",
+    "norm": "norms and sinks",
+    "sinks": "norms and sinks",
+    "lm_head": "head",
+    "unembedding": "head",
+    "embed": "embeddings",
+    "attn": "attention",
+}
+ORDER = ("experts", "attention", "routers", "norms and sinks", "embeddings", "head")
+BINS = 24
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    parameters: int
+    active: int
+    """Parameters that one token meets; of the embeddings it looks up a row, which is not counted."""
+    bytes: int
+    bytes_per_token: int
+    dtypes: dict[str, int]
+    """How many bytes of each type, MXFP4 and affine codes under their own names."""
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.bytes / self.parameters
+
+
+@dataclass(frozen=True)
+class Inspection:
+    path: str
+    layers: int
+    experts: int
+    experts_per_token: int
+    context: int
+    families: list[Family]
+    license: str | None
+    provenance: dict[str, Any] | None
+
+    def total(self, figure: str) -> int:
+        return sum(getattr(family, figure) for family in self.families)
+
+    def as_dict(self) -> dict[str, Any]:
+        figures = ("parameters", "active", "bytes", "bytes_per_token")
+        return asdict(self) | {f"total_{name}": self.total(name) for name in figures}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one tensor's stored numbers; BF16 as what they mean, codes as they are."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    least: float
+    most: float
+    mean: float
+    deviation: float
+    not_finite: int
+    edges: list[float]
+    counts: list[int]
+
+
+def inspect(folder: Path) -> Inspection:
+    """Describe a folder in any layout. Raises GptOssError."""
+    config = ModelConfig.from_dict(read_config(folder))
+    tensors = Checkpoint.open(folder).tensors
+    provenance = provenance_of(folder)
+    return Inspection(
+        path=str(folder),
+        layers=config.num_layers,
+        experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        context=config.max_context,
+        families=_families(tensors, config),
+        license=_license(folder),
+        provenance=provenance,
+    )
+
+
+def _families(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[Family]:
+    members: dict[str, list[TensorInfo]] = {name: [] for name in ORDER}
+    for name, tensor in tensors.items():
+        members[family_of(name)].append(tensor)
+    families = []
+    for name, group in members.items():
+        parameters = sum(_parameters(tensor, tensors, config) for tensor in group)
+        size = sum(tensor.nbytes for tensor in group)
+        share = {"experts": config.experts_per_token / config.num_experts, "embeddings": 0}.get(name, 1)
+        dtypes: Counter[str] = Counter()
+        for tensor in group:
+            dtypes[_form(tensor, tensors, config)] += tensor.nbytes
+        families.append(Family(name, parameters, int(parameters * share), size, int(size * share), dict(dtypes)))
+    return [family for family in families if family.parameters]
+
+
+def family_of(name: str) -> str:
+    """Raises CheckpointError for a name that no gpt-oss checkpoint has."""
+    family = next((family for part, family in FAMILIES.items() if part in name), None)
+    if family is None:
+        raise CheckpointError(f"{name!r} is no tensor of gpt-oss")
+    return family
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _quantization(name: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> Quantization | None:
+    return config.quantization_of(_module(name)) if f"{_module(name)}.scales" in tensors else None
+
+
+def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> int:
+    """Weights that a tensor stands for; what only helps to decode another stands for none."""
+    count = math.prod(tensor.shape)
+    name = tensor.name
+    if name.endswith(("_scales", ".scales")) and tensor.dtype in ("U8", "BF16") and "norm.scale" not in name:
+        return 0
+    if name.endswith(".biases"):
+        return 0
+    if name.endswith(("_blocks", ".blocks")):
+        return 2 * count
+    if q := _quantization(name, tensors, config):
+        return count * 32 // q.bits if name.endswith(".weight") else count
+    return count
+
+
+def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> str:
+    if tensor.dtype == "U8":
+        return "MXFP4"
+    q = _quantization(tensor.name, tensors, config)
+    if q is None or tensor.name.endswith(".bias"):
+        return tensor.dtype
+    return "MXFP4" if q.mode == "mxfp4" else f"{q.bits}-bit affine"
+
+
+def provenance_of(folder: Path) -> dict[str, Any] | None:
+    path = folder / "provenance.json"
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise GptOssError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise GptOssError(f"{path} is damaged: not a JSON object")
+    return data
+
+
+def _license(folder: Path) -> str | None:
+    """The first line of LICENSE that says something."""
+    path = folder / "LICENSE"
+    if not path.is_file():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in lines if line.strip()), None)
+
+
+def statistics(folder: Path, name: str) -> Statistics:
+    """Figures of one tensor. Raises GptOssError where there is no such tensor."""
+    checkpoint = Checkpoint.open(folder)
+    if name not in checkpoint.tensors:
+        near = [known for known in checkpoint.tensors if name in known][:3]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise GptOssError(f"{folder} has no tensor {name!r}{hint}")
+    tensor, view = checkpoint.tensors[name], checkpoint.view(name).reshape(-1)
+    least, most, total, squares, bad = math.inf, -math.inf, 0.0, 0.0, 0
+    pieces = [slice(start, start + 2**22) for start in range(0, max(view.size, 1), 2**22)]
+    for piece in pieces:
+        values, broken = _finite(view[piece], tensor.dtype)
+        bad += broken
+        if values.size:
+            least, most = min(least, float(values.min())), max(most, float(values.max()))
+            total, squares = total + float(values.sum()), squares + float(np.square(values).sum())
+    count = max(view.size - bad, 1)
+    if least > most:
+        least = most = 0.0
+    edges = np.linspace(least, most if most > least else least + 1, BINS + 1)
+    counts = sum((np.histogram(_finite(view[piece], tensor.dtype)[0], edges)[0] for piece in pieces), np.zeros(BINS))
+    mean = total / count
+    deviation = math.sqrt(max(squares / count - mean**2, 0))
+    return Statistics(
+        name, tensor.dtype, tensor.shape, least, most, mean, deviation, bad, edges.tolist(), counts.astype(int).tolist()
+    )
+
+
+def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
+    """As float64, without what is not finite, and how many those are."""
+    if dtype == "BF16":
+        part = (part.astype(np.uint32) << 16).view(np.float32)
+    values = part.astype(np.float64)
+    finite = np.isfinite(values)
+    return values[finite], int(values.size - finite.sum())

@@ -1,0 +1,77 @@
+"""An inspection as tables, and a tensor's histogram as lines of a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from gptoss_mlx.checkpoint import TensorInfo
+from gptoss_mlx.memory import size_text
+
+from .inspection import Inspection, Statistics, family_of
+
+WIDTH = 50  # of the longest bar
+
+
+def print_inspection(inspection: Inspection) -> None:
+    table = Table("family", "weights", "per token", "size", "bits", "read", "stored as")
+    for family in inspection.families:
+        table.add_row(
+            family.name,
+            _count(family.parameters),
+            _count(family.active),
+            size_text(family.bytes),
+            f"{family.bits_per_weight:.2f}",
+            size_text(family.bytes_per_token),
+            max(family.dtypes, key=family.dtypes.__getitem__),
+        )
+    table.add_section()
+    parameters, size = inspection.total("parameters"), inspection.total("bytes")
+    table.add_row(
+        "in all",
+        _count(parameters),
+        _count(inspection.total("active")),
+        size_text(size),
+        f"{8 * size / parameters:.2f}",
+        size_text(inspection.total("bytes_per_token")),
+    )
+    console = Console()
+    console.print(f"{inspection.path}", highlight=False, markup=False)
+    console.print(table)
+    shape = f"{inspection.layers} layers, {inspection.experts_per_token} of {inspection.experts} experts a token"
+    console.print(f"{shape}, context {inspection.context:,}", highlight=False)
+    console.print("bits: for each weight; per token, read: what decoding a token meets and reads", highlight=False)
+    console.print(f"license: {inspection.license or 'no LICENSE file'}", highlight=False, markup=False)
+    if made := inspection.provenance:
+        source = made.get("source") if isinstance(made.get("source"), dict) else {}
+        text = f"converted with {made.get('recipe')} by {made.get('tool')} from {source.get('id')}"
+        console.print(f"{text}, revision {source.get('revision')}", highlight=False, markup=False)
+
+
+def print_tensors(tensors: Mapping[str, TensorInfo]) -> None:
+    table = Table("tensor", "family", "type", "shape", "size")
+    for name, tensor in tensors.items():
+        table.add_row(name, family_of(name), tensor.dtype, str(list(tensor.shape)), size_text(tensor.nbytes))
+    Console().print(table)
+
+
+def print_statistics(found: Statistics) -> None:
+    console = Console()
+
+    def line(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    line(f"{found.name}: {found.dtype} {list(found.shape)}")
+    line(f"least {found.least:.6g}, most {found.most:.6g}, mean {found.mean:.6g}, deviation {found.deviation:.6g}")
+    if found.not_finite:
+        line(f"{found.not_finite:,} values are not finite")
+    tallest = max(*found.counts, 1)
+    for left, right, count in zip(found.edges, found.edges[1:], found.counts, strict=False):
+        bar = "#" * round(WIDTH * count / tallest)
+        line(f"{left:>12.4g} .. {right:<12.4g} {bar:<{WIDTH}} {count:,}")
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"

@@ -1,0 +1,52 @@
+"""A converted folder against the checksums that its conversion wrote: every byte of every shard is read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from gptoss_mlx.errors import GptOssError
+
+from .inspection import provenance_of
+
+BUFFER = 4 * 2**20
+
+
+def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
+    """Of a whole file; `on_read` hears how many bytes were read just now."""
+    digest, buffer = hashlib.sha256(), bytearray(BUFFER)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            on_read(count)
+    return digest.hexdigest()
+
+
+def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Check every shard; returns what is wrong, a line each. Raises GptOssError where nothing says what is right."""
+    if not folder.is_dir():
+        raise GptOssError(f"{folder} is not a folder")
+    wanted = (provenance_of(folder) or {}).get("sha256")
+    if not isinstance(wanted, dict) or not wanted or not all(isinstance(v, str) for v in wanted.values()):
+        raise GptOssError(f"{folder} has no provenance.json with checksums: it was not converted by gptoss-mlx")
+    if strange := [name for name in wanted if Path(name).name != name]:
+        raise GptOssError(f"{folder / 'provenance.json'} names {strange[0]!r}, which is not a file name")
+    here = {path.name for path in folder.glob("*.safetensors")}
+    wrong = [f"{name} is missing" for name in wanted if name not in here]
+    wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
+    total = sum((folder / name).stat().st_size for name in wanted if name in here)
+    done = 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        on_progress(done, total)
+
+    for name in sorted(here & wanted.keys()):
+        try:
+            if sha256(folder / name, read) != wanted[name]:
+                wrong.append(f"{name} is not what was written: its SHA-256 differs")
+        except OSError as error:
+            wrong.append(f"{name} cannot be read: {error.strerror}")
+    return wrong

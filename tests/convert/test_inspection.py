@@ -1,0 +1,129 @@
+"""What inspect says of every layout and recipe, and what verify finds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from budget.shapes import SIZES, converted_shape
+from checkpoints import config_of, tensors_of, write_checkpoint
+from convert.test_sources import bf16_folder, original_folder
+from gptoss_convert import RECIPES, convert
+from gptoss_convert.inspection import BINS, inspect, statistics
+from gptoss_convert.verification import verify
+from gptoss_mlx.bench.roofline import weight_bytes
+from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.errors import GptOssError
+
+CONFIG = config_of()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("inspected")
+    made = {"published": write_checkpoint(root / "published", CONFIG)}
+    made |= {"original": original_folder(root / "original"), "plain": bf16_folder(root / "plain")}
+    for recipe in RECIPES:
+        convert(made["published"], root / recipe, recipe)
+        made[recipe] = root / recipe
+    return made
+
+
+NAMES = ["published", "original", "plain", *RECIPES]
+
+
+def parameters():
+    """Counted from the published tensors: each byte of blocks is two weights, scales are none."""
+    total = 0
+    for name, (array, _) in tensors_of(CONFIG).items():
+        total += 2 * array.size if name.endswith("_blocks") else 0 if name.endswith("_scales") else array.size
+    return total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_parameters_in_every_form(folders, name):
+    found = inspect(folders[name])
+    assert found.total("parameters") == parameters()
+    assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(folders[name]).tensors.values())
+    families = {family.name: family for family in found.families}
+    assert families["experts"].active == families["experts"].parameters * 4 // 8
+    assert families["embeddings"].active == 0
+    assert (found.layers, found.experts, found.experts_per_token, found.context) == (4, 8, 4, 131072)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_bytes_per_token_are_those_of_the_roofline(folders, name):
+    checkpoint = Checkpoint.open(folders[name])
+    wanted = weight_bytes(checkpoint, ModelConfig.load(folders[name]))
+    assert abs(inspect(folders[name]).total("bytes_per_token") - wanted) <= 8
+
+
+def test_published_numbers(tmp_path):
+    """The model card: 20.9 B and 3.6 B, 116.8 B and 5.1 B."""
+    for name, total, active in (("20b", 20.9, 3.6), ("120b", 116.8, 5.1)):
+        found = inspect(converted_shape(tmp_path / name, *SIZES[name]))
+        assert round(found.total("parameters") / 1e9, 1) == total
+        assert round(found.total("active") / 1e9, 1) == active
+
+
+def test_statistics(folders):
+    name = "model.layers.1.self_attn.sinks"
+    values = (tensors_of(CONFIG)[name][0].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    found = statistics(folders["published"], name)
+    assert (found.least, found.most) == (values.min(), values.max())
+    assert np.isclose(found.mean, values.mean())
+    assert np.isclose(found.deviation, values.std())
+    assert sum(found.counts) == values.size
+    assert len(found.counts) == BINS
+
+
+def test_command(run, folders):
+    for name in NAMES:
+        result = run("inspect", folders[name])
+        assert result.returncode == 0, result.stderr
+        assert "experts a token" in result.stdout
+    data = json.loads(run("inspect", folders["mxfp4-q4"], "--json").stdout)
+    assert data["total_parameters"] == parameters()
+    assert data["provenance"]["recipe"] == "mxfp4-q4"
+    assert "model.norm.weight" in run("inspect", folders["published"], "--tensors").stdout
+    listed = json.loads(run("inspect", folders["published"], "--tensors", "--json").stdout)
+    assert {tensor["name"] for tensor in listed} == set(tensors_of(CONFIG))
+    assert "deviation" in run("inspect", folders["published"], "--tensor", "lm_head.weight").stdout
+    wrong = run("inspect", folders["published"], "--tensor", "lm_head")
+    assert wrong.returncode == 1
+    assert "no tensor 'lm_head'; there are lm_head.weight" in wrong.stderr
+
+
+class TestVerify:
+    @pytest.fixture
+    def folder(self, folders, tmp_path):
+        convert(folders["published"], tmp_path / "model")
+        return tmp_path / "model"
+
+    def test_all_is_well(self, run, folder):
+        assert verify(folder) == []
+        result = run("verify", folder)
+        assert (result.returncode, result.stdout) == (0, "every file is what was written\n")
+
+    def test_a_flipped_bit_is_found_and_named(self, run, folder):
+        path = sorted(folder.glob("*.safetensors"))[0]
+        data = bytearray(path.read_bytes())
+        data[-100] ^= 4
+        path.write_bytes(data)
+        assert verify(folder) == [f"{path.name} is not what was written: its SHA-256 differs"]
+        result = run("verify", folder)
+        assert result.returncode == 1
+        assert path.name in result.stdout
+        assert "is damaged" in result.stderr
+
+    def test_files_that_lack_or_do_not_belong(self, folder):
+        path = sorted(folder.glob("*.safetensors"))[0]
+        path.rename(folder / "other.safetensors")
+        assert verify(folder) == [f"{path.name} is missing", "other.safetensors is not part of the conversion"]
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": {"../../etc/passwd": "0"}}', '{"sha256": {"a": 1}}'])
+    def test_provenance_lies(self, folder, text):
+        (folder / "provenance.json").write_text(text)
+        with pytest.raises(GptOssError, match="provenance"):
+            verify(folder)
