@@ -44,8 +44,9 @@ def run_limited(command: Sequence[str], limit: int, **more) -> Limited:
             preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
             **more,
         )
-        peak = next(group / name for name in ("memory.max_usage_in_bytes", "memory.peak") if (group / name).exists())
-        return Limited(process.returncode, process.stdout, process.stderr, int(peak.read_text()))
+        peaks = (group / name for name in ("memory.max_usage_in_bytes", "memory.peak"))
+        peak = max((int(path.read_text()) for path in peaks if path.exists()), default=0)  # older kernels tell none
+        return Limited(process.returncode, process.stdout, process.stderr, peak)
     finally:
         group.rmdir()
 
@@ -54,5 +55,9 @@ def _make(limit: int) -> Path:
     v1 = (V1 / "memory.limit_in_bytes").exists()
     group = (V1 if v1 else V2) / f"gptoss-mlx-{uuid.uuid4().hex[:8]}"
     group.mkdir()
-    (group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(limit))
+    try:
+        (group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(limit))
+    except OSError:  # v2 without the memory controller
+        group.rmdir()
+        raise
     return group
