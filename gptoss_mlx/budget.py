@@ -77,15 +77,15 @@ class Device:
         import mlx.core as mx
 
         if (where := backend()) != "gpu":
-            memory = available() or total() - max(3 * 2**30, total() // 5)
+            memory = available() or _beside_the_system()
             return cls("this machine", int(memory * SHARE), None, where)
         gpu = mx.device_info().get("max_recommended_working_set_size")
         if gpu is None:  # a GPU with memory of its own
             gpu = mx.device_info().get("memory_size", total())
             return cls("this machine", int(gpu * SHARE), int(gpu * SHARE), "gpu")
-        # What macOS and other programs keep, which nobody tells.
-        memory = total() - max(3 * 2**30, total() // 5)
-        return cls("this machine", memory, int(gpu * SHARE), where, cpu_experts=kernels.native() is not None)
+        return cls(
+            "this machine", _beside_the_system(), int(gpu * SHARE), where, cpu_experts=kernels.native() is not None
+        )
 
     @classmethod
     def named(cls, name: str) -> Device:
@@ -96,6 +96,11 @@ class Device:
         profile = profiles[name]
         gpu = profile["gpu"] and parse_size(profile["gpu"])
         return cls(name, parse_size(profile["memory"]), gpu, "gpu" if gpu else "kernels", cpu_experts=bool(gpu))
+
+
+def _beside_the_system() -> int:
+    """RAM without what the system and other programs keep, where nobody tells how much that is: a guess."""
+    return total() - max(3 * 2**30, total() // 5)
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,7 @@ def make_plan(
         settings=settings,
         rows=rows,
         attempts=tuple(attempts),
-        experts=sizes.config.num_layers * sizes.config.num_experts,
+        experts=sizes.all_experts,
         wanted_context=context,
     )
 
@@ -244,9 +249,10 @@ def _candidates(sizes: Sizes, device: Device, wanted: int, kv_bits: int | None) 
                     yield f"experts of {layers} layers on the CPU", replace(smaller, cpu_expert_layers=layers)
         for chunk in (longest, *shorter):
             paged = Settings(context, least_bits, chunk, expert_slots=sizes.least_slots)
-            room = device.memory - sum(row.bytes for row in sizes.rows(paged, device))
+            rows = sizes.rows(paged, device)
+            room = device.memory - sum(row.bytes for row in rows)
             if device.gpu is not None:
-                room = min(room, device.gpu - _gpu_bytes(sizes.rows(paged, device)))
+                room = min(room, device.gpu - _gpu_bytes(rows))
             slots = sizes.least_slots + max(room, 0) // sizes.expert_bytes
             at_a_time = "" if chunk == longest else f", prefill of {chunk} tokens at a time"
             yield f"experts paged{at_a_time}", replace(paged, expert_slots=min(slots, sizes.all_experts))
@@ -274,8 +280,8 @@ class Sizes:
         vocabulary = folder / "tokenizer.json"
         self.tokenizer = TOKENIZER_FACTOR * vocabulary.stat().st_size if vocabulary.is_file() else 0
 
-    def of(self, wanted: str, *, apart_from: str = "\0") -> int:
-        return sum(t.nbytes for name, t in self.tensors.items() if wanted in name and apart_from not in name)
+    def of(self, wanted: str) -> int:
+        return sum(t.nbytes for name, t in self.tensors.items() if wanted in name)
 
     @cached_property
     def experts(self) -> int:

@@ -68,17 +68,11 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
         """Read `folder/config.json`. Raises ConfigError."""
-        path = folder / "config.json"
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{folder} has no config.json: not a model folder") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+        data = read_config(folder)
         try:
             return cls.from_dict(data)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{folder / 'config.json'}: {error}") from None
 
     @classmethod
     def from_dict(cls, data: Any) -> ModelConfig:
@@ -127,6 +121,17 @@ class ModelConfig:
     def quantization_of(self, module: str) -> Quantization | None:
         """How `module`'s weight is stored if it has scales; None in an unquantized folder."""
         return self.quantization.get(module) or self.quantization.get("")
+
+
+def read_config(folder: Path) -> Any:
+    """What `folder/config.json` holds, not checked. Raises ConfigError."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} has no config.json: not a model folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
 
 
 class _Fields:

@@ -19,7 +19,7 @@ from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 
-from .sources import read_config
+from .sources import published_config
 
 # A part of a tensor's name -> its family, the first that is found.
 FAMILIES = {
@@ -36,6 +36,7 @@ FAMILIES = {
     "attn": "attention",
 }
 ORDER = ("experts", "attention", "routers", "norms and sinks", "embeddings", "head")
+PROVENANCE = "provenance.json"  # what a conversion says about itself
 BINS = 24
 
 
@@ -92,9 +93,8 @@ class Statistics:
 
 def inspect(folder: Path) -> Inspection:
     """Describe a folder in any layout. Raises GptOssError."""
-    config = ModelConfig.from_dict(read_config(folder))
+    config = ModelConfig.from_dict(published_config(folder))
     tensors = Checkpoint.open(folder).tensors
-    provenance = provenance_of(folder)
     return Inspection(
         path=str(folder),
         layers=config.num_layers,
@@ -103,7 +103,7 @@ def inspect(folder: Path) -> Inspection:
         context=config.max_context,
         families=_families(tensors, config),
         license=_license(folder),
-        provenance=provenance,
+        provenance=provenance_of(folder),
     )
 
 
@@ -164,7 +164,7 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    path = folder / "provenance.json"
+    path = folder / PROVENANCE
     if not path.is_file():
         return None
     try:

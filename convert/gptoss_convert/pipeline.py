@@ -18,6 +18,7 @@ from gptoss_mlx.config import Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
+from .inspection import PROVENANCE
 from .mxfp4 import NOT_A_NUMBER, dequantized, packed, quantized
 from .recipes import DEFAULT_RECIPE, MXFP4, RECIPES, Recipe
 from .sources import Blocks, Plain, Source
@@ -34,7 +35,6 @@ COMPANIONS = (
     "LICENSE",
     "USAGE_POLICY",
 )
-PROVENANCE = "provenance.json"
 CHUNK = 32 * 2**20  # bytes of source per step: large enough for full speed, small enough to forget
 SPARE = 64 * 2**20  # disk left over for small files
 

@@ -10,7 +10,6 @@ plain       fine-tunes saved with the experts in BF16, inputs first
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
-from gptoss_mlx.config import ConfigError, ModelConfig
+from gptoss_mlx.config import ConfigError, ModelConfig, read_config
 
 from .mxfp4 import BLOCK
 
@@ -76,7 +75,7 @@ class Source:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.raw_config = read_config(folder)
+        self.raw_config = published_config(folder)
         try:
             self.config = ModelConfig.from_dict(self.raw_config)
         except ConfigError as error:
@@ -253,21 +252,15 @@ def _layout_of(checkpoint: Checkpoint) -> Layout:
 _ORIGINAL_CONFIG = {"num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok"}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def published_config(folder: Path) -> dict[str, Any]:
     """config.json as the published checkpoints write it, translated from the original's where it is that one."""
-    path = folder / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} has no config.json: not a model folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    data = read_config(folder)
     if not isinstance(data, dict) or "model_type" in data or "num_experts" not in data:
         return data
-    return _published_config(data)
+    return _translated(data)
 
 
-def _published_config(original: Mapping[str, Any]) -> dict[str, Any]:
+def _translated(original: Mapping[str, Any]) -> dict[str, Any]:
     rope = {
         "rope_type": "yarn",
         "factor": original.get("rope_scaling_factor", 32.0),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptoss_mlx.errors import GptOssError
 
-from .inspection import provenance_of
+from .inspection import PROVENANCE, provenance_of
 
 BUFFER = 4 * 2**20
 
@@ -31,7 +31,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     if not isinstance(wanted, dict) or not wanted or not all(isinstance(v, str) for v in wanted.values()):
         raise GptOssError(f"{folder} has no provenance.json with checksums: it was not converted by gptoss-mlx")
     if strange := [name for name in wanted if Path(name).name != name]:
-        raise GptOssError(f"{folder / 'provenance.json'} names {strange[0]!r}, which is not a file name")
+        raise GptOssError(f"{folder / PROVENANCE} names {strange[0]!r}, which is not a file name")
     here = {path.name for path in folder.glob("*.safetensors")}
     wrong = [f"{name} is missing" for name in wanted if name not in here]
     wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
