@@ -1,4 +1,4 @@
-"""The MXFP4 block format: the published bytes -> MLX's, without touching a bit, or -> BF16 values.
+"""The MXFP4 block format: the published bytes -> MLX's, without touching a bit, or -> float32 values.
 
 A block is 32 values: 16 bytes of 4-bit codes, the low nibble first, and one scale byte s (E8M0) that means 2^(s - 127).
 MLX packs the same codes in the same order, eight to a uint32, so a repack is a change of dtype.
@@ -6,11 +6,17 @@ MLX packs the same codes in the same order, eight to a uint32, so a repack is a 
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
+
+from .pieces import in_pieces
 
 BLOCK = 32
 NOT_A_NUMBER = 255  # the one E8M0 code that is no scale
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # by code; 8 more is the negative
+_SIGNED = np.concatenate([FP4, -FP4])
+# Byte -> the two values of its nibbles, and E8M0 code -> its scale.
+_PAIRS = np.stack([np.tile(_SIGNED, 16), np.repeat(_SIGNED, 16)], axis=-1).view(np.uint64)[:, 0]
+_SCALES = np.exp2(np.arange(255, dtype=np.float64) - 127).astype(np.float32)
 
 
 def packed(blocks: np.ndarray) -> np.ndarray:
@@ -18,53 +24,63 @@ def packed(blocks: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(blocks).reshape(*blocks.shape[:-2], -1).view("<u4")
 
 
-def dequantized(blocks: np.ndarray, scales: np.ndarray) -> mx.array:
-    """Blocks uint8 [..., n, 16] and scales uint8 [..., n] -> BF16 [..., 32 n], which is exact."""
-    return mx.dequantize(mx.array(packed(blocks)), mx.array(scales), mode="mxfp4", dtype=mx.bfloat16)
+def dequantized(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Blocks uint8 [..., n, 16] and scales uint8 [..., n], none 255 -> float32 [..., 32 n], exactly."""
+    *rows, count, _ = blocks.shape
+
+    def piece(blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray]:
+        values = _PAIRS[blocks].view(np.float32)
+        values *= _SCALES[scales][..., None]
+        return (values.reshape(len(values), -1),)
+
+    (values,) = in_pieces(piece, blocks.reshape(-1, count, BLOCK // 2), scales.reshape(-1, count))
+    return values.reshape(*rows, -1)
 
 
-def quantized(values: mx.array) -> tuple[np.ndarray, np.ndarray]:
-    """BF16 [..., 32 n] -> weight uint32 [..., 4 n] and scales uint8 [..., n].
+def quantized(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [..., 32 n] -> weight uint32 [..., 4 n] and scales uint8 [..., n].
 
-    Of the two powers of two that bring a block's largest magnitude to 4..8, where it is cut to 6, and to 2..4, each
-    block gets the one with the smaller squared error. Values that come from MXFP4 keep their value.
+    Values are finite and below 2^60. Of the two powers of two that bring a block's largest magnitude to 4..8, where it
+    is cut to 6, and to 2..4, each block gets the one with the smaller squared error. Values that come from MXFP4 keep
+    their value.
     """
     *rows, columns = values.shape
-    flat = values.reshape(-1, columns)
-    step = max(1, PIECE // columns)
-    parts = [_quantized_rows(flat[start : start + step]) for start in range(0, len(flat), step)]
-    weight, scales = (np.concatenate(part) for part in zip(*parts, strict=True))
+    weight, scales = in_pieces(_quantized_rows, values.reshape(-1, columns))
     return weight.reshape(*rows, -1), scales.reshape(*rows, -1)
 
 
-PIECE = 2**18  # values that are quantized at a time: what they become on the way stays in a processor's cache
-
-
-def _quantized_rows(values: mx.array) -> tuple[np.ndarray, np.ndarray]:
-    blocks = values.astype(mx.float32).reshape(len(values), -1, BLOCK)
-    largest = mx.abs(blocks).max(axis=-1, keepdims=True)
+def _quantized_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [R, 32 n] -> weight [R, 4 n] and scales [R, n]."""
+    blocks = values.reshape(len(values), -1, BLOCK)
+    magnitudes = np.abs(blocks)
+    largest = np.maximum(magnitudes.max(axis=-1, keepdims=True), np.float32(2.0**-120))
     # FP4's largest value is 6 = 1.5 * 2^2. E8M0 has exponents from -127 to 127.
-    exponent = mx.floor(mx.log2(mx.maximum(largest, 2.0**-120))) - 2
-    (codes, error), (other_codes, other_error) = (_coded(blocks, e) for e in (exponent, exponent + 1))
-    better = other_error < error
-    codes = mx.where(better, other_codes, codes).reshape(len(values), -1, 8)
-    weight = (codes << (4 * mx.arange(8, dtype=mx.uint32))).sum(axis=-1)
-    scales = exponent.squeeze(-1) + 127 + better.squeeze(-1)
-    return np.array(weight.astype(mx.uint32)), np.array(scales.astype(mx.uint8))
+    exponent = (largest.view(np.uint32) >> 23).astype(np.int32) - 127 - 2
+    (near, error), (other_near, other_error) = (_rounded(magnitudes, e) for e in (exponent, exponent + 1))
+    better = 4 * other_error < error
+    np.copyto(near, other_near, where=better)
+    # 0 .5 1 1.5 2 3 4 6 are codes 0 to 7, and 8 is the sign.
+    codes = np.where(near < 2, near + near, np.where(near < 4, near + 2, near / 2 + 4)).astype(np.uint8)
+    codes |= (blocks < 0).view(np.uint8) << 3
+    pairs = codes.reshape(len(values), -1, 2)
+    weight = (pairs[..., 0] | pairs[..., 1] << 4).view("<u4")
+    return weight, (exponent + 127 + better)[..., 0].astype(np.uint8)
 
 
-def _coded(blocks: mx.array, exponent: mx.array) -> tuple[mx.array, mx.array]:
-    """The nearest codes, uint32, with a scale of 2^exponent, and the squared error of each block."""
-    scaled = blocks * _power_of_two(-exponent)
-    magnitude = mx.minimum(mx.abs(scaled), 6)
+def _rounded(magnitudes: np.ndarray, exponent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest values of FP4, and each block's squared error [R, n, 1], both in units of 2^exponent."""
+    scaled = magnitudes * _power_of_two(-exponent)
+    near = np.minimum(scaled, np.float32(6))
     # Steps of a half up to 2, of 1 up to 4, of 2 up to 6; rounding to even is rounding to an even code.
-    step = mx.where(magnitude < 2, 0.5, mx.where(magnitude < 4, 1.0, 2.0))
-    near = mx.round(magnitude / step) * step
-    code = mx.where(near < 2, 2 * near, mx.where(near < 4, near + 2, near / 2 + 4)) + mx.where(scaled < 0, 8, 0)
-    error = ((near - mx.abs(scaled)) * _power_of_two(exponent)).square().sum(axis=-1, keepdims=True)
-    return code.astype(mx.uint32), error
+    step = np.where(near < 2, np.float32(0.5), np.where(near < 4, np.float32(1), np.float32(2)))
+    near /= step
+    np.rint(near, out=near)
+    near *= step
+    scaled -= near
+    error = np.einsum("rbi,rbi->rb", scaled, scaled)[..., None]
+    return near, error
 
 
-def _power_of_two(exponent: mx.array) -> mx.array:
-    """2^exponent for whole exponents from -126 to 127, exactly."""
-    return ((exponent + 127).astype(mx.uint32) << 23).view(mx.float32)
+def _power_of_two(exponent: np.ndarray) -> np.ndarray:
+    """2^exponent for whole exponents from -126 to 127, exactly, as float32."""
+    return ((exponent + 127).astype(np.uint32) << 23).view(np.float32)

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.config import Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
+from . import affine, mxfp4
+from .bf16 import widened
 from .inspection import PROVENANCE
-from .mxfp4 import NOT_A_NUMBER, dequantized, packed, quantized
 from .recipes import DEFAULT_RECIPE, MXFP4, RECIPES, Recipe
 from .sources import Blocks, Plain, Source
 from .verification import sha256
@@ -36,6 +36,7 @@ COMPANIONS = (
     "USAGE_POLICY",
 )
 CHUNK = 32 * 2**20  # bytes of source per step: large enough for full speed, small enough to forget
+SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
 SPARE = 64 * 2**20  # disk left over for small files
 
 
@@ -201,24 +202,20 @@ def converted(item: Plain | Blocks, recipe: Recipe) -> Iterator[tuple[np.ndarray
     for start in range(0, len(views[0]), rows):
         parts = tuple(view[start : start + rows] for view in views)
         if isinstance(item, Blocks):
-            if (parts[1] == NOT_A_NUMBER).any():
+            if (parts[1] == mxfp4.NOT_A_NUMBER).any():
                 raise ConvertError(f"{item.module} has a scale that is not a number (E8M0 255): the source is corrupt")
-            yield (packed(parts[0]), parts[1]) if q == MXFP4 else _affine(dequantized(*parts), q)
+            yield (mxfp4.packed(parts[0]), parts[1]) if q == MXFP4 else _quantized(mxfp4.dequantized(*parts), q)
         else:
-            values = mx.array(parts[0]).view(mx.bfloat16)
-            if not mx.isfinite(values.sum() * 0):
-                raise ConvertError(f"{item.name} has values that are not a number: the source is corrupt")
-            yield parts if q is None else _quantized(values, q)
+            if (parts[0] & SIGNLESS >= TOO_LARGE).any():
+                raise ConvertError(
+                    f"{item.name} has values that are not a number, or not below 2^60: the source is corrupt"
+                )
+            yield parts if q is None else _quantized(widened(parts[0]), q)
 
 
-def _quantized(values: mx.array, q: Quantization) -> tuple[np.ndarray, ...]:
-    return quantized(values) if q == MXFP4 else _affine(values, q)
-
-
-def _affine(values: mx.array, q: Quantization) -> tuple[np.ndarray, ...]:
-    """BF16 [..., n] -> weight uint32, scales and biases as BF16 bits."""
-    weight, scales, biases = mx.quantize(values, group_size=q.group_size, bits=q.bits)
-    return np.array(weight), np.array(scales.view(mx.uint16)), np.array(biases.view(mx.uint16))
+def _quantized(values: np.ndarray, q: Quantization) -> tuple[np.ndarray, ...]:
+    """float32 [..., n] -> the arrays of its stored form."""
+    return mxfp4.quantized(values) if q.mode == "mxfp4" else affine.quantized(values, q.group_size, q.bits)
 
 
 def _config(source: Source, recipe: Recipe) -> dict:

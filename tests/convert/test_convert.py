@@ -58,14 +58,18 @@ def test_experts_keep_every_bit(folders, recipe):
 
 
 @pytest.mark.parametrize(("recipe", "bits"), [("mxfp4-q4", 4), ("mxfp4-q8", 8), ("q4", 4)])
-def test_affine_weights_are_those_of_mlx(folders, recipe, bits):
+def test_affine_weights_are_nearer_than_those_of_mlx(folders, recipe, bits):
     checkpoint = Checkpoint.open(folders / recipe)
-    names = ["lm_head", "model.embed_tokens", "model.layers.1.self_attn.o_proj"]
-    for module in names:
+    for module in ["lm_head", "model.embed_tokens", "model.layers.1.self_attn.o_proj"]:
         plain = mx.array(tensors_of(CONFIG)[f"{module}.weight"][0]).view(mx.bfloat16)
-        wanted = mx.quantize(plain, group_size=64, bits=bits)
-        for part, array in zip(("weight", "scales", "biases"), wanted, strict=True):
-            assert mx.array_equal(checkpoint.array(f"{module}.{part}"), array)
+        ours = [checkpoint.array(f"{module}.{part}") for part in ("weight", "scales", "biases")]
+        theirs = mx.quantize(plain, group_size=64, bits=bits)
+        errors = []
+        for weight, scales, biases in (ours, theirs):
+            line = scales.astype(mx.float32), biases.astype(mx.float32)
+            stored = mx.dequantize(weight, *line, group_size=64, bits=bits)
+            errors.append(mx.linalg.norm(stored - plain.astype(mx.float32)).item())
+        assert errors[0] < 0.95 * errors[1]
 
 
 def test_q4_requantizes_the_experts(folders):

@@ -137,15 +137,15 @@ def test_our_mxfp4_is_nearer_than_mlx():
         form = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
         return mx.linalg.norm(mx.dequantize(mx.array(weight), mx.array(scales), dtype=mx.float32, **form) - values)
 
-    ours = error(*quantized(values))
+    ours = error(*quantized(np.array(values.astype(mx.float32))))
     theirs = error(*mx.quantize(values, group_size=32, bits=4, mode="mxfp4"))
     assert ours < 0.98 * theirs
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-36, 1e-30, 1e30, 3e38])
+@pytest.mark.parametrize("scale", [0.0, 1e-36, 1e-30, 1e17])
 def test_mxfp4_of_extremes(scale):
     values = (mx.linspace(-1, 1, 32) * scale).astype(mx.bfloat16)[None]
-    weight, scales = quantized(values)
+    weight, scales = quantized(np.array(values.astype(mx.float32)))
     stored = mx.dequantize(mx.array(weight), mx.array(scales), group_size=32, bits=4, mode="mxfp4", dtype=mx.float32)
     assert mx.isfinite(stored).all()
     assert (mx.abs(stored - values) <= 0.2 * mx.abs(values).max()).all()
@@ -160,10 +160,11 @@ def test_a_mixture_of_layouts_is_refused(tmp_path):
         convert(folder, tmp_path / "model")
 
 
-def test_a_fine_tune_that_is_not_a_number_is_refused(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 2.0**60])
+def test_a_fine_tune_with_values_that_are_no_weights_is_refused(tmp_path, value):
     def broken(name, values):
         values = values.copy()
-        values[0, 0, 0] = np.nan
+        values[0, 0, 0] = value
         return values
 
     source = bf16_folder(tmp_path / "source", broken)

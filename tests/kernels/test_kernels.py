@@ -225,8 +225,10 @@ def test_every_recipe_runs_on_the_kernels(folders, recipe, instructions):
     with kernels.off():
         exact = gptoss_mlx.load(folders[recipe])
     ids = mx.array([[(7 * i) % 251 for i in range(90)]])
-    # A random network multiplies what 8 bits cost from layer to layer.
-    assert relative(model(ids), exact(ids)) < 0.1
+    # A random network multiplies what 8 bits cost from layer to layer, and beyond all bounds where a router's choice
+    # turns: so the median of the positions.
+    error = mx.linalg.norm(model(ids) - exact(ids), axis=-1) / mx.linalg.norm(exact(ids), axis=-1)
+    assert np.median(error) < 0.06
 
 
 def test_the_same_words_as_without_kernels(demo_folder, instructions):

@@ -1,0 +1,108 @@
+"""Affine quantization, MLX's format, by least squares: value = scale * code + bias for each group along a row.
+
+MLX's own rounding takes scale and bias from a group's smallest and largest value. Here they start from that range,
+whole and a tenth narrower, and two things follow in turns: the nearest codes, and the line with the smallest squared
+error for these codes, rounded to BF16 as it is stored. The best line is kept. Knows nothing about files or recipes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .bf16 import narrowed, widened
+from .pieces import in_pieces
+
+# Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
+# range costs more than finer steps give.
+EFFORT = {bits: ((1.0, 0.9), 2) if bits <= 4 else ((1.0,), 1) for bits in (2, 3, 4, 5, 6, 8)}
+TINY = np.float32(1e-30)  # a scale for groups of one value
+
+
+def quantized(
+    values: np.ndarray, group_size: int, bits: int, importance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 [..., n] -> weight uint32 [..., n * bits / 32], scales and biases uint16 [..., n / group_size].
+
+    Values are finite and below 2^60. `importance` float32 [n], positive, weighs the squared error of each column.
+    """
+    *rows, columns = values.shape
+    if importance is not None:
+        # What counts is the ratio within a group; so no sum overflows.
+        importance = importance.reshape(-1, group_size)
+        importance = (importance / importance.mean(axis=-1, keepdims=True)).astype(np.float32)
+
+    def piece(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        groups = part.reshape(len(part), -1, group_size)
+        codes, scales, biases = fitted(groups, bits, importance)
+        return packed(codes.reshape(len(part), columns), bits), narrowed(scales), narrowed(biases)
+
+    parts = in_pieces(piece, values.reshape(-1, columns))
+    return tuple(part.reshape(*rows, -1) for part in parts)
+
+
+def fitted(
+    values: np.ndarray, bits: int, importance: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 [R, G, size] -> codes uint8 of the same shape, scales and biases float32 [R, G], which BF16 can hold.
+
+    With `importance` float32 [G, size], whose mean in each group is 1, the weighted error counts.
+    """
+
+    def weighed(x: np.ndarray) -> np.ndarray:
+        return x if importance is None else x * importance
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        return weighed(x).mean(axis=-1, keepdims=True)
+
+    def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The mean of x * y, of which y is weighed already."""
+        return np.einsum("rgi,rgi->rg", x, y)[..., None] / np.float32(x.shape[-1])
+
+    steps = np.float32(2**bits - 1)
+    shares, rounds = EFFORT[bits]
+    low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
+    center = mean(values)
+    from_center = values - center
+    from_center_weighed = weighed(from_center)
+    spread = product(from_center, from_center_weighed)
+    least = np.full_like(center, np.inf)
+    best_scale, best_bias = np.empty_like(center), np.empty_like(center)
+    codes = np.empty_like(values)
+    for share in map(np.float32, shares):
+        scale = np.maximum((high - low) * share / steps, TINY)
+        bias = low + (high - low) * (1 - share) / 2
+        for turn in range(rounds + 1):
+            _nearest(values, scale, bias, steps, out=codes)
+            middle = mean(codes)
+            slope = product(codes, from_center_weighed)
+            width = product(codes, weighed(codes)) - middle * middle
+            if turn:
+                error = spread + scale * (scale * width - 2 * slope) + (center - bias - scale * middle) ** 2
+                better = error < least
+                for kept, new in ((least, error), (best_scale, scale), (best_bias, bias)):
+                    np.copyto(kept, new, where=better)
+            if turn < rounds:
+                straight = np.divide(slope, width, out=np.zeros_like(scale), where=width > 0)
+                scale = widened(narrowed(np.where(straight > 0, straight, scale)))
+                bias = widened(narrowed(center - scale * middle))
+    _nearest(values, best_scale, best_bias, steps, out=codes)
+    return codes.astype(np.uint8), best_scale[..., 0], best_bias[..., 0]
+
+
+def _nearest(values: np.ndarray, scale: np.ndarray, bias: np.ndarray, steps: np.float32, out: np.ndarray) -> None:
+    np.subtract(values, bias, out=out)
+    np.multiply(out, 1 / scale, out=out)
+    np.rint(out, out=out)
+    np.clip(out, 0, steps, out=out)
+
+
+def packed(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes uint8 [R, n] -> uint32 [R, n * bits / 32]: one stream of bits for each row, the lowest first."""
+    if bits == 4:
+        data = codes[:, 0::2] | codes[:, 1::2] << 4
+    elif bits == 8:
+        data = codes
+    else:
+        stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+        data = np.packbits(stream.reshape(len(codes), -1), axis=-1, bitorder="little")
+    return np.ascontiguousarray(data).view("<u4")

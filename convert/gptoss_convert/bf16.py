@@ -1,0 +1,16 @@
+"""BF16, which NumPy lacks, as its bits: the upper half of float32's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    """uint16 -> float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrowed(values: np.ndarray) -> np.ndarray:
+    """Finite float32 -> the nearest BF16 as uint16, ties to even."""
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
