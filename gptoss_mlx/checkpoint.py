@@ -245,6 +245,24 @@ class Checkpoint:
         run = self._shards[name].bytes[tensor.start : tensor.end]
         return run.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
 
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the tensor (BF16 as uint16), read from its file: an error of the disk is an error, which
+        in a map would end the process. Raises CheckpointError."""
+        tensor, path = self.tensors[name], self.file_of[name]
+        rows = np.empty((stop - start, *tensor.shape[1:]), NUMPY_DTYPE[tensor.dtype])
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        position, left = tensor.start + start * row_bytes, memoryview(rows.reshape(-1).view(np.uint8))
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(position)
+                while left:
+                    if not (count := file.readinto(left)):
+                        raise CheckpointError(f"{path} has become shorter while it was read")
+                    left = left[count:]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        return rows
+
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
         return self._shards[name].arrays[name]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .engine import Model
     from .sampling import Sampling
 
-RECIPE_NAMES = ("mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4")  # gptoss_convert.RECIPES, which would import MLX
+
+DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
 
 
 def main() -> NoReturn:
@@ -159,28 +160,39 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
 @cli.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
 @click.argument("source")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--recipe", type=click.Choice(RECIPE_NAMES), default=RECIPE_NAMES[0], show_default=True)
+@click.option("--recipe", metavar="NAME|FILE", default=DEFAULT_RECIPE, show_default=True, help="One below, or a .toml.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
 def convert(source: str, dest: Path, recipe: str, revision: str | None) -> None:
     """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST.
 
     \b
-    mxfp4-q4    experts as published, all else 4-bit (the smallest)
+    mxfp4-q4    experts as published, all else 4-bit
     mxfp4-q8    experts as published, all else 8-bit
     mxfp4-bf16  experts as published, all else untouched
     q4          everything 4-bit affine, for runtimes without MXFP4
     """
-    _print_report(_convert(source, dest, recipe, revision))
+    from gptoss_convert.recipes import RecipeError
+
+    try:
+        _print_report(_convert(source, dest, recipe, revision))
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from None
 
 
-def _convert(source: str, dest: Path, recipe: str, revision: str | None = None) -> Report:
+def _convert(source: str, dest: Path, recipe: str = DEFAULT_RECIPE, revision: str | None = None) -> Report:
     """Convert with a progress bar, or a line every tenth where there is no terminal."""
     from gptoss_convert import convert as run
+    from gptoss_convert.writer import partial_folder
 
     from .progress import conversion_progress
 
-    with conversion_progress() as show:
-        return run(source, dest, recipe, revision=revision, on_progress=show)
+    try:
+        with conversion_progress() as show:
+            return run(source, dest, recipe, revision=revision, on_progress=show)
+    except KeyboardInterrupt:
+        if (partial := partial_folder(dest)).exists():
+            click.echo(f"what is done is kept: the same command goes on; to give it up, remove {partial}", err=True)
+        raise
 
 
 def _print_report(report: Report) -> None:
@@ -214,7 +226,7 @@ def _model_folder(name: str) -> Path:
         )
         if not click.confirm(question, err=True):
             raise
-        _print_report(_convert(missing.repository, missing.folder, RECIPE_NAMES[0]))
+        _print_report(_convert(missing.repository, missing.folder))
         return missing.folder
 
 
@@ -405,7 +417,7 @@ def demo() -> None:
 
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
-    _print_report(_convert(str(CHECKPOINT), folder, RECIPE_NAMES[0]))
+    _print_report(_convert(str(CHECKPOINT), folder))
     options = {"system": None, "reasoning": "medium", "max_tokens": 400}
     options |= dict.fromkeys(("memory", "context", "kv_bits", "threads"))
     greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}

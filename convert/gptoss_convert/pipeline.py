@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +20,13 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
 from . import affine, mxfp4
-from .bf16 import widened
+from .bf16 import narrowed, widened
 from .inspection import PROVENANCE
-from .recipes import DEFAULT_RECIPE, MXFP4, RECIPES, Recipe
-from .sources import Blocks, Plain, Source
+from .journal import Journal
+from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
+from .sources import Blocks, Source, Unit, Weight
 from .verification import sha256
-from .writer import SHARD_LIMIT, Planned, Writer, folder_appearing_at, write_json
+from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
 # Copied as they are, where the source has them.
 COMPANIONS = (
@@ -35,7 +38,8 @@ COMPANIONS = (
     "LICENSE",
     "USAGE_POLICY",
 )
-CHUNK = 32 * 2**20  # bytes of source per step: large enough for full speed, small enough to forget
+CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
+DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
 SPARE = 64 * 2**20  # disk left over for small files
 
@@ -78,25 +82,27 @@ def convert(
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`.
 
-    Raises GptOssError for a source, recipe or destination that cannot be used; then nothing is left behind.
+    Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
+    recipe or destination that cannot be used; then nothing is left behind.
     """
     started = time.monotonic()
-    if recipe not in RECIPES:
-        raise ConvertError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    chosen = recipe_named(recipe)
     dest = Path(dest)
     memory = _Memory()
     try:
         with folder_appearing_at(dest) as partial:
             folder, origin = _local(source, revision)
             opened = Source(folder)
-            output_bytes = _convert(opened, origin, partial, recipe, shard_limit, on_progress, memory)
+            conversion = _Conversion(opened, origin, partial, chosen, shard_limit, on_progress, memory)
+            conversion.run()
     except OSError as error:
-        raise ConvertError(f"cannot write {dest}: {error.strerror or error}") from None
+        kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
+        raise GptOssError(f"cannot write {dest}: {error.strerror or error}{kept}") from None
     return Report(
-        recipe=recipe,
+        recipe=chosen.name,
         parameters=sum(math.prod(item.shape) for item in opened.weights()),
         source_bytes=sum(tensor.nbytes for tensor in opened.checkpoint.tensors.values()),
-        output_bytes=output_bytes,
+        output_bytes=conversion.writer.total,
         seconds=time.monotonic() - started,
         peak_anonymous_bytes=memory.peak,
     )
@@ -115,71 +121,178 @@ def _local(source: str | Path, revision: str | None) -> tuple[Path, dict[str, st
     return snapshot, {"id": str(source), "revision": snapshot.name}
 
 
-def _convert(
-    source: Source,
-    origin: dict[str, str | None],
-    folder: Path,
-    recipe_name: str,
-    shard_limit: int,
-    on_progress: Callable[[Progress], None],
-    memory: _Memory,
-) -> int:
-    """Fill `folder` and return the bytes of its shards."""
-    recipe = RECIPES[recipe_name]
-    planned = [tensor for item in source.weights() for tensor in planned_of(item, recipe)]
-    # One worker: on two cores, one transforms while the other hashes.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        digests: dict[Path, Future[str]] = {path: pool.submit(sha256, path) for path in source.shards}
-        writer = Writer(
+class _Conversion:
+    """One source on its way into one folder: units in the order of the files that they come from."""
+
+    def __init__(
+        self,
+        source: Source,
+        origin: dict[str, str | None],
+        folder: Path,
+        recipe: Recipe,
+        shard_limit: int,
+        on_progress: Callable[[Progress], None],
+        memory: _Memory,
+    ):
+        self.source, self.origin, self.folder, self.recipe = source, origin, folder, recipe
+        self.on_progress, self.memory = on_progress, memory
+        weights = list(source.weights())
+        if pattern := recipe.unused_pattern([item.module for item in weights]):
+            raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
+        self.units = sorted(source.units(), key=lambda unit: max(source.shards.index(file) for file in unit.files))
+        self.writer = Writer(
             folder,
-            planned,
+            [tensor for item in weights for tensor in planned_of(item, recipe)],
             # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
             alone=lambda name: name.startswith("model.embed_tokens."),
             limit=shard_limit,
-            on_shard=lambda path: digests.update({path: pool.submit(sha256, path)}),
+            on_shard=lambda path: self._hash(path),
         )
+        # One worker for each kind of waiting: on a processor, and on a disk.
+        self._hashing, self._recording = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._waiting: list[Future[None]] = []
+        self._hashed: set[str] = set()
+        self._bytes_hashed = self._to_hash = 0
+        self.journal = Journal(folder, self._key())
+        self._finished = 0
+        self._touched: set[Path] = set()
+        """Files written since the last record was asked for."""
+        self._stopped = False
+
+    def _key(self) -> dict[str, object]:
+        """All that decides the bytes of the result, and of the source what tells that it has not changed."""
+        files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards]
+        return {
+            "tool": _tool(),
+            "origin": self.origin,
+            "files": files,
+            "config": self.source.raw_config,
+            "recipe": asdict(self.recipe),
+            "shards": [(shard.path.name, shard.size) for shard in self.writer.shards],
+        }
+
+    def run(self) -> None:
         try:
-            _check_space(folder, writer.total)
-            done = 0
-            for item in source.weights():
-                tensors = planned_of(item, recipe)
-                for arrays in converted(item, recipe):
-                    for tensor, array in zip(tensors, arrays, strict=True):
-                        writer.write(tensor.name, array)
-                        done += array.nbytes
-                    memory.sample()
-                    on_progress(Progress("convert", done, writer.total))
-            writer.finish()
-            on_progress(Progress("checksums", writer.total, writer.total))
-            checksums = {path: future.result() for path, future in digests.items()}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            done = self._resume()
+            _check_space(self.folder, self.writer.total - done)
+            self._convert(done)
+            self._wait()
+        except ConvertError:
+            self._stop()
+            self.journal.forget()
             raise
-        finally:
-            writer.close()
-    for name in COMPANIONS:
-        if found := source.companion(name):
-            shutil.copyfile(found, folder / name)
-    write_json(folder / "config.json", _config(source, recipe))
-    provenance = {
-        "source": origin,
-        "tool": f"gptoss-mlx {version('gptoss-mlx')}",
-        "recipe": recipe_name,
-        "source_sha256": {path.name: checksums[path] for path in source.shards},
-        "sha256": {shard.path.name: checksums[shard.path] for shard in writer.shards},
-    }
-    write_json(folder / PROVENANCE, provenance)
-    return writer.total
+        except BaseException:
+            self._stop()
+            if self._touched:
+                with suppress(OSError):
+                    self._record(self._finished, self._touched)
+            raise
+        self._stop()
+        self._finish()
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for executor in (self._hashing, self._recording):
+            executor.shutdown(wait=True, cancel_futures=True)
+        self.writer.close()
+
+    def _resume(self) -> int:
+        """Skip what an earlier run has done; returns its bytes."""
+        names = [tensor.name for unit in self.units[: self.journal.done] for tensor in self._planned(unit)]
+        if not self.writer.resume(names):
+            self.journal.forget()
+        if not self.journal.done:
+            clear(self.folder)
+        self._finished = self.journal.done
+        return sum(tensor.nbytes for unit in self.units[: self._finished] for tensor in self._planned(unit))
+
+    def _convert(self, done: int) -> None:
+        recorded = done
+        for unit in self.units[self._finished :]:
+            for path in unit.files:
+                self._hash(path)
+            for item in unit.weights:
+                tensors = planned_of(item, self.recipe)
+                for arrays in converted(item, self.recipe):
+                    for tensor, array in zip(tensors, arrays, strict=True):
+                        self.writer.write(tensor.name, array)
+                        done += array.nbytes
+                    self.memory.sample()
+                    self.on_progress(Progress("convert", done, self.writer.total))
+            self._finished += 1
+            self._touched |= self.writer.files_of([tensor.name for tensor in self._planned(unit)])
+            if done - recorded >= DURABLE or self._finished == len(self.units):
+                self._waiting.append(self._recording.submit(self._record, self._finished, self._touched))
+                recorded, self._touched = done, set()
+
+    def _planned(self, unit: Unit) -> list[Planned]:
+        return [tensor for item in unit.weights for tensor in planned_of(item, self.recipe)]
+
+    def _record(self, number: int, touched: set[Path]) -> None:
+        for path in touched:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        self.journal.record(number)
+
+    def _hash(self, path: Path) -> None:
+        """Have a whole file hashed, once, beside what else is done."""
+        label = self._label(path)
+        if label not in self._hashed and label not in self.journal.digests:
+            self._to_hash += path.stat().st_size
+            self._waiting.append(self._hashing.submit(self._digest, label, path))
+        self._hashed.add(label)
+
+    def _digest(self, label: str, path: Path) -> None:
+        def read(count: int) -> None:
+            self._bytes_hashed += count
+            if self._stopped:
+                raise CancelledError
+
+        self.journal.add_digest(label, sha256(path, read))
+
+    def _label(self, path: Path) -> str:
+        """Of a file in the journal: names of shards occur on both sides."""
+        return path.name if path.parent == self.folder else f"source/{path.name}"
+
+    def _wait(self) -> None:
+        """Until all is hashed and on the disk."""
+        for path in self.source.shards:
+            self._hash(path)
+        for future in self._waiting:
+            while wait([future], timeout=0.2).not_done:
+                self.on_progress(Progress("checksums", self._bytes_hashed, self._to_hash))
+            future.result()
+        self.on_progress(Progress("checksums", self._to_hash, self._to_hash))
+
+    def _finish(self) -> None:
+        """Write what is not weights: last config.json, without which nothing loads."""
+        for name in COMPANIONS:
+            if found := self.source.companion(name):
+                shutil.copyfile(found, self.folder / name)
+        digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}
+        provenance = {
+            "source": self.origin,
+            "tool": _tool(),
+            "recipe": self.recipe.name,
+            "source_sha256": {path.name: digests[path] for path in self.source.shards},
+            "sha256": {path.name: digests[path] for path in self.writer.paths},
+        }
+        write_json(self.folder / PROVENANCE, provenance)
+        self.writer.write_index()
+        self.journal.path.unlink()
+        write_json(self.folder / "config.json", _config(self.source, self.recipe))
 
 
-def quantization_of(item: Plain | Blocks, recipe: Recipe) -> Quantization | None:
+def _tool() -> str:
+    return f"gptoss-mlx {version('gptoss-mlx')}"
+
+
+def quantization_of(item: Weight, recipe: Recipe) -> Quantization | None:
     """How the recipe stores a canonical weight; None leaves it in BF16."""
-    if isinstance(item, Blocks):
-        return recipe.experts
     return recipe.of(item.module) if item.is_matrix else None
 
 
-def planned_of(item: Plain | Blocks, recipe: Recipe) -> list[Planned]:
+def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
     """The tensors that a canonical weight becomes."""
     q = quantization_of(item, recipe)
     if q is None:
@@ -194,43 +307,46 @@ def planned_of(item: Plain | Blocks, recipe: Recipe) -> list[Planned]:
     return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
 
 
-def converted(item: Plain | Blocks, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
+def converted(item: Weight, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
     """The arrays of those tensors, a range of rows at a time: only that range is ever in memory."""
     q = quantization_of(item, recipe)
-    views = (item.blocks, item.scales) if isinstance(item, Blocks) else (item.values,)
-    rows = max(1, CHUNK * len(views[0]) // sum(view.nbytes for view in views))
-    for start in range(0, len(views[0]), rows):
-        parts = tuple(view[start : start + rows] for view in views)
+    count = max(1, CHUNK // math.prod(item.shape[1:]))
+    for start in range(0, item.shape[0], count):
+        rows = slice(start, start + count)
         if isinstance(item, Blocks):
-            if (parts[1] == mxfp4.NOT_A_NUMBER).any():
+            blocks, scales = item.blocks[rows], item.scales[rows]
+            if (scales == mxfp4.NOT_A_NUMBER).any():
                 raise ConvertError(f"{item.module} has a scale that is not a number (E8M0 255): the source is corrupt")
-            yield (mxfp4.packed(parts[0]), parts[1]) if q == MXFP4 else _quantized(mxfp4.dequantized(*parts), q)
+            yield (mxfp4.packed(blocks), scales) if q == MXFP4 else _stored(mxfp4.dequantized(blocks, scales), q)
         else:
-            if (parts[0] & SIGNLESS >= TOO_LARGE).any():
+            bits = item.values[rows]
+            if (bits & SIGNLESS >= TOO_LARGE).any():
                 raise ConvertError(
                     f"{item.name} has values that are not a number, or not below 2^60: the source is corrupt"
                 )
-            yield parts if q is None else _quantized(widened(parts[0]), q)
+            yield (bits,) if q is None else _stored(widened(bits), q)
 
 
-def _quantized(values: np.ndarray, q: Quantization) -> tuple[np.ndarray, ...]:
+def _stored(values: np.ndarray, q: Quantization | None) -> tuple[np.ndarray, ...]:
     """float32 [..., n] -> the arrays of its stored form."""
+    if q is None:
+        return (narrowed(values),)
     return mxfp4.quantized(values) if q.mode == "mxfp4" else affine.quantized(values, q.group_size, q.bits)
 
 
 def _config(source: Source, recipe: Recipe) -> dict:
     """The source's config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
-    default = recipe.head or recipe.experts
+    default = recipe.default
     used = {item.module: quantization_of(item, recipe) for item in source.weights()}
     modules = {module: asdict(q) for module, q in used.items() if q not in (None, default)}
     kept = {name: value for name, value in source.raw_config.items() if name != "quantization_config"}
-    return kept | {"quantization": asdict(default) | modules}
+    return kept if default is None else kept | {"quantization": asdict(default) | modules}
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
-        raise ConvertError(
+        raise GptOssError(
             f"{folder.parent} has {free / 1e9:.1f} GB free; the converted model needs {(needed + SPARE) / 1e9:.1f} GB"
         )
 

@@ -1,46 +1,120 @@
-"""Which weights get which quantization. Data only: the names are those that the community gives its builds.
+"""Which weights get which quantization: `recipes.toml`, or a file of the user's with the same keys; checked here.
 
 Router, norms, sinks and biases have no entry, because no recipe touches them: they stay BF16.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
-from gptoss_mlx.config import Quantization
+from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
+from gptoss_mlx.errors import GptOssError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MXFP4 = Quantization(group_size=32, bits=4, mode="mxfp4")
-Q4 = Quantization(group_size=64, bits=4)
-Q8 = Quantization(group_size=64, bits=8)
+NAMED_FORMS: dict[str, Quantization | None] = {"mxfp4": MXFP4, "bf16": None}
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How each family of weights is stored; None is BF16, untouched. MXFP4 experts keep their published bits."""
-
-    experts: Quantization
-    attention: Quantization | None
-    embedding: Quantization | None
-    head: Quantization | None
-    summary: str
-
-    def of(self, module: str) -> Quantization | None:
-        """The quantization of a module's weight, by its path."""
-        return next((getattr(self, family) for part, family in FAMILIES.items() if part in module), None)
-
-
+# A part of a module's path -> the key of its family in a recipe.
 FAMILIES = {
     ".mlp.experts.": "experts",
     ".self_attn.": "attention",
     "model.embed_tokens": "embedding",
     "lm_head": "head",
 }
-
 DEFAULT_RECIPE = "mxfp4-q4"
 
-RECIPES = {
-    "mxfp4-q4": Recipe(MXFP4, Q4, Q4, Q4, "experts as published, all else 4-bit"),
-    "mxfp4-q8": Recipe(MXFP4, Q8, Q8, Q8, "experts as published, all else 8-bit"),
-    "mxfp4-bf16": Recipe(MXFP4, None, None, None, "experts as published, all else untouched"),
-    "q4": Recipe(Q4, Q4, Q4, Q4, "everything 4-bit affine, for runtimes without MXFP4"),
-}
+
+class RecipeError(GptOssError):
+    """A recipe that does not exist or says something that cannot be done."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How each family of weights is stored; None is BF16."""
+
+    name: str
+    summary: str
+    families: Mapping[str, Quantization | None]
+    modules: Mapping[str, Quantization | None]
+    """Patterns of module paths, as in a shell, whose modules differ from their family: the first that fits counts."""
+
+    def of(self, module: str) -> Quantization | None:
+        """The quantization of a module's weight, by its path."""
+        family = next((family for part, family in FAMILIES.items() if part in module), None)
+        if family is None:
+            return None
+        patterns = (form for pattern, form in self.modules.items() if fnmatchcase(module, pattern))
+        return next(patterns, self.families[family])
+
+    @property
+    def default(self) -> Quantization | None:
+        """The form that most modules outside the experts share, as `config.json` names it once for all."""
+        forms = [self.families[family] for family in ("attention", "head", "embedding", "experts")]
+        return next((form for form in forms if form), None)
+
+    def unused_pattern(self, modules: list[str]) -> str | None:
+        """A pattern that fits none of a model's modules: a slip of the pen."""
+        return next((p for p in self.modules if not any(fnmatchcase(module, p) for module in modules)), None)
+
+
+def recipe_named(name: str) -> Recipe:
+    """One of ours, or the one in a TOML file of that name. Raises RecipeError."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name).expanduser()
+    if path.suffix != ".toml":
+        raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or a .toml file")
+    try:
+        return recipe_of(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not a recipe in TOML: {error}") from None
+
+
+def recipe_of(name: str, data: Mapping[str, Any]) -> Recipe:
+    """Check what a recipe's file says. Raises RecipeError naming the key."""
+    families = list(FAMILIES.values())
+    if unknown := [key for key in data if key not in (*families, "modules", "summary")]:
+        raise RecipeError(f"the recipe {name} has the key {unknown[0]!r}; it may have {', '.join(families)}, modules")
+    if missing := [family for family in families if family not in data]:
+        raise RecipeError(f'the recipe {name} lacks {missing[0]}: "mxfp4", "bf16", or {{ bits, group_size }}')
+    modules = data.get("modules", {})
+    if not isinstance(modules, dict):
+        raise RecipeError(f"the recipe {name}: modules is not a table of patterns")
+    return Recipe(
+        name,
+        str(data.get("summary", "")),
+        {family: _form(name, family, data[family]) for family in families},
+        {pattern: _form(name, pattern, value) for pattern, value in modules.items()},
+    )
+
+
+def _form(recipe: str, key: str, value: Any) -> Quantization | None:
+    if isinstance(value, str) and value in NAMED_FORMS:
+        return NAMED_FORMS[value]
+    if isinstance(value, dict) and value.keys() == {"bits", "group_size"}:
+        bits, group_size = value["bits"], value["group_size"]
+        if type(bits) is int and type(group_size) is int and bits in AFFINE_BITS and group_size in AFFINE_GROUP_SIZES:
+            return Quantization(group_size, bits)
+    raise RecipeError(
+        f'the recipe {recipe}: {key} is {value!r}, not "mxfp4", "bf16", or {{ bits, group_size }} with bits of'
+        f" {', '.join(map(str, AFFINE_BITS))} and a group_size of {', '.join(map(str, AFFINE_GROUP_SIZES))}"
+    )
+
+
+def _ours() -> dict[str, Recipe]:
+    data = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
+    return {name: recipe_of(name, entry) for name, entry in data.items()}
+
+
+RECIPES = _ours()

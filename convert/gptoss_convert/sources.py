@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,37 @@ Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
 
 @dataclass(frozen=True)
+class Rows:
+    """A tensor, or a part of one, that is read from its file where it is asked for rows (of the first axis)."""
+
+    shape: tuple[int, ...]
+    read: Callable[[int, int], np.ndarray]
+    """Rows start..stop."""
+    row_bytes: int
+    """What reading a row takes."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        return self.read(start, stop)
+
+    def stretch(self, start: int, stop: int) -> Rows:
+        """Only rows start..stop."""
+        return Rows((stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b), self.row_bytes)
+
+    def part(self, cut: Callable[[np.ndarray], np.ndarray], *shape: int) -> Rows:
+        """`cut` of any rows, [rows, *shape]."""
+        return Rows((len(self), *shape), lambda start, stop: cut(self.read(start, stop)), self.row_bytes)
+
+
+@dataclass(frozen=True)
 class Plain:
-    """A tensor in BF16: its bits, uint16, as a view of the file, strided perhaps."""
+    """A tensor in BF16: its bits, uint16."""
 
     name: str
-    values: np.ndarray
+    values: Rows
 
     @property
     def module(self) -> str:
@@ -47,15 +74,24 @@ class Plain:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A weight of stacked experts in MXFP4, as views: blocks uint8 [E, rows, n, 16], scales uint8 [E, rows, n]."""
+    """A weight of stacked experts in MXFP4: blocks uint8 [E, rows, n, 16], scales uint8 [E, rows, n]."""
 
     module: str
-    blocks: np.ndarray
-    scales: np.ndarray
+    blocks: Rows
+    scales: Rows
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.weight"
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.scales.shape[:2], self.scales.shape[2] * BLOCK)
+
+    is_matrix = True
+
+
+Weight = Plain | Blocks
 
 
 @dataclass(frozen=True)
@@ -66,8 +102,16 @@ class Layout:
     mark: str
     """A part of a name that only this layout has."""
     tensors: Callable[[ModelConfig], dict[str, Form]]
-    weights: Callable[[str, Callable[[str], np.ndarray], ModelConfig], Iterator[Plain | Blocks]]
-    """A tensor's name, and what gives views by name -> the canonical weights that begin with this tensor."""
+    weights: Callable[[str, Callable[[str], Rows], ModelConfig], Iterator[Weight]]
+    """A tensor's name, and what gives tensors by name -> the canonical weights that begin with this tensor."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Weights that come from the same tensors, and the files that hold these."""
+
+    weights: tuple[Weight, ...]
+    files: frozenset[Path]
 
 
 class Source:
@@ -94,10 +138,24 @@ class Source:
         folders = (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
         return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
-    def weights(self) -> Iterator[Plain | Blocks]:
-        """Every weight of the model, layer by layer: views of the files, of which nothing has been read yet."""
+    def weights(self) -> Iterator[Weight]:
+        """Every weight of the model, layer by layer; nothing has been read yet."""
+        for unit in self.units():
+            yield from unit.weights
+
+    def units(self) -> Iterator[Unit]:
+        """The same, with the files that each comes from."""
         for name in self.layout.tensors(self.config):
-            yield from self.layout.weights(name, self.checkpoint.view, self.config)
+            files: set[Path] = set()
+
+            def rows(name: str, files: set[Path] = files) -> Rows:
+                files.add(self.checkpoint.file_of[name])
+                tensor = self.checkpoint.tensors[name]
+                read = partial(self.checkpoint.read, name)
+                return Rows(tensor.shape, read, tensor.nbytes // tensor.shape[0])
+
+            if weights := tuple(self.layout.weights(name, rows, self.config)):
+                yield Unit(weights, frozenset(files))
 
 
 def _parts(module: str) -> list[tuple[str, slice]]:
@@ -108,27 +166,36 @@ def _parts(module: str) -> list[tuple[str, slice]]:
     return [(module, slice(None))]
 
 
-def _published_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
     module, _, kind = name.rpartition("_")
     if ".mlp.experts." not in name:
-        yield Plain(name, view(name))
+        yield Plain(name, tensor(name))
     elif kind == "blocks":
         for part, rows in _parts(module):
-            yield Blocks(part, view(name)[:, rows], view(f"{module}_scales")[:, rows])
+            yield Blocks(part, _outputs(tensor(name), rows), _outputs(tensor(f"{module}_scales"), rows))
     elif kind == "bias":
         for part, rows in _parts(module):
-            yield Plain(f"{part}.bias", view(name)[:, rows])
+            yield Plain(f"{part}.bias", _outputs(tensor(name), rows))
 
 
-def _plain_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+def _outputs(stack: Rows, rows: slice) -> Rows:
+    """Of each expert in a stack [E, outputs, ...] these outputs."""
+    _, outputs, *rest = stack.shape
+    count = len(range(*rows.indices(outputs)))
+    return stack.part(lambda values: values[:, rows], count, *rest)
+
+
+def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
     if name.endswith(("gate_up_proj", "down_proj")):
+        _, inputs, outputs = tensor(name).shape
         for part, rows in _parts(name):
-            yield Plain(f"{part}.weight", view(name).swapaxes(1, 2)[:, rows])
+            stack = tensor(name).part(lambda values: values.swapaxes(1, 2), outputs, inputs)
+            yield Plain(f"{part}.weight", _outputs(stack, rows))
     else:
-        yield from _published_weights(name, view, config)
+        yield from _published_weights(name, tensor, config)
 
 
-def _original_weights(name: str, view: Callable[[str], np.ndarray], config: ModelConfig) -> Iterator[Plain | Blocks]:
+def _original_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
     """Each original tensor under its published name, cut where the published ones are."""
     if name.endswith(".scales"):
         return
@@ -137,13 +204,13 @@ def _original_weights(name: str, view: Callable[[str], np.ndarray], config: Mode
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         start = 0
         for letter, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield Plain(published.replace("qkv", letter), view(name)[start : start + rows])
+            yield Plain(published.replace("qkv", letter), tensor(name).stretch(start, start + rows))
             start += rows
     elif name.endswith(".blocks"):
         of = {published: name, published.replace("_blocks", "_scales"): name.replace(".blocks", ".scales")}
-        yield from _published_weights(published, lambda wanted: view(of[wanted]), config)
+        yield from _published_weights(published, lambda wanted: tensor(of[wanted]), config)
     else:
-        yield from _published_weights(published, lambda wanted: view(name), config)
+        yield from _published_weights(published, lambda wanted: tensor(name), config)
 
 
 # Original name -> published name, outside the layers and within one.

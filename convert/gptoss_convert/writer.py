@@ -24,6 +24,8 @@ import numpy as np
 from gptoss_mlx.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.errors import GptOssError
 
+from . import journal
+
 ALIGNMENT = 64
 PAGE = 16_384
 SHARD_LIMIT = 4 * 2**30
@@ -48,8 +50,10 @@ class _Shard:
     path: Path
     header: bytes = b""
     starts: dict[str, int] = field(default_factory=dict)
+    size: int = 0
+    """Of the file, in bytes."""
     missing: int = 0
-    """Bytes not written yet."""
+    """Bytes of tensors not written yet."""
 
     def lay_out(self) -> None:
         """Fix every tensor's place, and with them the header."""
@@ -67,7 +71,7 @@ class _Shard:
         for tensor in self.tensors:
             self.starts[tensor.name] = offset
             offset += tensor.nbytes
-        self.missing = offset - len(self.header)
+        self.size, self.missing = offset, offset - len(self.header)
 
 
 class Writer:
@@ -90,8 +94,9 @@ class Writer:
         self.shards = [_Shard(group, folder / name) for group, name in zip(groups, names, strict=True)]
         for shard in self.shards:
             shard.lay_out()
-        self.total = sum(len(shard.header) + shard.missing for shard in self.shards)
+        self.total = sum(shard.size for shard in self.shards)
         self._folder, self._on_shard = folder, on_shard
+        self._planned = {tensor.name: tensor for tensor in tensors}
         self._shard_of = {tensor.name: shard for shard in self.shards for tensor in shard.tensors}
         self._written = dict.fromkeys(self._shard_of, 0)
         self._open: dict[Path, int] = {}
@@ -100,17 +105,38 @@ class Writer:
         """Append `array`, the next rows of the tensor `name`."""
         shard = self._shard_of[name]
         if shard.path not in self._open:
-            self._open[shard.path] = os.open(shard.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            self._open[shard.path] = os.open(shard.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._open[shard.path], shard.size)
             _write_all(self._open[shard.path], shard.header, 0)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         _write_all(self._open[shard.path], data.data, shard.starts[name] + self._written[name])
-        self._written[name] += data.size
-        shard.missing -= data.size
+        self._count(shard, name, data.size)
+
+    def resume(self, names: Sequence[str]) -> bool:
+        """Count these tensors as written by an earlier run; False, and none counted, if their files are not there."""
+        shards = {self._shard_of[name].path: self._shard_of[name] for name in names}
+        if not all(path.is_file() and path.stat().st_size == shard.size for path, shard in shards.items()):
+            return False
+        for name in names:
+            self._count(self._shard_of[name], name, self._planned[name].nbytes)
+        return True
+
+    def _count(self, shard: _Shard, name: str, count: int) -> None:
+        self._written[name] += count
+        shard.missing -= count
         if shard.missing == 0:
             self._close(shard.path)
             self._on_shard(shard.path)
 
-    def finish(self) -> None:
+    @property
+    def paths(self) -> list[Path]:
+        return [shard.path for shard in self.shards]
+
+    def files_of(self, names: Sequence[str]) -> set[Path]:
+        """The files that these tensors lie in."""
+        return {self._shard_of[name].path for name in names}
+
+    def write_index(self) -> None:
         """Write the index. Every planned byte must have been written."""
         unfinished = [shard.path.name for shard in self.shards if shard.missing]
         if unfinished:
@@ -125,9 +151,8 @@ class Writer:
             self._close(path)
 
     def _close(self, path: Path) -> None:
-        descriptor = self._open.pop(path)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        if path in self._open:
+            os.close(self._open.pop(path))
 
 
 def _divided(tensors: list[Planned], limit: int) -> list[list[Planned]]:
@@ -156,16 +181,23 @@ def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def partial_folder(dest: Path) -> Path:
+    """Where a conversion to `dest` grows."""
+    dest = dest.absolute()
+    return dest.parent / f".{dest.name}.partial"
+
+
 @contextmanager
 def folder_appearing_at(dest: Path) -> Iterator[Path]:
-    """A hidden folder beside `dest` that takes its name when the block succeeds, and is gone when it does not.
+    """A hidden folder beside `dest` that takes its name when the block succeeds.
 
-    What a killed run left there is cleared. Raises GptOssError where `dest` exists or another run is making it.
+    If the block fails, the folder stays where it holds a journal, for the next run to go on, and goes where it does
+    not. Raises GptOssError where `dest` exists or another run is making it.
     """
     dest = dest.absolute()
     if dest.exists() or dest.is_symlink():
         raise GptOssError(f"{dest} exists already: remove it, or choose another name")
-    partial = dest.parent / f".{dest.name}.partial"
+    partial = partial_folder(dest)
     dest.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
@@ -174,18 +206,20 @@ def folder_appearing_at(dest: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GptOssError(f"another conversion to {dest} is running") from None
-        _clear(partial)
         try:
             yield partial
             os.fsync(lock)
             partial.rename(dest)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not (partial / journal.NAME).exists():
+                shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
         os.close(lock)
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Remove the files in `folder`; folders in it stay."""
     for path in folder.iterdir():
-        path.unlink()
+        if not path.is_dir():
+            path.unlink()

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +14,7 @@ import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from golden.make_logits import dequantized
-from gptoss_convert import RECIPES, ConvertError, convert, writer
+from gptoss_convert import RECIPES, convert
 from gptoss_mlx.checkpoint import ITEM_SIZE, Checkpoint, Shard, read_header
 from gptoss_mlx.errors import GptOssError
 
@@ -177,7 +175,9 @@ def test_report_and_progress(source, tmp_path):
     assert report.parameters == sum(array.size for array in dequantized(tensors_of(CONFIG)).values())
     assert 4 < report.bits_per_weight < 8
     assert report.output_bytes == sum(path.stat().st_size for path in (tmp_path / "dest").glob("*.safetensors"))
-    assert [step.done for step in steps] == sorted(step.done for step in steps)
+    for stage in ("convert", "checksums"):
+        done = [step.done for step in steps if step.stage == stage]
+        assert done == sorted(done)
     assert steps[-1].done == steps[-1].total
 
 
@@ -250,7 +250,7 @@ def test_destinations(source, tmp_path):
     for dest in (tmp_path, tmp_path / "file"):
         with pytest.raises(GptOssError, match="exists already"):
             convert(source, dest)
-    with pytest.raises(ConvertError, match="no recipe 'q3'"):
+    with pytest.raises(GptOssError, match="no recipe 'q3'"):
         convert(source, tmp_path / "dest", "q3")
     with pytest.raises(GptOssError, match="cannot write"):
         convert(source, tmp_path / "file" / "dest")
@@ -261,51 +261,6 @@ def test_a_full_disk_is_noticed_before_anything_is_written(source, tmp_path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
     assert_refused(source, tmp_path / "dest", "GB free")
-
-
-def test_a_disk_that_fills_up_in_the_middle(source, tmp_path, monkeypatch):
-    written = 0
-
-    def pwrite(descriptor, data, offset):
-        nonlocal written
-        written += len(data)
-        if written > 50_000:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, data, offset)
-
-    real = os.pwrite
-    monkeypatch.setattr(writer.os, "pwrite", pwrite)
-    assert_refused(source, tmp_path / "dest", "No space left on device")
-
-
-SLOWLY = """
-import sys, time
-from gptoss_convert import convert
-def wait(step):
-    print(step.done, flush=True)
-    time.sleep(0.05)
-convert(sys.argv[1], sys.argv[2], on_progress=wait)
-"""
-
-
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_leaves_nothing_that_loads(source, tmp_path, sign):
-    dest = tmp_path / "dest"
-    args = [sys.executable, "-c", SLOWLY, str(source), str(dest)]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    for _ in range(5):
-        process.stdout.readline()
-    with pytest.raises(GptOssError, match="another conversion"):
-        convert(source, dest)
-    process.send_signal(sign)
-    process.wait(timeout=20)
-    assert not dest.exists()
-    for partial in tmp_path.glob(".dest*"):
-        assert sign == signal.SIGKILL
-        with pytest.raises(GptOssError):
-            Checkpoint.open(partial)
-    convert(source, dest)
-    assert [path.name for path in tmp_path.iterdir()] == ["dest"]
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):

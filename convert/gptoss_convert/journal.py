@@ -1,0 +1,59 @@
+"""What an interrupted conversion has done: a small file in its unfinished folder, so that the same command goes on.
+
+The file is replaced as a whole, and only after what it speaks of has reached the disk. Knows nothing about tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.json"
+
+
+class Journal:
+    """Steps of a conversion and checksums of files, for the conversion that `key` describes."""
+
+    def __init__(self, folder: Path, key: dict[str, Any]):
+        """Takes up what `folder` says of the same conversion; begins anew where it says nothing, or of another one."""
+        self.path, self.key = folder / NAME, json.loads(json.dumps(key))
+        self.done = 0
+        """Steps whose output is on the disk."""
+        self.digests: dict[str, str] = {}
+        """SHA-256 of whole files, by name."""
+        self._lock = threading.Lock()
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            done, digests = data["done"], data["sha256"]
+            if data["key"] == self.key and isinstance(done, int) and isinstance(digests, dict):
+                self.done, self.digests = done, digests
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+
+    def forget(self) -> None:
+        """Begin anew: what was done is of no use."""
+        self.done, self.digests = 0, {}
+        self.path.unlink(missing_ok=True)
+
+    def add_digest(self, name: str, digest: str) -> None:
+        """Kept with the next record."""
+        with self._lock:
+            self.digests[name] = digest
+
+    def record(self, done: int) -> None:
+        """The first `done` steps are on the disk."""
+        with self._lock:
+            self.done = done
+            text = json.dumps({"key": self.key, "done": done, "sha256": self.digests})
+        new = self.path.with_suffix(".new")
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.rename(self.path)
