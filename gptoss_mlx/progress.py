@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .memory import size_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
@@ -19,13 +21,13 @@ SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 @contextmanager
 def conversion_progress() -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows how far a conversion has come."""
+    """A callback that shows how far each stage of a conversion has come: bytes, speed, time left."""
     if not sys.stderr.isatty():
-        yield _tenths()
+        yield _Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description}"),
@@ -34,30 +36,35 @@ def conversion_progress() -> Iterator[Callable[[Progress], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Bar(*columns, console=Console(stderr=True))
-    task = bar.add_task("convert", total=None)
+    tasks = {}
+    with Bars(*columns, console=Console(stderr=True)) as bars:
 
-    def show(step: Progress) -> None:
-        bar.start()  # not before the first step: a download shows progress of its own
-        bar.update(task, description=step.stage, completed=step.done, total=step.total)
+        def show(step: Progress) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task(step.stage, total=step.total, completed=step.done)
+            bars.update(tasks[step.stage], completed=step.done, total=step.total)
 
-    try:
         yield show
-    finally:
-        bar.stop()
 
 
-def _tenths() -> Callable[[Progress], None]:
-    shown = 0
+class _Lines:
+    """Where there is no terminal: a line every tenth of a stage, from two seconds on."""
 
-    def show(step: Progress) -> None:
-        nonlocal shown
-        tenth = 10 * step.done // step.total
-        if tenth > shown:
-            shown = tenth
-            print(f"{step.stage} {10 * tenth} %", file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self._started: dict[str, tuple[float, int]] = {}
+        self._shown: dict[str, int] = {}
 
-    return show
+    def __call__(self, step: Progress) -> None:
+        now = time.monotonic()
+        started, before = self._started.setdefault(step.stage, (now, step.done))
+        tenth = 10 * step.done // max(step.total, 1)
+        if now - started < SHOWN_AFTER or tenth <= self._shown.get(step.stage, 0):
+            return
+        self._shown[step.stage] = tenth
+        speed = (step.done - before) / (now - started)
+        left = f", {(step.total - step.done) / speed:.0f} s left" if speed and step.done < step.total else ""
+        line = f"{step.stage} {10 * tenth} % of {size_text(step.total)}, {size_text(int(speed))}/s{left}"
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

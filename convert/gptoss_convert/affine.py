@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .bf16 import narrowed, widened
-from .pieces import in_pieces
+from .pieces import groups_last, in_pieces
 
 # Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
 # range costs more than finer steps give.
@@ -23,18 +23,19 @@ def quantized(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """float32 [..., n] -> weight uint32 [..., n * bits / 32], scales and biases uint16 [..., n / group_size].
 
-    Values are finite and below 2^60. `importance` float32 [n], positive, weighs the squared error of each column.
+    The last two are BF16. Values are finite and below 2^60. `importance` float32 [n], positive, weighs the squared
+    error of each column.
     """
     *rows, columns = values.shape
+    shape = (-1, columns // group_size, group_size)
     if importance is not None:
         # What counts is the ratio within a group; so no sum overflows.
-        importance = importance.reshape(-1, group_size)
-        importance = (importance / importance.mean(axis=-1, keepdims=True)).astype(np.float32)
+        importance = importance.reshape(shape)
+        importance = groups_last(importance / importance.mean(axis=-1, keepdims=True))
 
     def piece(part: np.ndarray) -> tuple[np.ndarray, ...]:
-        groups = part.reshape(len(part), -1, group_size)
-        codes, scales, biases = fitted(groups, bits, importance)
-        return packed(codes.reshape(len(part), columns), bits), narrowed(scales), narrowed(biases)
+        codes, scales, biases = fitted(groups_last(part.reshape(shape)), bits, importance)
+        return packed(np.moveaxis(codes, 0, -1).reshape(part.shape), bits), narrowed(scales), narrowed(biases)
 
     parts = in_pieces(piece, values.reshape(-1, columns))
     return tuple(part.reshape(*rows, -1) for part in parts)
@@ -43,25 +44,26 @@ def quantized(
 def fitted(
     values: np.ndarray, bits: int, importance: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32 [R, G, size] -> codes uint8 of the same shape, scales and biases float32 [R, G], which BF16 can hold.
+    """float32 [size, R, G] -> codes uint8 of the same shape, scales and biases float32 [R, G], which BF16 can hold.
 
-    With `importance` float32 [G, size], whose mean in each group is 1, the weighted error counts.
+    With `importance` float32 [size, 1, G], whose mean in each group is 1, the weighted error counts.
     """
+    size = np.float32(len(values))
 
     def weighed(x: np.ndarray) -> np.ndarray:
         return x if importance is None else x * importance
 
     def mean(x: np.ndarray) -> np.ndarray:
-        return weighed(x).mean(axis=-1, keepdims=True)
+        return x.sum(axis=0) / size
 
     def product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The mean of x * y, of which y is weighed already."""
-        return np.einsum("rgi,rgi->rg", x, y)[..., None] / np.float32(x.shape[-1])
+        """The mean of x * y."""
+        return np.einsum("irg,irg->rg", x, y) / size
 
     steps = np.float32(2**bits - 1)
     shares, rounds = EFFORT[bits]
-    low, high = values.min(axis=-1, keepdims=True), values.max(axis=-1, keepdims=True)
-    center = mean(values)
+    low, high = values.min(axis=0), values.max(axis=0)
+    center = mean(weighed(values))
     from_center = values - center
     from_center_weighed = weighed(from_center)
     spread = product(from_center, from_center_weighed)
@@ -73,9 +75,10 @@ def fitted(
         bias = low + (high - low) * (1 - share) / 2
         for turn in range(rounds + 1):
             _nearest(values, scale, bias, steps, out=codes)
-            middle = mean(codes)
+            codes_weighed = weighed(codes)
+            middle = mean(codes_weighed)
             slope = product(codes, from_center_weighed)
-            width = product(codes, weighed(codes)) - middle * middle
+            width = product(codes, codes_weighed) - middle * middle
             if turn:
                 error = spread + scale * (scale * width - 2 * slope) + (center - bias - scale * middle) ** 2
                 better = error < least
@@ -86,7 +89,7 @@ def fitted(
                 scale = widened(narrowed(np.where(straight > 0, straight, scale)))
                 bias = widened(narrowed(center - scale * middle))
     _nearest(values, best_scale, best_bias, steps, out=codes)
-    return codes.astype(np.uint8), best_scale[..., 0], best_bias[..., 0]
+    return codes.astype(np.uint8), best_scale, best_bias
 
 
 def _nearest(values: np.ndarray, scale: np.ndarray, bias: np.ndarray, steps: np.float32, out: np.ndarray) -> None:

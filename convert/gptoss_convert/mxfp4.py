@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pieces import in_pieces
+from .pieces import groups_last, in_pieces
 
 BLOCK = 32
 NOT_A_NUMBER = 255  # the one E8M0 code that is no scale
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)  # by code; 8 more is the negative
+CODE_OF_HALVES = np.array([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], np.uint8)  # value * 2 -> code
 _SIGNED = np.concatenate([FP4, -FP4])
 # Byte -> the two values of its nibbles, and E8M0 code -> its scale.
 _PAIRS = np.stack([np.tile(_SIGNED, 16), np.repeat(_SIGNED, 16)], axis=-1).view(np.uint64)[:, 0]
@@ -51,24 +52,22 @@ def quantized(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _quantized_rows(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 [R, 32 n] -> weight [R, 4 n] and scales [R, n]."""
-    blocks = values.reshape(len(values), -1, BLOCK)
+    blocks = groups_last(values.reshape(len(values), -1, BLOCK))
     magnitudes = np.abs(blocks)
-    largest = np.maximum(magnitudes.max(axis=-1, keepdims=True), np.float32(2.0**-120))
+    largest = np.maximum(magnitudes.max(axis=0), np.float32(2.0**-120))
     # FP4's largest value is 6 = 1.5 * 2^2. E8M0 has exponents from -127 to 127.
     exponent = (largest.view(np.uint32) >> 23).astype(np.int32) - 127 - 2
-    (near, error), (other_near, other_error) = (_rounded(magnitudes, e) for e in (exponent, exponent + 1))
+    (halves, error), (other_halves, other_error) = (_rounded(magnitudes, e) for e in (exponent, exponent + 1))
     better = 4 * other_error < error
-    np.copyto(near, other_near, where=better)
-    # 0 .5 1 1.5 2 3 4 6 are codes 0 to 7, and 8 is the sign.
-    codes = np.where(near < 2, near + near, np.where(near < 4, near + 2, near / 2 + 4)).astype(np.uint8)
-    codes |= (blocks < 0).view(np.uint8) << 3
-    pairs = codes.reshape(len(values), -1, 2)
-    weight = (pairs[..., 0] | pairs[..., 1] << 4).view("<u4")
-    return weight, (exponent + 127 + better)[..., 0].astype(np.uint8)
+    np.copyto(halves, other_halves, where=better)
+    codes = CODE_OF_HALVES[halves] | (blocks < 0).view(np.uint8) << 3
+    data = codes[0::2] | codes[1::2] << 4
+    weight = np.ascontiguousarray(np.moveaxis(data, 0, -1)).reshape(len(values), -1).view("<u4")
+    return weight, (exponent + 127 + better).astype(np.uint8)
 
 
 def _rounded(magnitudes: np.ndarray, exponent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest values of FP4, and each block's squared error [R, n, 1], both in units of 2^exponent."""
+    """The nearest values of FP4, uint8, in halves of 2^exponent, and each block's squared error in that unit."""
     scaled = magnitudes * _power_of_two(-exponent)
     near = np.minimum(scaled, np.float32(6))
     # Steps of a half up to 2, of 1 up to 4, of 2 up to 6; rounding to even is rounding to an even code.
@@ -77,8 +76,7 @@ def _rounded(magnitudes: np.ndarray, exponent: np.ndarray) -> tuple[np.ndarray, 
     np.rint(near, out=near)
     near *= step
     scaled -= near
-    error = np.einsum("rbi,rbi->rb", scaled, scaled)[..., None]
-    return near, error
+    return (near + near).astype(np.uint8), np.einsum("irn,irn->rn", scaled, scaled)
 
 
 def _power_of_two(exponent: np.ndarray) -> np.ndarray:

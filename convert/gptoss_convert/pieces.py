@@ -28,3 +28,8 @@ def in_pieces(function: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarr
     parts = [[array[start : start + step] for array in arrays] for start in range(0, len(arrays[0]), step)]
     results = _workers().map(lambda part: function(*part), parts)
     return tuple(np.concatenate(each) for each in zip(*results, strict=True))
+
+
+def groups_last(values: np.ndarray) -> np.ndarray:
+    """[R, G, size] -> float32 [size, R, G]: what is done to a group is then done to long rows, several times faster."""
+    return np.ascontiguousarray(np.moveaxis(values, -1, 0), np.float32)
