@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,8 @@ class Adapter:
     def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
         """A weight that it changes -> float32 [rows, columns], or [experts, rows, columns] of stacked experts.
 
-        `rows` are of the weight's first axis: a matrix's rows, or experts. Beside the result, as much memory is used as
-        those rows of a matrix take, or one expert. Raises AdapterError for values that are no weights.
+        `rows` are of the weight's first axis: a matrix's rows, or experts. Twice the result is the most that is ever in
+        memory. Raises AdapterError for values that are no weights.
         """
         change = self._changes[item.module]
         values = _values(item, rows) if change.base is None else _float32(change.base[rows])
@@ -256,19 +257,19 @@ def _canonical_weights(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _shape(weights: Mapping[str, tuple[int, ...]], module: str, name: str) -> tuple[int, ...]:
     if module not in weights:
-        raise AdapterError(f"{name!r} changes {module}, which this model does not have: an adapter of another model")
+        raise AdapterError(f"{name!r} changes what this model does not have: it is an adapter of another model")
     return weights[module]
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e9 < value < 1e9:
-        raise AdapterError(f"{name} is {value!r}, not a number")
+        raise AdapterError(f"{name} is {shown(value)}, not a number")
     return float(value)
 
 
 def _rank(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-        raise AdapterError(f"{name} is {value!r}, not a rank")
+        raise AdapterError(f"{name} is {shown(value)}, not a rank")
     return value
 
 
@@ -298,11 +299,11 @@ PEFT_HARMLESS: Mapping[str, tuple[Any, ...]] = {
 
 
 def _peft_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: ModelConfig) -> dict[str, Change]:
-    if settings.get("peft_type") != "LORA":
-        raise AdapterError(f"peft_type is {settings.get('peft_type')!r}, and only 'LORA' can be merged")
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise AdapterError(f"peft_type is {shown(kind)}, and only 'LORA' can be merged")
     for name, harmless in PEFT_HARMLESS.items():
         if (value := settings.get(name)) not in (None, False, [], {}, *harmless):
-            raise AdapterError(f"{name} is {value!r}: only plain LoRA can be merged here; merge it with PEFT")
+            raise AdapterError(f"{name} is {shown(value)}: only plain LoRA can be merged here; merge it with PEFT")
     bases = {module: name for module, name in PEFT_BASES.items() if name in tensors.tensors}
     factors = [name for name in tensors.tensors if name not in bases.values()]
     pairs = _pairs(factors, PEFT_PREFIX, PEFT_HALVES)
@@ -373,7 +374,7 @@ def _peft_setting(settings: Mapping[str, Any], name: str, exceptions: str, modul
         path = pattern.replace("\\.", ".")
         # A pattern of PEFT may be any regular expression, even one that never ends; names are those in use.
         if not re.fullmatch(r"\^?[\w.]+", path):
-            raise AdapterError(f"{exceptions} has {pattern!r}, and only names of modules are understood here")
+            raise AdapterError(f"{exceptions} has {shown(pattern)}, and only names of modules are understood here")
         if f"^{key}" == path or f".{key}".endswith(f".{path}"):
             return value
     return settings.get(name)
@@ -381,10 +382,10 @@ def _peft_setting(settings: Mapping[str, Any], name: str, exceptions: str, modul
 
 def _mlx_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: ModelConfig) -> dict[str, Change]:
     if (kind := settings.get("fine_tune_type", "lora")) != "lora":
-        raise AdapterError(f"fine_tune_type is {kind!r}: only 'lora' can be merged here; fuse it with mlx_lm.fuse")
+        raise AdapterError(f"fine_tune_type is {shown(kind)}: only 'lora' can be merged here; fuse it with mlx_lm.fuse")
     parameters = settings.get("lora_parameters")
     if not isinstance(parameters, dict):
-        raise AdapterError(f"lora_parameters is {parameters!r}, not a JSON object with rank and scale")
+        raise AdapterError(f"lora_parameters is {shown(parameters)}, not a JSON object with rank and scale")
     rank = _rank(parameters.get("rank"), "lora_parameters.rank")
     scale = _number(parameters.get("scale"), "lora_parameters.scale")
     weights = _canonical_weights(config)
