@@ -3,7 +3,7 @@
 Which layout it came from ends here. Two are known, told apart by the file that holds the tensors:
 
 PEFT     adapter_model.safetensors: A [rank, inputs] and B [outputs, rank], under the published names; the experts' gate
-         and up in one, interleaved, and the ranks of all experts along one axis
+         and up in one, interleaved; either all experts along one axis of ranks, or each expert for itself
 MLX-LM   adapters.safetensors: a [inputs, rank] and b [rank, outputs], under the canonical names
 
 Everything is checked against the model's shapes when an adapter is opened; an adapter is used to its last tensor or
@@ -16,11 +16,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ SETTINGS = "adapter_config.json"
 DTYPES = ("F16", "BF16", "F32")
 TOO_LARGE = 2.0**60  # as in a source
 PIECE = 2**22  # values that are looked at in one go
+Known = TypeVar("Known")
 
 
 class AdapterError(GptOssError):
@@ -44,18 +45,29 @@ class AdapterError(GptOssError):
 
 
 @dataclass(frozen=True)
-class Change:
-    """What is added to one canonical weight: scale * left @ right.
+class LowRank:
+    """scale * left @ right, which is added to a matrix [rows, columns].
 
-    left [rows, rank] and right [rank, columns]; of stacked experts [experts, rows, rank] and [experts, rank, columns].
-    All are views of the file: float32, float16, or BF16 as its bits.
+    left [rows, rank] and right [rank, columns] are views of the file: float32, float16, or BF16 as its bits.
     """
 
     scale: float
     left: np.ndarray
     right: np.ndarray
+
+    def product(self, rows: slice = slice(None)) -> np.ndarray:
+        """float32 [rows, columns]."""
+        return (self.scale * _float32(self.left[rows])) @ _float32(self.right)
+
+
+@dataclass
+class Change:
+    """What becomes of one canonical weight."""
+
+    added: dict[int, LowRank] = field(default_factory=dict)
+    """To which expert what is added; a matrix is expert 0."""
     base: np.ndarray | None = None
-    """[rows, columns]: where the adapter has it, what it is added to instead of the model's weight."""
+    """Where the adapter has a matrix of its own to add to, a view of that."""
 
 
 class Adapter:
@@ -102,13 +114,13 @@ class Adapter:
         """
         change = self._changes[item.module]
         values = _values(item, rows) if change.base is None else _float32(change.base[rows])
-        if values.ndim == 3:
-            parts = zip(values, change.left[rows], change.right[rows], strict=True)
-        else:
-            parts = iter([(values, change.left[rows], change.right)])
         with np.errstate(over="ignore", invalid="ignore"):
-            for part, left, right in parts:
-                part += (change.scale * _float32(left)) @ _float32(right)
+            if values.ndim == 2:
+                values += change.added[0].product(rows)
+            else:
+                for expert, part in zip(range(item.shape[0])[rows], values, strict=True):
+                    if expert in change.added:
+                        part += change.added[expert].product()
         if not (values.max() < TOO_LARGE and values.min() > -TOO_LARGE):
             raise AdapterError(f"{item.module} with the adapter has values that are not a number, or not below 2^60")
         return values
@@ -200,14 +212,19 @@ def _pairs(names: Iterable[str], prefix: str, halves: tuple[tuple[str, str], ...
     return list(pairs)
 
 
-def _change(tensors: Checkpoint, pair: _Pair, form: _Form, shape: tuple[int, ...], rank: int, scale: float) -> Change:
-    """The two tensors, checked against the weight's shape."""
+def _low_ranks(
+    tensors: Checkpoint, pair: _Pair, form: _Form, shape: tuple[int, ...], rank: int, scale: float
+) -> list[LowRank]:
+    """What the two tensors, checked against the weight's shape, add to each expert, or to the one matrix."""
     sizes = _sizes(shape, rank)
     a, b = (
         _checked(tensors, name, tuple(sizes[axis] for axis in axes))
         for name, axes in ((pair.a, form.a), (pair.b, form.b))
     )
-    return Change(scale, *form.sides(a, b, sizes["experts"]))
+    left, right = form.sides(a, b, sizes["experts"])
+    if left.ndim == 2:
+        return [LowRank(scale, left, right)]
+    return [LowRank(scale, *sides) for sides in zip(left, right, strict=True)]
 
 
 def _sizes(shape: tuple[int, ...], rank: int) -> dict[str, int]:
@@ -217,6 +234,7 @@ def _sizes(shape: tuple[int, ...], rank: int) -> dict[str, int]:
 
 
 def _checked(tensors: Checkpoint, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A view of the tensor, if it is finite numbers of this shape."""
     tensor = tensors.tensors[name]
     if tensor.dtype not in DTYPES:
         raise AdapterError(f"{name!r} is {tensor.dtype}, not one of {', '.join(DTYPES)}")
@@ -255,10 +273,10 @@ def _canonical_weights(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _shape(weights: Mapping[str, tuple[int, ...]], module: str, name: str) -> tuple[int, ...]:
-    if module not in weights:
+def _known(weights: Mapping[str, Known], path: str, name: str) -> Known:
+    if path not in weights:
         raise AdapterError(f"{name!r} changes what this model does not have: it is an adapter of another model")
-    return weights[module]
+    return weights[path]
 
 
 def _number(value: Any, name: str) -> float:
@@ -308,39 +326,60 @@ def _peft_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: Mode
     factors = [name for name in tensors.tensors if name not in bases.values()]
     pairs = _pairs(factors, PEFT_PREFIX, PEFT_HALVES)
     weights = _published_weights(config)
-    experts = _peft_expert_targets([pair for pair in pairs if EXPERTS.fullmatch(pair.path)], tensors, weights)
+    matrices = _peft_matrices(weights)
+    stacks = _peft_stacks([pair for pair in pairs if STACK.fullmatch(pair.path)], tensors, weights)
     changes: dict[str, Change] = {}
     for pair in pairs:
-        matrix_form = PEFT_EMBEDDING if pair.a.endswith(PEFT_HALVES[1]) else PEFT_MATRIX
-        module, form = experts.get(pair.path, (pair.path, matrix_form))
-        shape = _shape(weights, module, pair.a)
-        change = _change(tensors, pair, form, shape, *_peft_scale(settings, module))
-        if base := bases.pop(module, None):
-            change = replace(change, base=_checked(tensors, base, shape))
+        if pair.path in stacks:
+            module, form = stacks[pair.path]
+            shape, experts, setting = weights[module], range(weights[module][0]), module
+        else:
+            module, expert, shape = _known(matrices, pair.path, pair.a)
+            form = PEFT_EMBEDDING if pair.a.endswith(PEFT_HALVES[1]) else PEFT_MATRIX
+            experts, setting = [expert], pair.path
+        low_ranks = _low_ranks(tensors, pair, form, shape, *_peft_scale(settings, setting))
         for part, rows in _parts(module):
-            if part in changes:
-                raise AdapterError(f"{pair.a!r} changes {module} a second time")
-            changes[part] = replace(change, left=change.left[..., rows, :])
-    for name in bases.values():
-        raise AdapterError(f"{name!r} is a whole weight, and the adapter has no LoRA for it: only LoRA can be merged")
+            added = changes.setdefault(part, Change()).added
+            for expert, low_rank in zip(experts, low_ranks, strict=True):
+                if expert in added:
+                    raise AdapterError(f"{pair.a!r} changes {module} a second time")
+                added[expert] = replace(low_rank, left=low_rank.left[rows])
+    for module, name in bases.items():
+        if module not in changes:
+            raise AdapterError(f"{name!r} is a whole weight without LoRA, and only LoRA can be merged")
+        changes[module].base = _checked(tensors, name, weights[module])
     return changes
 
 
-# The experts' weights are parameters of one module. A second one that is trained is wrapped around the first, and no
-# name says which is which: that is for the shapes to say.
-EXPERTS = re.compile(r"(.+\.mlp\.experts)(\.base_layer)*")
+def _peft_matrices(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int, tuple[int, ...]]]:
+    """Path of a linear layer in training -> the published module, which of its experts, and the shape.
+
+    Where training in 4 bits needs linear layers, Unsloth makes one of each expert, in a list with a plural's name.
+    """
+    matrices = {}
+    for module, shape in weights.items():
+        if len(shape) == 2:
+            matrices[module] = (module, 0, shape)
+        else:
+            matrices |= {f"{module}s.{expert}": (module, expert, shape[1:]) for expert in range(shape[0])}
+    return matrices
 
 
-def _peft_expert_targets(
+# Elsewhere the experts' weights are parameters of one module. A second one that is trained is wrapped around the first,
+# and no name says which is which: that is for the shapes to say.
+STACK = re.compile(r"(.+\.mlp\.experts)(\.base_layer)*")
+
+
+def _peft_stacks(
     pairs: list[_Pair], tensors: Checkpoint, weights: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[str, _Form]]:
     """Path of a pair -> the published module that it changes, and the form, which is one in the whole adapter."""
 
     def candidates(pair: _Pair, form: _Form) -> list[str]:
         found = tensors.tensors[pair.a].shape[-1:] + tensors.tensors[pair.b].shape[:1]
-        experts = EXPERTS.fullmatch(pair.path)[1]
+        experts = STACK.fullmatch(pair.path)[1]
         modules = (f"{experts}.gate_up_proj", f"{experts}.down_proj")
-        sizes = {module: _sizes(_shape(weights, module, pair.a), rank=0) for module in modules}
+        sizes = {module: _sizes(_known(weights, module, pair.a), rank=0) for module in modules}
         return [module for module in modules if found == (sizes[module][form.a[1]], sizes[module][form.b[0]])]
 
     forms = (PEFT_EXPERTS, PEFT_EXPERTS_SWAPPED)
@@ -391,10 +430,10 @@ def _mlx_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: Model
     weights = _canonical_weights(config)
     changes = {}
     for pair in _pairs(tensors.tensors, "", ((".lora_a", ".lora_b"),)):
-        shape = _shape(weights, pair.path, pair.a)
+        shape = _known(weights, pair.path, pair.a)
         matrix_form = MLX_EMBEDDING if pair.path == "model.embed_tokens" else MLX_MATRIX
         form = MLX_EXPERTS if len(shape) == 3 else matrix_form
-        changes[pair.path] = _change(tensors, pair, form, shape, rank, scale)
+        changes[pair.path] = Change(dict(enumerate(_low_ranks(tensors, pair, form, shape, rank, scale))))
     return changes
 
 

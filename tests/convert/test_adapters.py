@@ -44,11 +44,14 @@ def canonical(merged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """transformers' weights under their canonical names: experts outputs first, gate and up apart."""
     weights = {}
     for name, values in merged.items():
+        stack = values.swapaxes(1, 2) if values.ndim == 3 else values
         if name.endswith("gate_up_proj"):
-            weights[name.replace("gate_up", "gate")] = values[:, :, 0::2].swapaxes(1, 2)
-            weights[name.replace("gate_up", "up")] = values[:, :, 1::2].swapaxes(1, 2)
+            weights[name.replace("gate_up", "gate")], weights[name.replace("gate_up", "up")] = (
+                stack[:, ::2],
+                stack[:, 1::2],
+            )
         else:
-            weights[name.removesuffix(".weight")] = values.swapaxes(1, 2) if values.ndim == 3 else values
+            weights[name.removesuffix(".weight")] = stack
     return weights
 
 
@@ -205,7 +208,8 @@ def test_tensors_that_do_not_fit(source, tmp_path):
     refused(2, "attention", lambda t: t.pop(f"{Q_PROJ}.lora_A.weight"), f"{Q_PROJ}.lora_A.weight", "incomplete")
     magnitude = f"{Q_PROJ}.lora_magnitude_vector"
     refused(3, "attention", lambda t: t.update({magnitude: (np.ones(4, np.float32), "F32")}), magnitude)
-    refused(4, "attention", rename(f"{Q_PROJ}.lora_A.weight", "model.layers.0.self_attn.q_proj.lora_A.weight"))
+    bare = f"{Q_PROJ.removeprefix('base_model.')}.lora_A.weight"
+    refused(4, "attention", rename(f"{Q_PROJ}.lora_A.weight", bare), bare, "no tensor of a LoRA adapter")
     refused(5, "attention", put(f"{Q_PROJ}.lora_A.weight", np.nan), f"{Q_PROJ}.lora_A.weight", "not a number")
     refused(6, "patterns", put(f"{Q_PROJ.replace('.q', '.k')}.lora_B.weight", np.inf), "k_proj", "not a number")
     refused(7, "experts", put(f"{EXPERTS}.lora_B.weight", 0x7F80), f"{EXPERTS}.lora_B.weight", "not a number")
@@ -220,7 +224,13 @@ def test_tensors_that_do_not_fit(source, tmp_path):
             tensors[f"{EXPERTS}.lora_{half}.weight"] = tensors[f"{EXPERTS}.base_layer.lora_{half}.weight"]
 
     refused(11, "experts", another_gate_up, EXPERTS, "a second time")
-    refused(12, "experts", rename(f"{EXPERTS}.lora_A.weight", f"{EXPERTS}.gate_up_projs.0.lora_A.weight"), EXPERTS)
+
+    def expert_of_a_larger_model(tensors):
+        for half in ("A", "B"):
+            name = f"{EXPERTS}.gate_up_projs.1.lora_{half}.weight"
+            tensors[name.replace(".1.lora", ".2.lora")] = tensors.pop(name)
+
+    refused(12, "experts_apart", expert_of_a_larger_model, f"{EXPERTS}.gate_up_projs.2", "another model")
     refused(13, "experts", lambda t: t, "lora_A.weight", "[6, 32]", r=4)
     refused(14, "patterns", lambda t: [t.pop(name) for name in list(t) if "lm_head.lora" in name], "lm_head.base_layer")
 

@@ -50,6 +50,21 @@ def _inputs_taken_for_outputs(model) -> None:
         layer.mlp.experts.is_transposed = False
 
 
+def _experts_as_linear_layers(model) -> None:
+    """What Unsloth trains in 4 bits: a linear layer for each expert."""
+    import torch
+
+    def linear(weight):
+        layer = torch.nn.Linear(*weight.shape, bias=False)
+        layer.weight.data = weight.T.clone()
+        return layer
+
+    for layer in model.model.layers:
+        experts, layer.mlp.experts = layer.mlp.experts, torch.nn.Module()
+        for name in ("gate_up_proj", "down_proj"):
+            setattr(layer.mlp.experts, f"{name}s", torch.nn.ModuleList(map(linear, getattr(experts, name).data)))
+
+
 def _another_head(model) -> None:
     """A head that has been trained, or resized and cut again: PEFT saves it with the adapter."""
     model.lm_head.weight.data += 0.5
@@ -80,6 +95,15 @@ CASES = {
     ),
     "experts_swapped": Case(
         {"r": 3, "lora_alpha": 6, "target_modules": [], "target_parameters": EXPERTS}, model=_inputs_taken_for_outputs
+    ),
+    "experts_apart": Case(
+        {
+            "r": 3,
+            "lora_alpha": 6,
+            "target_modules": ["1.mlp.experts.gate_up_projs.1", "0.mlp.experts.down_projs.0"],
+            "alpha_pattern": {"down_projs.0": 2},
+        },
+        model=_experts_as_linear_layers,
     ),
     "patterns": Case(
         {
@@ -117,8 +141,8 @@ def main() -> None:
         tensors = {name: tensor.to(getattr(torch, case.dtype)) for name, tensor in tensors.items()}
         save_file(tensors, folder / "adapter_model.safetensors")
 
-        published = _model(case).state_dict()
-        merged = peft.PeftModel.from_pretrained(_model(case), folder).merge_and_unload().state_dict()
+        published = _weights(_model(case))
+        merged = _weights(peft.PeftModel.from_pretrained(_model(case), folder).merge_and_unload())
         changed = {name: tensor for name, tensor in merged.items() if not torch.equal(tensor, published[name])}
         save_file(changed, folder / "merged.safetensors")
         print(
@@ -134,6 +158,17 @@ def _model(case: Case):
     model = oracle(CONFIG, SEED)
     case.model(model)
     return model
+
+
+def _weights(model) -> dict[str, Any]:
+    """Under the published names, experts together."""
+    import torch
+
+    state = dict(model.state_dict())
+    for name in [name.removesuffix("s.0.weight") for name in state if name.endswith("_projs.0.weight")]:
+        experts = [state.pop(f"{name}s.{expert}.weight").T for expert in range(CONFIG["num_local_experts"])]
+        state[name] = torch.stack(experts)
+    return state
 
 
 if __name__ == "__main__":
