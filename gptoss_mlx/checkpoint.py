@@ -258,10 +258,7 @@ class Checkpoint:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
         tensor = self.tensors[name]
-        if tensor.dtype not in NUMPY_DTYPE:
-            raise CheckpointError(f"{self.file_of[name]}: {name!r} is {tensor.dtype}, which gpt-oss does not use")
-        run = self._shards[name].bytes[tensor.start : tensor.end]
-        return run.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
+        return as_array(self.file_of[name], tensor, self._shards[name].bytes[tensor.start : tensor.end])
 
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
@@ -284,6 +281,13 @@ class Checkpoint:
             return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
         rows = mx.array(self.view(name)[np.asarray(index)])
         return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
+
+
+def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
+    """A view of a tensor's bytes, uint8 [nbytes], as its own dtype and shape. Raises CheckpointError."""
+    if tensor.dtype not in NUMPY_DTYPE:
+        raise CheckpointError(f"{path}: {tensor.name!r} is {tensor.dtype}, which gpt-oss does not use")
+    return data.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
 
 
 def _read_index(path: Path) -> bytes:

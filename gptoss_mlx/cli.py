@@ -16,10 +16,11 @@ import click
 
 from .errors import GptOssError
 from .memory import size_text
-from .models import DOWNLOAD_GB, ModelMissing, home, resolve
+from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
+    from gptoss_convert.inspection import Subject
 
     from .budget import MemoryPlan
     from .chat.session import Session
@@ -320,26 +321,44 @@ def bench(
 @click.argument("path")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect(path: str, show_tensors: bool, tensor: str | None, as_json: bool) -> None:
-    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights."""
+def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
+    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
+
+    PATH is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id. What has not been converted here is looked at on the hub:
+    its headers are downloaded, and with --tensor the bytes of that tensor.
+    """
     from dataclasses import asdict
 
     from gptoss_convert import inspection, inspection_report
 
-    from .checkpoint import Checkpoint
-
-    folder = resolve(path)
+    subject = _subject(path, revision)
     if tensor is not None:
-        found = inspection.statistics(folder, tensor)
+        found = inspection.statistics(subject, tensor)
         click.echo(json.dumps(asdict(found), indent=1)) if as_json else inspection_report.print_statistics(found)
     elif show_tensors:
-        tensors = Checkpoint.open(folder).tensors
-        listed = [asdict(each) | {"nbytes": each.nbytes} for each in tensors.values()]
-        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(tensors)
+        listed = [asdict(each) | {"nbytes": each.nbytes} for each in subject.tensors.values()]
+        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(subject.tensors)
     else:
-        made = inspection.inspect(folder)
+        made = inspection.inspect(subject)
         click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else inspection_report.print_inspection(made)
+
+
+def _subject(name: str, revision: str | None) -> Subject:
+    """A folder that is here; else, or where a revision is asked for, the repository on the hub."""
+    from gptoss_convert.inspection import Subject
+
+    if revision is not None and Path(name).expanduser().is_dir():
+        raise click.UsageError("--revision is for a hub id, and this is a folder")
+    if revision is None:
+        try:
+            return Subject.of_folder(resolve(name))
+        except ModelMissing as missing:
+            name = missing.repository
+    from gptoss_convert.hub import Repository
+
+    return Subject.of_repository(Repository.open(SHORT_NAMES.get(name, name), revision))
 
 
 @cli.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
