@@ -119,10 +119,9 @@ class TestFetch:
         assert repository.fetch(SHARD, folder).ours
         assert repository.fetch(SHARD, None).path.read_bytes() == (checkpoint / SHARD).read_bytes()
 
-    @pytest.mark.parametrize("into", ["folder", "cache"])
-    def test_a_broken_connection_is_taken_up_where_it_broke(self, here, repository, checkpoint, folder, into):
+    def test_a_broken_connection_is_taken_up_where_it_broke(self, here, repository, checkpoint, folder):
         here.cuts[SHARD] = [100_000]
-        fetched = repository.fetch(SHARD, folder if into == "folder" else None)
+        fetched = repository.fetch(SHARD, folder)
         assert fetched.path.read_bytes() == (checkpoint / SHARD).read_bytes()
         assert ranges(here, SHARD)[1].startswith("bytes=100000-")
 
@@ -310,14 +309,8 @@ class TestInspect:
 
     def test_nothing_is_told_about_this_machine(self, online, hub):
         assert online("inspect", REPOSITORY, AI_AGENT="somebody").returncode == 0
-        assert {request.agent.split("/")[0] for request in hub.log} == {"unknown"}
-        assert not [
-            request
-            for request in hub.log
-            if REPOSITORY not in request.what
-            and "safetensors" not in request.what
-            and not request.what.endswith(("json", "LICENSE"))
-        ]
+        asked = {request.what for request in hub.log if request.what.startswith("/api")}
+        assert asked == {f"/api/models/{REPOSITORY}"}
         for request in hub.log:
             parts = {part.split("/")[0].strip() for part in request.agent.split(";")}
             assert parts <= {"unknown", "hf_hub", "python"}
