@@ -217,16 +217,17 @@ class Handler(BaseHTTPRequestHandler):
         self.server.log.append(request)
         if self.command == "HEAD":
             return
-        try:
-            for start in range(0, len(data) if cut is None else cut, 2**16):
-                time.sleep(self.server.slow if name else 0)
-                request.sent += self.wfile.write(
-                    data[start : start + 2**16 if cut is None else min(start + 2**16, cut)]
-                )
-        except ConnectionError:
-            self.close_connection = True
-        if cut is not None:
-            self.close_connection = True
+        self.close_connection |= cut is not None
+        data = data[:cut]
+        for start in range(0, len(data), 2**16):
+            piece = data[start : start + 2**16]
+            time.sleep(self.server.slow if name else 0)
+            request.sent += len(piece)  # first, because a test may look as soon as it has them
+            try:
+                self.wfile.write(piece)
+            except ConnectionError:
+                self.close_connection = True
+                return
 
 
 @contextmanager
