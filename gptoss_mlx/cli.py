@@ -380,6 +380,33 @@ def verify(model: str) -> None:
     click.echo("every file is what was written")
 
 
+@cli.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
+@click.argument("model")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
+def upload(model: str, repository: str, dry_run: bool) -> None:
+    """Upload MODEL, a converted folder, to the hub repository OWNER/NAME, with a model card.
+
+    The repository is made if it is not there yet, and so is the card if the folder has no README.md. An upload that
+    broke off goes on when it is run again.
+    """
+    _upload(resolve(model), repository, dry_run)
+
+
+def _upload(folder: Path, repository: str, dry_run: bool) -> None:
+    from gptoss_convert.publishing import CARD, contents, size_of
+    from gptoss_convert.publishing import upload as run
+
+    if not dry_run:
+        click.echo(run(folder, repository, lambda name, size: click.echo(f"{name}, {size_text(size)}", err=True)))
+        return
+    files = contents(folder, repository)
+    click.echo(files[CARD].decode())
+    for name, content in files.items():
+        click.echo(f"{size_text(size_of(content)):>10}  {name}")
+    click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
+
+
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
 @click.argument("model")
 @memory_options

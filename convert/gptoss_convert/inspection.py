@@ -283,3 +283,7 @@ def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     values = part.astype(np.float64)
     finite = np.isfinite(values)
     return values[finite], int(values.size - finite.sum())
+
+
+def count_text(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"

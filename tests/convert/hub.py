@@ -22,13 +22,14 @@ TOKEN = "hf_stand_in"
 
 @dataclass
 class Request:
-    """One that was answered: the file's name or the path, the Range header, the bytes of the answer's body."""
+    """One that was answered: its file's name or its path, its Range header; the bytes of the answer's body."""
 
     method: str
     what: str
     range: str | None
-    sent: int
     agent: str
+    status: int
+    sent: int = 0
 
 
 class Hub(ThreadingHTTPServer):
@@ -39,6 +40,7 @@ class Hub(ThreadingHTTPServer):
     slow        seconds to wait before each 64 KiB
     gated       refuses everything about the repository until consent is given
     status      answers file requests with this error
+    room        how many more large files may be uploaded
     """
 
     daemon_threads = True
@@ -49,7 +51,7 @@ class Hub(ThreadingHTTPServer):
         self.log: list[Request] = []
         self.cuts: dict[str, list[int]] = {}
         self.damaged: str | None = None
-        self.slow, self.gated, self.status = 0.0, False, None
+        self.slow, self.gated, self.status, self.room = 0.0, False, None, 1000
         self.stored: dict[str, bytes] = {}
         """Large file storage: SHA-256 -> content."""
         self.uploaded: dict[str, dict[str, bytes]] = {}
@@ -186,9 +188,10 @@ class Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         digest = urlsplit(self.path).path.rpartition("/")[2]
         assert hashlib.sha256(data).hexdigest() == digest
-        if self.server.status:
-            self.send_json({"error": "out of order"}, self.server.status)
+        if self.server.room == 0:
+            self.send_json({"error": "no room"}, 400)
             return
+        self.server.room -= 1
         self.server.stored[digest] = data
         self.send(200, b"", {})
 
@@ -213,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(header, value)
         self.end_headers()
         what, agent = name or urlsplit(self.path).path, self.headers.get("User-Agent", "")
-        request = Request(self.command, what, self.headers.get("Range"), 0, agent)
+        request = Request(self.command, what, self.headers.get("Range"), agent, status)
         self.server.log.append(request)
         if self.command == "HEAD":
             return
