@@ -82,7 +82,9 @@ class Repository:
         """By one request; without a connection, what the user's cache has of it. Raises GptOssError."""
         with explained(id, revision):
             try:
-                info = HfApi().model_info(id, revision=revision, files_metadata=True)
+                info = HfApi().model_info(
+                    id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+                )
             except (errors.HfHubHTTPError, errors.HFValidationError):
                 raise
             except Exception:
@@ -129,7 +131,7 @@ class Repository:
             return Fetched(cached, False, digest)
         if folder is not None:
             return self._fetch_into(folder, file, on_read)
-        with explained(self.id):
+        with explained(self.id, self.commit):
             path = hf_hub_download(
                 self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=_bar(on_read)
             )
@@ -215,7 +217,7 @@ class Repository:
             if start > begun:
                 failures = 0
             elif failures == len(PAUSES) or _is_final(problem):
-                with explained(self.id):
+                with explained(self.id, self.commit):
                     raise problem or ConnectionError("no data")
             else:
                 time.sleep(PAUSES[failures])
@@ -291,32 +293,33 @@ def explained(id: str, revision: str | None = None) -> Iterator[None]:
         yield
     except GptOssError:
         raise
-    except errors.HFValidationError:
-        raise GptOssError(f"{id} is neither a folder nor a hub repository id (owner/name)") from None
-    except errors.GatedRepoError:
-        raise GptOssError(f"{id} asks for consent first: accept it on its page, then `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise GptOssError(f"the hub has no repository {id}, or it is private: `hf auth login`") from None
-    except errors.RevisionNotFoundError:
-        raise GptOssError(f"{id} has no revision {revision}") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        raise GptOssError(_unreachable(id)) from None
-    except errors.HfHubHTTPError as error:
-        raise GptOssError(_refusal(id, error.response.status_code)) from None
-    except (KeyError, TypeError, ValueError):
-        raise GptOssError(f"what came from {constants.ENDPOINT} about {id} is no answer of a hub") from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
-            raise GptOssError(f"cannot store {id}: {error.strerror}") from None
-        # What the HTTP library below raises is no interface; all of it is cured by trying again.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise GptOssError(f"{_unreachable(id)} ({reason})") from None
+        raise GptOssError(_explanation(id, revision, error)) from None
 
 
-def _unreachable(id: str) -> str:
+def _explanation(id: str, revision: str | None, error: BaseException) -> str:
+    if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__:
+        return _explanation(id, revision, error.__cause__)  # the library's wrappings
+    match error:
+        case errors.HFValidationError():
+            return f"{id} is neither a folder nor a hub repository id (owner/name)"
+        case errors.GatedRepoError():
+            return f"{id} asks for consent first: accept it on its page, then `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return f"the hub has no repository {id}, or it is private: `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return f"{id} has no revision {revision}"
+        case errors.HfHubHTTPError():
+            return _refusal(id, error.response.status_code)
+        case KeyError() | TypeError() | ValueError():
+            return f"what came from {constants.ENDPOINT} about {id} is no answer of a hub"
+        case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+            return f"cannot store {id}: {error.strerror}"
     if constants.is_offline_mode():
         return f"HF_HUB_OFFLINE is set, and not all that is needed of {id} is here: unset it to go online"
-    return f"cannot reach the hub for {id}: check the network, and run the same command again to go on"
+    # What the HTTP library below raises is no interface; all of it is cured by trying again.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot reach the hub for {id} ({reason}): check the network, and run the same command again to go on"
 
 
 def _refusal(id: str, status: int) -> str:

@@ -73,10 +73,7 @@ def upload(folder: Path, repository: str, on_file: Callable[[str, int], None] = 
         address = api.create_repo(repository, exist_ok=True)
         for operation in operations:
             on_file(operation.path_in_repo, size_of(files[operation.path_in_repo]))
-            try:
-                api.preupload_lfs_files(repository, additions=[operation])
-            except RuntimeError as error:
-                raise error.__cause__ or error from None  # the library says there which file it was
+            api.preupload_lfs_files(repository, additions=[operation])
         api.create_commit(repository, operations, commit_message="Upload with gptoss-mlx")
     return str(address)
 
@@ -121,7 +118,8 @@ def _introduction(found: Inspection, repository: str) -> str:
     summary = f" ({RECIPES[recipe].summary})" if recipe in list(RECIPES) else ""
     return (
         f"# {repository.split('/')[1]}\n\n"
-        f"{source} for [MLX](https://github.com/ml-explore/mlx): converted by {_plain(made.get('tool'))} with the recipe `{_plain(recipe)}`{summary}.\n\n"
+        f"{source} for [MLX](https://github.com/ml-explore/mlx): converted by {_plain(made.get('tool'))} "
+        f"with the recipe `{_plain(recipe)}`{summary}.\n\n"
         f"{found.layers} layers, {found.experts_per_token} of {found.experts} experts a token, "
         f"context {found.context:,} tokens."
     )

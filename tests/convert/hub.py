@@ -16,6 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_stand_in"
 
@@ -231,6 +234,19 @@ class Handler(BaseHTTPRequestHandler):
             except ConnectionError:
                 self.close_connection = True
                 return
+
+
+def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Make huggingface_hub in this process go to the stand-in, with a cache and a token of its own.
+
+    Without the Xet protocol, which the stand-in does not speak.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager
