@@ -7,6 +7,7 @@ a GptOssError of one line. Knows nothing of conversion. Import it where the hub 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -92,20 +93,23 @@ class Repository:
                     raise
                 return cached
             files = {
-                each.rfilename: RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else None)
-                for each in info.siblings or []
-                if _is_file_name(each.rfilename)
+                each.rfilename: RemoteFile(
+                    each.rfilename, int(each.size), each.lfs and _hexadecimal(each.lfs.sha256, 64)
+                )
+                for each in info.siblings
+                if Path(each.rfilename).name == each.rfilename
             }
-            return cls(id, info.sha, files)
+            return cls(id, _hexadecimal(info.sha, 40), files)
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes start..end of a file, by default all of it, and nothing else of it. Raises GptOssError."""
         end = self._file(name).size if end is None else end
-        if path := self._in_cache(name):
-            with path.open("rb") as file:
-                file.seek(start)
-                return file.read(end - start)
-        return b"".join(self._stream(name, start, end))
+        with explained(self.id, self.commit):
+            if path := self._in_cache(name):
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+            return b"".join(self._stream(name, start, end))
 
     def headers(self) -> dict[str, Header]:
         """File name -> header, of all safetensors files of the model. Raises GptOssError."""
@@ -125,45 +129,43 @@ class Repository:
         killed goes on, or with None into the cache. `on_read` hears how many bytes came just now.
         """
         file = self._file(name)
-        cached = self._in_cache(name)
-        if cached and (digest := sha256(cached)) == (file.sha256 or digest):
-            on_read(file.size)
-            return Fetched(cached, False, digest)
-        if folder is not None:
-            return self._fetch_into(folder, file, on_read)
         with explained(self.id, self.commit):
-            path = hf_hub_download(
-                self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=_bar(on_read)
+            cached = self._in_cache(name)
+            if cached and (digest := sha256(cached)) == (file.sha256 or digest):
+                on_read(file.size)
+                return Fetched(cached, False, digest)
+            if folder is not None:
+                return self._fetch_into(folder, file, on_read)
+            bar = _bar(on_read)
+            path = Path(
+                hf_hub_download(self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=bar)
             )
-        if (digest := sha256(Path(path))) != (file.sha256 or digest):
-            Path(path).resolve().unlink()
-            raise self._damaged(file)
-        return Fetched(Path(path), False, digest)
+            if (digest := sha256(path)) != (file.sha256 or digest):
+                path.resolve().unlink()
+                raise self._damaged(file)
+            return Fetched(path, False, digest)
 
     def _fetch_into(self, folder: Path, file: RemoteFile, on_read: Callable[[int], None]) -> Fetched:
         # The library has no resume across processes; it also would read a file again to know its SHA-256.
         path = folder / file.name
         partial = folder / f".{file.name}.{(file.sha256 or self.commit)[:16]}.partial"
         digest = hashlib.sha256()
-        try:
-            if path.exists():
-                path.replace(partial)
-            with partial.open("a+b") as written:
-                written.seek(0)
-                while chunk := written.read(BUFFER):
-                    digest.update(chunk)
-                    on_read(len(chunk))
-                for chunk in self._stream(file.name, written.tell(), file.size):
-                    written.write(chunk)
-                    digest.update(chunk)
-                    on_read(len(chunk))
-                size = written.tell()
-            if size != file.size or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
-                partial.unlink()
-                raise self._damaged(file)
-            partial.replace(path)
-        except OSError as error:
-            raise GptOssError(f"cannot write {path}: {error.strerror or error}") from None
+        if path.exists():
+            path.replace(partial)
+        with partial.open("a+b") as written:
+            written.seek(0)
+            while chunk := written.read(BUFFER):
+                digest.update(chunk)
+                on_read(len(chunk))
+            for chunk in self._stream(file.name, written.tell(), file.size):
+                written.write(chunk)
+                digest.update(chunk)
+                on_read(len(chunk))
+            size = written.tell()
+        if size != file.size or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
+            partial.unlink()
+            raise self._damaged(file)
+        partial.replace(path)
         return Fetched(path, True, digest.hexdigest())
 
     def _damaged(self, file: RemoteFile) -> GptOssError:
@@ -217,8 +219,7 @@ class Repository:
             if start > begun:
                 failures = 0
             elif failures == len(PAUSES) or _is_final(problem):
-                with explained(self.id, self.commit):
-                    raise problem or ConnectionError("no data")
+                raise problem or ConnectionError("no data")
             else:
                 time.sleep(PAUSES[failures])
                 failures += 1
@@ -240,8 +241,11 @@ class Repository:
                     return
 
 
-def _is_file_name(name: str) -> bool:
-    return Path(name).name == name and name not in ("", ".", "..")
+def _hexadecimal(text: str, digits: int) -> str:
+    """Raises ValueError for anything else: it becomes a part of file names."""
+    if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+        raise ValueError(text)
+    return text
 
 
 def _cached(id: str, revision: str | None) -> Repository | None:
@@ -314,7 +318,7 @@ def _explanation(id: str, revision: str | None, error: BaseException) -> str:
         case KeyError() | TypeError() | ValueError():
             return f"what came from {constants.ENDPOINT} about {id} is no answer of a hub"
         case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
-            return f"cannot store {id}: {error.strerror}"
+            return f"cannot keep {error.filename or 'files'} of {id}: {error.strerror}"
     if constants.is_offline_mode():
         return f"HF_HUB_OFFLINE is set, and not all that is needed of {id} is here: unset it to go online"
     # What the HTTP library below raises is no interface; all of it is cured by trying again.
