@@ -103,7 +103,8 @@ class Repository:
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes start..end of a file, by default all of it, and nothing else of it. Raises GptOssError."""
-        end = self._file(name).size if end is None else end
+        size = self._file(name).size
+        end = size if end is None else end
         with explained(self.id, self.commit):
             if path := self._in_cache(name):
                 with path.open("rb") as file:
