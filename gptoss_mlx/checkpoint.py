@@ -65,17 +65,27 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > MAX_HEADER or 8 + length > size:
-                raise CheckpointError(
-                    f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
-                )
+            length = header_length(path, file.read(8), size)
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    return parse_header(path, text, size)
+
+
+def header_length(path: Path, prefix: bytes, size: int) -> int:
+    """The length N that the first 8 bytes of a file of `size` bytes give. Raises CheckpointError."""
+    if len(prefix) < 8:
+        raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER or 8 + length > size:
+        raise CheckpointError(
+            f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
+        )
+    return length
+
+
+def parse_header(path: Path, text: bytes, size: int) -> Header:
+    """Check the N bytes of JSON of a file of `size` bytes, which need not be here. Raises CheckpointError."""
     try:
         entries = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -85,8 +95,9 @@ def read_header(path: Path) -> Header:
     metadata = entries.pop("__metadata__", None) or {}  # MLX writes null
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
-    tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
-    _check_layout(path, tensors, 8 + length, size)
+    data = 8 + len(text)
+    tensors = {name: _tensor_info(path, name, entry, data) for name, entry in entries.items()}
+    _check_layout(path, tensors, data, size)
     return Header(tensors, metadata)
 
 
@@ -132,11 +143,11 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data: int, size
 
 
 class Shard:
-    """One safetensors file, mapped on first use."""
+    """One safetensors file, mapped on first use; with a `header` at hand, the file may come later."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, header: Header | None = None):
         self.path = path
-        self.header = read_header(path)
+        self.header = header or read_header(path)
 
     @cached_property
     def bytes(self) -> np.ndarray:
@@ -226,11 +237,18 @@ class Checkpoint:
                 raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}")
             shard = Shard(folder / SINGLE)
             return cls(dict.fromkeys(shard.header.tensors, shard), folder)
-        weight_map = _read_index(index)
-        shards = {file: Shard(folder / file) for file in sorted(set(weight_map.values()))}
+        weight_map = parse_index(index, _read_index(index))
+        files = sorted(set(weight_map.values()))
+        if missing := [file for file in files if not (folder / file).is_file()]:
+            raise CheckpointError(f"{folder} lacks {missing[0]}, which {INDEX} names: an incomplete download?")
+        return cls.placed(folder, weight_map, {file: Shard(folder / file) for file in files})
+
+    @classmethod
+    def placed(cls, folder: Path, weight_map: Mapping[str, str], shards: Mapping[str, Shard]) -> Checkpoint:
+        """Over `shards` by file name, each tensor in the file that `weight_map` names. Raises CheckpointError."""
         for name, file in weight_map.items():
             if name not in shards[file].header.tensors:
-                raise CheckpointError(f"{index} places {name!r} in {file}, which does not have it")
+                raise CheckpointError(f"{folder / INDEX} places {name!r} in {file}, which does not have it")
         for file, shard in shards.items():
             for name in shard.header.tensors:
                 if weight_map.get(name) != file:
@@ -240,10 +258,7 @@ class Checkpoint:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
         tensor = self.tensors[name]
-        if tensor.dtype not in NUMPY_DTYPE:
-            raise CheckpointError(f"{self.file_of[name]}: {name!r} is {tensor.dtype}, which gpt-oss does not use")
-        run = self._shards[name].bytes[tensor.start : tensor.end]
-        return run.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
+        return as_array(self.file_of[name], tensor, self._shards[name].bytes[tensor.start : tensor.end])
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop of the tensor (BF16 as uint16), read from its file: an error of the disk is an error, which
@@ -286,16 +301,29 @@ class Checkpoint:
         return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
 
 
-def _read_index(path: Path) -> dict[str, str]:
+def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
+    """A view of a tensor's bytes, uint8 [nbytes], as its own dtype and shape. Raises CheckpointError."""
+    if tensor.dtype not in NUMPY_DTYPE:
+        raise CheckpointError(f"{path}: {tensor.name!r} is {tensor.dtype}, which gpt-oss does not use")
+    return data.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
+
+
+def _read_index(path: Path) -> bytes:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_index(path: Path, text: bytes) -> dict[str, str]:
+    """Tensor name -> the name of its file, from the text of an index. Raises CheckpointError."""
+    try:
+        weight_map = json.loads(text)["weight_map"]
         entries = list(weight_map.items())
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is malformed: {error!r}") from None
     for name, file in entries:
         # A file name that leaves the folder is never followed.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(f"{path} places {name!r} in {file!r}, which is not a file name")
-        if not (path.parent / file).is_file():
-            raise CheckpointError(f"{path.parent} lacks {file}, which {path.name} names: an incomplete download?")
     return weight_map

@@ -16,10 +16,11 @@ import click
 
 from .errors import GptOssError
 from .memory import size_text
-from .models import DOWNLOAD_GB, ModelMissing, home, resolve
+from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
+    from gptoss_convert.inspection import Subject
 
     from .budget import MemoryPlan
     from .chat.session import Session
@@ -332,26 +333,44 @@ def bench(
 @click.argument("path")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
+@click.option("--revision", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect(path: str, show_tensors: bool, tensor: str | None, as_json: bool) -> None:
-    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights."""
+def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
+    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
+
+    PATH is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id. What has not been converted here is looked at on the hub:
+    its headers are downloaded, and with --tensor the bytes of that tensor.
+    """
     from dataclasses import asdict
 
     from gptoss_convert import inspection, inspection_report
 
-    from .checkpoint import Checkpoint
-
-    folder = resolve(path)
+    subject = _subject(path, revision)
     if tensor is not None:
-        found = inspection.statistics(folder, tensor)
+        found = inspection.statistics(subject, tensor)
         click.echo(json.dumps(asdict(found), indent=1)) if as_json else inspection_report.print_statistics(found)
     elif show_tensors:
-        tensors = Checkpoint.open(folder).tensors
-        listed = [asdict(each) | {"nbytes": each.nbytes} for each in tensors.values()]
-        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(tensors)
+        listed = [asdict(each) | {"nbytes": each.nbytes} for each in subject.tensors.values()]
+        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(subject.tensors)
     else:
-        made = inspection.inspect(folder)
+        made = inspection.inspect(subject)
         click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else inspection_report.print_inspection(made)
+
+
+def _subject(name: str, revision: str | None) -> Subject:
+    """A folder that is here; else, or where a revision is asked for, the repository on the hub."""
+    from gptoss_convert.inspection import Subject
+
+    if revision is not None and Path(name).expanduser().is_dir():
+        raise click.UsageError("--revision is for a hub id, and this is a folder")
+    if revision is None:
+        try:
+            return Subject.of_folder(resolve(name))
+        except ModelMissing as missing:
+            name = missing.repository
+    from gptoss_convert.hub import Repository
+
+    return Subject.of_repository(Repository.open(SHORT_NAMES.get(name, name), revision))
 
 
 @cli.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
@@ -371,6 +390,33 @@ def verify(model: str) -> None:
     if wrong:
         raise GptOssError(f"{folder} is damaged: convert it again")
     click.echo("every file is what was written")
+
+
+@cli.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
+@click.argument("model")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
+def upload(model: str, repository: str, dry_run: bool) -> None:
+    """Upload MODEL, a converted folder, to the hub repository OWNER/NAME, with a model card.
+
+    The repository is made if it is not there yet, and so is the card if the folder has no README.md. An upload that
+    broke off goes on when it is run again.
+    """
+    _upload(resolve(model), repository, dry_run)
+
+
+def _upload(folder: Path, repository: str, dry_run: bool) -> None:
+    from gptoss_convert.publishing import CARD, contents, size_of
+    from gptoss_convert.publishing import upload as run
+
+    if not dry_run:
+        click.echo(run(folder, repository, lambda name, size: click.echo(f"{name}, {size_text(size)}", err=True)))
+        return
+    files = contents(folder, repository)
+    click.echo(files[CARD].decode())
+    for name, content in files.items():
+        click.echo(f"{size_text(size_of(content)):>10}  {name}")
+    click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
 
 
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")

@@ -1,36 +1,343 @@
-"""A hub repository id -> a local snapshot of the files that a conversion needs."""
+"""A repository of the hub at one commit: what it holds, parts of its files by range, whole files that are checked.
+
+Over the huggingface_hub library, which knows the user's token, endpoint, cache and offline mode. Every failure becomes
+a GptOssError of one line. Knows nothing of conversion. Import it where the hub is used: the library takes a while.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import logging as library_logging
+from huggingface_hub.utils import tqdm as LibraryBar
+
+from gptoss_mlx.checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    CheckpointError,
+    Header,
+    Shard,
+    header_length,
+    parse_header,
+    parse_index,
+)
 from gptoss_mlx.errors import GptOssError
 
-# Not the `original/` and `metal/` copies of the same weights that the published repositories also hold.
-FILES = ["*.json", "*.safetensors", "*.jinja", "LICENSE", "USAGE_POLICY"]
+from .verification import BUFFER, sha256
+
+# The library would add to each request what it finds on this machine, and ask the hub what to look for.
+constants.HF_HUB_DISABLE_TELEMETRY = True
+library_logging.set_verbosity_error()  # what matters of its warnings becomes an error here
+
+PAUSES = (1, 2, 4, 8)  # seconds before each new try of a transfer that gave no byte
+CONNECTIONS = 8
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    name: str
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """In hexadecimal, of files in large file storage, as all weights are; None for small ones in git."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A whole file on disk. `ours`: made by this fetch, so that the caller may delete it."""
+
+    path: Path
+    ours: bool
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """`files` are those at the top, without the copies of the weights that folders such as `original/` hold."""
+
+    id: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+
+    @classmethod
+    def open(cls, id: str, revision: str | None = None) -> Repository:
+        """By one request; without a connection, what the user's cache has of it. Raises GptOssError."""
+        with explained(id, revision):
+            try:
+                info = HfApi().model_info(
+                    id, revision=revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+                )
+            except (errors.HfHubHTTPError, errors.HFValidationError):
+                raise
+            except Exception:
+                if (cached := _cached(id, revision)) is None:
+                    raise
+                return cached
+            files = {
+                each.rfilename: RemoteFile(
+                    each.rfilename, int(each.size), each.lfs and _hexadecimal(each.lfs.sha256, 64)
+                )
+                for each in info.siblings
+                if Path(each.rfilename).name == each.rfilename
+            }
+            return cls(id, _hexadecimal(info.sha, 40), files)
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes start..end of a file, by default all of it, and nothing else of it. Raises GptOssError."""
+        size = self._file(name).size
+        end = size if end is None else end
+        with explained(self.id, self.commit):
+            if path := self._in_cache(name):
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+            return b"".join(self._stream(name, start, end))
+
+    def headers(self) -> dict[str, Header]:
+        """File name -> header, of all safetensors files of the model. Raises GptOssError."""
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return dict(zip(self.shards, pool.map(self._header, self.shards), strict=True))
+
+    def checkpoint(self, folder: Path) -> Checkpoint:
+        """Over those headers: its tensors can be viewed when their files are in `folder`. Raises GptOssError."""
+        shards = {name: Shard(folder / name, header) for name, header in self.headers().items()}
+        everything = {tensor: name for name, shard in shards.items() for tensor in shard.header.tensors}
+        return Checkpoint.placed(folder, self._weight_map or everything, shards)
+
+    def fetch(self, name: str, folder: Path | None, on_read: Callable[[int], None] = lambda count: None) -> Fetched:
+        """Have a whole file on disk, its SHA-256 checked where the hub gives one. Raises GptOssError.
+
+        A copy in the user's cache is used from there. Otherwise the file comes into `folder`, where a download that was
+        killed goes on, or with None into the cache. `on_read` hears how many bytes came just now.
+        """
+        file = self._file(name)
+        with explained(self.id, self.commit):
+            cached = self._in_cache(name)
+            if cached and (digest := sha256(cached)) == (file.sha256 or digest):
+                on_read(file.size)
+                return Fetched(cached, False, digest)
+            if folder is not None:
+                return self._fetch_into(folder, file, on_read)
+            bar = _bar(on_read)
+            path = Path(
+                hf_hub_download(self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=bar)
+            )
+            if (digest := sha256(path)) != (file.sha256 or digest):
+                path.resolve().unlink()
+                raise self._damaged(file)
+            return Fetched(path, False, digest)
+
+    def _fetch_into(self, folder: Path, file: RemoteFile, on_read: Callable[[int], None]) -> Fetched:
+        # The library has no resume across processes; it also would read a file again to know its SHA-256.
+        path = folder / file.name
+        partial = folder / f".{file.name}.{(file.sha256 or self.commit)[:16]}.partial"
+        digest = hashlib.sha256()
+        if path.exists():
+            path.replace(partial)
+        with partial.open("a+b") as written:
+            written.seek(0)
+            while chunk := written.read(BUFFER):
+                digest.update(chunk)
+                on_read(len(chunk))
+            for chunk in self._stream(file.name, written.tell(), file.size):
+                written.write(chunk)
+                digest.update(chunk)
+                on_read(len(chunk))
+            size = written.tell()
+        if size != file.size or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
+            partial.unlink()
+            raise self._damaged(file)
+        partial.replace(path)
+        return Fetched(path, True, digest.hexdigest())
+
+    def _damaged(self, file: RemoteFile) -> GptOssError:
+        return GptOssError(
+            f"{file.name} of {self.id} arrived damaged, and was removed: run the same command again to fetch it anew"
+        )
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """The names of the files that hold the weights, in order. Raises GptOssError."""
+        if self._weight_map is not None:
+            names = sorted(set(self._weight_map.values()))
+            if missing := [name for name in names if name not in self.files]:
+                raise CheckpointError(f"{self.id} lacks {missing[0]}, which its {INDEX} names")
+            return names
+        if SINGLE not in self.files:
+            raise CheckpointError(f"{self.id} has neither {INDEX} nor {SINGLE}: not a model in safetensors")
+        return [SINGLE]
+
+    @cached_property
+    def _weight_map(self) -> dict[str, str] | None:
+        return parse_index(Path(self.id) / INDEX, self.read(INDEX)) if INDEX in self.files else None
+
+    def _header(self, name: str) -> Header:
+        where, size = Path(self.id) / name, self.files[name].size
+        length = header_length(where, self.read(name, 0, min(8, size)), size)
+        return parse_header(where, self.read(name, 8, 8 + length), size)
+
+    def _file(self, name: str) -> RemoteFile:
+        if name not in self.files:
+            raise GptOssError(f"{self.id} has no file {name}")
+        return self.files[name]
+
+    def _in_cache(self, name: str) -> Path | None:
+        """The file in the user's cache, if it is there with all its bytes."""
+        path = try_to_load_from_cache(self.id, name, revision=self.commit)
+        return Path(path) if isinstance(path, str) and Path(path).stat().st_size == self.files[name].size else None
+
+    def _stream(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """Bytes start..end of a file as they come: a connection that breaks is opened again for what lacks."""
+        failures = 0
+        while start < end:
+            begun = start
+            try:
+                for chunk in self._attempt(name, start, end):
+                    yield chunk
+                    start += len(chunk)
+                problem = None
+            except Exception as error:
+                problem = error
+            if start > begun:
+                failures = 0
+            elif failures == len(PAUSES) or _is_final(problem):
+                raise problem or ConnectionError("no data")
+            else:
+                time.sleep(PAUSES[failures])
+                failures += 1
+
+    def _attempt(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        url = hf_hub_url(self.id, name, revision=self.commit)
+        headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            # A server that ignores ranges begins at the beginning.
+            position = start if response.status_code == 206 else 0
+            for chunk in response.iter_bytes():
+                first, position = position, position + len(chunk)
+                if wanted := chunk[max(start - first, 0) : max(end - first, 0)]:
+                    yield wanted
+                if position >= end:
+                    return
+
+
+def _hexadecimal(text: str, digits: int) -> str:
+    """Raises ValueError for anything else: it becomes a part of file names."""
+    if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
+        raise ValueError(text)
+    return text
+
+
+def _cached(id: str, revision: str | None) -> Repository | None:
+    """A repository as far as the user's cache has it."""
+    config = try_to_load_from_cache(id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        return None
+    snapshot = Path(config).parent
+    files = {}
+    for path in snapshot.iterdir():
+        if path.is_file():
+            # A link to a blob, which has its SHA-256 for a name if it is in large file storage.
+            blob = path.readlink().name if path.is_symlink() else ""
+            files[path.name] = RemoteFile(path.name, path.stat().st_size, blob if len(blob) == 64 else None)
+    return Repository(id, snapshot.name, files)
+
+
+def _bar(on_read: Callable[[int], None]) -> type[LibraryBar]:
+    """What the library takes for a progress bar; it shows nothing."""
+    heard = 0
+
+    class Bar(LibraryBar):
+        def __init__(self, *args: object, **options: object):
+            super().__init__(*args, **options | {"disable": True})
+            self.come = 0
+
+        def update(self, n: float | None = 1) -> None:
+            # The library may have two for one file, of what came and of what is written, and may take steps back.
+            nonlocal heard
+            self.come += int(n or 0)
+            if self.come > heard:
+                on_read(self.come - heard)
+                heard = self.come
+
+    return Bar
+
+
+def _is_final(error: Exception | None) -> bool:
+    """Whether the same request would fail again: refusals of the hub, not its overload or a connection's end."""
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code < 500 and error.response.status_code not in (408, 429)
+    return isinstance(error, errors.OfflineModeIsEnabled)
+
+
+@contextmanager
+def explained(id: str, revision: str | None = None) -> Iterator[None]:
+    """What the library raises about the repository `id` becomes a GptOssError that says what to do."""
+    try:
+        yield
+    except GptOssError:
+        raise
+    except Exception as error:
+        raise GptOssError(_explanation(id, revision, error)) from None
+
+
+def _explanation(id: str, revision: str | None, error: BaseException) -> str:
+    if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and error.__cause__:
+        return _explanation(id, revision, error.__cause__)  # the library's wrappings
+    match error:
+        case errors.HFValidationError():
+            return f"{id} is neither a folder nor a hub repository id (owner/name)"
+        case errors.GatedRepoError():
+            return f"{id} asks for consent first: accept it on its page, then `hf auth login`"
+        case errors.RepositoryNotFoundError():
+            return f"the hub has no repository {id}, or it is private: `hf auth login`"
+        case errors.RevisionNotFoundError():
+            return f"{id} has no revision {revision}"
+        case errors.HfHubHTTPError():
+            return _refusal(id, error.response.status_code)
+        case KeyError() | TypeError() | ValueError():
+            return f"what came from {constants.ENDPOINT} about {id} is no answer of a hub"
+        case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+            return f"cannot keep {error.filename or 'files'} of {id}: {error.strerror}"
+    if constants.is_offline_mode():
+        return f"HF_HUB_OFFLINE is set, and not all that is needed of {id} is here: unset it to go online"
+    # What the HTTP library below raises is no interface; all of it is cured by trying again.
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot reach the hub for {id} ({reason}): check the network, and run the same command again to go on"
+
+
+def _refusal(id: str, status: int) -> str:
+    if status in (401, 403):
+        return f"the hub does not accept this for {id}: `hf auth login` with a token that may do it"
+    if status == 429:
+        return "the hub has had too many requests: wait a few minutes, and run the same command again to go on"
+    return f"the hub has a problem with {id} (HTTP status {status}): run the same command again later to go on"
 
 
 def download(repository: str, revision: str | None) -> Path:
-    """The snapshot folder, named by its commit; files that are there already are not fetched again."""
-    from huggingface_hub import errors, snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]))
-    except errors.HFValidationError:
-        raise GptOssError(f"{repository} is neither a folder nor a hub repository id (owner/name)") from None
-    except errors.GatedRepoError:
-        raise GptOssError(f"{repository} asks for consent first: accept it on its page, then `hf auth login`") from None
-    except errors.RepositoryNotFoundError:
-        raise GptOssError(f"the hub has no repository {repository}, or it is private: `hf auth login`") from None
-    except errors.RevisionNotFoundError:
-        raise GptOssError(f"{repository} has no revision {revision}") from None
-    except errors.LocalEntryNotFoundError:
-        raise GptOssError(
-            f"cannot reach the hub for {repository}, and no copy of it is here: check the network"
-        ) from None
-    except Exception as error:
-        # What the HTTP libraries below raise is no interface; all of it is cured by trying again.
-        reason = str(error).strip() or type(error).__name__
-        raise GptOssError(
-            f"the download of {repository} broke off ({reason.splitlines()[0]}): run the same command again to go on"
-        ) from None
+    """The snapshot folder in the user's cache, named by its commit, with all that a conversion needs."""
+    opened = Repository.open(repository, revision)
+    wanted = [name for name in opened.files if Path(name).suffix in (".json", ".safetensors", ".jinja", "")]
+    paths = [opened.fetch(name, None).path for name in wanted if not name.startswith(".")]
+    return paths[0].parent

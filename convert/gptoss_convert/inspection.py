@@ -1,6 +1,7 @@
 """What a checkpoint holds, from its headers: parameters by family, in total and per token; types; bytes; provenance.
 
-Knows the names of all layouts, of sources and of converted folders; reads weights for the statistics of a tensor alone.
+Of a folder, or of a repository on the hub without its download. Knows the names of all layouts, of sources and of
+converted folders; reads weights for the statistics of a tensor alone.
 """
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo
+from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo, as_array
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 
-from .sources import published_config
+from .sources import as_published, published_config
+
+if TYPE_CHECKING:
+    from .hub import Repository
 
 # A part of a tensor's name -> its family, the first that is found.
 FAMILIES = {
@@ -91,19 +95,74 @@ class Statistics:
     counts: list[int]
 
 
-def inspect(folder: Path) -> Inspection:
-    """Describe a folder in any layout. Raises GptOssError."""
-    config = ModelConfig.from_dict(published_config(folder))
-    tensors = Checkpoint.open(folder).tensors
+@dataclass(frozen=True)
+class Subject:
+    """What can be inspected: the headers, the small files, and a way to the weights."""
+
+    path: str
+    config: ModelConfig
+    tensors: Mapping[str, TensorInfo]
+    license: str | None
+    """The first line of LICENSE that says something."""
+    provenance: dict[str, Any] | None
+    view: Callable[[str], np.ndarray]
+    """A tensor's name -> its stored numbers, BF16 as uint16."""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Subject:
+        """A folder in any layout. Raises GptOssError."""
+        checkpoint, license = Checkpoint.open(folder), folder / "LICENSE"
+        return cls(
+            path=str(folder),
+            config=ModelConfig.from_dict(published_config(folder)),
+            tensors=checkpoint.tensors,
+            license=_first_line(license.read_bytes()) if license.is_file() else None,
+            provenance=provenance_of(folder),
+            view=checkpoint.view,
+        )
+
+    @classmethod
+    def of_repository(cls, repository: Repository) -> Subject:
+        """A repository on the hub: headers and small files are fetched now, a tensor when it is viewed.
+
+        Raises GptOssError.
+        """
+        where = Path(repository.id)
+
+        def small(name: str) -> bytes | None:
+            return repository.read(name) if name in repository.files else None
+
+        def view(name: str) -> np.ndarray:
+            path, tensor = checkpoint.file_of[name], checkpoint.tensors[name]
+            data = repository.read(path.name, tensor.start, tensor.end)
+            return as_array(path, tensor, np.frombuffer(data, np.uint8))
+
+        raw_config = json_object(where / "config.json", repository.read("config.json"))
+        config = ModelConfig.from_dict(as_published(raw_config))
+        checkpoint = repository.checkpoint(where)
+        license, provenance = small("LICENSE"), small(PROVENANCE)
+        return cls(
+            path=f"{repository.id}, commit {repository.commit}",
+            config=config,
+            tensors=checkpoint.tensors,
+            license=license and _first_line(license),
+            provenance=provenance and json_object(where / PROVENANCE, provenance),
+            view=view,
+        )
+
+
+def inspect(subject: Subject) -> Inspection:
+    """Describe what is in any layout. Raises GptOssError."""
+    config = subject.config
     return Inspection(
-        path=str(folder),
+        path=subject.path,
         layers=config.num_layers,
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,
         context=config.max_context,
-        families=_families(tensors, config),
-        license=_license(folder),
-        provenance=provenance_of(folder),
+        families=_families(subject.tensors, config),
+        license=subject.license,
+        provenance=subject.provenance,
     )
 
 
@@ -164,35 +223,39 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
+    """What provenance.json says, not checked; None where there is none. Raises GptOssError for a damaged one."""
     path = folder / PROVENANCE
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json_object(path, path.read_bytes())
+    except OSError as error:
+        raise GptOssError(f"{path} is damaged: {error}") from None
+
+
+def json_object(path: Path, text: bytes) -> dict[str, Any]:
+    """Raises GptOssError for what is none, in the name of `path`."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise GptOssError(f"{path} is damaged: {error}") from None
     if not isinstance(data, dict):
         raise GptOssError(f"{path} is damaged: not a JSON object")
     return data
 
 
-def _license(folder: Path) -> str | None:
-    """The first line of LICENSE that says something."""
-    path = folder / "LICENSE"
-    if not path.is_file():
-        return None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+def _first_line(text: bytes) -> str | None:
+    lines = text.decode(errors="replace").splitlines()
     return next((line.strip() for line in lines if line.strip()), None)
 
 
-def statistics(folder: Path, name: str) -> Statistics:
+def statistics(subject: Subject, name: str) -> Statistics:
     """Figures of one tensor. Raises GptOssError where there is no such tensor."""
-    checkpoint = Checkpoint.open(folder)
-    if name not in checkpoint.tensors:
-        near = [known for known in checkpoint.tensors if name in known][:3]
+    if name not in subject.tensors:
+        near = [known for known in subject.tensors if name in known][:3]
         hint = f"; there are {', '.join(near)}" if near else ""
-        raise GptOssError(f"{folder} has no tensor {name!r}{hint}")
-    tensor, view = checkpoint.tensors[name], checkpoint.view(name).reshape(-1)
+        raise GptOssError(f"{subject.path} has no tensor {name!r}{hint}")
+    tensor, view = subject.tensors[name], subject.view(name).reshape(-1)
     least, most, total, squares, bad = math.inf, -math.inf, 0.0, 0.0, 0
     pieces = [slice(start, start + 2**22) for start in range(0, max(view.size, 1), 2**22)]
     for piece in pieces:
@@ -220,3 +283,7 @@ def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     values = part.astype(np.float64)
     finite = np.isfinite(values)
     return values[finite], int(values.size - finite.sum())
+
+
+def count_text(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"

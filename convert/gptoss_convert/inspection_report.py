@@ -10,7 +10,7 @@ from rich.table import Table
 from gptoss_mlx.checkpoint import TensorInfo
 from gptoss_mlx.memory import size_text
 
-from .inspection import Inspection, Statistics, family_of
+from .inspection import Inspection, Statistics, count_text, family_of
 
 WIDTH = 50  # of the longest bar
 
@@ -20,8 +20,8 @@ def print_inspection(inspection: Inspection) -> None:
     for family in inspection.families:
         table.add_row(
             family.name,
-            _count(family.parameters),
-            _count(family.active),
+            count_text(family.parameters),
+            count_text(family.active),
             size_text(family.bytes),
             f"{family.bits_per_weight:.2f}",
             size_text(family.bytes_per_token),
@@ -31,8 +31,8 @@ def print_inspection(inspection: Inspection) -> None:
     parameters, size = inspection.total("parameters"), inspection.total("bytes")
     table.add_row(
         "in all",
-        _count(parameters),
-        _count(inspection.total("active")),
+        count_text(parameters),
+        count_text(inspection.total("active")),
         size_text(size),
         f"{8 * size / parameters:.2f}",
         size_text(inspection.total("bytes_per_token")),
@@ -71,7 +71,3 @@ def print_statistics(found: Statistics) -> None:
     for left, right, count in zip(found.edges, found.edges[1:], found.counts, strict=False):
         bar = "#" * round(WIDTH * count / tallest)
         line(f"{left:>12.4g} .. {right:<12.4g} {bar:<{WIDTH}} {count:,}")
-
-
-def _count(parameters: int) -> str:
-    return f"{parameters / 1e9:.2f} B" if parameters >= 1e9 else f"{parameters / 1e6:.2f} M"

@@ -321,7 +321,11 @@ _ORIGINAL_CONFIG = {"num_experts": "num_local_experts", "experts_per_token": "nu
 
 def published_config(folder: Path) -> dict[str, Any]:
     """config.json as the published checkpoints write it, translated from the original's where it is that one."""
-    data = read_config(folder)
+    return as_published(read_config(folder))
+
+
+def as_published(data: Any) -> Any:
+    """The same of what a config.json holds."""
     if not isinstance(data, dict) or "model_type" in data or "num_experts" not in data:
         return data
     return _translated(data)

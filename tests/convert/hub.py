@@ -1,29 +1,86 @@
-"""A stand-in for the hub: serves one repository from a folder over HTTP, as far as huggingface_hub needs it."""
+"""A stand-in for the hub: serves a repository from a folder over HTTP, and takes uploads, as huggingface_hub needs it.
 
+Like the hub, it keeps weights apart from the rest (large file storage): they have a SHA-256, and are served from
+another host, which must not see the user's token.
+"""
+
+import base64
 import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_stand_in"
+
+
+@dataclass
+class Request:
+    """One that was answered: its file's name or its path, its Range header; the bytes of the answer's body."""
+
+    method: str
+    what: str
+    range: str | None
+    agent: str
+    status: int
+    sent: int = 0
 
 
 class Hub(ThreadingHTTPServer):
-    """`requests` are the file names that were fetched; `cut` is a file whose transfer breaks in the middle."""
+    """Knows one repository, and those that are uploaded. What tests may set:
+
+    cuts        file -> after how many bytes its next transfers break
+    damaged     file whose bytes are not those of its SHA-256
+    slow        seconds to wait before each 64 KiB
+    gated       refuses everything about the repository until consent is given
+    status      answers file requests with this error
+    room        how many more large files may be uploaded
+    """
+
+    daemon_threads = True
 
     def __init__(self, folder: Path, repository: str):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.repository = folder, repository
-        self.requests: list[str] = []
-        self.cut: str | None = None
+        self.log: list[Request] = []
+        self.cuts: dict[str, list[int]] = {}
+        self.damaged: str | None = None
+        self.slow, self.gated, self.status, self.room = 0.0, False, None, 1000
+        self.stored: dict[str, bytes] = {}
+        """Large file storage: SHA-256 -> content."""
+        self.uploaded: dict[str, dict[str, bytes]] = {}
+        """Repository -> file -> content, as committed."""
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def storage(self) -> str:
+        return f"http://localhost:{self.server_port}/storage"
+
+    def of(self, what: str) -> list[Request]:
+        """The requests that gave bytes of one file."""
+        return [request for request in self.log if request.what == what and request.method == "GET"]
+
+    def contents(self, repository: str) -> dict[str, bytes] | None:
+        if repository == self.repository:
+            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}
+        return self.uploaded.get(repository)
+
+
+def in_storage(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -37,52 +94,165 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path, repository = urlsplit(self.path).path, re.escape(self.server.repository)
-        files = sorted(file for file in self.server.folder.rglob("*") if file.is_file())
-        names = [str(file.relative_to(self.server.folder)) for file in files]
-        if re.fullmatch(rf"/api/models/{repository}(/revision/(main|{COMMIT}))?", path):
-            self.send_json({"id": self.server.repository, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]})
-        elif re.fullmatch(rf"/api/models/{repository}/tree/{COMMIT}", path):
-            sizes = [file.stat().st_size for file in files]
-            self.send_json(
-                [
-                    {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(name.encode()).hexdigest()}
-                    for name, size in zip(names, sizes, strict=True)
-                ]
-            )
-        elif (match := re.fullmatch(rf"/{repository}/resolve/{COMMIT}/(.+)", path)) and match[1] in names:
-            self.send_file(match[1])
+        path = urlsplit(self.path).path
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self.get_model(match[1], match[2] or "main")
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.get_file(*match.groups())
+        elif match := re.fullmatch(r"/storage/([^/]+/[^/]+)/(.+)", path):
+            assert "Authorization" not in self.headers
+            self.send_file(match[2], self.server.contents(match[1])[match[2]])
         else:
-            error = "RevisionNotFound" if f"/{self.server.repository}/" in path else "RepoNotFound"
-            self.send_json({"error": "not found"}, 404, {"X-Error-Code": error})
+            self.send_json({"error": f"no {path}"}, 404)
 
-    def send_file(self, name: str) -> None:
-        data = (self.server.folder / name).read_bytes()
+    def refused(self, repository: str, revision: str) -> bool:
+        if self.server.gated and repository == self.server.repository:
+            self.send_json({"error": "gated"}, 403, {"X-Error-Code": "GatedRepo"})
+        elif self.server.contents(repository) is None:
+            self.send_json({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", COMMIT):
+            self.send_json({"error": "not found"}, 404, {"X-Error-Code": "RevisionNotFound"})
+        else:
+            return False
+        return True
+
+    def get_model(self, repository: str, revision: str) -> None:
+        if self.refused(repository, revision):
+            return
+        siblings = []
+        for name, data in self.server.contents(repository).items():
+            entry = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
+            if in_storage(name):
+                entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            siblings.append(entry)
+        self.send_json({"id": repository, "sha": COMMIT, "siblings": siblings})
+
+    def get_file(self, repository: str, revision: str, name: str) -> None:
+        if self.refused(repository, revision):
+            return
+        data = self.server.contents(repository).get(name)
+        if data is None:
+            self.send_json({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+        elif in_storage(name):
+            etag = hashlib.sha256(data).hexdigest()
+            headers = {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(data)), "X-Repo-Commit": COMMIT}
+            self.send(302, b"", headers | {"Location": f"{self.server.storage}/{repository}/{name}"})
+        else:
+            self.send_file(name, data)
+
+    def send_file(self, name: str, data: bytes) -> None:
+        if self.server.status:
+            self.send_json({"error": "out of order"}, self.server.status)
+            return
         headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        first = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if self.command == "GET":
-            self.server.requests.append(name)
-            data = data[int(first[1]) :] if first else data
-        self.send(206 if first else 200, data, headers, cut=name == self.server.cut)
+        if name == self.server.damaged:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        status = 200
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, end = int(match[1]), int(match[2] or len(data) - 1) + 1
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+            status, data = 206, data[start:end]
+        cuts = self.server.cuts.get(name) if self.command == "GET" else None
+        self.send(status, data, headers, name, cut=cuts.pop(0) if cuts else None)
+
+    def do_POST(self) -> None:
+        path, body = urlsplit(self.path).path, self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.send_json({"error": "no token"}, 401)
+        elif path == "/api/repos/create":
+            self.create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if in_storage(name) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            self.send_json({"files": files})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self.send_json({"objects": [self.object(each) for each in json.loads(body)["objects"]]})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self.commit(match[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.send_json({"error": f"no {path}"}, 404)
+
+    def create(self, wanted: dict) -> None:
+        repository = f"{wanted['organization']}/{wanted['name']}"
+        known = self.server.contents(repository) is not None
+        self.server.uploaded.setdefault(repository, {})
+        self.send_json({"url": f"{self.server.address}/{repository}"}, 409 if known else 200)
+
+    def object(self, wanted: dict) -> dict:
+        """Where to put a large file; nothing where it is here already."""
+        if wanted["oid"] in self.server.stored:
+            return wanted
+        return wanted | {"actions": {"upload": {"href": f"{self.server.address}/storage/{wanted['oid']}"}}}
+
+    def do_PUT(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        digest = urlsplit(self.path).path.rpartition("/")[2]
+        assert hashlib.sha256(data).hexdigest() == digest
+        if self.server.room == 0:
+            self.send_json({"error": "no room"}, 400)
+            return
+        self.server.room -= 1
+        self.server.stored[digest] = data
+        self.send(200, b"", {})
+
+    def commit(self, repository: str, lines: list[dict]) -> None:
+        files = self.server.uploaded[repository]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.server.stored[value["oid"]]
+        self.send_json({"commitUrl": f"{self.server.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
 
     def send_json(self, data: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send(status, json.dumps(data).encode(), {"Content-Type": "application/json"} | (headers or {}))
 
-    def send(self, status: int, data: bytes, headers: dict[str, str], *, cut: bool = False) -> None:
+    def send(
+        self, status: int, data: bytes, headers: dict[str, str], name: str | None = None, *, cut: int | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(data))}).items():
-            self.send_header(name, value)
+        for header, value in (headers | {"Content-Length": str(len(data))}).items():
+            self.send_header(header, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data[: len(data) // 2] if cut else data)
-        if cut:
-            self.close_connection = True
+        what, agent = name or urlsplit(self.path).path, self.headers.get("User-Agent", "")
+        request = Request(self.command, what, self.headers.get("Range"), agent, status)
+        self.server.log.append(request)
+        if self.command == "HEAD":
+            return
+        self.close_connection |= cut is not None
+        data = data[:cut]
+        for start in range(0, len(data), 2**16):
+            piece = data[start : start + 2**16]
+            time.sleep(self.server.slow if name else 0)
+            request.sent += len(piece)  # first, because a test may look as soon as it has them
+            try:
+                self.wfile.write(piece)
+            except ConnectionError:
+                self.close_connection = True
+                return
+
+
+def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Make huggingface_hub in this process go to the stand-in, with a cache and a token of its own.
+
+    Without the Xet protocol, which the stand-in does not speak.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 @contextmanager
 def serving(folder: Path, repository: str):
     hub = Hub(folder, repository)
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

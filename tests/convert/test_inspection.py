@@ -9,7 +9,7 @@ from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, tensors_of, write_checkpoint
 from convert.test_sources import bf16_folder, original_folder
 from gptoss_convert import RECIPES, convert
-from gptoss_convert.inspection import BINS, inspect, statistics
+from gptoss_convert.inspection import BINS, Subject, inspect, statistics
 from gptoss_convert.verification import verify
 from gptoss_mlx.bench.roofline import weight_bytes
 from gptoss_mlx.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def parameters():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_parameters_in_every_form(folders, name):
-    found = inspect(folders[name])
+    found = inspect(Subject.of_folder(folders[name]))
     assert found.total("parameters") == parameters()
     assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(folders[name]).tensors.values())
     families = {family.name: family for family in found.families}
@@ -56,13 +56,13 @@ def test_the_same_parameters_in_every_form(folders, name):
 def test_bytes_per_token_are_those_of_the_roofline(folders, name):
     checkpoint = Checkpoint.open(folders[name])
     wanted = weight_bytes(checkpoint, ModelConfig.load(folders[name]))
-    assert abs(inspect(folders[name]).total("bytes_per_token") - wanted) <= 8
+    assert abs(inspect(Subject.of_folder(folders[name])).total("bytes_per_token") - wanted) <= 8
 
 
 def test_published_numbers(tmp_path):
     """The model card: 20.9 B and 3.6 B, 116.8 B and 5.1 B."""
     for name, total, active in (("20b", 20.9, 3.6), ("120b", 116.8, 5.1)):
-        found = inspect(converted_shape(tmp_path / name, *SIZES[name]))
+        found = inspect(Subject.of_folder(converted_shape(tmp_path / name, *SIZES[name])))
         assert round(found.total("parameters") / 1e9, 1) == total
         assert round(found.total("active") / 1e9, 1) == active
 
@@ -70,7 +70,7 @@ def test_published_numbers(tmp_path):
 def test_statistics(folders):
     name = "model.layers.1.self_attn.sinks"
     values = (tensors_of(CONFIG)[name][0].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    found = statistics(folders["published"], name)
+    found = statistics(Subject.of_folder(folders["published"]), name)
     assert (found.least, found.most) == (values.min(), values.max())
     assert np.isclose(found.mean, values.mean())
     assert np.isclose(found.deviation, values.std())
