@@ -1,6 +1,7 @@
 """Convert gpt-oss checkpoints into 4-bit MLX folders: `convert(source, dest, recipe)`."""
 
-from .pipeline import ConvertError, Progress, Report, convert
+from .errors import ConvertError
+from .pipeline import Progress, Report, convert
 from .recipes import DEFAULT_RECIPE, RECIPES
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "ConvertError", "Progress", "Report", "convert"]

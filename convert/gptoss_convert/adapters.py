@@ -26,11 +26,10 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, Shard
 from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.errors import GptOssError
 
 from .bf16 import widened
-from .mxfp4 import NOT_A_NUMBER, dequantized
-from .sources import Blocks, Plain, _parts, plain_tensors
+from .errors import ConvertError
+from .sources import Weight, expert_parts, plain_tensors
 from .verification import sha256
 
 SETTINGS = "adapter_config.json"
@@ -40,7 +39,7 @@ PIECE = 2**22  # values that are looked at in one go
 Known = TypeVar("Known")
 
 
-class AdapterError(GptOssError):
+class AdapterError(ConvertError):
     """An adapter that cannot be merged into this model; the message names the tensor or the setting."""
 
 
@@ -103,17 +102,17 @@ class Adapter:
         """File name -> SHA-256, of the two files that make the adapter."""
         return {path.name: sha256(path) for path in self._files}
 
-    def changes(self, item: Plain | Blocks) -> bool:
+    def changes(self, item: Weight) -> bool:
         return item.module in self._changes
 
-    def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
+    def merged(self, item: Weight, rows: slice) -> np.ndarray:
         """A weight that it changes -> float32 [rows, columns], or [experts, rows, columns] of stacked experts.
 
         `rows` are of the weight's first axis: a matrix's rows, or experts. Twice the result is the most that is ever in
         memory. Raises AdapterError for values that are no weights.
         """
         change = self._changes[item.module]
-        values = _values(item, rows) if change.base is None else _float32(change.base[rows])
+        values = item.floats(rows) if change.base is None else _float32(change.base[rows])
         with np.errstate(over="ignore", invalid="ignore"):
             if values.ndim == 2:
                 values += change.added[0].product(rows)
@@ -124,15 +123,6 @@ class Adapter:
         if not (values.max() < TOO_LARGE and values.min() > -TOO_LARGE):
             raise AdapterError(f"{item.module} with the adapter has values that are not a number, or not below 2^60")
         return values
-
-
-def _values(item: Plain | Blocks, rows: slice) -> np.ndarray:
-    """float32, an array of its own."""
-    if isinstance(item, Plain):
-        return widened(item.values[rows])
-    if (item.scales[rows] == NOT_A_NUMBER).any():
-        raise AdapterError(f"{item.module} has a scale that is not a number (E8M0 255): the source is corrupt")
-    return dequantized(item.blocks[rows], item.scales[rows])
 
 
 def _float32(view: np.ndarray) -> np.ndarray:
@@ -269,7 +259,7 @@ def _canonical_weights(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {
         part: (*shape[:-2], len(range(shape[-2])[rows]), shape[-1])
         for module, shape in _published_weights(config).items()
-        for part, rows in _parts(module)
+        for part, rows in expert_parts(module)
     }
 
 
@@ -338,7 +328,7 @@ def _peft_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: Mode
             form = PEFT_EMBEDDING if pair.a.endswith(PEFT_HALVES[1]) else PEFT_MATRIX
             experts, setting = [expert], pair.path
         low_ranks = _low_ranks(tensors, pair, form, shape, *_peft_scale(settings, setting))
-        for part, rows in _parts(module):
+        for part, rows in expert_parts(module):
             added = changes.setdefault(part, Change()).added
             for expert, low_rank in zip(experts, low_ranks, strict=True):
                 if expert in added:

@@ -333,11 +333,3 @@ def _refusal(id: str, status: int) -> str:
     if status == 429:
         return "the hub has had too many requests: wait a few minutes, and run the same command again to go on"
     return f"the hub has a problem with {id} (HTTP status {status}): run the same command again later to go on"
-
-
-def download(repository: str, revision: str | None) -> Path:
-    """The snapshot folder in the user's cache, named by its commit, with all that a conversion needs."""
-    opened = Repository.open(repository, revision)
-    wanted = [name for name in opened.files if Path(name).suffix in (".json", ".safetensors", ".jinja", "")]
-    paths = [opened.fetch(name, None).path for name in wanted if not name.startswith(".")]
-    return paths[0].parent

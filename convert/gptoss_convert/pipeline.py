@@ -20,32 +20,19 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
 from . import affine, mxfp4
-from .bf16 import narrowed, widened
+from .adapters import Adapter
+from .bf16 import narrowed
+from .errors import ConvertError
 from .inspection import PROVENANCE
 from .journal import Journal
+from .origins import SPARE, Origin, origin_of
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import Blocks, Source, Unit, Weight
+from .sources import COMPANIONS, Blocks, Plain, Source, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
-# Copied as they are, where the source has them.
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-    "USAGE_POLICY",
-)
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
-SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
-SPARE = 64 * 2**20  # disk left over for small files
-
-
-class ConvertError(GptOssError):
-    """A conversion that cannot be done; nothing has been left at the destination."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +64,14 @@ def convert(
     recipe: str = DEFAULT_RECIPE,
     *,
     revision: str | None = None,
+    adapter: Path | None = None,
+    keep_source: bool = False,
     shard_limit: int = SHARD_LIMIT,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Report:
-    """Convert `source`, a folder or a hub repository id, into the new folder `dest`.
+    """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
+
+    What is downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache.
 
     Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
     recipe or destination that cannot be used; then nothing is left behind.
@@ -91,34 +82,21 @@ def convert(
     memory = _Memory()
     try:
         with folder_appearing_at(dest) as partial:
-            folder, origin = _local(source, revision)
-            opened = Source(folder)
-            conversion = _Conversion(opened, origin, partial, chosen, shard_limit, on_progress, memory)
+            origin = origin_of(source, revision, partial, keep_source)
+            merged = None if adapter is None else Adapter.open(adapter, origin.source.config)
+            conversion = _Conversion(origin, partial, chosen, merged, shard_limit, on_progress, memory)
             conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
         raise GptOssError(f"cannot write {dest}: {error.strerror or error}{kept}") from None
     return Report(
         recipe=chosen.name,
-        parameters=sum(math.prod(item.shape) for item in opened.weights()),
-        source_bytes=sum(tensor.nbytes for tensor in opened.checkpoint.tensors.values()),
+        parameters=sum(math.prod(item.shape) for item in origin.source.weights()),
+        source_bytes=sum(tensor.nbytes for tensor in origin.source.checkpoint.tensors.values()),
         output_bytes=conversion.writer.total,
         seconds=time.monotonic() - started,
         peak_anonymous_bytes=memory.peak,
     )
-
-
-def _local(source: str | Path, revision: str | None) -> tuple[Path, dict[str, str | None]]:
-    """The folder to read and what to call it: a folder as it is, a hub id after its download."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder, {"id": folder.resolve().name, "revision": revision}
-    if folder.exists():
-        raise ConvertError(f"{source} is a file: name the folder that holds config.json")
-    from .hub import download
-
-    snapshot = download(str(source), revision)
-    return snapshot, {"id": str(source), "revision": snapshot.name}
 
 
 class _Conversion:
@@ -126,20 +104,22 @@ class _Conversion:
 
     def __init__(
         self,
-        source: Source,
-        origin: dict[str, str | None],
+        origin: Origin,
         folder: Path,
         recipe: Recipe,
+        adapter: Adapter | None,
         shard_limit: int,
         on_progress: Callable[[Progress], None],
         memory: _Memory,
     ):
-        self.source, self.origin, self.folder, self.recipe = source, origin, folder, recipe
+        self.origin, self.folder, self.recipe, self.adapter = origin, folder, recipe, adapter
+        self.source = source = origin.source
         self.on_progress, self.memory = on_progress, memory
         weights = list(source.weights())
         if pattern := recipe.unused_pattern([item.module for item in weights]):
             raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
         self.units = sorted(source.units(), key=lambda unit: max(source.shards.index(file) for file in unit.files))
+        self._last_use = {file: number for number, unit in enumerate(self.units, 1) for file in unit.files}
         self.writer = Writer(
             folder,
             [tensor for item in weights for tensor in planned_of(item, recipe)],
@@ -161,11 +141,11 @@ class _Conversion:
 
     def _key(self) -> dict[str, object]:
         """All that decides the bytes of the result, and of the source what tells that it has not changed."""
-        files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards]
         return {
             "tool": _tool(),
-            "origin": self.origin,
-            "files": files,
+            "source": self.origin.identity,
+            "files": self.origin.files,
+            "adapter": self.adapter and self.adapter.sha256,
             "config": self.source.raw_config,
             "recipe": asdict(self.recipe),
             "shards": [(shard.path.name, shard.size) for shard in self.writer.shards],
@@ -174,8 +154,12 @@ class _Conversion:
     def run(self) -> None:
         try:
             done = self._resume()
-            _check_space(self.folder, self.writer.total - done)
-            self._convert(done)
+            needed = sorted(self._files_from(self._finished), key=self.source.shards.index)
+            arriving = self.origin.begin(needed, lambda *bytes: self.on_progress(Progress("download", *bytes)))
+            _check_space(self.folder, self.writer.total - done + arriving)
+            if arriving:
+                self.journal.record(self._finished)  # so that what has come by then stays, whatever happens
+            self._convert(done, settle=bool(arriving))
             self._wait()
         except ConvertError:
             self._stop()
@@ -192,9 +176,14 @@ class _Conversion:
 
     def _stop(self) -> None:
         self._stopped = True
+        self.origin.close()
         for executor in (self._hashing, self._recording):
             executor.shutdown(wait=True, cancel_futures=True)
         self.writer.close()
+
+    def _files_from(self, number: int) -> set[Path]:
+        """Those that the units from this one on come from."""
+        return {file for unit in self.units[number:] for file in unit.files}
 
     def _resume(self) -> int:
         """Skip what an earlier run has done; returns its bytes."""
@@ -206,33 +195,49 @@ class _Conversion:
         self._finished = self.journal.done
         return sum(tensor.nbytes for unit in self.units[: self._finished] for tensor in self._planned(unit))
 
-    def _convert(self, done: int) -> None:
+    def _convert(self, done: int, settle: bool) -> None:
+        """After `done` bytes; with `settle`, no new shard is begun before those that are done with are released."""
         recorded = done
+        total = sum(tensor.nbytes for unit in self.units for tensor in self._planned(unit))
+        begun: set[Path] = set()
         for unit in self.units[self._finished :]:
-            for path in unit.files:
+            if settle and unit.files - begun:
+                self._recorded().result()
+            begun |= unit.files
+            for path in sorted(unit.files, key=self.source.shards.index):
+                if digest := self.origin.wait_for(path, self.writer.total - done):
+                    self.journal.add_digest(self._label(path), digest)
                 self._hash(path)
             for item in unit.weights:
                 tensors = planned_of(item, self.recipe)
-                for arrays in converted(item, self.recipe):
+                for arrays in converted(item, self.recipe, self.adapter):
                     for tensor, array in zip(tensors, arrays, strict=True):
                         self.writer.write(tensor.name, array)
                         done += array.nbytes
                     self.memory.sample()
-                    self.on_progress(Progress("convert", done, self.writer.total))
+                    self.on_progress(Progress("convert", done, total))
             self._finished += 1
             self._touched |= self.writer.files_of([tensor.name for tensor in self._planned(unit)])
             if done - recorded >= DURABLE or self._finished == len(self.units):
-                self._waiting.append(self._recording.submit(self._record, self._finished, self._touched))
-                recorded, self._touched = done, set()
+                self._waiting.append(self._recorded())
+                recorded = done
 
     def _planned(self, unit: Unit) -> list[Planned]:
         return [tensor for item in unit.weights for tensor in planned_of(item, self.recipe)]
+
+    def _recorded(self) -> Future[None]:
+        """Have on record what is done, when it is on the disk."""
+        touched, self._touched = self._touched, set()
+        return self._recording.submit(self._record, self._finished, touched)
 
     def _record(self, number: int, touched: set[Path]) -> None:
         for path in touched:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         self.journal.record(number)
+        for path, last in self._last_use.items():
+            if last <= number:
+                self.origin.release(path)
 
     def _hash(self, path: Path) -> None:
         """Have a whole file hashed, once, beside what else is done."""
@@ -271,14 +276,17 @@ class _Conversion:
                 shutil.copyfile(found, self.folder / name)
         digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}
         provenance = {
-            "source": self.origin,
+            "source": self.origin.identity,
             "tool": _tool(),
             "recipe": self.recipe.name,
+            **({"adapter_sha256": self.adapter.sha256} if self.adapter else {}),
             "source_sha256": {path.name: digests[path] for path in self.source.shards},
             "sha256": {path.name: digests[path] for path in self.writer.paths},
         }
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
+        for leftover in self.folder.glob("source-*"):
+            shutil.rmtree(leftover)
         self.journal.path.unlink()
         write_json(self.folder / "config.json", _config(self.source, self.recipe))
 
@@ -307,24 +315,21 @@ def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
     return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
 
 
-def converted(item: Weight, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
+def converted(item: Weight, recipe: Recipe, adapter: Adapter | None) -> Iterator[tuple[np.ndarray, ...]]:
     """The arrays of those tensors, a range of rows at a time: only that range is ever in memory."""
     q = quantization_of(item, recipe)
     count = max(1, CHUNK // math.prod(item.shape[1:]))
     for start in range(0, item.shape[0], count):
         rows = slice(start, start + count)
-        if isinstance(item, Blocks):
-            blocks, scales = item.blocks[rows], item.scales[rows]
-            if (scales == mxfp4.NOT_A_NUMBER).any():
-                raise ConvertError(f"{item.module} has a scale that is not a number (E8M0 255): the source is corrupt")
-            yield (mxfp4.packed(blocks), scales) if q == MXFP4 else _stored(mxfp4.dequantized(blocks, scales), q)
+        if adapter and adapter.changes(item):
+            yield _stored(adapter.merged(item, rows), q)
+        elif isinstance(item, Blocks) and q == MXFP4:
+            blocks, scales = item.read(rows)
+            yield mxfp4.packed(blocks), scales
+        elif isinstance(item, Plain) and q is None:
+            yield (item.read(rows),)
         else:
-            bits = item.values[rows]
-            if (bits & SIGNLESS >= TOO_LARGE).any():
-                raise ConvertError(
-                    f"{item.name} has values that are not a number, or not below 2^60: the source is corrupt"
-                )
-            yield (bits,) if q is None else _stored(widened(bits), q)
+            yield _stored(item.floats(rows), q)
 
 
 def _stored(values: np.ndarray, q: Quantization | None) -> tuple[np.ndarray, ...]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
-from gptoss_mlx.errors import GptOssError
+
+from .errors import ConvertError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +34,7 @@ FAMILIES = {
 DEFAULT_RECIPE = "mxfp4-q4"
 
 
-class RecipeError(GptOssError):
+class RecipeError(ConvertError):
     """A recipe that does not exist or says something that cannot be done."""
 
 

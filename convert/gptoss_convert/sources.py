@@ -21,7 +21,21 @@ import numpy as np
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.config import ConfigError, ModelConfig, read_config
 
-from .mxfp4 import BLOCK
+from .bf16 import widened
+from .errors import ConvertError
+from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
+
+# Copied as they are, where a source has them.
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+    "USAGE_POLICY",
+)
+SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
 
 Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
@@ -33,8 +47,6 @@ class Rows:
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
     """Rows start..stop."""
-    row_bytes: int
-    """What reading a row takes."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -45,11 +57,11 @@ class Rows:
 
     def stretch(self, start: int, stop: int) -> Rows:
         """Only rows start..stop."""
-        return Rows((stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b), self.row_bytes)
+        return Rows((stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b))
 
     def part(self, cut: Callable[[np.ndarray], np.ndarray], *shape: int) -> Rows:
         """`cut` of any rows, [rows, *shape]."""
-        return Rows((len(self), *shape), lambda start, stop: cut(self.read(start, stop)), self.row_bytes)
+        return Rows((len(self), *shape), lambda start, stop: cut(self.read(start, stop)))
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,19 @@ class Plain:
 
     name: str
     values: Rows
+
+    def read(self, rows: slice) -> np.ndarray:
+        """uint16 [rows, ...]. Raises ConvertError for what is no weight."""
+        bits = self.values[rows]
+        if (bits & SIGNLESS >= TOO_LARGE).any():
+            raise ConvertError(
+                f"{self.name} has values that are not a number, or not below 2^60: the source is corrupt"
+            )
+        return bits
+
+    def floats(self, rows: slice) -> np.ndarray:
+        """The same in float32."""
+        return widened(self.read(rows))
 
     @property
     def module(self) -> str:
@@ -79,6 +104,17 @@ class Blocks:
     module: str
     blocks: Rows
     scales: Rows
+
+    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks and scales of these experts. Raises ConvertError for what is no scale."""
+        blocks, scales = self.blocks[rows], self.scales[rows]
+        if (scales == NOT_A_NUMBER).any():
+            raise ConvertError(f"{self.module} has a scale that is not a number (E8M0 255): the source is corrupt")
+        return blocks, scales
+
+    def floats(self, rows: slice) -> np.ndarray:
+        """float32 [experts, rows, columns]."""
+        return dequantized(*self.read(rows))
 
     @property
     def name(self) -> str:
@@ -117,14 +153,15 @@ class Unit:
 class Source:
     """A folder in one of the layouts, whose headers have been checked against its config. Raises GptOssError."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, checkpoint: Checkpoint | None = None):
+        """With a `checkpoint` at hand, its files may come into the folder later."""
         self.folder = folder
         self.raw_config = published_config(folder)
         try:
             self.config = ModelConfig.from_dict(self.raw_config)
         except ConfigError as error:
             raise ConfigError(f"{folder / 'config.json'}: {error}") from None
-        self.checkpoint = Checkpoint.open(folder)
+        self.checkpoint = checkpoint or Checkpoint.open(folder)
         self.layout = _layout_of(self.checkpoint)
         _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
 
@@ -152,13 +189,13 @@ class Source:
                 files.add(self.checkpoint.file_of[name])
                 tensor = self.checkpoint.tensors[name]
                 read = partial(self.checkpoint.read, name)
-                return Rows(tensor.shape, read, tensor.nbytes // tensor.shape[0])
+                return Rows(tensor.shape, read)
 
             if weights := tuple(self.layout.weights(name, rows, self.config)):
                 yield Unit(weights, frozenset(files))
 
 
-def _parts(module: str) -> list[tuple[str, slice]]:
+def expert_parts(module: str) -> list[tuple[str, slice]]:
     """The canonical modules inside a published one, and which of its rows are theirs: gate and up alternate."""
     if module.endswith("gate_up_proj"):
         path = module.removesuffix("gate_up_proj")
@@ -171,10 +208,10 @@ def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelCo
     if ".mlp.experts." not in name:
         yield Plain(name, tensor(name))
     elif kind == "blocks":
-        for part, rows in _parts(module):
+        for part, rows in expert_parts(module):
             yield Blocks(part, _outputs(tensor(name), rows), _outputs(tensor(f"{module}_scales"), rows))
     elif kind == "bias":
-        for part, rows in _parts(module):
+        for part, rows in expert_parts(module):
             yield Plain(f"{part}.bias", _outputs(tensor(name), rows))
 
 
@@ -188,7 +225,7 @@ def _outputs(stack: Rows, rows: slice) -> Rows:
 def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
     if name.endswith(("gate_up_proj", "down_proj")):
         _, inputs, outputs = tensor(name).shape
-        for part, rows in _parts(name):
+        for part, rows in expert_parts(name):
             stack = tensor(name).part(lambda values: values.swapaxes(1, 2), outputs, inputs)
             yield Plain(f"{part}.weight", _outputs(stack, rows))
     else:

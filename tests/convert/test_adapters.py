@@ -15,9 +15,7 @@ from checkpoints import config_of, write_checkpoint, write_safetensors
 from golden.make_adapters import CASES, CONFIG, GOLDEN, SEED
 from gptoss_convert import convert
 from gptoss_convert.adapters import Adapter
-from gptoss_convert.bf16 import widened
-from gptoss_convert.mxfp4 import dequantized
-from gptoss_convert.sources import Blocks, Plain, Source
+from gptoss_convert.sources import Plain, Rows, Source
 from gptoss_mlx.checkpoint import Checkpoint, Shard
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
@@ -34,10 +32,6 @@ def tensors_in(path: Path) -> dict[str, tuple[np.ndarray, str]]:
     shard = Shard(path)
     checkpoint = Checkpoint(dict.fromkeys(shard.header.tensors, shard), path.parent)
     return {name: (checkpoint.view(name).copy(), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
-
-
-def values_of(item: Plain | Blocks) -> np.ndarray:
-    return widened(item.values) if isinstance(item, Plain) else dequantized(item.blocks, item.scales)
 
 
 def canonical(merged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -105,7 +99,7 @@ def test_mlx_lm_adapters_merge_as_mlx_lm_fuses_them(source, mlx_adapter):
     assert len(fused) == len(KEYS)
     for item in source.weights():
         if adapter.changes(item):
-            merged, before = adapter.merged(item, slice(None)), values_of(item)
+            merged, before = adapter.merged(item, slice(None)), item.floats(slice(None))
             rounding = (np.abs(merged - before) + np.abs(merged)) * 2**-8
             assert (np.abs(merged - fused[item.module]) <= rounding).all(), item.module
             assert np.abs(merged - before).max() > 0.2
@@ -127,7 +121,8 @@ def test_only_the_experts_asked_for_are_in_memory(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"lora_parameters": {"rank": 8, "scale": 0.5}}')
     adapter = Adapter.open(tmp_path, config)
     tracemalloc.start()
-    merged = adapter.merged(Plain(f"{module}.weight", ones), slice(4, 8))
+    item = Plain(f"{module}.weight", Rows(ones.shape, lambda start, stop: ones[start:stop]))
+    merged = adapter.merged(item, slice(4, 8))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert merged.shape == (4, 512, 512)
@@ -319,6 +314,8 @@ def test_merged_values_that_are_no_weights(source, tmp_path):
     with pytest.raises(GptOssError, match=r"layers.0.self_attn.q_proj.* not below"):
         adapter.merged(item, slice(None))
     blocks = next(item for item in source.weights() if item.module == "model.layers.1.mlp.experts.up_proj")
-    broken = Blocks(blocks.module, blocks.blocks, np.full_like(blocks.scales, 255))
+    broken = replace(
+        blocks, scales=blocks.scales.part(lambda scales: np.full_like(scales, 255), *blocks.scales.shape[1:])
+    )
     with pytest.raises(GptOssError, match="up_proj has a scale that is not a number"):
         Adapter.open(GOLDEN / "experts", source.config).merged(broken, slice(None))

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from checkpoints import config_of, tensors_of, write_checkpoint
+from gptoss_convert import convert, origins, pipeline
 from gptoss_convert import hub as hub_module
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect, statistics
@@ -329,3 +330,102 @@ def test_a_hub_id_is_converted(online, hub, tmp_path):
     (line,) = done.stderr.splitlines()
     assert "has no repository somebody/nothing" in line
     assert not (tmp_path / "other").exists()
+
+
+class TestConversion:
+    """Shard by shard: what was downloaded for a conversion goes when it has been used."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        return write_checkpoint(tmp_path / "repository", CONFIG, shards=4)
+
+    @pytest.fixture
+    def whole(self, checkpoint, tmp_path):
+        convert(checkpoint, tmp_path / "whole")
+        return weights(tmp_path / "whole")
+
+    @pytest.fixture(autouse=True)
+    def recorded_often(self, monkeypatch):
+        monkeypatch.setattr(pipeline, "DURABLE", 1)
+
+    def test_one_shard_after_the_other(self, here, whole, tmp_path):
+        present, stages = [], {}
+
+        def look(step):
+            present.append(len(list((tmp_path / ".dest.partial").glob("source-*/model-*"))))
+            stages[step.stage] = (step.done, step.total)
+
+        convert(REPOSITORY, tmp_path / "dest", on_progress=look)
+        assert weights(tmp_path / "dest") == whole
+        assert max(present) <= 3  # one in use, one that comes, and one on its way out
+        assert not list((tmp_path / "dest").glob("source*"))
+        assert all(done == total for done, total in stages.values())
+        assert next(iter(stages)) == "download"
+        provenance = json.loads((tmp_path / "dest" / "provenance.json").read_text())
+        shards = sorted((tmp_path / "repository").glob("*.safetensors"))
+        assert provenance["source_sha256"] == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in shards}
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    def test_a_full_disk_takes_one_at_a_time(self, here, whole, tmp_path, monkeypatch):
+        monkeypatch.setattr(origins.Download, "_has_room_for", lambda *args: False)
+        monkeypatch.setattr(pipeline, "DURABLE", 10**9)
+        coming = []
+
+        def look(step):
+            if step.stage == "download":
+                coming.append({path.name for path in (tmp_path / ".dest.partial").glob("source-*/.model-*")})
+
+        convert(REPOSITORY, tmp_path / "dest", on_progress=look)
+        assert weights(tmp_path / "dest") == whole
+        assert all(len(names) <= 1 for names in coming)
+
+    def test_sources_can_be_kept(self, here, whole, tmp_path):
+        convert(REPOSITORY, tmp_path / "dest", keep_source=True)
+        assert weights(tmp_path / "dest") == whole
+        assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
+        here.log.clear()
+        convert(REPOSITORY, tmp_path / "again")
+        assert weights(tmp_path / "again") == whole
+        assert not [request for request in here.log if request.what.startswith("model-")]
+        assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 4
+
+    def test_a_download_that_breaks_goes_on(self, here, whole, tmp_path):
+        def cut(step):
+            here.cuts.setdefault("model-00002-of-00003.safetensors", [50_000, 0, 0, 0])
+
+        with pytest.raises(GptOssError, match="run the same command again"):
+            convert(REPOSITORY, tmp_path / "dest", on_progress=cut)
+        assert (tmp_path / ".dest.partial" / "journal.json").exists()
+        here.log.clear()
+        here.cuts.clear()
+        convert(REPOSITORY, tmp_path / "dest")
+        assert weights(tmp_path / "dest") == whole
+        assert sum(request.sent for request in here.of("model-00000-of-00003.safetensors")) < 10_000  # its header
+        assert "bytes=50000-" in str(ranges(here, "model-00002-of-00003.safetensors"))
+
+    def test_killed(self, here, hub, whole, tmp_path, environment, command):
+        hub.slow = 0.05
+        variables = environment | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        args = [*command, "convert", REPOSITORY, str(tmp_path / "dest")]
+        for _ in range(3):
+            process = subprocess.Popen(args, env=variables, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            before = len(hub.log)
+            while len(hub.log) < before + 12 and process.poll() is None:
+                time.sleep(0.01)
+            process.kill()
+            process.wait()
+        hub.slow = 0
+        convert(REPOSITORY, tmp_path / "dest")
+        assert weights(tmp_path / "dest") == whole
+
+    def test_damage_is_noticed_before_it_is_converted(self, here, whole, tmp_path):
+        here.damaged = "model-00001-of-00003.safetensors"
+        with pytest.raises(GptOssError, match="arrived damaged"):
+            convert(REPOSITORY, tmp_path / "dest")
+        here.damaged = None
+        convert(REPOSITORY, tmp_path / "dest")
+        assert weights(tmp_path / "dest") == whole
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}

@@ -1,0 +1,7 @@
+"""What a conversion is refused for."""
+
+from gptoss_mlx.errors import GptOssError
+
+
+class ConvertError(GptOssError):
+    """A conversion that cannot be done, however often it is tried; nothing is left at the destination."""
