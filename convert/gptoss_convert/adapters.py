@@ -29,7 +29,7 @@ from gptoss_mlx.config import ModelConfig
 
 from .bf16 import widened
 from .errors import ConvertError
-from .sources import Weight, expert_parts, plain_tensors
+from .sources import Blocks, Plain, expert_parts, plain_tensors
 from .verification import sha256
 
 SETTINGS = "adapter_config.json"
@@ -102,10 +102,10 @@ class Adapter:
         """File name -> SHA-256, of the two files that make the adapter."""
         return {path.name: sha256(path) for path in self._files}
 
-    def changes(self, item: Weight) -> bool:
+    def changes(self, item: Plain | Blocks) -> bool:
         return item.module in self._changes
 
-    def merged(self, item: Weight, rows: slice) -> np.ndarray:
+    def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
         """A weight that it changes -> float32 [rows, columns], or [experts, rows, columns] of stacked experts.
 
         `rows` are of the weight's first axis: a matrix's rows, or experts. Twice the result is the most that is ever in

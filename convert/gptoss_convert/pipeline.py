@@ -83,8 +83,9 @@ def convert(
     try:
         with folder_appearing_at(dest) as partial:
             origin = origin_of(source, revision, partial, keep_source)
-            merged = None if adapter is None else Adapter.open(adapter, origin.source.config)
-            conversion = _Conversion(origin, partial, chosen, merged, shard_limit, on_progress, memory)
+            if adapter is not None:
+                origin.source.adapter = Adapter.open(adapter, origin.source.config)
+            conversion = _Conversion(origin, partial, chosen, shard_limit, on_progress, memory)
             conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
@@ -107,12 +108,11 @@ class _Conversion:
         origin: Origin,
         folder: Path,
         recipe: Recipe,
-        adapter: Adapter | None,
         shard_limit: int,
         on_progress: Callable[[Progress], None],
         memory: _Memory,
     ):
-        self.origin, self.folder, self.recipe, self.adapter = origin, folder, recipe, adapter
+        self.origin, self.folder, self.recipe = origin, folder, recipe
         self.source = source = origin.source
         self.on_progress, self.memory = on_progress, memory
         weights = list(source.weights())
@@ -145,7 +145,7 @@ class _Conversion:
             "tool": _tool(),
             "source": self.origin.identity,
             "files": self.origin.files,
-            "adapter": self.adapter and self.adapter.sha256,
+            "adapter": self.source.adapter and self.source.adapter.sha256,
             "config": self.source.raw_config,
             "recipe": asdict(self.recipe),
             "shards": [(shard.path.name, shard.size) for shard in self.writer.shards],
@@ -210,7 +210,7 @@ class _Conversion:
                 self._hash(path)
             for item in unit.weights:
                 tensors = planned_of(item, self.recipe)
-                for arrays in converted(item, self.recipe, self.adapter):
+                for arrays in converted(item, self.recipe):
                     for tensor, array in zip(tensors, arrays, strict=True):
                         self.writer.write(tensor.name, array)
                         done += array.nbytes
@@ -279,7 +279,7 @@ class _Conversion:
             "source": self.origin.identity,
             "tool": _tool(),
             "recipe": self.recipe.name,
-            **({"adapter_sha256": self.adapter.sha256} if self.adapter else {}),
+            **({"adapter_sha256": self.source.adapter.sha256} if self.source.adapter else {}),
             "source_sha256": {path.name: digests[path] for path in self.source.shards},
             "sha256": {path.name: digests[path] for path in self.writer.paths},
         }
@@ -315,15 +315,13 @@ def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
     return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
 
 
-def converted(item: Weight, recipe: Recipe, adapter: Adapter | None) -> Iterator[tuple[np.ndarray, ...]]:
+def converted(item: Weight, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
     """The arrays of those tensors, a range of rows at a time: only that range is ever in memory."""
     q = quantization_of(item, recipe)
     count = max(1, CHUNK // math.prod(item.shape[1:]))
     for start in range(0, item.shape[0], count):
         rows = slice(start, start + count)
-        if adapter and adapter.changes(item):
-            yield _stored(adapter.merged(item, rows), q)
-        elif isinstance(item, Blocks) and q == MXFP4:
+        if isinstance(item, Blocks) and q == MXFP4:
             blocks, scales = item.read(rows)
             yield mxfp4.packed(blocks), scales
         elif isinstance(item, Plain) and q is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -127,7 +127,43 @@ class Blocks:
     is_matrix = True
 
 
-Weight = Plain | Blocks
+class Adapter(Protocol):
+    """What changes weights on the way: `adapters.Adapter`."""
+
+    def changes(self, item: Plain | Blocks) -> bool:
+        """Whether it changes this weight."""
+
+    def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
+        """float32 [rows, ...]: the weight with what the adapter adds."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A weight that an adapter changes."""
+
+    item: Plain | Blocks
+    adapter: Adapter
+
+    def floats(self, rows: slice) -> np.ndarray:
+        """float32 [rows, ...]. Raises ConvertError for what is no weight."""
+        return self.adapter.merged(self.item, rows)
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    @property
+    def module(self) -> str:
+        return self.item.module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.item.shape
+
+    is_matrix = True
+
+
+Weight = Plain | Blocks | Merged
 
 
 @dataclass(frozen=True)
@@ -138,7 +174,7 @@ class Layout:
     mark: str
     """A part of a name that only this layout has."""
     tensors: Callable[[ModelConfig], dict[str, Form]]
-    weights: Callable[[str, Callable[[str], Rows], ModelConfig], Iterator[Weight]]
+    weights: Callable[[str, Callable[[str], Rows], ModelConfig], Iterator[Plain | Blocks]]
     """A tensor's name, and what gives tensors by name -> the canonical weights that begin with this tensor."""
 
 
@@ -151,7 +187,12 @@ class Unit:
 
 
 class Source:
-    """A folder in one of the layouts, whose headers have been checked against its config. Raises GptOssError."""
+    """A folder in one of the layouts, whose headers have been checked against its config. Raises GptOssError.
+
+    With an `adapter`, its weights are those of the folder with the adapter's changes.
+    """
+
+    adapter: Adapter | None = None
 
     def __init__(self, folder: Path, checkpoint: Checkpoint | None = None):
         """With a `checkpoint` at hand, its files may come into the folder later."""
@@ -191,8 +232,11 @@ class Source:
                 read = partial(self.checkpoint.read, name)
                 return Rows(tensor.shape, read)
 
-            if weights := tuple(self.layout.weights(name, rows, self.config)):
+            if weights := tuple(map(self._merged, self.layout.weights(name, rows, self.config))):
                 yield Unit(weights, frozenset(files))
+
+    def _merged(self, item: Plain | Blocks) -> Weight:
+        return Merged(item, self.adapter) if self.adapter and self.adapter.changes(item) else item
 
 
 def expert_parts(module: str) -> list[tuple[str, slice]]:
@@ -203,7 +247,7 @@ def expert_parts(module: str) -> list[tuple[str, slice]]:
     return [(module, slice(None))]
 
 
-def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
+def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
     module, _, kind = name.rpartition("_")
     if ".mlp.experts." not in name:
         yield Plain(name, tensor(name))
@@ -222,7 +266,7 @@ def _outputs(stack: Rows, rows: slice) -> Rows:
     return stack.part(lambda values: values[:, rows], count, *rest)
 
 
-def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
+def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
     if name.endswith(("gate_up_proj", "down_proj")):
         _, inputs, outputs = tensor(name).shape
         for part, rows in expert_parts(name):
@@ -232,7 +276,7 @@ def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig
         yield from _published_weights(name, tensor, config)
 
 
-def _original_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Weight]:
+def _original_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
     """Each original tensor under its published name, cut where the published ones are."""
     if name.endswith(".scales"):
         return
