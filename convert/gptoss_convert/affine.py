@@ -108,9 +108,7 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
     return np.ascontiguousarray(data).view("<u4")
 
 
-def dequantized(
-    weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, group_size: int, bits: int
-) -> np.ndarray:
+def dequantized(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, group_size: int, bits: int) -> np.ndarray:
     """Weight uint32 [..., n * bits / 32], scales and biases float32 [..., n / group_size] -> float32 [..., n]."""
     *rows, groups = scales.shape
 

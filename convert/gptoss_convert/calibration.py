@@ -19,7 +19,7 @@ from .sources import Source
 # An expert counts as if it had also seen so many tokens whose mean squares are those over all experts: one that the
 # text hardly asks gets the mean, one that it asks often its own.
 SHARED_TOKENS = 32
-FLOOR = 1e-3  # of the mean over all inputs, added to each: an input that the text never uses is not free
+FLOOR = 0.03  # of the mean over all inputs, added to each: an input that the text never uses is not free
 TINY = 1e-12  # where all are zero
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.errors import GptOssError
 
-from .fp32 import ConvertedWeights, Index, Network, SourceWeights, windows
+from .fp32 import ConvertedWeights, Network, SourceWeights, windows
 from .inspection import ORDER, family_of
 from .pieces import in_pieces
 from .pipeline import Progress
@@ -118,7 +118,9 @@ def compare(
     ids, following = windows(source, text, tokens)
     progress = _Progress(original, on_progress)
     tensors = [_difference(name, original, converted, progress) for name in original.shapes]
-    return Fidelity(str(source.folder), str(folder), _predictions(original, converted, ids, following, progress), tensors)
+    return Fidelity(
+        str(source.folder), str(folder), _predictions(original, converted, ids, following, progress), tensors
+    )
 
 
 def _check_conversion(original: SourceWeights, converted: ConvertedWeights, refusal: str) -> None:
@@ -165,6 +167,7 @@ def _difference(name: str, original: SourceWeights, converted: ConvertedWeights,
     return Difference(name, math.sqrt(error), math.sqrt(norm), float(largest))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _sums(right: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, ...]:
     """Rows -> of each the squared error, the squared norm and the largest error, float64 [rows]."""
     difference = stored - right
@@ -189,44 +192,61 @@ def _predictions(
 ) -> Predictions:
     networks = Network(original), Network(converted)
     hidden = [network.hidden(ids, lambda: progress("layers", original.layer_bytes)) for network in networks]
-    following = following.ravel()
-    known = np.empty((2, len(following)))  # the logit of the token that follows, by both
-    found = []
-    for stretch in _pieces(original.shapes["lm_head.weight"]):
-        logits = [network.logits(x, stretch) for network, x in zip(networks, hidden, strict=True)]
-        inside = np.flatnonzero((stretch.start <= following) & (following < stretch.stop))
-        known[:, inside] = [each[inside, following[inside] - stretch.start] for each in logits]
-        largest, total, top, moved = in_pieces(_stretch, *logits)
-        found.append((largest, total, top + stretch.start, moved))
-        progress("head", 8 * logits[0].shape[1] * hidden[0].shape[1])
-    largest, total, top, moved = map(np.array, zip(*found, strict=True))  # of each stretch, [stretches, tokens, ...]
-    most = largest.max(axis=0)
-    shares = np.exp(largest - most)
-    log_sums = most + np.log((total * shares).sum(axis=0))
-    moved = (moved * shares[..., 0]).sum(axis=0) / (total * shares)[..., 0].sum(axis=0)
-    # KL = sum p (log p - log q), where log p is a logit less the logarithm of the sum.
-    kl = np.maximum(moved - log_sums[:, 0] + log_sums[:, 1], 0)
-    perplexities = np.exp((log_sums.T - known).mean(axis=1))
-    tops = np.take_along_axis(top, largest.argmax(axis=0)[None], axis=0)[0]
+    logits = _logits(networks, hidden, original.shapes["lm_head.weight"], progress)
+    kl, losses, tops = _divergence(logits, following.ravel())
     if not np.isfinite(kl).all():
         raise GptOssError("the logits are not finite numbers: the source or the model is corrupt")
+    source_perplexity, model_perplexity = np.exp(losses.mean(axis=0)).tolist()
     return Predictions(
         tokens=len(kl),
         kl_mean=float(kl.mean()),
         kl_p99=float(np.percentile(kl, 99)),
-        source_perplexity=float(perplexities[0]),
-        model_perplexity=float(perplexities[1]),
+        source_perplexity=source_perplexity,
+        model_perplexity=model_perplexity,
         same_top=float((tops[:, 0] == tops[:, 1]).mean()),
     )
 
 
-def _stretch(source: np.ndarray, model: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Logits [tokens, stretch] of the source and of the model -> for each token and both, [tokens, 2], the largest
-    logit, the sum of exp(logit - largest), and where the largest is; and, [tokens], the source's such sum of
-    exp(logit - largest) * (logit - the model's logit)."""
-    both = np.stack([source, model], axis=1)
-    top = both.argmax(axis=-1)
-    largest = np.take_along_axis(both, top[..., None], axis=-1)
-    share = np.exp(both - largest)
-    moved = (share[:, 0] * (source - model)).sum(axis=-1, dtype=np.float64)
-    return largest[..., 0].astype(np.float64), share.sum(axis=-1, dtype=np.float64), top, moved
+def _logits(
+    networks: tuple[Network, Network], hidden: list[np.ndarray], head: tuple[int, int], progress: _Progress
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The vocabulary in stretches, and each one's logits by both, float32 [tokens, 2, stretch]."""
+    for stretch in _pieces(head):
+        each = [network.logits(x, stretch) for network, x in zip(networks, hidden, strict=True)]
+        yield stretch, np.stack(each, axis=1)
+        progress("head", 8 * each[0].shape[1] * head[1])
+
+
+def _divergence(
+    logits: Iterator[tuple[slice, np.ndarray]], following: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each token, from logits that are never there all at once: the divergence [tokens]; and by both, [tokens, 2],
+    the negative logarithm of the following token's probability, and the likeliest token."""
+    sums = []
+    known = np.empty((len(following), 2))  # the following token's logits
+    for stretch, part in logits:
+        inside = np.flatnonzero((stretch.start <= following) & (following < stretch.stop))
+        known[inside] = part[inside, :, following[inside] - stretch.start]
+        largest, top, total, shift = in_pieces(_sums_of_logits, part)
+        sums.append((largest, top + stretch.start, total, shift))
+    largest, tops, total, shift = map(np.array, zip(*sums, strict=True))  # [stretches, tokens, 2], shift without the 2
+    stretch_of_top = largest.argmax(axis=0)[None]
+    most = largest.max(axis=0)
+    scale = np.exp(largest - most)
+    total = (total * scale).sum(axis=0)
+    log_total = most + np.log(total)
+    # sum p (log p - log q), where log p is a logit less log_total.
+    shift = (shift * scale[..., 0]).sum(axis=0) / total[:, 0]
+    kl = np.maximum(shift - log_total[:, 0] + log_total[:, 1], 0)
+    return kl, log_total - known, np.take_along_axis(tops, stretch_of_top, axis=0)[0]
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def _sums_of_logits(logits: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Logits [tokens, 2, stretch] of source and model -> [tokens, 2]: the largest, where it is, and the sum of
+    exp(logit - largest); [tokens]: the source's sum of exp(logit - largest) * (logit - the model's logit)."""
+    top = logits.argmax(axis=-1)
+    largest = np.take_along_axis(logits, top[..., None], axis=-1)
+    share = np.exp(logits - largest)
+    shift = share[:, 0] * (logits[:, 0] - logits[:, 1])
+    return largest[..., 0].astype(np.float64), top, *(x.sum(axis=-1, dtype=np.float64) for x in (share, shift))

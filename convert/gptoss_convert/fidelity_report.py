@@ -6,19 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from .fidelity import Difference, Fidelity
-from .inspection import family_of
 
 
 def print_fidelity(fidelity: Fidelity) -> None:
-    table = Table("family", "tensors", "bit-exact", "relative error", "largest error", "worst tensor")
+    table = Table("family", "bit-exact", "relative error", "largest error", "worst tensor")
+    table.columns[-1].overflow = "fold"
     for family in fidelity.families:
-        worst = "" if family.exact else family.worst
-        exact = str(family.exact_tensors) if family.exact_tensors < family.tensors else "all"
-        table.add_row(family.name, str(family.tensors), exact, *_errors(family), worst)
-    found = fidelity.predictions
+        exact = f"{family.exact_tensors} of {family.tensors}"
+        table.add_row(family.name, exact, *_errors(family), "" if family.exact else _short(family.worst))
     console = Console()
-    console.print(f"{fidelity.model}, converted from {fidelity.source}", highlight=False, markup=False)
+    console.print(f"{fidelity.model}, from {fidelity.source}", highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+    found = fidelity.predictions
     table = Table("next token", "source", "model")
     table.add_row("perplexity", f"{found.source_perplexity:.4f}", f"{found.model_perplexity:.4f}")
     table.add_row("KL divergence, mean", "", f"{found.kl_mean:.6f}")
@@ -29,13 +28,16 @@ def print_fidelity(fidelity: Fidelity) -> None:
 
 
 def print_differences(fidelity: Fidelity) -> None:
-    table = Table("tensor", "family", "relative error", "largest error")
+    table = Table("tensor", "relative error", "largest error")
+    table.columns[0].overflow = "fold"
     for tensor in fidelity.tensors:
-        table.add_row(tensor.name, family_of(tensor.name), *_errors(tensor))
+        table.add_row(_short(tensor.name), *_errors(tensor))
     Console().print(table)
 
 
 def _errors(difference: Difference) -> tuple[str, str]:
-    if difference.exact:
-        return "bit-exact", ""
-    return f"{difference.relative:.5f}", f"{difference.largest:.3g}"
+    return ("none", "") if difference.exact else (f"{difference.relative:.5f}", f"{difference.largest:.3g}")
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("model.").removesuffix(".weight")

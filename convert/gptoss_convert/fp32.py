@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Protocol
@@ -28,7 +27,6 @@ from gptoss_mlx.weights import Weights as StoredWeights
 
 from . import affine, mxfp4
 from .bf16 import widened
-from .pieces import in_pieces
 from .sources import Plain, Source
 
 Index = int | slice | np.ndarray | EllipsisType
@@ -127,6 +125,7 @@ class Network:
         """`on_input` is told what comes into each linear map but the head."""
         self.weights, self.config, self._on_input = weights, weights.config, on_input
 
+    @np.errstate(over="ignore", invalid="ignore")
     def hidden(self, ids: np.ndarray, on_layer: Callable[[], None] = lambda: None) -> np.ndarray:
         """Ids [windows, length] -> float32 [windows * length, hidden], normalized: what comes into the head.
 
@@ -148,6 +147,7 @@ class Network:
             on_layer()
         return self._norm("model.norm", x)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def logits(self, hidden: np.ndarray, vocabulary: slice) -> np.ndarray:
         """[tokens, hidden] -> the logits of a stretch of the vocabulary, float32 [tokens, stretch]."""
         return hidden @ self.weights.values("lm_head.weight", vocabulary).T
@@ -174,8 +174,9 @@ class Network:
         query, key = _rotated(heads("q_proj", sharing), turn), _rotated(heads("k_proj", 1), turn)
         value = heads("v_proj", 1)
         sinks = self.weights.values(f"{path}.sinks").reshape(config.num_kv_heads, sharing, 1, 1)
-        attend = partial(_attended, seen=seen)
-        y = np.stack([in_pieces(attend, *window, sinks)[0] for window in zip(query, key, value, strict=True)])
+        y = np.empty_like(query)
+        for head in np.ndindex(y.shape[:2]):
+            y[head] = _attended(query[head], key[head][0], value[head][0], sinks[head[1]], seen)
         return self._linear(f"{path}.o_proj", y.transpose(0, 3, 1, 2, 4).reshape(len(x), -1))
 
     def _mixture(self, path: str, x: np.ndarray) -> np.ndarray:
@@ -201,9 +202,8 @@ class Network:
         limit = np.float32(self.config.swiglu_limit)
         gate = np.minimum(project("gate_proj", x), limit)
         up = np.clip(project("up_proj", x), -limit, limit)
-        with np.errstate(over="ignore"):  # of a gate far below zero, whose output is zero
-            sigmoid = 1 / (1 + np.exp(np.float32(-SWIGLU_ALPHA) * gate))
-        return project("down_proj", (up + 1) * gate * sigmoid)
+        # Of a gate far below zero the exponential overflows, and the output is zero as it should be.
+        return project("down_proj", (up + 1) * gate / (1 + np.exp(np.float32(-SWIGLU_ALPHA) * gate)))
 
 
 def _rotated(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
@@ -213,13 +213,16 @@ def _rotated(x: np.ndarray, turn: np.ndarray) -> np.ndarray:
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def _attended(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, sinks: np.ndarray, seen: np.ndarray
-) -> tuple[np.ndarray]:
-    """Query [K, G, L, head_dim], key and value [K, 1, L, head_dim], sinks [K, G, 1, 1] -> [K, G, L, head_dim]."""
-    scores = query @ key.swapaxes(-1, -2) / np.float32(math.sqrt(query.shape[-1]))
+def _attended(query: np.ndarray, key: np.ndarray, value: np.ndarray, sinks: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Heads that share keys and values: query [G, L, head_dim], key and value [L, head_dim], sinks [G, 1, 1] -> as
+    query."""
+    heads, length, width = query.shape
+    # One product of all the heads' rows: BLAS is several times slower at one for each head.
+    scores = (query.reshape(-1, width) @ key.T).reshape(heads, length, length)
+    scores /= np.float32(math.sqrt(width))
     np.copyto(scores, -np.inf, where=~seen)
     largest = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
     scores -= largest
     np.exp(scores, out=scores)
-    return (scores @ value / (scores.sum(axis=-1, keepdims=True) + np.exp(sinks - largest)),)
+    y = (scores.reshape(-1, length) @ value).reshape(query.shape)
+    return y / (scores.sum(axis=-1, keepdims=True) + np.exp(sinks - largest))
