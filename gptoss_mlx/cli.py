@@ -364,8 +364,14 @@ def verify(model: str) -> None:
 @cli.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("model")
-@click.option("--text", "file", type=click.Path(path_type=Path), metavar="FILE", help="[default: a text of our own]")
-@click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of the text, at most.")
+@click.option(
+    "--text",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to predict.  [default: a built-in text]",
+)
+@click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def compare(source: Path, model: str, file: Path | None, tokens: int, show_tensors: bool, as_json: bool) -> None:

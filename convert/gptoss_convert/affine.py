@@ -112,6 +112,7 @@ def dequantized(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, grou
     """Weight uint32 [..., n * bits / 32], scales and biases float32 [..., n / group_size] -> float32 [..., n]."""
     *rows, groups = scales.shape
 
+    @np.errstate(over="ignore", invalid="ignore")  # scales of a corrupt file: the caller sees what comes out
     def piece(data: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray]:
         values = unpacked(data, bits).reshape(len(data), groups, group_size).astype(np.float32)
         values *= scales[..., None]

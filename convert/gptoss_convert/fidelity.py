@@ -24,7 +24,6 @@ from .pipeline import Progress
 from .sources import Source
 
 TEXT = Path(__file__).with_name("text.txt")  # what is compared on where nobody gives a text
-TOKENS = 1024
 PIECE = 2**23  # values of a tensor, or of the head, that are decoded at a time: 32 MB in FP32
 TINY = 1e-30  # a norm for tensors of zeros
 
@@ -105,7 +104,7 @@ def compare(
     source: Source,
     folder: Path,
     text: str,
-    tokens: int = TOKENS,
+    tokens: int,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Fidelity:
     """Compare a converted folder with the source that it was made from, on at most `tokens` tokens of a text.
@@ -163,7 +162,8 @@ def _difference(name: str, original: SourceWeights, converted: ConvertedWeights,
         error, norm, largest = error + sums[0].sum(), norm + sums[1].sum(), max(largest, sums[2].max())
         progress("tensors", right.nbytes)
     if not math.isfinite(error):
-        raise CheckpointError(f"{name!r} has values that are not finite numbers: the source or the model is corrupt")
+        folder = (converted if math.isfinite(norm) else original).folder
+        raise CheckpointError(f"{folder}: {name!r} has values that are not finite numbers: the checkpoint is corrupt")
     return Difference(name, math.sqrt(error), math.sqrt(norm), float(largest))
 
 
@@ -172,7 +172,7 @@ def _sums(right: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, ...]:
     """Rows -> of each the squared error, the squared norm and the largest error, float64 [rows]."""
     difference = stored - right
     squared = (np.einsum("ri,ri->r", x, x, dtype=np.float64) for x in (difference, right))
-    return (*squared, np.abs(difference).max(axis=1).astype(np.float64))
+    return (*squared, np.maximum(difference.max(axis=1), -difference.min(axis=1)).astype(np.float64))
 
 
 def _family(name: str, tensors: list[Difference]) -> FamilyDifference:
@@ -193,10 +193,11 @@ def _predictions(
     networks = Network(original), Network(converted)
     hidden = [network.hidden(ids, lambda: progress("layers", original.layer_bytes)) for network in networks]
     logits = _logits(networks, hidden, original.shapes["lm_head.weight"], progress)
-    kl, losses, tops = _divergence(logits, following.ravel())
-    if not np.isfinite(kl).all():
-        raise GptOssError("the logits are not finite numbers: the source or the model is corrupt")
-    source_perplexity, model_perplexity = np.exp(losses.mean(axis=0)).tolist()
+    with np.errstate(over="ignore", invalid="ignore"):
+        kl, losses, tops = _divergence(logits, following.ravel())
+        source_perplexity, model_perplexity = np.exp(losses.mean(axis=0)).tolist()
+    if not all(map(math.isfinite, (kl.sum(), source_perplexity, model_perplexity))):
+        raise GptOssError("the logits are not finite numbers, or absurdly large: the source or the model is corrupt")
     return Predictions(
         tokens=len(kl),
         kl_mean=float(kl.mean()),

@@ -9,14 +9,14 @@ from .fidelity import Difference, Fidelity
 
 
 def print_fidelity(fidelity: Fidelity) -> None:
-    table = Table("family", "bit-exact", "relative error", "largest error", "worst tensor")
-    table.columns[-1].overflow = "fold"
+    table = Table("family", "bit-exact", "relative", "largest", "worst")
     for family in fidelity.families:
         exact = f"{family.exact_tensors} of {family.tensors}"
-        table.add_row(family.name, exact, *_errors(family), "" if family.exact else _short(family.worst))
+        table.add_row(family.name, exact, *_errors(family), "" if family.exact else _place(family.worst))
     console = Console()
     console.print(f"{fidelity.model}, from {fidelity.source}", highlight=False, markup=False, soft_wrap=True)
     console.print(table)
+    console.print("relative, largest: the errors of the stored weights", highlight=False)
     found = fidelity.predictions
     table = Table("next token", "source", "model")
     table.add_row("perplexity", f"{found.source_perplexity:.4f}", f"{found.model_perplexity:.4f}")
@@ -31,7 +31,7 @@ def print_differences(fidelity: Fidelity) -> None:
     table = Table("tensor", "relative error", "largest error")
     table.columns[0].overflow = "fold"
     for tensor in fidelity.tensors:
-        table.add_row(_short(tensor.name), *_errors(tensor))
+        table.add_row(tensor.name.removeprefix("model."), *_errors(tensor))
     Console().print(table)
 
 
@@ -39,5 +39,7 @@ def _errors(difference: Difference) -> tuple[str, str]:
     return ("none", "") if difference.exact else (f"{difference.relative:.5f}", f"{difference.largest:.3g}")
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("model.").removesuffix(".weight")
+def _place(name: str) -> str:
+    """Where a tensor is, within its family."""
+    *path, module = name.removesuffix(".weight").split(".")
+    return f"{module}, layer {path[2]}" if "layers" in path else module

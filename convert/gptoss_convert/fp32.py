@@ -1,6 +1,6 @@
 """The network in FP32, one matrix at a time: what a checkpoint computes, source or converted, in little memory.
 
-In NumPy, whose products of many tokens with a matrix are BLAS's: MLX on a CPU is a hundred times slower at them. A
+In NumPy, whose products of many tokens with a matrix are BLAS's: MLX's on a Linux CPU take a hundred times as long. A
 matrix is decoded for its one product and forgotten, an expert at a time, so memory depends neither on the number of
 layers nor on that of experts. `gptoss_mlx.model` is the network that generates; the tests compare the two.
 Knows nothing about what is measured with it.
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Protocol
 
+import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
@@ -47,7 +48,7 @@ class Weights(Protocol):
 
 class SourceWeights:
     def __init__(self, source: Source):
-        self.config = source.config
+        self.folder, self.config = source.folder, source.config
         self._items = {
             item.name if isinstance(item, Plain) else f"{item.module}.weight": item for item in source.weights()
         }
@@ -62,15 +63,13 @@ class SourceWeights:
         item = self._items[name]
         if isinstance(item, Plain):
             return widened(item.values[index])
-        return _of_blocks(name, item.blocks[index], item.scales[index])
+        return _of_blocks(f"{self.folder}: {name!r}", item.blocks[index], item.scales[index])
 
 
 class ConvertedWeights:
     def __init__(self, folder: Path):
         """Raises GptOssError for a folder that is no model's."""
-        import mlx.core as mx
-
-        self.config = ModelConfig.load(folder)
+        self.folder, self.config = folder, ModelConfig.load(folder)
         self._checkpoint = Checkpoint.open(folder)
         self._stored = StoredWeights(self._checkpoint, self.config, mx.float32)
 
@@ -89,7 +88,7 @@ class ConvertedWeights:
         weight = self._checkpoint.view(name)[index]
         if q.mode == "mxfp4":
             blocks = weight.view(np.uint8).reshape(*weight.shape[:-1], -1, mxfp4.BLOCK // 2)
-            return _of_blocks(name, blocks, self._checkpoint.view(f"{module}.scales")[index])
+            return _of_blocks(f"{self.folder}: {name!r}", blocks, self._checkpoint.view(f"{module}.scales")[index])
         scales, biases = (self._floats(f"{module}.{part}", index) for part in ("scales", "biases"))
         return affine.dequantized(weight, scales, biases, q.group_size, q.bits)
 
@@ -98,9 +97,9 @@ class ConvertedWeights:
         return widened(view) if view.dtype == np.uint16 else view.astype(np.float32)
 
 
-def _of_blocks(name: str, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+def _of_blocks(where: str, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     if (scales == mxfp4.NOT_A_NUMBER).any():
-        raise CheckpointError(f"{name!r} has a scale that is not a number (E8M0 255): the checkpoint is corrupt")
+        raise CheckpointError(f"{where} has a scale that is not a number (E8M0 255): the checkpoint is corrupt")
     return mxfp4.dequantized(blocks, scales)
 
 

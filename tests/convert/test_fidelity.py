@@ -212,6 +212,8 @@ def changed(folder, dest, name, value):
 @pytest.mark.filterwarnings("error")
 def test_a_corrupt_model_is_named(folders, tmp_path):
     model = changed(folders["mxfp4-q4"], tmp_path / "nan", "lm_head.scales", 0x7FC0)
+    assert f"{model}: 'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
+    model = changed(folders["mxfp4-q4"], tmp_path / "infinite", "lm_head.scales", 0x7F7F)
     assert "'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
     name = "model.layers.1.mlp.experts.up_proj"
     model = changed(folders["mxfp4-q4"], tmp_path / "scale", f"{name}.scales", 255)
@@ -252,6 +254,9 @@ def test_memory_does_not_grow_with_layers_or_experts(tmp_path):
 
 
 class TestCommand:
+    def test_help(self, run):
+        assert "Example: gptoss-mlx compare" in run("compare", "--help").stdout
+
     def test_tables(self, run, folders):
         result = run("compare", folders["published"], folders["mxfp4-q4"], "--tokens", 20, "--tensors")
         assert result.returncode == 0, result.stderr
