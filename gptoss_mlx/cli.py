@@ -419,6 +419,52 @@ def _upload(folder: Path, repository: str, dry_run: bool) -> None:
     click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
 
 
+@cli.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("model")
+@click.option(
+    "--text",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to predict.  [default: a built-in text]",
+)
+@click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def compare(source: Path, model: str, file: Path | None, tokens: int, show_tensors: bool, as_json: bool) -> None:
+    """Say how far MODEL, a converted folder, is from the checkpoint SOURCE that it was made from.
+
+    Of every tensor the error; and on a text, computed in FP32 with the weights of each, the divergence of the
+    predictions (KL, in nats), the perplexity of both, and how often they agree on the likeliest token.
+    """
+    from gptoss_convert import fidelity
+    from gptoss_convert.sources import Source
+
+    from .progress import conversion_progress
+
+    text = _text(file or fidelity.TEXT)
+    with conversion_progress() as show:
+        found = fidelity.compare(Source(source), resolve(model), text, tokens, show)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    from gptoss_convert.fidelity_report import print_differences, print_fidelity
+
+    if show_tensors:
+        print_differences(found)
+    print_fidelity(found)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GptOssError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise GptOssError(f"{file} is not text in UTF-8") from None
+
+
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
 @click.argument("model")
 @memory_options

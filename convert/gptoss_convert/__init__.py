@@ -1,7 +1,8 @@
 """Convert gpt-oss checkpoints into 4-bit MLX folders: `convert(source, dest, recipe)`."""
 
 from .errors import ConvertError
-from .pipeline import Progress, Report, convert
+from .pipeline import Report, convert
+from .progress import Progress
 from .recipes import DEFAULT_RECIPE, RECIPES
 
 __all__ = ["DEFAULT_RECIPE", "RECIPES", "ConvertError", "Progress", "Report", "convert"]

@@ -109,3 +109,29 @@ def packed(codes: np.ndarray, bits: int) -> np.ndarray:
         stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
         data = np.packbits(stream.reshape(len(codes), -1), axis=-1, bitorder="little")
     return np.ascontiguousarray(data).view("<u4")
+
+
+def dequantized(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, group_size: int, bits: int) -> np.ndarray:
+    """Weight uint32 [..., n * bits / 32], scales and biases float32 [..., n / group_size] -> float32 [..., n]."""
+    *rows, groups = scales.shape
+
+    @np.errstate(over="ignore", invalid="ignore")  # scales of a corrupt file: the caller sees what comes out
+    def piece(data: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray]:
+        values = unpacked(data, bits).reshape(len(data), groups, group_size).astype(np.float32)
+        values *= scales[..., None]
+        values += biases[..., None]
+        return (values.reshape(len(values), -1),)
+
+    data = weight.reshape(-1, weight.shape[-1]).view(np.uint8)
+    (values,) = in_pieces(piece, data, scales.reshape(-1, groups), biases.reshape(-1, groups))
+    return values.reshape(*rows, -1)
+
+
+def unpacked(data: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes uint8 [R, n * bits / 8] of such a stream -> codes uint8 [R, n]."""
+    if bits == 8:
+        return data
+    if bits == 4:
+        return np.stack([data & 15, data >> 4], axis=-1).reshape(len(data), -1)
+    stream = np.unpackbits(data, axis=-1, bitorder="little").reshape(len(data), -1, bits)
+    return np.packbits(stream, axis=-1, bitorder="little")[..., 0]

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +26,7 @@ from .errors import ConvertError
 from .inspection import PROVENANCE
 from .journal import Journal
 from .origins import SPARE, Origin, origin_of
+from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
 from .sources import COMPANIONS, Blocks, Plain, Source, Unit, Weight
 from .verification import sha256
@@ -33,14 +34,6 @@ from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, pa
 
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
-
-
-@dataclass(frozen=True)
-class Progress:
-    stage: str
-    done: int
-    total: int
-    """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def convert(
     adapter: Path | None = None,
     keep_source: bool = False,
     shard_limit: int = SHARD_LIMIT,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = untold,
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
 
@@ -109,7 +102,7 @@ class _Conversion:
         folder: Path,
         recipe: Recipe,
         shard_limit: int,
-        on_progress: Callable[[Progress], None],
+        on_progress: OnProgress,
         memory: _Memory,
     ):
         self.origin, self.folder, self.recipe = origin, folder, recipe

@@ -1,0 +1,356 @@
+"""The FP32 network against transformers' logits and the engine's; what is measured with it against plain formulas."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from checkpoints import config_of, tensors_of, write_checkpoint
+from convert.test_sources import CONFIG, bf16_folder, original_folder
+from golden.cases import CASES, prompt_of
+from gptoss_convert import RECIPES, affine, calibration, convert, fidelity, fp32
+from gptoss_convert.bf16 import widened
+from gptoss_convert.fp32 import ConvertedWeights, Network, SourceWeights
+from gptoss_convert.sources import Source
+from gptoss_mlx import engine, kernels
+from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES
+from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.tokenizer import Tokenizer
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
+TEXT = fidelity.TEXT.read_text(encoding="utf-8")
+EVERYTHING = slice(None)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One random model in all layouts of a source, and the published one with every recipe."""
+    root = tmp_path_factory.mktemp("compared")
+    made = {"published": write_checkpoint(root / "published", CONFIG)}
+    made |= {"original": original_folder(root / "original"), "plain": bf16_folder(root / "plain")}
+    for recipe in RECIPES:
+        convert(made["published"], root / recipe, recipe)
+        made[recipe] = root / recipe
+    return made
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The embedded model with every recipe, compared with its source."""
+    root, source = tmp_path_factory.mktemp("demo"), Source(CHECKPOINT)
+    for recipe in RECIPES:
+        convert(CHECKPOINT, root / recipe, recipe)
+    return {recipe: fidelity.compare(source, root / recipe, TEXT, 512) for recipe in RECIPES}
+
+
+def logits_of_engine(folder, ids):
+    """[windows, length] -> [windows * length, vocabulary], in MLX's own operations."""
+    with kernels.off():
+        model = engine.load(folder)
+    return np.concatenate([np.array(model(mx.array(window[None]))[0]) for window in ids])
+
+
+def relative(got, right):
+    return np.abs(got - right).max() / np.abs(right).max()
+
+
+# A window has 512 tokens at most, so nothing is to be seen past 4096.
+@pytest.mark.parametrize("name", CASES.keys() - {"past_4096"})
+def test_logits_equal_those_of_transformers(name, tmp_path):
+    case = CASES[name]
+    source = Source(write_checkpoint(tmp_path, config_of(**case.config), case.seed))
+    network = Network(SourceWeights(source))
+    logits = network.logits(network.hidden(np.array([prompt_of(case)])), EVERYTHING)
+    assert relative(logits[case.positions], GOLDEN[name]) < 1e-4
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_logits_equal_those_of_the_engine(folders, recipe):
+    ids = np.array(prompt_of(CASES["published_shape"])[:160]).reshape(2, 80)
+    network = Network(ConvertedWeights(folders[recipe]))
+    assert relative(network.logits(network.hidden(ids), EVERYTHING), logits_of_engine(folders[recipe], ids)) < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["original", "plain"])
+def test_every_layout_has_the_same_values(folders, layout):
+    weights = [SourceWeights(Source(folders[name])) for name in ("published", layout)]
+    assert weights[0].shapes == weights[1].shapes
+    for name in weights[0].shapes:
+        assert np.array_equal(weights[0].values(name), weights[1].values(name)), name
+
+
+@pytest.mark.parametrize("group_size", AFFINE_GROUP_SIZES)
+@pytest.mark.parametrize("bits", AFFINE_BITS)
+def test_affine_values_are_those_of_mlx(bits, group_size):
+    weight, scales, biases = mx.quantize(mx.random.normal((7, 384)), group_size=group_size, bits=bits)
+    right = np.array(mx.dequantize(weight, scales, biases, group_size=group_size, bits=bits))
+    ours = affine.dequantized(np.array(weight), np.array(scales), np.array(biases), group_size, bits)
+    assert np.allclose(ours, right, rtol=0, atol=1e-6 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("count", [2, 513, 514, 900, 1025])
+def test_windows(folders, count):
+    source, text = Source(folders["published"]), TEXT[:count]
+    ids = Tokenizer.load(folders["published"]).encode(text)
+    assert len(ids) == count
+    inputs, following = fp32.windows(source, text, 10**6)
+    assert inputs.shape[1] <= fp32.WINDOW
+    assert count - 1 - len(inputs) < inputs.size <= count - 1
+    assert inputs.ravel().tolist() == ids[: inputs.size]
+    assert following.ravel().tolist() == ids[1 : inputs.size + 1]
+
+
+def test_a_lossless_conversion_loses_nothing(folders, demo):
+    for found in (demo["mxfp4-bf16"], fidelity.compare(Source(folders["published"]), folders["mxfp4-bf16"], TEXT, 100)):
+        assert all(tensor.exact and tensor.relative == 0 for tensor in found.tensors)
+        predictions = found.predictions
+        assert (predictions.kl_mean, predictions.kl_p99, predictions.same_top) == (0, 0, 1)
+        assert predictions.source_perplexity == predictions.model_perplexity
+
+
+@pytest.mark.parametrize("layout", ["original", "plain"])
+def test_the_layout_of_the_source_makes_no_difference(folders, layout):
+    found = fidelity.compare(Source(folders[layout]), folders["mxfp4-bf16"], TEXT, 100)
+    assert all(tensor.exact for tensor in found.tensors)
+    assert found.predictions.kl_mean < 1e-7
+
+
+def test_fewer_bits_diverge_more(demo):
+    kl = [demo[recipe].predictions.kl_mean for recipe in ("q4", "mxfp4-q4", "mxfp4-q8")]
+    assert kl[0] > kl[1] > kl[2] > 0
+    tops = [demo[recipe].predictions.same_top for recipe in ("q4", "mxfp4-q8")]
+    assert tops[0] < tops[1] < 1
+
+
+def test_families(demo):
+    families = {family.name: family for family in demo["mxfp4-q4"].families}
+    assert {name for name, family in families.items() if family.exact} == {"experts", "routers", "norms and sinks"}
+    attention = families["attention"]
+    assert (attention.tensors, attention.exact_tensors) == (32, 16)
+    members = [tensor for tensor in demo["mxfp4-q4"].tensors if ".self_attn." in tensor.name]
+    assert attention.worst == max(members, key=lambda tensor: tensor.relative).name
+    assert 0 < attention.relative < max(tensor.relative for tensor in members)
+    assert not {family.name: family for family in demo["q4"].families}["experts"].exact
+
+
+def test_errors_of_tensors_are_those_of_the_formula(folders, monkeypatch):
+    monkeypatch.setattr(fidelity, "PIECE", 2000)
+    found = fidelity.compare(Source(folders["published"]), folders["q4"], TEXT, 10)
+    tensors, model = {tensor.name: tensor for tensor in found.tensors}, ConvertedWeights(folders["q4"])
+    for module in ("lm_head", "model.layers.2.self_attn.o_proj"):
+        right = widened(tensors_of(CONFIG)[f"{module}.weight"][0]).astype(np.float64)
+        parts = [mx.load(str(path)) for path in folders["q4"].glob("*.safetensors")]
+        parts = {name: array for shard in parts for name, array in shard.items()}
+        line = [parts[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases")]
+        difference = np.array(mx.dequantize(parts[f"{module}.weight"], *line, group_size=64, bits=4)) - right
+        tensor = tensors[f"{module}.weight"]
+        assert math.isclose(tensor.relative, np.linalg.norm(difference) / np.linalg.norm(right), rel_tol=1e-5)
+        assert math.isclose(tensor.largest, np.abs(difference).max(), rel_tol=1e-5)
+    name = "model.layers.3.mlp.experts.up_proj.weight"
+    difference = model.values(name) - SourceWeights(Source(folders["published"])).values(name)
+    assert math.isclose(tensors[name].error, np.linalg.norm(difference), rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("piece", [3000, fidelity.PIECE])
+def test_predictions_are_those_of_the_formula(folders, monkeypatch, piece):
+    """Against whole logits of the engine, in float64."""
+    monkeypatch.setattr(fidelity, "PIECE", piece)
+    monkeypatch.setattr(fp32, "WINDOW", 100)
+    source = Source(folders["published"])
+    found = fidelity.compare(source, folders["q4"], TEXT, 198).predictions
+    ids, following = fp32.windows(source, TEXT, 198)
+    assert (ids.shape, found.tokens) == ((2, 99), 198)
+    p, q = (logits_of_engine(folders[name], ids).astype(np.float64) for name in ("mxfp4-bf16", "q4"))
+    p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
+    kl = (np.exp(p) * (p - q)).sum(axis=1)
+    assert math.isclose(found.kl_mean, kl.mean(), rel_tol=1e-3)
+    assert math.isclose(found.kl_p99, np.percentile(kl, 99), rel_tol=1e-3)
+    assert math.isclose(found.same_top, (p.argmax(axis=1) == q.argmax(axis=1)).mean(), abs_tol=1 / 100)
+    for perplexity, x in ((found.source_perplexity, p), (found.model_perplexity, q)):
+        right = np.exp(-x[np.arange(198), following.ravel()].mean())
+        assert math.isclose(perplexity, right, rel_tol=1e-3)
+
+
+def refusal(source, folder, text=TEXT):
+    with pytest.raises(GptOssError) as error:
+        fidelity.compare(Source(source), folder, text, 50)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_no_conversion_of_the_source_is_refused(folders, tmp_path):
+    other = write_checkpoint(tmp_path / "other", config_of(hidden_size=128))
+    convert(other, tmp_path / "model")
+    assert "is not a conversion of" in refusal(folders["published"], tmp_path / "model")
+    assert "hidden_size is 128, and the source's is 64" in refusal(folders["published"], tmp_path / "model")
+    assert "lacks the tensor" in refusal(folders["published"], folders["published"])
+    assert "converted already" in refusal(folders["q4"], folders["q4"])
+    assert "a prediction takes at least 2" in refusal(folders["published"], folders["q4"], "a")
+
+
+def changed(folder, dest, name, value):
+    """A copy of a converted folder in which every value of a tensor is `value`, as its bits."""
+    dest.mkdir()
+    for path in folder.iterdir():
+        (dest / path.name).write_bytes(path.read_bytes())
+    weights = ConvertedWeights(dest)
+    tensor = weights._checkpoint.tensors[name]
+    with weights._checkpoint.file_of[name].open("r+b") as file:
+        file.seek(tensor.start)
+        file.write(np.full(tensor.shape, value, {"BF16": np.uint16, "U8": np.uint8}[tensor.dtype]).tobytes())
+    return dest
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_corrupt_model_is_named(folders, tmp_path):
+    model = changed(folders["mxfp4-q4"], tmp_path / "nan", "lm_head.scales", 0x7FC0)
+    assert f"{model}: 'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
+    model = changed(folders["mxfp4-q4"], tmp_path / "infinite", "lm_head.scales", 0x7F7F)
+    assert "'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
+    name = "model.layers.1.mlp.experts.up_proj"
+    model = changed(folders["mxfp4-q4"], tmp_path / "scale", f"{name}.scales", 255)
+    assert f"'{name}.weight' has a scale that is not a number" in refusal(folders["published"], model)
+    model = changed(folders["mxfp4-q4"], tmp_path / "large", "model.norm.weight", 0x7F7F)
+    assert "logits are not finite" in refusal(folders["published"], model)
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from gptoss_convert import fidelity
+fidelity.PIECE = 2**16
+from gptoss_convert.sources import Source
+from gptoss_mlx.memory import proc_bytes
+peak = 0
+def sample(step):
+    global peak
+    peak = max(peak, proc_bytes("self/status").get("RssAnon", 0))
+fidelity.compare(Source(Path(sys.argv[1])), Path(sys.argv[2]), fidelity.TEXT.read_text(encoding="utf-8"), 32, sample)
+print(peak)
+"""
+
+
+def test_memory_does_not_grow_with_layers_or_experts(tmp_path):
+    peaks = []
+    for layers, experts in ((2, 8), (6, 32)):
+        config = config_of(
+            num_hidden_layers=layers, num_local_experts=experts, hidden_size=256, intermediate_size=256, head_dim=32
+        )
+        source = write_checkpoint(tmp_path / f"source{layers}", config)
+        convert(source, tmp_path / f"model{layers}")
+        args = [sys.executable, "-c", MEASURED, str(source), str(tmp_path / f"model{layers}")]
+        peaks.append(int(subprocess.run(args, capture_output=True, text=True, check=True).stdout))
+    if not peaks[0]:
+        pytest.skip("this system does not tell anonymous memory")
+    assert peaks[1] < peaks[0] + 16 * 2**20
+
+
+class TestCommand:
+    def test_help(self, run):
+        assert "Example: gptoss-mlx compare" in run("compare", "--help").stdout
+
+    def test_tables(self, run, folders):
+        result = run("compare", folders["published"], folders["mxfp4-q4"], "--tokens", 20, "--tensors")
+        assert result.returncode == 0, result.stderr
+        for part in ("16 of 32", "KL divergence, mean", "layers.3.mlp.router", "20 tokens of text"):
+            assert part in result.stdout
+        assert "head 100 %" in result.stderr
+
+    def test_json_on_a_text_of_ones_own(self, run, folders, tmp_path):
+        (tmp_path / "text").write_text("a text of 21 letters.", encoding="utf-8")
+        args = ["compare", folders["published"], folders["q4"], "--text", tmp_path / "text", "--json"]
+        data = json.loads(run(*args).stdout)
+        assert data["tokens"] == 20
+        assert data["kl_mean"] > 0
+        assert [family["name"] for family in data["families"]][:2] == ["experts", "attention"]
+        assert len(data["tensors"]) == len(SourceWeights(Source(folders["published"])).shapes)
+
+    def test_errors(self, run, folders, tmp_path):
+        (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
+        for options, message in (
+            ([folders["published"], tmp_path / "none"], "there is no model"),
+            ([tmp_path, folders["q4"]], "has no config.json"),
+            ([folders["published"], folders["q4"], "--text", tmp_path / "none"], "cannot read"),
+            ([folders["published"], folders["q4"], "--text", tmp_path / "latin"], "is not text in UTF-8"),
+        ):
+            result = run("compare", *options)
+            assert result.returncode == 1
+            assert message in result.stderr
+            assert result.stderr.count("\n") == 1
+
+    def test_ctrl_c(self, command, environment, folders):
+        args = [*command, "compare", folders["published"], folders["q4"], "--tokens", "4000"]
+        process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
+        process.stderr.readline()
+        os.kill(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=20)[1].splitlines()[-1] == "interrupted"
+        assert process.returncode == 130
+
+
+class TestCalibration:
+    @pytest.fixture
+    def found(self, folders):
+        return calibration.importance(Source(folders["published"]), TEXT, 300)
+
+    def test_every_linear_map_has_positive_weights(self, found):
+        layer = "model.layers.0"
+        experts = {f"{layer}.mlp.experts.{name}_proj": (8, 64) for name in ("gate", "up", "down")}
+        attention = {f"{layer}.self_attn.{name}_proj": (256 if name == "o" else 64,) for name in "qkvo"}
+        wanted = experts | attention | {f"{layer}.mlp.router": (64,), "lm_head": (64,)}
+        first = {name: array for name, array in found.items() if not name.startswith("model.") or layer in name}
+        assert {name: array.shape for name, array in first.items()} == wanted
+        assert all(array.dtype == np.float32 and (array > 0).all() for array in found.values())
+
+    def test_they_are_means_of_squares(self, folders, found):
+        """An expert's are those of its own tokens, and of SHARED_TOKENS that are like all tokens."""
+        source = Source(folders["published"])
+        ids, _ = fp32.windows(source, TEXT, 300)
+        inputs = {}
+        network = Network(SourceWeights(source), lambda module, expert, x: inputs.setdefault((module, expert), x))
+        wanted = {"lm_head": np.square(network.hidden(ids)).mean(axis=0)}
+        wanted["model.layers.2.self_attn.o_proj"] = np.square(inputs["model.layers.2.self_attn.o_proj", None]).mean(
+            axis=0
+        )
+        module = "model.layers.1.mlp.experts.down_proj"
+        of_all = np.concatenate([x for (name, _), x in inputs.items() if name == module])
+        assert len(of_all) == 4 * 300
+        counted = calibration.SHARED_TOKENS + len(inputs[module, 5])
+        shared = calibration.SHARED_TOKENS * np.square(of_all).mean(axis=0)
+        wanted[module] = (np.square(inputs[module, 5]).sum(axis=0) + shared) / counted
+        for name, squares in wanted.items():
+            got = found[name][5] if name == module else found[name]
+            assert np.allclose(got, squares + calibration.FLOOR * squares.mean(), rtol=1e-4)
+
+    def test_experts_that_see_nothing_get_the_mean(self, folders):
+        """One token goes to 4 of 8 experts: the others have what all have on average."""
+        found = calibration.importance(Source(folders["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
+        router = calibration.importance(Source(folders["published"]), "ab", 1)["model.layers.0.mlp.router"]
+        assert np.allclose(found, router, rtol=1e-5)
+
+    def test_outputs_are_nearer_with_them(self):
+        """On real activations, of a text that the weights did not come from: those of the embedded model's experts."""
+        source = Source(CHECKPOINT)
+        weights, half = SourceWeights(source), len(TEXT) // 2
+        found = calibration.importance(source, TEXT[:half], 1000)
+        inputs = {}
+        network = Network(weights, lambda module, expert, x: inputs.setdefault((module, expert), x))
+        network.hidden(fp32.windows(source, TEXT[half:], 1000)[0])
+        ratios = []
+        for (module, expert), x in inputs.items():
+            if not module.endswith(".down_proj"):
+                continue
+            values, errors = weights.values(f"{module}.weight", expert), []
+            for importance in (None, found[module][expert]):
+                weight, scales, biases = affine.quantized(values, 64, 4, importance)
+                stored = affine.dequantized(weight, widened(scales), widened(biases), 64, 4)
+                errors.append(np.linalg.norm(x @ (stored - values).T))
+            ratios.append(errors[1] / errors[0])
+        assert np.mean(ratios) < 0.98
