@@ -163,8 +163,25 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--recipe", metavar="NAME|FILE", default=DEFAULT_RECIPE, show_default=True, help="One below, or a .toml.")
 @click.option("--revision", help="Branch, tag or commit of a hub id.")
-def convert(source: str, dest: Path, recipe: str, revision: str | None) -> None:
-    """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST.
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
+)
+@click.option("--keep-source", is_flag=True, help="Keep what is downloaded in the hub's cache.")
+@click.option("--verify", "compare", is_flag=True, help="Compare the result with its source, as `compare` does.")
+@click.option("--upload", "repository", metavar="OWNER/NAME", help="Upload the result, as `upload` does.")
+@click.option("--dry-run", is_flag=True, help="Instead of uploading, print the model card and the files.")
+def convert(
+    source: str,
+    dest: Path,
+    recipe: str,
+    calibrate: Path | None,
+    compare: bool,
+    repository: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST. What is interrupted goes on when run again.
 
     \b
     mxfp4-q4    experts as published, all else 4-bit
@@ -174,13 +191,25 @@ def convert(source: str, dest: Path, recipe: str, revision: str | None) -> None:
     """
     from gptoss_convert.recipes import RecipeError
 
+    if dry_run and repository is None:
+        raise click.UsageError("--dry-run goes with --upload OWNER/NAME")
+    text = _text(calibrate) if calibrate else None
     try:
-        _print_report(_convert(source, dest, recipe, revision))
+        report = _convert(
+            SHORT_NAMES.get(source, source), dest, recipe=recipe, calibration=text, verify=compare, **options
+        )
     except RecipeError as error:
         raise click.UsageError(str(error)) from None
+    _print_report(report)
+    if report.fidelity:
+        from gptoss_convert.fidelity_report import print_fidelity
+
+        print_fidelity(report.fidelity)
+    if repository:
+        _upload(dest, repository, dry_run)
 
 
-def _convert(source: str, dest: Path, recipe: str = DEFAULT_RECIPE, revision: str | None = None) -> Report:
+def _convert(source: str, dest: Path, **options: Any) -> Report:
     """Convert with a progress bar, or a line every tenth where there is no terminal."""
     from gptoss_convert import convert as run
     from gptoss_convert.writer import partial_folder
@@ -189,7 +218,7 @@ def _convert(source: str, dest: Path, recipe: str = DEFAULT_RECIPE, revision: st
 
     try:
         with conversion_progress() as show:
-            return run(source, dest, recipe, revision=revision, on_progress=show)
+            return run(source, dest, on_progress=show, **options)
     except KeyboardInterrupt:
         if (partial := partial_folder(dest)).exists():
             click.echo(f"what is done is kept: the same command goes on; to give it up, remove {partial}", err=True)

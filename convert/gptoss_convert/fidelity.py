@@ -23,6 +23,8 @@ from .pieces import in_pieces
 from .progress import OnProgress, Progress, untold
 from .sources import Source
 
+NAME = "fidelity.json"  # in a folder that was compared when it was made
+TOKENS = 1024
 TEXT = Path(__file__).with_name("text.txt")  # what is compared on where nobody gives a text
 PIECE = 2**23  # values of a tensor, or of the head, that are decoded at a time: 32 MB in FP32
 TINY = 1e-30  # a norm for tensors of zeros
@@ -78,8 +80,6 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Fidelity:
-    source: str
-    model: str
     predictions: Predictions
     tensors: list[Difference]
 
@@ -92,8 +92,6 @@ class Fidelity:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "source": self.source,
-            "model": self.model,
             **asdict(self.predictions),
             "families": [family.as_dict() for family in self.families],
             "tensors": [tensor.as_dict() for tensor in self.tensors],
@@ -117,9 +115,7 @@ def compare(
     ids, following = windows(source, text, tokens)
     progress = _Progress(original, on_progress)
     tensors = [_difference(name, original, converted, progress) for name in original.shapes]
-    return Fidelity(
-        str(source.folder), str(folder), _predictions(original, converted, ids, following, progress), tensors
-    )
+    return Fidelity(_predictions(original, converted, ids, following, progress), tensors)
 
 
 def _check_conversion(original: SourceWeights, converted: ConvertedWeights, refusal: str) -> None:

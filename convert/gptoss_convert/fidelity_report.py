@@ -14,7 +14,6 @@ def print_fidelity(fidelity: Fidelity) -> None:
         exact = f"{family.exact_tensors} of {family.tensors}"
         table.add_row(family.name, exact, *_errors(family), "" if family.exact else _place(family.worst))
     console = Console()
-    console.print(f"{fidelity.model}, from {fidelity.source}", highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print("relative, largest: the errors of the stored weights", highlight=False)
     found = fidelity.predictions

@@ -24,6 +24,8 @@ class Journal:
         """Steps whose output is on the disk."""
         self.digests: dict[str, str] = {}
         """SHA-256 of whole files, by name."""
+        self.found = False
+        """Whether there was one for this conversion."""
         self._lock = threading.Lock()
         self._load()
 
@@ -32,13 +34,13 @@ class Journal:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             done, digests = data["done"], data["sha256"]
             if data["key"] == self.key and isinstance(done, int) and isinstance(digests, dict):
-                self.done, self.digests = done, digests
+                self.done, self.digests, self.found = done, digests, True
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
 
     def forget(self) -> None:
         """Begin anew: what was done is of no use."""
-        self.done, self.digests = 0, {}
+        self.done, self.digests, self.found = 0, {}, False
         self.path.unlink(missing_ok=True)
 
     def add_digest(self, name: str, digest: str) -> None:

@@ -28,9 +28,9 @@ class Origin(Protocol):
     files: list[tuple[str, int, object]]
     """Name, size, and what tells whether it has changed, of each shard."""
 
-    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> int:
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
         """These shards will be waited for, in this order; `on_read(done, total)` hears of bytes that come. Returns the
-        bytes of disk that they will take at most at a time."""
+        bytes of disk that each of them will take."""
 
     def wait_for(self, shard: Path, spoken_for: int) -> str | None:
         """Until the shard is here; returns its SHA-256 if that is known. The disk has to keep `spoken_for` bytes."""
@@ -63,8 +63,8 @@ class Folder:
         self.identity = {"id": folder.resolve().name, "revision": revision}
         self.files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards]
 
-    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> int:
-        return 0
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
+        return [0 for _ in needed]
 
     def wait_for(self, shard: Path, spoken_for: int) -> str | None:
         return None
@@ -96,10 +96,10 @@ class Download:
         self._done = self._total = 0
         self._closed = False
 
-    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> int:
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
         self._needed, self._on_read = list(needed), on_read
         self._total = sum(self._size[path] for path in needed)
-        return max((self._size[path] for path in needed), default=0)
+        return [self._size[path] for path in needed]
 
     def wait_for(self, shard: Path, spoken_for: int) -> str | None:
         self._start(shard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +34,12 @@ from .sources import COMPANIONS, Blocks, Plain, Source, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
+if TYPE_CHECKING:
+    from .fidelity import Fidelity
+
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
+CALIBRATION_TOKENS = 4096  # at most
+IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 
 
@@ -45,6 +52,7 @@ class Report:
     seconds: float
     peak_anonymous_bytes: int | None
     """The largest memory that was not the page cache's; None where the system does not tell."""
+    fidelity: Fidelity | None
 
     @property
     def bits_per_weight(self) -> float:
@@ -58,13 +66,17 @@ def convert(
     *,
     revision: str | None = None,
     adapter: Path | None = None,
+    calibration: str | None = None,
     keep_source: bool = False,
+    verify: bool = False,
     shard_limit: int = SHARD_LIMIT,
     on_progress: OnProgress = untold,
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
 
-    What is downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache.
+    With a `calibration` text, errors of affine weights count as much as the inputs that they meet on this text. What is
+    downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache; with `verify` the
+    result is compared with the source, which has to stay for it, and fidelity.json says how far it is.
 
     Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
     recipe or destination that cannot be used; then nothing is left behind.
@@ -76,10 +88,12 @@ def convert(
     try:
         with folder_appearing_at(dest) as partial:
             origin = origin_of(source, revision, partial, keep_source)
+            if verify and not (keep_source or Path(source).expanduser().is_dir()):
+                raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
             if adapter is not None:
                 origin.source.adapter = Adapter.open(adapter, origin.source.config)
-            conversion = _Conversion(origin, partial, chosen, shard_limit, on_progress, memory)
-            conversion.run()
+            conversion = _Conversion(origin, partial, chosen, calibration, verify, shard_limit, on_progress, memory)
+            fidelity = conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
         raise GptOssError(f"cannot write {dest}: {error.strerror or error}{kept}") from None
@@ -90,6 +104,7 @@ def convert(
         output_bytes=conversion.writer.total,
         seconds=time.monotonic() - started,
         peak_anonymous_bytes=memory.peak,
+        fidelity=fidelity,
     )
 
 
@@ -101,12 +116,16 @@ class _Conversion:
         origin: Origin,
         folder: Path,
         recipe: Recipe,
+        calibration: str | None,
+        verify: bool,
         shard_limit: int,
         on_progress: OnProgress,
         memory: _Memory,
     ):
         self.origin, self.folder, self.recipe = origin, folder, recipe
         self.source = source = origin.source
+        self.calibration, self.verify = calibration, verify
+        self.importance: dict[str, np.ndarray] = {}
         self.on_progress, self.memory = on_progress, memory
         weights = list(source.weights())
         if pattern := recipe.unused_pattern([item.module for item in weights]):
@@ -141,19 +160,32 @@ class _Conversion:
             "adapter": self.source.adapter and self.source.adapter.sha256,
             "config": self.source.raw_config,
             "recipe": asdict(self.recipe),
+            "calibration": self._calibration_sha256(),
             "shards": [(shard.path.name, shard.size) for shard in self.writer.shards],
         }
 
-    def run(self) -> None:
+    def run(self) -> Fidelity | None:
         try:
             done = self._resume()
-            needed = sorted(self._files_from(self._finished), key=self.source.shards.index)
-            arriving = self.origin.begin(needed, lambda *bytes: self.on_progress(Progress("download", *bytes)))
-            _check_space(self.folder, self.writer.total - done + arriving)
-            if arriving:
-                self.journal.record(self._finished)  # so that what has come by then stays, whatever happens
-            self._convert(done, settle=bool(arriving))
+            calibrate = self.calibration is not None and not (self.folder / IMPORTANCE).is_file()
+            needed = set(self.source.shards) if calibrate or self.verify else self._files_from(self._finished)
+            arriving = self.origin.begin(
+                sorted(needed, key=self.source.shards.index),
+                lambda *bytes: self.on_progress(Progress("download", *bytes)),
+            )
+            _check_space(
+                self.folder, self.writer.total - done + (sum(arriving) if calibrate else max(arriving, default=0))
+            )
+            if any(arriving):
+                self.journal.record(self._finished)  # so that what comes stays, whatever happens
+            if calibrate:
+                self._calibrate()
+            if self.calibration is not None:
+                self.importance = dict(np.load(self.folder / IMPORTANCE))
+            self._convert(done, settle=any(arriving))
             self._wait()
+            self._write_the_rest()
+            fidelity = self._compare() if self.verify else None
         except ConvertError:
             self._stop()
             self.journal.forget()
@@ -165,7 +197,36 @@ class _Conversion:
                     self._record(self._finished, self._touched)
             raise
         self._stop()
-        self._finish()
+        for leftover in self.folder.glob("source-*"):
+            shutil.rmtree(leftover)
+        (self.folder / IMPORTANCE).unlink(missing_ok=True)
+        self.journal.path.unlink()
+        return fidelity
+
+    def _calibrate(self) -> None:
+        from .calibration import importance
+
+        self._have_all_shards()
+        new = self.folder / f"new-{IMPORTANCE}"
+        np.savez(new, **importance(self.source, self.calibration, CALIBRATION_TOKENS, self.on_progress))
+        new.rename(self.folder / IMPORTANCE)
+        self.journal.record(self._finished)
+
+    def _compare(self) -> Fidelity:
+        from . import fidelity
+
+        self._have_all_shards()
+        text = fidelity.TEXT.read_text(encoding="utf-8")
+        found = fidelity.compare(self.source, self.folder, text, fidelity.TOKENS, self.on_progress)
+        write_json(self.folder / fidelity.NAME, found.as_dict())
+        return found
+
+    def _have_all_shards(self) -> None:
+        for path in self.source.shards:
+            self.origin.wait_for(path, self.writer.total)
+
+    def _calibration_sha256(self) -> str | None:
+        return None if self.calibration is None else hashlib.sha256(self.calibration.encode()).hexdigest()
 
     def _stop(self) -> None:
         self._stopped = True
@@ -183,7 +244,7 @@ class _Conversion:
         names = [tensor.name for unit in self.units[: self.journal.done] for tensor in self._planned(unit)]
         if not self.writer.resume(names):
             self.journal.forget()
-        if not self.journal.done:
+        if not self.journal.found:
             clear(self.folder)
         self._finished = self.journal.done
         return sum(tensor.nbytes for unit in self.units[: self._finished] for tensor in self._planned(unit))
@@ -203,7 +264,7 @@ class _Conversion:
                 self._hash(path)
             for item in unit.weights:
                 tensors = planned_of(item, self.recipe)
-                for arrays in converted(item, self.recipe):
+                for arrays in converted(item, self.recipe, self.importance.get(item.module)):
                     for tensor, array in zip(tensors, arrays, strict=True):
                         self.writer.write(tensor.name, array)
                         done += array.nbytes
@@ -229,7 +290,7 @@ class _Conversion:
                 os.fsync(file.fileno())
         self.journal.record(number)
         for path, last in self._last_use.items():
-            if last <= number:
+            if last <= number and not self.verify:
                 self.origin.release(path)
 
     def _hash(self, path: Path) -> None:
@@ -262,8 +323,8 @@ class _Conversion:
             future.result()
         self.on_progress(Progress("checksums", self._to_hash, self._to_hash))
 
-    def _finish(self) -> None:
-        """Write what is not weights: last config.json, without which nothing loads."""
+    def _write_the_rest(self) -> None:
+        """What is not weights: last config.json, without which nothing loads."""
         for name in COMPANIONS:
             if found := self.source.companion(name):
                 shutil.copyfile(found, self.folder / name)
@@ -272,15 +333,13 @@ class _Conversion:
             "source": self.origin.identity,
             "tool": _tool(),
             "recipe": self.recipe.name,
+            **({"calibration_sha256": self._calibration_sha256()} if self.calibration is not None else {}),
             **({"adapter_sha256": self.source.adapter.sha256} if self.source.adapter else {}),
             "source_sha256": {path.name: digests[path] for path in self.source.shards},
             "sha256": {path.name: digests[path] for path in self.writer.paths},
         }
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
-        for leftover in self.folder.glob("source-*"):
-            shutil.rmtree(leftover)
-        self.journal.path.unlink()
         write_json(self.folder / "config.json", _config(self.source, self.recipe))
 
 
@@ -308,8 +367,11 @@ def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
     return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
 
 
-def converted(item: Weight, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
-    """The arrays of those tensors, a range of rows at a time: only that range is ever in memory."""
+def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
+    """The arrays of those tensors, a range of rows at a time: only that range is ever in memory.
+
+    `importance` float32 [columns], or [experts, columns], is what `affine.quantized` takes.
+    """
     q = quantization_of(item, recipe)
     count = max(1, CHUNK // math.prod(item.shape[1:]))
     for start in range(0, item.shape[0], count):
@@ -320,14 +382,21 @@ def converted(item: Weight, recipe: Recipe) -> Iterator[tuple[np.ndarray, ...]]:
         elif isinstance(item, Plain) and q is None:
             yield (item.read(rows),)
         else:
-            yield _stored(item.floats(rows), q)
+            yield _stored(
+                item.floats(rows), q, importance if importance is None or importance.ndim == 1 else importance[rows]
+            )
 
 
-def _stored(values: np.ndarray, q: Quantization | None) -> tuple[np.ndarray, ...]:
+def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """float32 [..., n] -> the arrays of its stored form."""
     if q is None:
         return (narrowed(values),)
-    return mxfp4.quantized(values) if q.mode == "mxfp4" else affine.quantized(values, q.group_size, q.bits)
+    if q.mode == "mxfp4":
+        return mxfp4.quantized(values)
+    if importance is None or importance.ndim == 1:
+        return affine.quantized(values, q.group_size, q.bits, importance)
+    experts = [affine.quantized(v, q.group_size, q.bits, i) for v, i in zip(values, importance, strict=True)]
+    return tuple(map(np.stack, zip(*experts, strict=True)))
 
 
 def _config(source: Source, recipe: Recipe) -> dict:

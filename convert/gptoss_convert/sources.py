@@ -130,6 +130,9 @@ class Blocks:
 class Adapter(Protocol):
     """What changes weights on the way: `adapters.Adapter`."""
 
+    sha256: Mapping[str, str]
+    """File name -> SHA-256."""
+
     def changes(self, item: Plain | Blocks) -> bool:
         """Whether it changes this weight."""
 

@@ -1,0 +1,21 @@
+"""How far long work has come, as it is told to whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    stage: str
+    done: int
+    total: int
+    """Bytes."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def untold(progress: Progress) -> None:
+    """Nobody listens."""
