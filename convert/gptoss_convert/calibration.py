@@ -13,7 +13,6 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 
 from .fp32 import Network, SourceWeights, windows
-from .pipeline import Progress
 from .sources import Source
 
 # An expert counts as if it had also seen so many tokens whose mean squares are those over all experts: one that the
@@ -24,12 +23,13 @@ TINY = 1e-12  # where all are zero
 
 
 def importance(
-    source: Source, text: str, tokens: int, on_progress: Callable[[Progress], None] = lambda progress: None
+    source: Source, text: str, tokens: int, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, np.ndarray]:
     """Run the source on at most `tokens` tokens of a text; returns the mean square of each input of each linear map.
 
     By module, float32 and positive: [inputs], and [experts, inputs] for the projections of experts. The embedding has
-    no inputs, and is not among them. Raises GptOssError.
+    no inputs, and is not among them. `on_progress` hears how many bytes, as in FP32, of how many the network has used.
+    Raises GptOssError.
     """
     weights = SourceWeights(source)
     config = weights.config
@@ -45,8 +45,7 @@ def importance(
     def layer_done() -> None:
         nonlocal layers_done
         layers_done += 1
-        done, total = (count * weights.layer_bytes for count in (layers_done, config.num_layers))
-        on_progress(Progress("calibration", done, total))
+        on_progress(layers_done * weights.layer_bytes, config.num_layers * weights.layer_bytes)
 
     ids, _ = windows(source, text, tokens)
     add("lm_head", None, Network(weights, add).hidden(ids, layer_done))
