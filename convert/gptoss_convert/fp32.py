@@ -180,8 +180,8 @@ class Network:
 
     def _mixture(self, path: str, x: np.ndarray) -> np.ndarray:
         """x [tokens, hidden] -> the same shape: for each token, its experts' outputs weighed and summed."""
-        scores = self._linear(f"{path}.router", x)
-        chosen = np.argpartition(-scores, self.config.experts_per_token - 1)[:, : self.config.experts_per_token]
+        scores, k = self._linear(f"{path}.router", x), self.config.experts_per_token
+        chosen = np.argpartition(-scores, k - 1)[:, :k]
         weight = np.exp(np.take_along_axis(scores - scores.max(axis=1, keepdims=True), chosen, axis=1))
         weight /= weight.sum(axis=1, keepdims=True)
         total = np.zeros_like(x)

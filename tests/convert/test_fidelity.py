@@ -328,6 +328,11 @@ class TestCalibration:
             got = found[name][5] if name == module else found[name]
             assert np.allclose(got, squares + calibration.FLOOR * squares.mean(), rtol=1e-4)
 
+    def test_progress(self, folders):
+        seen = []
+        calibration.importance(Source(folders["published"]), "text", 3, seen.append)
+        assert [4 * step.done / step.total for step in seen] == [1, 2, 3, 4]
+
     def test_experts_that_see_nothing_get_the_mean(self, folders):
         """One token goes to 4 of 8 experts: the others have what all have on average."""
         found = calibration.importance(Source(folders["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
