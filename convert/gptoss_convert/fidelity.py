@@ -17,7 +17,7 @@ import numpy as np
 from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.errors import GptOssError
 
-from .fp32 import ConvertedWeights, Network, SourceWeights, windows
+from .fp32 import ConvertedWeights, Network, SourceWeights, in_windows, windows
 from .inspection import ORDER, family_of
 from .pieces import in_pieces
 from .progress import OnProgress, Progress, untold
@@ -116,6 +116,12 @@ def compare(
     progress = _Progress(original, on_progress)
     tensors = [_difference(name, original, converted, progress) for name in original.shapes]
     return Fidelity(_predictions(original, converted, ids, following, progress), tensors)
+
+
+def predictions(source: Source, folder: Path, ids: np.ndarray) -> Predictions:
+    """The end-to-end half of a comparison, on these token ids. Raises GptOssError."""
+    original, converted = SourceWeights(source), ConvertedWeights(folder)
+    return _predictions(original, converted, *in_windows(ids), _Progress(original, untold))
 
 
 def _check_conversion(original: SourceWeights, converted: ConvertedWeights, refusal: str) -> None:

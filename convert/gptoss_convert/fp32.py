@@ -114,6 +114,11 @@ def windows(source: Source, text: str, tokens: int) -> tuple[np.ndarray, np.ndar
         raise GptOssError(f"the text has {len(ids)} tokens: a prediction takes at least 2")
     if ids.max() >= source.config.vocab_size:
         raise GptOssError(f"the tokenizer has the id {ids.max()}, outside the vocabulary of {source.config.vocab_size}")
+    return in_windows(ids)
+
+
+def in_windows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At least two ids -> those that predict and those that follow them, each [windows, length]."""
     count = math.ceil((len(ids) - 1) / WINDOW)
     length = (len(ids) - 1) // count
     return tuple(ids[start : start + count * length].reshape(count, length) for start in (0, 1))

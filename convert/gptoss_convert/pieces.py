@@ -25,6 +25,8 @@ def _workers() -> ThreadPoolExecutor:
 def in_pieces(function: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """function(rows of each array) -> arrays [rows, ...], over all R rows of `arrays` [R, ...]; its results, joined."""
     step = max(1, VALUES * len(arrays[0]) // arrays[0].size)
+    if step >= len(arrays[0]):
+        return function(*arrays)
     parts = [[array[start : start + step] for array in arrays] for start in range(0, len(arrays[0]), step)]
     results = _workers().map(lambda part: function(*part), parts)
     return tuple(np.concatenate(each) for each in zip(*results, strict=True))
