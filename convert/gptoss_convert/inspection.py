@@ -5,7 +5,6 @@ Knows the names of all layouts, of sources and of converted folders; reads weigh
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import is_there, open_regular, read_json
 
 from .sources import published_config
 
@@ -93,24 +93,30 @@ class Statistics:
 
 def inspect(folder: Path) -> Inspection:
     """Describe a folder in any layout. Raises GptOssError."""
-    config = ModelConfig.from_dict(published_config(folder))
-    tensors = Checkpoint.open(folder).tensors
+    config = ModelConfig.of_folder(folder, published_config(folder))
+    families = _families(Checkpoint.open(folder), config)
+    if not families:
+        raise CheckpointError(f"{folder} has no weights")
     return Inspection(
         path=str(folder),
         layers=config.num_layers,
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,
         context=config.max_context,
-        families=_families(tensors, config),
+        families=families,
         license=_license(folder),
         provenance=provenance_of(folder),
     )
 
 
-def _families(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[Family]:
+def _families(checkpoint: Checkpoint, config: ModelConfig) -> list[Family]:
+    tensors = checkpoint.tensors
     members: dict[str, list[TensorInfo]] = {name: [] for name in ORDER}
     for name, tensor in tensors.items():
-        members[family_of(name)].append(tensor)
+        family = family_of(name)
+        if family is None:
+            raise CheckpointError(f"{checkpoint.file_of[name]}: {name!r} is no tensor of gpt-oss")
+        members[family].append(tensor)
     families = []
     for name, group in members.items():
         parameters = sum(_parameters(tensor, tensors, config) for tensor in group)
@@ -123,12 +129,9 @@ def _families(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[Fa
     return [family for family in families if family.parameters]
 
 
-def family_of(name: str) -> str:
-    """Raises CheckpointError for a name that no gpt-oss checkpoint has."""
-    family = next((family for part, family in FAMILIES.items() if part in name), None)
-    if family is None:
-        raise CheckpointError(f"{name!r} is no tensor of gpt-oss")
-    return family
+def family_of(name: str) -> str | None:
+    """None for a name that no gpt-oss checkpoint has."""
+    return next((family for part, family in FAMILIES.items() if part in name), None)
 
 
 def _module(name: str) -> str:
@@ -164,24 +167,23 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
+    """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
     path = folder / PROVENANCE
-    if not path.is_file():
+    if not is_there(path):
         return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise GptOssError(f"{path} is damaged: {error}") from None
+    data = read_json(path)
     if not isinstance(data, dict):
         raise GptOssError(f"{path} is damaged: not a JSON object")
     return data
 
 
 def _license(folder: Path) -> str | None:
-    """The first line of LICENSE that says something."""
-    path = folder / "LICENSE"
-    if not path.is_file():
+    """The first line of LICENSE that says something; None where there is none that can be read."""
+    try:
+        with open_regular(folder / "LICENSE") as file:
+            lines = file.read(4096).decode(errors="replace").splitlines()
+    except OSError:
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return next((line.strip() for line in lines if line.strip()), None)
 
 
