@@ -138,7 +138,11 @@ class Shard:
 
         That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process.
         """
-        if (size := self.path.stat().st_size) < self._size:
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+        if size < self._size:
             raise CheckpointError(f"{self.path} has become shorter while it was in use: {size} bytes of {self._size}")
 
     @cached_property
