@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_RANK = 8  # of a tensor; gpt-oss has 4
+MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
 METAL_PAGE = 16_384
 
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
@@ -59,6 +60,7 @@ class TensorInfo:
 class Header:
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    nbytes: int
 
 
 def read_header(path: Path) -> Header:
@@ -88,7 +90,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
     tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
     _check_layout(path, tensors, 8 + length, size)
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, 8 + length)
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
@@ -244,7 +246,11 @@ class Checkpoint:
             shard = Shard(folder / SINGLE)
             return cls(dict.fromkeys(shard.header.tensors, shard), folder)
         weight_map = _read_index(index)
-        shards = {file: Shard(folder / file) for file in sorted(set(weight_map.values()))}
+        shards: dict[str, Shard] = {}
+        for file in sorted(set(weight_map.values())):
+            shards[file] = Shard(folder / file)
+            if sum(shard.header.nbytes for shard in shards.values()) > MAX_HEADERS:
+                raise CheckpointError(f"{folder} has more than {MAX_HEADERS:,} bytes of headers: not a gpt-oss model")
         for name, file in weight_map.items():
             if name not in shards[file].header.tensors:
                 raise CheckpointError(f"{index} places {name!r} in {file}, which does not have it")

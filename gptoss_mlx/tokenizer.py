@@ -19,7 +19,7 @@ from .foreign import is_there, open_regular, reason
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-MAX_BYTES = 64 * 2**20  # twice what the published tokenizer.json has
+MAX_BYTES = 40 * 2**20  # half as much again as the published tokenizer.json has
 # What it consists of; other kinds of the library's can panic in the middle of a conversation, or take forever.
 PARTS = {"BPE", "Split", "ByteLevel"}
 
