@@ -182,6 +182,9 @@ class Shard:
         """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
         import mlx.core as mx
 
+        for tensor in self.header.tensors.values():
+            if math.prod(tensor.shape) >= 2**31:
+                raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
         if self.windows is None:
             try:
                 return mx.load(str(self.path))
@@ -218,10 +221,8 @@ def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
     size = ITEM_SIZE[tensor.dtype]
-    # MLX counts elements in 32 bits.
-    if tensor.start % size or tensor.dtype not in dtype or tensor.nbytes >= size * 2**31:
-        form = f"{tensor.dtype} {list(tensor.shape)} at byte {tensor.start}"
-        raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {form}")
+    if tensor.start % size or tensor.dtype not in dtype:
+        raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
     run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
     first = tensor.start % 4 // size
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
@@ -247,9 +248,11 @@ class Checkpoint:
             return cls(dict.fromkeys(shard.header.tensors, shard), folder)
         weight_map = _read_index(index)
         shards: dict[str, Shard] = {}
+        headers = 0
         for file in sorted(set(weight_map.values())):
             shards[file] = Shard(folder / file)
-            if sum(shard.header.nbytes for shard in shards.values()) > MAX_HEADERS:
+            headers += shards[file].header.nbytes
+            if headers > MAX_HEADERS:
                 raise CheckpointError(f"{folder} has more than {MAX_HEADERS:,} bytes of headers: not a gpt-oss model")
         for name, file in weight_map.items():
             if name not in shards[file].header.tensors:

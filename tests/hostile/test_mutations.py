@@ -1,6 +1,7 @@
 """Good files with something in them changed: every reader answers, or raises a GptOssError that can be shown."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from gptoss_convert.inspection import inspect, statistics
 from gptoss_convert.sources import Source
 from gptoss_convert.verification import verify
 from gptoss_mlx.budget import Device, make_plan
-from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.checkpoint import ITEM_SIZE, Checkpoint
 from gptoss_mlx.engine import _stop_ids
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.tokenizer import Tokenizer
@@ -171,6 +172,34 @@ def test_snapshots_of_the_hub_are_links(source, tmp_path):
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     assert inspect(snapshot).layers == 1
     assert len(Source(snapshot).shards) == 1
+
+
+def test_a_file_that_ends_within_a_word(tmp_path):
+    """What is mapped is counted in words of four bytes."""
+    header = {"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}
+    padding = b" " * (-(8 + len(text_of(header))) % 4)
+    rewrite(tmp_path / "model.safetensors", text_of(header).encode() + padding, b"\1\2\3")
+    assert Checkpoint.open(tmp_path).array("a").tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["F8_E8M0", "F64"])
+def test_dtypes_that_gpt_oss_does_not_use(tmp_path, dtype):
+    size = 3 * ITEM_SIZE[dtype]
+    header = {"a": {"dtype": dtype, "shape": [3], "data_offsets": [0, size]}}
+    rewrite(tmp_path / "model.safetensors", header, bytes(size))
+    for read in (Checkpoint.view, Checkpoint.array):
+        answered(read, Checkpoint.open(tmp_path), "a")
+
+
+def test_a_tensor_too_large_for_mlx(tmp_path):
+    """As large as a file without blocks can be: nothing of it is read."""
+    header = {"a": {"dtype": "U8", "shape": [2**33], "data_offsets": [0, 2**33]}}
+    path = tmp_path / "model.safetensors"
+    rewrite(path, text_of(header).encode() + b" " * (-(8 + len(text_of(header))) % 4), b"")
+    os.truncate(path, path.stat().st_size + 2**33)
+    checkpoint = Checkpoint.open(tmp_path)
+    with pytest.raises(GptOssError, match="too large"):
+        checkpoint.array("a")
 
 
 def test_a_file_that_shrinks_while_it_is_used(source, tmp_path):
