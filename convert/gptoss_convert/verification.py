@@ -37,7 +37,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     here = {path.name for path in folder.glob("*.safetensors")}
     wrong = [f"{name} is missing" for name in wanted if name not in here]
     wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
-    total = sum((folder / name).stat().st_size for name in wanted if (folder / name).is_file())
+    total = sum((folder / name).stat().st_size for name in here & wanted.keys() if (folder / name).is_file())
     done = 0
 
     def read(count: int) -> None:

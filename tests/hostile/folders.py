@@ -269,6 +269,7 @@ CASES: dict[str, Case] = {
     "provenance with escapes": Case(
         with_text(PROVENANCE, text_of({"sha256": {ESCAPE: "0"}, "recipe": ESCAPE, "source": {"id": "[/red]"}})), VERIFY
     ),
+    "provenance with a long name": Case(with_json(PROVENANCE, sha256={"a" * 300: "0"}), VERIFY),
     "provenance with surrogates": Case(with_text(PROVENANCE, '{"sha256": {"\\ud800": "0"}}'), VERIFY),
     "license that drives a terminal": Case(with_text("LICENSE", ESCAPE + "[/red]"), frozenset()),
     "license is a FIFO": Case(instead("LICENSE", os.mkfifo), frozenset()),
