@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import kernels
 from .cache import BYTE_HEAD_DIMS
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, CheckpointError
 from .config import ModelConfig
 from .errors import GptOssError
 from .memory import available, parse_size, size_text, total
@@ -275,6 +275,8 @@ class Sizes:
     def __init__(self, folder: Path):
         self.config = ModelConfig.load(folder)
         self.tensors = Checkpoint.open(folder).tensors
+        if not self.experts:
+            raise CheckpointError(f"{folder} has no experts: not a gpt-oss model")
         self.all_experts = self.config.num_layers * self.config.num_experts
         self.least_slots = 2 * self.config.experts_per_token
         vocabulary = folder / "tokenizer.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .budget import MemoryPlan
 from .memory import size_text
@@ -11,7 +12,7 @@ from .memory import size_text
 
 def print_plan(plan: MemoryPlan) -> None:
     settings, device = plan.settings, plan.device
-    table = Table("what", "memory", "kind", title=f"{plan.model} on {device.name}")
+    table = Table("what", "memory", "kind", title=Text(f"{plan.model} on {device.name}"))
     for row in plan.rows:
         kind = "mapped" if row.mapped else "anonymous"
         table.add_row(row.name, size_text(row.bytes), f"{kind}, GPU" if row.on_gpu and device.gpu else kind)

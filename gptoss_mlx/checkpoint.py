@@ -7,8 +7,8 @@ of its header. Knows nothing about gpt-oss, its tensor names or the network.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import GptOssError
+from .foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # the limit of the reference implementation
+MAX_RANK = 8  # of a tensor; gpt-oss has 4
+MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
 METAL_PAGE = 16_384
 
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
@@ -58,17 +60,17 @@ class TensorInfo:
 class Header:
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    nbytes: int
 
 
 def read_header(path: Path) -> Header:
     """Read and check the whole header of a safetensors file; no tensor data is read. Raises CheckpointError."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = header_length(path, file.read(8), size)
-            text = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(header_length(path, file.read(8), size))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
     return parse_header(path, text, size)
 
 
@@ -77,18 +79,20 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
     if len(prefix) < 8:
         raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
     (length,) = struct.unpack("<Q", prefix)
-    if length > MAX_HEADER or 8 + length > size:
+    if 8 + length > size:
         raise CheckpointError(
             f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
         )
+    if length > MAX_JSON:
+        raise CheckpointError(f"{path} has a malformed header: more than {MAX_JSON:,} bytes of JSON")
     return length
 
 
 def parse_header(path: Path, text: bytes, size: int) -> Header:
     """Check the N bytes of JSON of a file of `size` bytes, which need not be here. Raises CheckpointError."""
     try:
-        entries = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        entries = parse_json(text)
+    except ValueError as error:
         raise CheckpointError(f"{path} has a malformed header: {error}") from None
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path} has a malformed header: not a JSON object")
@@ -98,28 +102,21 @@ def parse_header(path: Path, text: bytes, size: int) -> Header:
     data = 8 + len(text)
     tensors = {name: _tensor_info(path, name, entry, data) for name, entry in entries.items()}
     _check_layout(path, tensors, data, size)
-    return Header(tensors, metadata)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return entries
+    return Header(tensors, metadata, data)
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(map(whole, shape)):
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(whole(size, 1) for size in shape):
         raise CheckpointError(f"{path}: {name!r} has the malformed shape {shape!r}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(whole, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset, 0) for offset in offsets):
         raise CheckpointError(f"{path}: {name!r} has the malformed data_offsets {offsets!r}")
     start, end = offsets
     if end - start != math.prod(shape) * ITEM_SIZE[dtype]:
@@ -148,10 +145,24 @@ class Shard:
     def __init__(self, path: Path, header: Header | None = None):
         self.path = path
         self.header = header or read_header(path)
+        self._size = max((tensor.end for tensor in self.header.tensors.values()), default=0)
+
+    def check_size(self) -> None:
+        """Raise CheckpointError where the file has shrunk: whoever touches what is mapped behind its end is killed.
+
+        That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process.
+        """
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+        if size < self._size:
+            raise CheckpointError(f"{self.path} has become shorter while it was in use: {size} bytes of {self._size}")
 
     @cached_property
     def bytes(self) -> np.ndarray:
         """uint8 [file size], read-only: a map, not a copy."""
+        self.check_size()
         try:
             return np.memmap(self.path, dtype=np.uint8, mode="r")
         except OSError as error:
@@ -165,13 +176,17 @@ class Shard:
         from .kernels import native
 
         # Other programs' files need not be aligned.
-        if any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
+        if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
             return None
+        self.check_size()
         if mx.default_device().type != mx.DeviceType.cpu:
             return _page_windows(self.bytes)
         if not native():
             return None
-        words = native().map_file(str(self.path))
+        try:
+            words = native().map_file(str(self.path))
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
         return lambda start, end: words[start // 4 : -(-end // 4)]
 
     @cached_property
@@ -179,9 +194,15 @@ class Shard:
         """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
         import mlx.core as mx
 
+        for tensor in self.header.tensors.values():
+            if math.prod(tensor.shape) >= 2**31:
+                raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
         if self.windows is None:
-            return mx.load(str(self.path))
-        return {name: _view_of(self.windows, tensor) for name, tensor in self.header.tensors.items()}
+            try:
+                return mx.load(str(self.path))
+            except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
+                raise CheckpointError(f"cannot load {self.path}: {error}") from None
+        return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}
 
 
 # Bytes start..end of a file -> uint32 of the words that they lie in. (In bytes, MLX's 32-bit shapes could not count a
@@ -207,13 +228,13 @@ def _page_windows(data: np.ndarray) -> Windows | None:
     return window if data.size % METAL_PAGE == 0 else None
 
 
-def _view_of(windows: Windows, tensor: TensorInfo) -> mx.array:
+def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
     size = ITEM_SIZE[tensor.dtype]
     if tensor.start % size or tensor.dtype not in dtype:
-        raise CheckpointError(f"{tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
+        raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
     run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
     first = tensor.start % 4 // size
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
@@ -232,16 +253,22 @@ class Checkpoint:
     def open(cls, folder: Path) -> Checkpoint:
         """Read the index (or the single file) and every header in `folder`. Raises CheckpointError."""
         index = folder / INDEX
-        if not index.exists():
-            if not (folder / SINGLE).exists():
+        if not is_there(index):
+            if not is_there(folder / SINGLE):
                 raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}")
             shard = Shard(folder / SINGLE)
             return cls(dict.fromkeys(shard.header.tensors, shard), folder)
-        weight_map = parse_index(index, _read_index(index))
-        files = sorted(set(weight_map.values()))
-        if missing := [file for file in files if not (folder / file).is_file()]:
-            raise CheckpointError(f"{folder} lacks {missing[0]}, which {INDEX} names: an incomplete download?")
-        return cls.placed(folder, weight_map, {file: Shard(folder / file) for file in files})
+        weight_map = checked_index(index, read_json(index, CheckpointError))
+        shards: dict[str, Shard] = {}
+        headers = 0
+        for file in sorted(set(weight_map.values())):
+            if not is_there(folder / file):
+                raise CheckpointError(f"{folder} lacks {file}, which {INDEX} names: an incomplete download?")
+            shards[file] = Shard(folder / file)
+            headers += shards[file].header.nbytes
+            if headers > MAX_HEADERS:
+                raise CheckpointError(f"{folder} has more than {MAX_HEADERS:,} bytes of headers: not a gpt-oss model")
+        return cls.placed(folder, weight_map, shards)
 
     @classmethod
     def placed(cls, folder: Path, weight_map: Mapping[str, str], shards: Mapping[str, Shard]) -> Checkpoint:
@@ -258,6 +285,7 @@ class Checkpoint:
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
         tensor = self.tensors[name]
+        self._shards[name].check_size()
         return as_array(self.file_of[name], tensor, self._shards[name].bytes[tensor.start : tensor.end])
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -308,21 +336,12 @@ def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
     return data.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
 
 
-def _read_index(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-
-
-def parse_index(path: Path, text: bytes) -> dict[str, str]:
-    """Tensor name -> the name of its file, from the text of an index. Raises CheckpointError."""
-    try:
-        weight_map = json.loads(text)["weight_map"]
-        entries = list(weight_map.items())
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is malformed: {error!r}") from None
-    for name, file in entries:
+def checked_index(path: Path, index: Any) -> dict[str, str]:
+    """Tensor name -> the name of its file, from what an index says. Raises CheckpointError."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path} is malformed: it has no weight_map")
+    for name, file in weight_map.items():
         # A file name that leaves the folder is never followed.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(f"{path} places {name!r} in {file!r}, which is not a file name")

@@ -6,18 +6,18 @@ than `config.json` itself.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import GptOssError
+from .foreign import is_there, read_json
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 AFFINE_GROUP_SIZES = (32, 64, 128)
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+LEAST, MOST = 1e-30, 1e30  # of numbers: FP32 can hold them, and what is computed from them
 
 
 class ConfigError(GptOssError):
@@ -68,7 +68,11 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
         """Read `folder/config.json`. Raises ConfigError."""
-        data = read_config(folder)
+        return cls.of_folder(folder, read_config(folder))
+
+    @classmethod
+    def of_folder(cls, folder: Path, data: Any) -> ModelConfig:
+        """`from_dict` of what `folder/config.json` holds, or of a translation of it; its errors name the file."""
         try:
             return cls.from_dict(data)
         except ConfigError as error:
@@ -126,12 +130,9 @@ class ModelConfig:
 def read_config(folder: Path) -> Any:
     """What `folder/config.json` holds, not checked. Raises ConfigError."""
     path = folder / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{folder} has no config.json: not a model folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
+    if not is_there(path):
+        raise ConfigError(f"{folder} has no config.json: not a model folder")
+    return read_json(path, ConfigError)
 
 
 class _Fields:
@@ -150,8 +151,8 @@ class _Fields:
 
     def number(self, name: str, *, default: float | None = None) -> float:
         value = self.data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a positive number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST:
+            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a number from {LEAST:g} to {MOST:g}")
         return float(value)
 
 
@@ -168,7 +169,9 @@ def _layer_types(value: Any, num_layers: int) -> tuple[str, ...]:
 
 def _rope(data: dict, fields: _Fields) -> Rope:
     # transformers 5 writes `rope_parameters` (theta included) where the published checkpoint has `rope_scaling`.
-    scaling = data.get("rope_scaling") or data.get("rope_parameters")
+    scaling = data.get("rope_scaling")
+    if scaling is None:
+        scaling = data.get("rope_parameters")
     if scaling is None:
         return Rope(theta=fields.number("rope_theta", default=150000.0))
     nested = _Fields(scaling, "rope_scaling.")

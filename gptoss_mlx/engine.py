@@ -5,7 +5,6 @@ Knows no text: rendering, tokenizing and what a stop id means are its callers' b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import GptOssError
 from .experts import PoolStats
+from .foreign import is_there, read_json
 from .model import Transformer
 from .sampling import Sampler, Sampling
 from .weights import Weights
@@ -166,10 +166,11 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
 def _stop_ids(folder: Path) -> frozenset[int]:
     """`eos_token_id` of generation_config.json, where every checkpoint of the family lists its stop ids."""
     path = folder / "generation_config.json"
-    if not path.exists():
+    if not is_there(path):
         return PUBLISHED_STOP_IDS
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))["eos_token_id"]
-        return frozenset(int(id_) for id_ in (ids if isinstance(ids, list) else [ids]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GptOssError(f"{path} has no usable eos_token_id: {error!r}") from None
+    data = read_json(path)
+    ids = data.get("eos_token_id") if isinstance(data, dict) else None
+    ids = ids if isinstance(ids, list) else [ids]
+    if not ids or not all(type(id_) is int for id_ in ids):
+        raise GptOssError(f"{path} has no usable eos_token_id: a token id, or a list of them")
+    return frozenset(ids)

@@ -5,17 +5,33 @@ Knows special tokens by name; what they mean is Harmony's business.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import GptOssError
+from .foreign import is_there, open_regular, reason
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+MAX_BYTES = 40 * 2**20  # half as much again as the published tokenizer.json has
+# What it consists of; other kinds of the library's can panic in the middle of a conversation, or take forever.
+PARTS = {"BPE", "Split", "ByteLevel"}
 
 
 class Tokenizer:
-    def __init__(self, backend):
+    def __init__(self, backend: Backend):
         """`backend` is a `tokenizers.Tokenizer` with byte-level pieces; `load` makes one from a folder."""
         self._backend = backend
+        # A tokenizer.json can ask for these, which are for training: padding of any length, say.
+        backend.no_padding()
+        backend.no_truncation()
+        backend.post_processor = None
         # Otherwise a user who types "<|end|>" would end the message.
         backend.encode_special_tokens = True
         added = backend.get_added_tokens_decoder()
@@ -28,16 +44,22 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not is_there(path):
             raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
-        try:
-            return cls(Backend.from_file(str(path)))
-        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with a file
-            raise GptOssError(f"cannot read {path}: {error}") from None
+        with _library_errors(f"cannot read {path}"):
+            with open_regular(path) as file:
+                data = file.read(MAX_BYTES + 1)
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES:,} bytes")
+            backend = Backend.from_buffer(data)
+            if strange := _parts(backend) - PARTS:
+                raise ValueError(f"a gpt-oss tokenizer has no {', '.join(sorted(strange))}")
+            return cls(backend)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text: the name of a special token in it is just characters."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+        """Ids of ordinary text: the name of a special token in it is just characters. Raises GptOssError."""
+        with _library_errors("tokenizer.json cannot encode text"):
+            return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of text in which the names of special tokens stand for them: for prompts of our own, never a user's."""
@@ -63,6 +85,27 @@ class Tokenizer:
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""
         return TextStream(self)
+
+
+def _parts(backend: Backend) -> set[str]:
+    """What a tokenizer is made of, by kind."""
+    kinds = {type(backend.model).__name__}
+    for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
+        if part is not None:
+            state = json.loads(part.__getstate__())
+            kinds |= {step["type"] for step in state.get("pretokenizers", [state])}
+    return kinds
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Whatever `tokenizers` raises as GptOssError: bare Exception, or where it panics, no Exception at all."""
+    try:
+        yield
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
+        raise GptOssError(f"{what}: {reason(error)}") from None
 
 
 class TextStream:

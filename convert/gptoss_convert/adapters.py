@@ -12,7 +12,6 @@ refused. Knows nothing of recipes: what becomes of merged values is the pipeline
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, Shard
 from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.foreign import is_there, read_json
 
 from .bf16 import widened
 from .errors import ConvertError
@@ -130,12 +130,9 @@ def _float32(view: np.ndarray) -> np.ndarray:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdapterError(f"{path.parent} has no {SETTINGS}: an adapter without it cannot be scaled") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"cannot read {path}: {error}") from None
+    if not is_there(path):
+        raise AdapterError(f"{path.parent} has no {SETTINGS}: an adapter without it cannot be scaled")
+    settings = read_json(path, AdapterError)
     if not isinstance(settings, dict):
         raise AdapterError(f"{path} is not a JSON object")
     return settings

@@ -36,11 +36,12 @@ from gptoss_mlx.checkpoint import (
     CheckpointError,
     Header,
     Shard,
+    checked_index,
     header_length,
     parse_header,
-    parse_index,
 )
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import parsed
 
 from .verification import BUFFER, sha256
 
@@ -188,7 +189,10 @@ class Repository:
 
     @cached_property
     def _weight_map(self) -> dict[str, str] | None:
-        return parse_index(Path(self.id) / INDEX, self.read(INDEX)) if INDEX in self.files else None
+        if INDEX not in self.files:
+            return None
+        where = Path(self.id) / INDEX
+        return checked_index(where, parsed(where, self.read(INDEX), CheckpointError))
 
     def _header(self, name: str) -> Header:
         where, size = Path(self.id) / name, self.files[name].size

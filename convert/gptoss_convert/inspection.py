@@ -6,7 +6,6 @@ converted folders; reads weights for the statistics of a tensor alone.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import numpy as np
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo, as_array
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import is_there, open_regular, parsed, read_json
 
 from .sources import as_published, published_config
 
@@ -111,12 +111,12 @@ class Subject:
     @classmethod
     def of_folder(cls, folder: Path) -> Subject:
         """A folder in any layout. Raises GptOssError."""
-        checkpoint, license = Checkpoint.open(folder), folder / "LICENSE"
+        checkpoint = Checkpoint.open(folder)
         return cls(
             path=str(folder),
-            config=ModelConfig.from_dict(published_config(folder)),
+            config=ModelConfig.of_folder(folder, published_config(folder)),
             tensors=checkpoint.tensors,
-            license=_first_line(license.read_bytes()) if license.is_file() else None,
+            license=_license(folder / "LICENSE"),
             provenance=provenance_of(folder),
             view=checkpoint.view,
         )
@@ -137,8 +137,8 @@ class Subject:
             data = repository.read(path.name, tensor.start, tensor.end)
             return as_array(path, tensor, np.frombuffer(data, np.uint8))
 
-        raw_config = json_object(where / "config.json", repository.read("config.json"))
-        config = ModelConfig.from_dict(as_published(raw_config))
+        raw_config = parsed(where / "config.json", repository.read("config.json"))
+        config = ModelConfig.of_folder(where, as_published(raw_config))
         checkpoint = repository.checkpoint(where)
         license, provenance = small("LICENSE"), small(PROVENANCE)
         return cls(
@@ -146,7 +146,7 @@ class Subject:
             config=config,
             tensors=checkpoint.tensors,
             license=license and _first_line(license),
-            provenance=provenance and json_object(where / PROVENANCE, provenance),
+            provenance=provenance and json_object(where / PROVENANCE, parsed(where / PROVENANCE, provenance)),
             view=view,
         )
 
@@ -154,22 +154,29 @@ class Subject:
 def inspect(subject: Subject) -> Inspection:
     """Describe what is in any layout. Raises GptOssError."""
     config = subject.config
+    families = _families(subject)
+    if not families:
+        raise CheckpointError(f"{subject.path} has no weights")
     return Inspection(
         path=subject.path,
         layers=config.num_layers,
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,
         context=config.max_context,
-        families=_families(subject.tensors, config),
+        families=families,
         license=subject.license,
         provenance=subject.provenance,
     )
 
 
-def _families(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[Family]:
+def _families(subject: Subject) -> list[Family]:
+    tensors, config = subject.tensors, subject.config
     members: dict[str, list[TensorInfo]] = {name: [] for name in ORDER}
     for name, tensor in tensors.items():
-        members[family_of(name)].append(tensor)
+        family = family_of(name)
+        if family is None:
+            raise CheckpointError(f"{subject.path}: {name!r} is no tensor of gpt-oss")
+        members[family].append(tensor)
     families = []
     for name, group in members.items():
         parameters = sum(_parameters(tensor, tensors, config) for tensor in group)
@@ -182,12 +189,9 @@ def _families(tensors: Mapping[str, TensorInfo], config: ModelConfig) -> list[Fa
     return [family for family in families if family.parameters]
 
 
-def family_of(name: str) -> str:
-    """Raises CheckpointError for a name that no gpt-oss checkpoint has."""
-    family = next((family for part, family in FAMILIES.items() if part in name), None)
-    if family is None:
-        raise CheckpointError(f"{name!r} is no tensor of gpt-oss")
-    return family
+def family_of(name: str) -> str | None:
+    """None for a name that no gpt-oss checkpoint has."""
+    return next((family for part, family in FAMILIES.items() if part in name), None)
 
 
 def _module(name: str) -> str:
@@ -223,25 +227,24 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """What provenance.json says, not checked; None where there is none. Raises GptOssError for a damaged one."""
+    """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
     path = folder / PROVENANCE
-    if not path.is_file():
-        return None
-    try:
-        return json_object(path, path.read_bytes())
-    except OSError as error:
-        raise GptOssError(f"{path} is damaged: {error}") from None
+    return json_object(path, read_json(path)) if is_there(path) else None
 
 
-def json_object(path: Path, text: bytes) -> dict[str, Any]:
-    """Raises GptOssError for what is none, in the name of `path`."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise GptOssError(f"{path} is damaged: {error}") from None
+def json_object(path: Path, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise GptOssError(f"{path} is damaged: not a JSON object")
     return data
+
+
+def _license(path: Path) -> str | None:
+    """None where there is none that can be read."""
+    try:
+        with open_regular(path) as file:
+            return _first_line(file.read(4096))
+    except OSError:
+        return None
 
 
 def _first_line(text: bytes) -> str | None:

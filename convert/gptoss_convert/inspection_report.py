@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gptoss_mlx.checkpoint import TensorInfo
+from gptoss_mlx.errors import printable
 from gptoss_mlx.memory import size_text
 
 from .inspection import Inspection, Statistics, count_text, family_of
@@ -38,22 +40,24 @@ def print_inspection(inspection: Inspection) -> None:
         size_text(inspection.total("bytes_per_token")),
     )
     console = Console()
-    console.print(f"{inspection.path}", highlight=False, markup=False)
+    console.print(printable(inspection.path), highlight=False, markup=False)
     console.print(table)
     shape = f"{inspection.layers} layers, {inspection.experts_per_token} of {inspection.experts} experts a token"
     console.print(f"{shape}, context {inspection.context:,}", highlight=False)
     console.print("bits: for each weight; per token, read: what decoding a token meets and reads", highlight=False)
-    console.print(f"license: {inspection.license or 'no LICENSE file'}", highlight=False, markup=False)
+    console.print(printable(f"license: {inspection.license or 'no LICENSE file'}"), highlight=False, markup=False)
     if made := inspection.provenance:
         source = made.get("source") if isinstance(made.get("source"), dict) else {}
         text = f"converted with {made.get('recipe')} by {made.get('tool')} from {source.get('id')}"
-        console.print(f"{text}, revision {source.get('revision')}", highlight=False, markup=False)
+        console.print(printable(f"{text}, revision {source.get('revision')}"), highlight=False, markup=False)
 
 
 def print_tensors(tensors: Mapping[str, TensorInfo]) -> None:
     table = Table("tensor", "family", "type", "shape", "size")
     for name, tensor in tensors.items():
-        table.add_row(name, family_of(name), tensor.dtype, str(list(tensor.shape)), size_text(tensor.nbytes))
+        family = family_of(name) or "unknown"
+        # Text, because in a string the table would look for markup.
+        table.add_row(Text(printable(name)), family, tensor.dtype, str(list(tensor.shape)), size_text(tensor.nbytes))
     Console().print(table)
 
 
@@ -63,7 +67,7 @@ def print_statistics(found: Statistics) -> None:
     def line(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    line(f"{found.name}: {found.dtype} {list(found.shape)}")
+    line(printable(f"{found.name}: {found.dtype} {list(found.shape)}"))
     line(f"least {found.least:.6g}, most {found.most:.6g}, mean {found.mean:.6g}, deviation {found.deviation:.6g}")
     if found.not_finite:
         line(f"{found.not_finite:,} values are not finite")

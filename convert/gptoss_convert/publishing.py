@@ -16,6 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import disable_progress_bars
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import read_json
 from gptoss_mlx.memory import size_text
 
 from .hub import explained
@@ -155,7 +156,7 @@ def _use(repository: str) -> str:
 def _fidelity(path: Path) -> str:
     if not path.is_file():
         return ""
-    found = json_object(path, path.read_bytes())
+    found = json_object(path, read_json(path))
     names = ["tokens", *(name for name, _ in FIGURES.values())]
     if strange := [name for name in names if not isinstance(found.get(name), int | float)]:
         raise GptOssError(f"{path} has no number {strange[0]!r}: make it anew, or remove it")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
-from gptoss_mlx.config import ConfigError, ModelConfig, read_config
+from gptoss_mlx.config import ModelConfig, read_config
 
 from .bf16 import widened
 from .errors import ConvertError
@@ -201,10 +201,7 @@ class Source:
         """With a `checkpoint` at hand, its files may come into the folder later."""
         self.folder = folder
         self.raw_config = published_config(folder)
-        try:
-            self.config = ModelConfig.from_dict(self.raw_config)
-        except ConfigError as error:
-            raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+        self.config = ModelConfig.of_folder(folder, self.raw_config)
         self.checkpoint = checkpoint or Checkpoint.open(folder)
         self.layout = _layout_of(self.checkpoint)
         _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
@@ -419,8 +416,8 @@ def _translated(original: Mapping[str, Any]) -> dict[str, Any]:
     rope = {
         "rope_type": "yarn",
         "factor": original.get("rope_scaling_factor", 32.0),
-        "beta_fast": float(original.get("rope_ntk_beta", 32.0)),
-        "beta_slow": float(original.get("rope_ntk_alpha", 1.0)),
+        "beta_fast": original.get("rope_ntk_beta", 32.0),
+        "beta_slow": original.get("rope_ntk_alpha", 1.0),
         "truncate": False,
         "original_max_position_embeddings": original.get("initial_context_length", 4096),
     }

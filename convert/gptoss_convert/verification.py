@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.errors import GptOssError, printable
+from gptoss_mlx.foreign import open_regular
 
 from .inspection import PROVENANCE, provenance_of
 
@@ -16,7 +17,7 @@ BUFFER = 4 * 2**20
 def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
     """Of a whole file; `on_read` hears how many bytes were read just now."""
     digest, buffer = hashlib.sha256(), bytearray(BUFFER)
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while count := file.readinto(buffer):
             digest.update(memoryview(buffer)[:count])
             on_read(count)
@@ -24,7 +25,8 @@ def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> s
 
 
 def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Check every shard; returns what is wrong, a line each. Raises GptOssError where nothing says what is right."""
+    """Check every shard; returns what is wrong, a line each, printable. Raises GptOssError where nothing says what is
+    right."""
     if not folder.is_dir():
         raise GptOssError(f"{folder} is not a folder")
     wanted = (provenance_of(folder) or {}).get("sha256")
@@ -35,7 +37,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     here = {path.name for path in folder.glob("*.safetensors")}
     wrong = [f"{name} is missing" for name in wanted if name not in here]
     wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
-    total = sum((folder / name).stat().st_size for name in wanted if name in here)
+    total = sum((folder / name).stat().st_size for name in here & wanted.keys() if (folder / name).is_file())
     done = 0
 
     def read(count: int) -> None:
@@ -49,4 +51,4 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
                 wrong.append(f"{name} is not what was written: its SHA-256 differs")
         except OSError as error:
             wrong.append(f"{name} cannot be read: {error.strerror}")
-    return wrong
+    return [printable(line) for line in wrong]

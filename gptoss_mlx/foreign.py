@@ -1,0 +1,111 @@
+"""Small files that others wrote -> values that the rest of the program can handle, or a GptOssError.
+
+A foreign file can be anything: a FIFO that never answers, a device that never ends, JSON nested without end, numbers
+and strings that Python reads but cannot print or write again. Knows nothing about what the values mean.
+
+Symbolic links are followed, because a snapshot in the hub's cache is made of them; what is at the end of one must be a
+regular file.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import GptOssError
+
+# Forty times the largest header or index of a gpt-oss checkpoint; parsed, JSON takes up to 30 times its own size.
+MAX_JSON = 4 * 2**20
+MAX_DEPTH = 32
+MAX_DIGITS = 40  # of an integer: parsing and printing take time with their square
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError also for what might never answer or end: what is not a regular file, and
+    what claims to be one without any bytes, as the system's own do."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "a symbolic link that leads nowhere") from None
+        raise
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if not status.st_size:
+        raise OSError(errno.EINVAL, "it is empty: truncated?")
+    return path.open("rb")
+
+
+def reason(error: Exception) -> str:
+    """Why a file could not be read, without its name."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def read_json(path: Path, raises: type[GptOssError] = GptOssError) -> Any:
+    """What a JSON file of at most MAX_JSON bytes says. Raises `raises`, with the file and the reason."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(MAX_JSON + 1)
+    except (OSError, ValueError) as error:
+        raise raises(f"cannot read {path}: {reason(error)}") from None
+    return parsed(path, data, raises)
+
+
+def parsed(path: Path, data: bytes, raises: type[GptOssError] = GptOssError) -> Any:
+    """The same of a file whose bytes are at hand."""
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise raises(f"cannot read {path}: {reason(error)}") from None
+
+
+def is_there(path: Path) -> bool:
+    """Whether the name exists, as a link that leads nowhere perhaps: a reader will say what is wrong with that."""
+    return os.path.lexists(path)
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8, strictly: no name twice in an object, nothing that JSON could not say again. Raises ValueError."""
+    if len(data) > MAX_JSON:
+        raise ValueError(f"more than {MAX_JSON:,} bytes of JSON")
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep") from None
+    _check(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return entries
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _check(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if isinstance(value, str):
+        value.encode()  # raises UnicodeEncodeError, a ValueError, for a lone surrogate
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"the number {value}")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            name.encode()
+            _check(entry, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            _check(entry, depth + 1)
