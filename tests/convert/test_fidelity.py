@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint
-from convert.test_sources import CONFIG, bf16_folder, original_folder
+from convert.test_sources import CONFIG
 from golden.cases import CASES, prompt_of
 from gptoss_convert import RECIPES, affine, calibration, convert, fidelity, fp32
 from gptoss_convert.bf16 import widened
@@ -28,18 +28,6 @@ from gptoss_mlx.tokenizer import Tokenizer
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
 TEXT = fidelity.TEXT.read_text(encoding="utf-8")
 EVERYTHING = slice(None)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """One random model in all layouts of a source, and the published one with every recipe."""
-    root = tmp_path_factory.mktemp("compared")
-    made = {"published": write_checkpoint(root / "published", CONFIG)}
-    made |= {"original": original_folder(root / "original"), "plain": bf16_folder(root / "plain")}
-    for recipe in RECIPES:
-        convert(made["published"], root / recipe, recipe)
-        made[recipe] = root / recipe
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +61,15 @@ def test_logits_equal_those_of_transformers(name, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_logits_equal_those_of_the_engine(folders, recipe):
+def test_logits_equal_those_of_the_engine(every_form, recipe):
     ids = np.array(prompt_of(CASES["published_shape"])[:160]).reshape(2, 80)
-    network = Network(ConvertedWeights(folders[recipe]))
-    assert relative(network.logits(network.hidden(ids), EVERYTHING), logits_of_engine(folders[recipe], ids)) < 1e-4
+    network = Network(ConvertedWeights(every_form[recipe]))
+    assert relative(network.logits(network.hidden(ids), EVERYTHING), logits_of_engine(every_form[recipe], ids)) < 1e-4
 
 
 @pytest.mark.parametrize("layout", ["original", "plain"])
-def test_every_layout_has_the_same_values(folders, layout):
-    weights = [SourceWeights(Source(folders[name])) for name in ("published", layout)]
+def test_every_layout_has_the_same_values(every_form, layout):
+    weights = [SourceWeights(Source(every_form[name])) for name in ("published", layout)]
     assert weights[0].shapes == weights[1].shapes
     for name in weights[0].shapes:
         assert np.array_equal(weights[0].values(name), weights[1].values(name)), name
@@ -97,9 +85,9 @@ def test_affine_values_are_those_of_mlx(bits, group_size):
 
 
 @pytest.mark.parametrize("count", [2, 513, 514, 900, 1025])
-def test_windows(folders, count):
-    source, text = Source(folders["published"]), TEXT[:count]
-    ids = Tokenizer.load(folders["published"]).encode(text)
+def test_windows(every_form, count):
+    source, text = Source(every_form["published"]), TEXT[:count]
+    ids = Tokenizer.load(every_form["published"]).encode(text)
     assert len(ids) == count
     inputs, following = fp32.windows(source, text, 10**6)
     assert inputs.shape[1] <= fp32.WINDOW
@@ -108,8 +96,11 @@ def test_windows(folders, count):
     assert following.ravel().tolist() == ids[1 : inputs.size + 1]
 
 
-def test_a_lossless_conversion_loses_nothing(folders, demo):
-    for found in (demo["mxfp4-bf16"], fidelity.compare(Source(folders["published"]), folders["mxfp4-bf16"], TEXT, 100)):
+def test_a_lossless_conversion_loses_nothing(every_form, demo):
+    for found in (
+        demo["mxfp4-bf16"],
+        fidelity.compare(Source(every_form["published"]), every_form["mxfp4-bf16"], TEXT, 100),
+    ):
         assert all(tensor.exact and tensor.relative == 0 for tensor in found.tensors)
         predictions = found.predictions
         assert (predictions.kl_mean, predictions.kl_p99, predictions.same_top) == (0, 0, 1)
@@ -117,8 +108,8 @@ def test_a_lossless_conversion_loses_nothing(folders, demo):
 
 
 @pytest.mark.parametrize("layout", ["original", "plain"])
-def test_the_layout_of_the_source_makes_no_difference(folders, layout):
-    found = fidelity.compare(Source(folders[layout]), folders["mxfp4-bf16"], TEXT, 100)
+def test_the_layout_of_the_source_makes_no_difference(every_form, layout):
+    found = fidelity.compare(Source(every_form[layout]), every_form["mxfp4-bf16"], TEXT, 100)
     assert all(tensor.exact for tensor in found.tensors)
     assert found.predictions.kl_mean < 1e-7
 
@@ -141,13 +132,13 @@ def test_families(demo):
     assert not {family.name: family for family in demo["q4"].families}["experts"].exact
 
 
-def test_errors_of_tensors_are_those_of_the_formula(folders, monkeypatch):
+def test_errors_of_tensors_are_those_of_the_formula(every_form, monkeypatch):
     monkeypatch.setattr(fidelity, "PIECE", 2000)
-    found = fidelity.compare(Source(folders["published"]), folders["q4"], TEXT, 10)
-    tensors, model = {tensor.name: tensor for tensor in found.tensors}, ConvertedWeights(folders["q4"])
+    found = fidelity.compare(Source(every_form["published"]), every_form["q4"], TEXT, 10)
+    tensors, model = {tensor.name: tensor for tensor in found.tensors}, ConvertedWeights(every_form["q4"])
     for module in ("lm_head", "model.layers.2.self_attn.o_proj"):
         right = widened(tensors_of(CONFIG)[f"{module}.weight"][0]).astype(np.float64)
-        parts = [mx.load(str(path)) for path in folders["q4"].glob("*.safetensors")]
+        parts = [mx.load(str(path)) for path in every_form["q4"].glob("*.safetensors")]
         parts = {name: array for shard in parts for name, array in shard.items()}
         line = [parts[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases")]
         difference = np.array(mx.dequantize(parts[f"{module}.weight"], *line, group_size=64, bits=4)) - right
@@ -155,20 +146,20 @@ def test_errors_of_tensors_are_those_of_the_formula(folders, monkeypatch):
         assert math.isclose(tensor.relative, np.linalg.norm(difference) / np.linalg.norm(right), rel_tol=1e-5)
         assert math.isclose(tensor.largest, np.abs(difference).max(), rel_tol=1e-5)
     name = "model.layers.3.mlp.experts.up_proj.weight"
-    difference = model.values(name) - SourceWeights(Source(folders["published"])).values(name)
+    difference = model.values(name) - SourceWeights(Source(every_form["published"])).values(name)
     assert math.isclose(tensors[name].error, np.linalg.norm(difference), rel_tol=1e-5)
 
 
 @pytest.mark.parametrize("piece", [3000, fidelity.PIECE])
-def test_predictions_are_those_of_the_formula(folders, monkeypatch, piece):
+def test_predictions_are_those_of_the_formula(every_form, monkeypatch, piece):
     """Against whole logits of the engine, in float64."""
     monkeypatch.setattr(fidelity, "PIECE", piece)
     monkeypatch.setattr(fp32, "WINDOW", 100)
-    source = Source(folders["published"])
-    found = fidelity.compare(source, folders["q4"], TEXT, 198).predictions
+    source = Source(every_form["published"])
+    found = fidelity.compare(source, every_form["q4"], TEXT, 198).predictions
     ids, following = fp32.windows(source, TEXT, 198)
     assert (ids.shape, found.tokens) == ((2, 99), 198)
-    p, q = (logits_of_engine(folders[name], ids).astype(np.float64) for name in ("mxfp4-bf16", "q4"))
+    p, q = (logits_of_engine(every_form[name], ids).astype(np.float64) for name in ("mxfp4-bf16", "q4"))
     p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
     kl = (np.exp(p) * (p - q)).sum(axis=1)
     assert math.isclose(found.kl_mean, kl.mean(), rel_tol=1e-3)
@@ -186,14 +177,14 @@ def refusal(source, folder, text=TEXT):
     return str(error.value)
 
 
-def test_what_is_no_conversion_of_the_source_is_refused(folders, tmp_path):
+def test_what_is_no_conversion_of_the_source_is_refused(every_form, tmp_path):
     other = write_checkpoint(tmp_path / "other", config_of(hidden_size=128))
     convert(other, tmp_path / "model")
-    assert "is not a conversion of" in refusal(folders["published"], tmp_path / "model")
-    assert "hidden_size is 128, and the source's is 64" in refusal(folders["published"], tmp_path / "model")
-    assert "lacks the tensor" in refusal(folders["published"], folders["published"])
-    assert "converted already" in refusal(folders["q4"], folders["q4"])
-    assert "a prediction takes at least 2" in refusal(folders["published"], folders["q4"], "a")
+    assert "is not a conversion of" in refusal(every_form["published"], tmp_path / "model")
+    assert "hidden_size is 128, and the source's is 64" in refusal(every_form["published"], tmp_path / "model")
+    assert "lacks the tensor" in refusal(every_form["published"], every_form["published"])
+    assert "converted already" in refusal(every_form["q4"], every_form["q4"])
+    assert "a prediction takes at least 2" in refusal(every_form["published"], every_form["q4"], "a")
 
 
 def changed(folder, dest, name, value):
@@ -210,16 +201,16 @@ def changed(folder, dest, name, value):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_corrupt_model_is_named(folders, tmp_path):
-    model = changed(folders["mxfp4-q4"], tmp_path / "nan", "lm_head.scales", 0x7FC0)
-    assert f"{model}: 'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
-    model = changed(folders["mxfp4-q4"], tmp_path / "infinite", "lm_head.scales", 0x7F7F)
-    assert "'lm_head.weight' has values that are not finite" in refusal(folders["published"], model)
+def test_a_corrupt_model_is_named(every_form, tmp_path):
+    model = changed(every_form["mxfp4-q4"], tmp_path / "nan", "lm_head.scales", 0x7FC0)
+    assert f"{model}: 'lm_head.weight' has values that are not finite" in refusal(every_form["published"], model)
+    model = changed(every_form["mxfp4-q4"], tmp_path / "infinite", "lm_head.scales", 0x7F7F)
+    assert "'lm_head.weight' has values that are not finite" in refusal(every_form["published"], model)
     name = "model.layers.1.mlp.experts.up_proj"
-    model = changed(folders["mxfp4-q4"], tmp_path / "scale", f"{name}.scales", 255)
-    assert f"'{name}.weight' has a scale that is not a number" in refusal(folders["published"], model)
-    model = changed(folders["mxfp4-q4"], tmp_path / "large", "model.norm.weight", 0x7F7F)
-    assert "logits are not finite" in refusal(folders["published"], model)
+    model = changed(every_form["mxfp4-q4"], tmp_path / "scale", f"{name}.scales", 255)
+    assert f"'{name}.weight' has a scale that is not a number" in refusal(every_form["published"], model)
+    model = changed(every_form["mxfp4-q4"], tmp_path / "large", "model.norm.weight", 0x7F7F)
+    assert "logits are not finite" in refusal(every_form["published"], model)
 
 
 MEASURED = """
@@ -257,36 +248,36 @@ class TestCommand:
     def test_help(self, run):
         assert "Example: gptoss-mlx compare" in run("compare", "--help").stdout
 
-    def test_tables(self, run, folders):
-        result = run("compare", folders["published"], folders["mxfp4-q4"], "--tokens", 20, "--tensors")
+    def test_tables(self, run, every_form):
+        result = run("compare", every_form["published"], every_form["mxfp4-q4"], "--tokens", 20, "--tensors")
         assert result.returncode == 0, result.stderr
         for part in ("16 of 32", "KL divergence, mean", "layers.3.mlp.router", "20 tokens of text"):
             assert part in result.stdout
 
-    def test_json_on_a_text_of_ones_own(self, run, folders, tmp_path):
+    def test_json_on_a_text_of_ones_own(self, run, every_form, tmp_path):
         (tmp_path / "text").write_text("a text of 21 letters.", encoding="utf-8")
-        args = ["compare", folders["published"], folders["q4"], "--text", tmp_path / "text", "--json"]
+        args = ["compare", every_form["published"], every_form["q4"], "--text", tmp_path / "text", "--json"]
         data = json.loads(run(*args).stdout)
         assert data["tokens"] == 20
         assert data["kl_mean"] > 0
         assert [family["name"] for family in data["families"]][:2] == ["experts", "attention"]
-        assert len(data["tensors"]) == len(SourceWeights(Source(folders["published"])).shapes)
+        assert len(data["tensors"]) == len(SourceWeights(Source(every_form["published"])).shapes)
 
-    def test_errors(self, run, folders, tmp_path):
+    def test_errors(self, run, every_form, tmp_path):
         (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
         for options, message in (
-            ([folders["published"], tmp_path / "none"], "there is no model"),
-            ([tmp_path, folders["q4"]], "has no config.json"),
-            ([folders["published"], folders["q4"], "--text", tmp_path / "none"], "cannot read"),
-            ([folders["published"], folders["q4"], "--text", tmp_path / "latin"], "is not text in UTF-8"),
+            ([every_form["published"], tmp_path / "none"], "there is no model"),
+            ([tmp_path, every_form["q4"]], "has no config.json"),
+            ([every_form["published"], every_form["q4"], "--text", tmp_path / "none"], "cannot read"),
+            ([every_form["published"], every_form["q4"], "--text", tmp_path / "latin"], "is not text in UTF-8"),
         ):
             result = run("compare", *options)
             assert result.returncode == 1
             assert message in result.stderr
             assert result.stderr.count("\n") == 1
 
-    def test_ctrl_c(self, command, environment, folders):
-        args = [*command, "compare", folders["published"], folders["q4"], "--tokens", "4000"]
+    def test_ctrl_c(self, command, environment, every_form):
+        args = [*command, "compare", every_form["published"], every_form["q4"], "--tokens", "4000"]
         process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
         process.stderr.readline()
         os.kill(process.pid, signal.SIGINT)
@@ -296,8 +287,8 @@ class TestCommand:
 
 class TestCalibration:
     @pytest.fixture
-    def found(self, folders):
-        return calibration.importance(Source(folders["published"]), TEXT, 300)
+    def found(self, every_form):
+        return calibration.importance(Source(every_form["published"]), TEXT, 300)
 
     def test_every_linear_map_has_positive_weights(self, found):
         layer = "model.layers.0"
@@ -308,9 +299,9 @@ class TestCalibration:
         assert {name: array.shape for name, array in first.items()} == wanted
         assert all(array.dtype == np.float32 and (array > 0).all() for array in found.values())
 
-    def test_they_are_means_of_squares(self, folders, found):
+    def test_they_are_means_of_squares(self, every_form, found):
         """An expert's are those of its own tokens, and of SHARED_TOKENS that are like all tokens."""
-        source = Source(folders["published"])
+        source = Source(every_form["published"])
         ids, _ = fp32.windows(source, TEXT, 300)
         inputs = {}
         network = Network(SourceWeights(source), lambda module, expert, x: inputs.setdefault((module, expert), x))
@@ -328,15 +319,15 @@ class TestCalibration:
             got = found[name][5] if name == module else found[name]
             assert np.allclose(got, squares + calibration.FLOOR * squares.mean(), rtol=1e-4)
 
-    def test_progress(self, folders):
+    def test_progress(self, every_form):
         seen = []
-        calibration.importance(Source(folders["published"]), "text", 3, seen.append)
+        calibration.importance(Source(every_form["published"]), "text", 3, seen.append)
         assert [4 * step.done / step.total for step in seen] == [1, 2, 3, 4]
 
-    def test_experts_that_see_nothing_get_the_mean(self, folders):
+    def test_experts_that_see_nothing_get_the_mean(self, every_form):
         """One token goes to 4 of 8 experts: the others have what all have on average."""
-        found = calibration.importance(Source(folders["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
-        router = calibration.importance(Source(folders["published"]), "ab", 1)["model.layers.0.mlp.router"]
+        found = calibration.importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
+        router = calibration.importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.router"]
         assert np.allclose(found, router, rtol=1e-5)
 
     def test_outputs_are_nearer_with_them(self):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from budget.shapes import SIZES, converted_shape
-from checkpoints import config_of, tensors_of, write_checkpoint
-from convert.test_sources import bf16_folder, original_folder
+from checkpoints import config_of, tensors_of
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.inspection import BINS, Subject, inspect, statistics
 from gptoss_convert.verification import verify
@@ -17,17 +16,6 @@ from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
 
 CONFIG = config_of()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("inspected")
-    made = {"published": write_checkpoint(root / "published", CONFIG)}
-    made |= {"original": original_folder(root / "original"), "plain": bf16_folder(root / "plain")}
-    for recipe in RECIPES:
-        convert(made["published"], root / recipe, recipe)
-        made[recipe] = root / recipe
-    return made
 
 
 NAMES = ["published", "original", "plain", *RECIPES]
@@ -42,10 +30,10 @@ def parameters():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_parameters_in_every_form(folders, name):
-    found = inspect(Subject.of_folder(folders[name]))
+def test_the_same_parameters_in_every_form(every_form, name):
+    found = inspect(Subject.of_folder(every_form[name]))
     assert found.total("parameters") == parameters()
-    assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(folders[name]).tensors.values())
+    assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(every_form[name]).tensors.values())
     families = {family.name: family for family in found.families}
     assert families["experts"].active == families["experts"].parameters * 4 // 8
     assert families["embeddings"].active == 0
@@ -53,10 +41,10 @@ def test_the_same_parameters_in_every_form(folders, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_bytes_per_token_are_those_of_the_roofline(folders, name):
-    checkpoint = Checkpoint.open(folders[name])
-    wanted = weight_bytes(checkpoint, ModelConfig.load(folders[name]))
-    assert abs(inspect(Subject.of_folder(folders[name])).total("bytes_per_token") - wanted) <= 8
+def test_bytes_per_token_are_those_of_the_roofline(every_form, name):
+    checkpoint = Checkpoint.open(every_form[name])
+    wanted = weight_bytes(checkpoint, ModelConfig.load(every_form[name]))
+    assert abs(inspect(Subject.of_folder(every_form[name])).total("bytes_per_token") - wanted) <= 8
 
 
 def test_published_numbers(tmp_path):
@@ -67,10 +55,10 @@ def test_published_numbers(tmp_path):
         assert round(found.total("active") / 1e9, 1) == active
 
 
-def test_statistics(folders):
+def test_statistics(every_form):
     name = "model.layers.1.self_attn.sinks"
     values = (tensors_of(CONFIG)[name][0].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    found = statistics(Subject.of_folder(folders["published"]), name)
+    found = statistics(Subject.of_folder(every_form["published"]), name)
     assert (found.least, found.most) == (values.min(), values.max())
     assert np.isclose(found.mean, values.mean())
     assert np.isclose(found.deviation, values.std())
@@ -78,27 +66,27 @@ def test_statistics(folders):
     assert len(found.counts) == BINS
 
 
-def test_command(run, folders):
+def test_command(run, every_form):
     for name in NAMES:
-        result = run("inspect", folders[name])
+        result = run("inspect", every_form[name])
         assert result.returncode == 0, result.stderr
         assert "experts a token" in result.stdout
-    data = json.loads(run("inspect", folders["mxfp4-q4"], "--json").stdout)
+    data = json.loads(run("inspect", every_form["mxfp4-q4"], "--json").stdout)
     assert data["total_parameters"] == parameters()
     assert data["provenance"]["recipe"] == "mxfp4-q4"
-    assert "model.norm.weight" in run("inspect", folders["published"], "--tensors").stdout
-    listed = json.loads(run("inspect", folders["published"], "--tensors", "--json").stdout)
+    assert "model.norm.weight" in run("inspect", every_form["published"], "--tensors").stdout
+    listed = json.loads(run("inspect", every_form["published"], "--tensors", "--json").stdout)
     assert {tensor["name"] for tensor in listed} == set(tensors_of(CONFIG))
-    assert "deviation" in run("inspect", folders["published"], "--tensor", "lm_head.weight").stdout
-    wrong = run("inspect", folders["published"], "--tensor", "lm_head")
+    assert "deviation" in run("inspect", every_form["published"], "--tensor", "lm_head.weight").stdout
+    wrong = run("inspect", every_form["published"], "--tensor", "lm_head")
     assert wrong.returncode == 1
     assert "no tensor 'lm_head'; there are lm_head.weight" in wrong.stderr
 
 
 class TestVerify:
     @pytest.fixture
-    def folder(self, folders, tmp_path):
-        convert(folders["published"], tmp_path / "model")
+    def folder(self, every_form, tmp_path):
+        convert(every_form["published"], tmp_path / "model")
         return tmp_path / "model"
 
     def test_all_is_well(self, run, folder):

@@ -51,6 +51,13 @@ def start(source, dest):
     return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
+def assert_goes_on(source, dest, whole):
+    steps = []
+    convert(source, dest, on_progress=steps.append)
+    assert steps[0].done > 10_000
+    assert contents(dest) == whole
+
+
 def assert_nothing_loads(folder):
     for journal in folder.glob(".dest*/journal.json"):
         with pytest.raises(GptOssError):
@@ -92,10 +99,7 @@ def test_interrupted(source, whole, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert_nothing_loads(tmp_path)
-    steps = []
-    convert(source, dest, on_progress=steps.append)
-    assert steps[0].done > 10_000
-    assert contents(dest) == whole
+    assert_goes_on(source, dest, whole)
 
 
 def test_the_command_says_how_to_go_on(command, environment, source, tmp_path):
@@ -146,10 +150,7 @@ def test_a_disk_that_fills_up_in_the_middle(source, whole, tmp_path, monkeypatch
             convert(source, dest)
     assert not dest.exists()
     assert_nothing_loads(tmp_path)
-    steps = []
-    convert(source, dest, on_progress=steps.append)
-    assert steps[0].done > 10_000
-    assert contents(dest) == whole
+    assert_goes_on(source, dest, whole)
 
 
 def test_a_source_that_cannot_be_read_in_the_middle(source, whole, tmp_path, monkeypatch):
@@ -165,10 +166,7 @@ def test_a_source_that_cannot_be_read_in_the_middle(source, whole, tmp_path, mon
         patch.setattr(Checkpoint, "read", broken)
         with pytest.raises(GptOssError, match="Input/output error"):
             convert(source, dest)
-    steps = []
-    convert(source, dest, on_progress=steps.append)
-    assert steps[0].done > 10_000
-    assert contents(dest) == whole
+    assert_goes_on(source, dest, whole)
 
 
 @pytest.mark.parametrize("change", ["source", "recipe", "damage"])
