@@ -188,7 +188,7 @@ def convert(
     mxfp4-q8        experts as published, all else 8-bit
     mxfp4-bf16      experts as published, all else untouched
     q4              everything 4-bit affine, for runtimes without MXFP4
-    mxfp4-q4-small  everything MXFP4 (the smallest)
+    mxfp4-q4-small  attention 4-bit, all else MXFP4 (the smallest)
     mxfp4-mixed     experts as published, head 4-bit, all else 8-bit
     """
     from gptoss_convert.recipes import RecipeError
