@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gptoss_mlx.kernels import native
+
 from .bf16 import narrowed, widened
 from .pieces import groups_last, in_pieces
 
@@ -27,18 +29,43 @@ def quantized(
     error of each column.
     """
     *rows, columns = values.shape
-    shape = (-1, columns // group_size, group_size)
     if importance is not None:
         # What counts is the ratio within a group; so no sum overflows.
-        importance = importance.reshape(shape)
-        importance = groups_last(importance / importance.mean(axis=-1, keepdims=True))
+        importance = importance.reshape(-1, group_size)
+        importance = (importance / importance.mean(axis=-1, keepdims=True)).astype(np.float32)
+    fit = _fitted_by_kernel if native() else _fitted_by_numpy
 
     def piece(part: np.ndarray) -> tuple[np.ndarray, ...]:
-        codes, scales, biases = fitted(groups_last(part.reshape(shape)), bits, importance)
-        return packed(np.moveaxis(codes, 0, -1).reshape(part.shape), bits), narrowed(scales), narrowed(biases)
+        codes, scales, biases = fit(part.reshape(len(part), -1, group_size), bits, importance)
+        return packed(codes.reshape(part.shape), bits), narrowed(scales), narrowed(biases)
 
     parts = in_pieces(piece, values.reshape(-1, columns))
     return tuple(part.reshape(*rows, -1) for part in parts)
+
+
+def _fitted_by_kernel(
+    groups: np.ndarray, bits: int, importance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_fitted_by_numpy`, ten times as fast."""
+    shares, rounds = EFFORT[bits]
+    groups = np.ascontiguousarray(groups)
+    codes = np.empty(groups.shape, np.uint8)
+    scales, biases = (np.empty(groups.shape[:2], np.float32) for _ in range(2))
+    flat = groups.reshape(-1, groups.shape[-1])
+    native().fit_affine(
+        flat, importance, bits, shares, rounds, codes.reshape(flat.shape), scales.ravel(), biases.ravel()
+    )
+    return codes, scales, biases
+
+
+def _fitted_by_numpy(
+    groups: np.ndarray, bits: int, importance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 [R, G, size] -> codes uint8 of the same shape, scales and biases float32 [R, G]; importance [G, size]."""
+    codes, scales, biases = fitted(
+        groups_last(groups), bits, None if importance is None else groups_last(importance[None])
+    )
+    return np.moveaxis(codes, 0, -1), scales, biases
 
 
 def fitted(

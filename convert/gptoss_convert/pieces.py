@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-VALUES = 2**17  # of a piece: what they become on the way stays in the cache
+VALUES = 2**18  # of a piece: few enough for a cache, enough that Python's lock hardly matters
 
 
 def cores() -> int:

@@ -73,6 +73,7 @@ def read_bandwidth(room: int = BANDWIDTH_BYTES) -> float | None:
 
 @cache
 def _load() -> ModuleType:
+    import_module("mlx.core")  # brings the library that the kernels are linked to
     _native = import_module("._native", __package__)
     if instructions := os.environ.get("GPTOSS_MLX_INSTRUCTIONS"):
         try:

@@ -14,9 +14,10 @@ import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from golden.make_logits import dequantized
-from gptoss_convert import RECIPES, convert
+from gptoss_convert import RECIPES, affine, convert
 from gptoss_mlx.checkpoint import ITEM_SIZE, Checkpoint, Shard, read_header
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.kernels import native
 
 CONFIG = config_of()
 
@@ -282,3 +283,21 @@ def test_seconds_are_those_of_the_clock(source, tmp_path):
     started = time.monotonic()
     report = convert(source, tmp_path / "dest")
     assert 0 < report.seconds <= time.monotonic() - started
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_the_kernel_fits_as_numpy_does(bits, group, weighed):
+    if native() is None:
+        pytest.skip("there are no kernels")
+    random = np.random.RandomState(bits)
+    values = (random.standard_normal((37, 5, group)) * np.exp(random.standard_normal((37, 5, 1)))).astype(np.float32)
+    values[3, 2] = 0.5
+    importance = random.uniform(0.1, 1.9, (5, group)).astype(np.float32) if weighed else None
+    for ours, definition in zip(
+        affine._fitted_by_kernel(values, bits, importance),
+        affine._fitted_by_numpy(values, bits, importance),
+        strict=True,
+    ):
+        assert np.array_equal(ours, definition)

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "affine.h"
 #include "layers.h"
 #include "simd_portable.h"
 
@@ -330,6 +331,37 @@ void test_layers() {
   check(out == whole, "a mixture in parts is another one");
 }
 
+// Against rounding between a group's smallest and largest value; a count that does not fill the last vector.
+void test_affine() {
+  const size_t count = 13;
+  for (int group : {32, 64, 128})
+    for (int bits : {2, 4, 8})
+      for (bool weighed : {false, true}) {
+        const std::vector<float> values = normal(count * group);
+        std::vector<float> importance(group), scales(count), biases(count);
+        std::vector<uint8_t> codes(count * group);
+        for (int i = 0; i < group; i++) importance[i] = weighed && i % 2 ? 1.9f : weighed ? 0.1f : 1.f;
+        fit_affine({group, bits, {1.f}, 2}, count, values.data(), weighed ? importance.data() : nullptr, 1,
+                   codes.data(), scales.data(), biases.data());
+        double fitted = 0, rounded = 0;
+        const int steps = (1 << bits) - 1;
+        for (size_t g = 0; g < count; g++) {
+          const float* x = &values[g * group];
+          const auto [low, high] = std::minmax_element(x, x + group);
+          const float scale = float_of_bf16(bf16_of_float((*high - *low) / steps));
+          const float bias = float_of_bf16(bf16_of_float(*low));
+          check(float_of_bf16(bf16_of_float(scales[g])) == scales[g], "a scale that BF16 does not hold");
+          for (int i = 0; i < group; i++) {
+            check(codes[g * group + i] <= steps, "a code of too many bits");
+            const float near = std::clamp(std::round((x[i] - bias) / scale), 0.f, float(steps)) * scale + bias;
+            fitted += importance[i] * std::pow(codes[g * group + i] * scales[g] + biases[g] - x[i], 2);
+            rounded += importance[i] * std::pow(near - x[i], 2);
+          }
+        }
+        check(fitted < rounded, "fit_affine is no better than rounding, bits " + std::to_string(bits));
+      }
+}
+
 void test_pool() {
   Pool pool(4);
   for (int round = 0; round < 2000; round++) {
@@ -351,6 +383,7 @@ int main() {
     test_layers();
     std::printf("%s: %d failures\n", name.c_str(), failures);
   }
+  test_affine();
   test_pool();
   bool refused = false;
   try {

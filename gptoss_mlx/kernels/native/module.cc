@@ -1,10 +1,12 @@
 // The Python module gptoss_mlx.kernels._native.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include "affine.h"
 #include "memory_map.h"
 #include "mlx/version.h"
 #include "primitives.h"
@@ -13,6 +15,9 @@ namespace nb = nanobind;
 namespace mx = mlx::core;
 using namespace nb::literals;
 using namespace gptoss;
+
+template <class T, int dimensions>
+using Array = nb::ndarray<T, nb::ndim<dimensions>, nb::c_contig, nb::device::cpu>;
 
 NB_MODULE(_native, m) {
   nb::module_::import_("mlx.core");       // registers mx.array
@@ -66,6 +71,20 @@ NB_MODULE(_native, m) {
         return untouched_memory(mx::Shape(shape.begin(), shape.end()), dtype);
       },
       "shape"_a, "dtype"_a);
+  m.def(
+      "fit_affine",
+      [](Array<const float, 2> values, std::optional<Array<const float, 2>> importance, int bits,
+         std::vector<float> shares, int rounds, Array<uint8_t, 2> codes, Array<float, 1> scales,
+         Array<float, 1> biases) {
+        const size_t count = values.shape(0), group = values.shape(1);
+        if (codes.shape(0) != count || codes.shape(1) != group || scales.shape(0) != count ||
+            biases.shape(0) != count || (importance && importance->shape(1) != group))
+          throw std::invalid_argument("fit_affine: the shapes do not fit");
+        fit_affine({int(group), bits, shares, rounds}, count, values.data(), importance ? importance->data() : nullptr,
+                   importance ? importance->shape(0) : 1, codes.data(), scales.data(), biases.data());
+      },
+      "values"_a, "importance"_a.none(), "bits"_a, "shares"_a, "rounds"_a, "codes"_a, "scales"_a, "biases"_a,
+      nb::call_guard<nb::gil_scoped_release>());
   m.def("map_file", &map_file, "path"_a);
   m.def("available_kernels", &available_kernels);
   m.def("kernels_in_use", [] { return std::string(kernels().name); });
