@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -262,19 +263,24 @@ class _Conversion:
                 if digest := self.origin.wait_for(path, self.writer.total - done):
                     self.journal.add_digest(self._label(path), digest)
                 self._hash(path)
-            for item in unit.weights:
-                tensors = planned_of(item, self.recipe)
-                for arrays in converted(item, self.recipe, self.importance.get(item.module)):
-                    for tensor, array in zip(tensors, arrays, strict=True):
-                        self.writer.write(tensor.name, array)
-                        done += array.nbytes
-                    self.memory.sample()
-                    self.on_progress(Progress("convert", done, total))
+            for names, arrays in self._in_turns(unit):
+                for name, array in zip(names, arrays, strict=True):
+                    self.writer.write(name, array)
+                    done += array.nbytes
+                self.memory.sample()
+                self.on_progress(Progress("convert", done, total))
             self._finished += 1
             self._touched |= self.writer.files_of([tensor.name for tensor in self._planned(unit)])
             if done - recorded >= DURABLE or self._finished == len(self.units):
                 self._waiting.append(self._recorded())
                 recorded = done
+
+    def _in_turns(self, unit: Unit) -> Iterator[tuple[list[str], tuple[np.ndarray, ...]]]:
+        """Names and next rows of the tensors that each weight of a unit becomes."""
+        names = [[tensor.name for tensor in planned_of(item, self.recipe)] for item in unit.weights]
+        parts = [converted(item, self.recipe, self.importance.get(item.module)) for item in unit.weights]
+        for step in zip_longest(*parts):
+            yield from ((name, arrays) for name, arrays in zip(names, step, strict=True) if arrays is not None)
 
     def _planned(self, unit: Unit) -> list[Planned]:
         return [tensor for item in unit.weights for tensor in planned_of(item, self.recipe)]

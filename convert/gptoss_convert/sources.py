@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -203,6 +203,8 @@ class Source:
         self.raw_config = published_config(folder)
         self.config = ModelConfig.of_folder(folder, self.raw_config)
         self.checkpoint = checkpoint or Checkpoint.open(folder)
+        # Gate and up are alternate rows of the same tensors, and are converted in turns.
+        self._read = lru_cache(maxsize=2)(self.checkpoint.read)
         self.layout = _layout_of(self.checkpoint)
         _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
 
@@ -229,8 +231,7 @@ class Source:
             def rows(name: str, files: set[Path] = files) -> Rows:
                 files.add(self.checkpoint.file_of[name])
                 tensor = self.checkpoint.tensors[name]
-                read = partial(self.checkpoint.read, name)
-                return Rows(tensor.shape, read)
+                return Rows(tensor.shape, partial(self._read, name))
 
             if weights := tuple(map(self._merged, self.layout.weights(name, rows, self.config))):
                 yield Unit(weights, frozenset(files))
