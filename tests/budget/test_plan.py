@@ -115,6 +115,16 @@ def test_120b(folders, memory):
         assert 0.15 * 36 * 128 < slots < 36 * 128
 
 
+def test_the_default_fits_the_tightest_mac_of_16_gb(folders):
+    """10.7 GB for the GPU, 8,192 tokens of context; the embeddings are mapped, and not the GPU's."""
+    mac = replace(Device.named("mac-16gb"), gpu=10_700_000_000)
+    plan = make_plan(folders["20b"], mac, memory=None, context=8192, kv_bits=None)
+    assert sum(row.bytes for row in plan.rows if row.on_gpu) <= 10_700_000_000
+    assert plan.settings.expert_slots is None
+    assert plan.settings.cpu_expert_layers == 2
+    assert not next(row for row in plan.rows if row.name == "embeddings").on_gpu
+
+
 def test_beside_a_gpu_some_experts_move_to_the_cpu(folders):
     gpu = Device("a test", 16 * GB, int(11.2 * GB), "gpu", cpu_experts=True)
     plan = make_plan(folders["20b"], gpu, context=32768)
