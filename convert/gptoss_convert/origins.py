@@ -85,7 +85,9 @@ class Download:
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", *COMPANIONS):
             if name in repository.files:
-                self._fetch(name, lambda count: None)
+                fetched = repository.fetch(name, None if keep else self._folder)
+                if not fetched.ours:
+                    shutil.copyfile(fetched.path, self._folder / name)
         self.source = Source(self._folder, repository.checkpoint(self._folder))
         self.identity = {"id": repository.id, "revision": repository.commit}
         shards = [repository.files[path.name] for path in self.source.shards]

@@ -127,6 +127,7 @@ class _Conversion:
         self.source = source = origin.source
         self.calibration, self.verify = calibration, verify
         self.importance: dict[str, np.ndarray] = {}
+        self.companions = [path for name in COMPANIONS if (path := source.companion(name))]
         self.on_progress, self.memory = on_progress, memory
         weights = list(source.weights())
         if pattern := recipe.unused_pattern([item.module for item in weights]):
@@ -331,9 +332,8 @@ class _Conversion:
 
     def _write_the_rest(self) -> None:
         """What is not weights: last config.json, without which nothing loads."""
-        for name in COMPANIONS:
-            if found := self.source.companion(name):
-                shutil.copyfile(found, self.folder / name)
+        for path in self.companions:
+            shutil.copyfile(path, self.folder / path.name)
         digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}
         provenance = {
             "source": self.origin.identity,

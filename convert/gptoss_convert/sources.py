@@ -216,7 +216,10 @@ class Source:
     def companion(self, name: str) -> Path | None:
         """A file beside the weights; an `original/` folder has the tokenizer's above it."""
         folders = (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
-        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if found and not _is_at_home(found):
+            raise CheckpointError(f"{found} is a link that leaves its folder: what it leads to is not for others")
+        return found
 
     def weights(self) -> Iterator[Weight]:
         """Every weight of the model, layer by layer; nothing has been read yet."""
@@ -238,6 +241,13 @@ class Source:
 
     def _merged(self, item: Plain | Blocks) -> Weight:
         return Merged(item, self.adapter) if self.adapter and self.adapter.changes(item) else item
+
+
+def _is_at_home(path: Path) -> bool:
+    """Whether a link stays in its folder, or in the blobs of the hub's cache, of which that is a snapshot."""
+    target, folder = path.resolve(), path.parent.resolve()
+    snapshot = folder.parent.name == "snapshots"
+    return target.is_relative_to(folder) or (snapshot and target.is_relative_to(folder.parent.parent / "blobs"))
 
 
 def expert_parts(module: str) -> list[tuple[str, slice]]:

@@ -301,3 +301,19 @@ def test_the_kernel_fits_as_numpy_does(bits, group, weighed):
         strict=True,
     ):
         assert np.array_equal(ours, definition)
+
+
+def test_links_to_files_of_the_user_are_not_copied(source, tmp_path):
+    """What is copied may be uploaded. In the hub's cache, files are links to blobs."""
+    secret = tmp_path / "secret"
+    secret.write_text("nobody's business")
+    folder = copy(source, tmp_path / "linked")
+    (folder / "LICENSE").symlink_to(secret)
+    assert_refused(folder, tmp_path / "dest", "LICENSE", "leaves its folder")
+    (folder / "LICENSE").unlink()
+    (tmp_path / "cache" / "blobs").mkdir(parents=True)
+    secret.rename(tmp_path / "cache" / "blobs" / "b")
+    snapshot = copy(folder, tmp_path / "cache" / "snapshots" / "commit")
+    (snapshot / "LICENSE").symlink_to("../../blobs/b")
+    convert(snapshot, tmp_path / "dest")
+    assert (tmp_path / "dest" / "LICENSE").read_text() == "nobody's business"
