@@ -276,8 +276,10 @@ class TestCommand:
             assert message in result.stderr
             assert result.stderr.count("\n") == 1
 
-    def test_ctrl_c(self, command, environment, every_form):
-        args = [*command, "compare", every_form["published"], every_form["q4"], "--tokens", "4000"]
+    def test_ctrl_c(self, command, environment, every_form, tmp_path):
+        (tmp_path / "text").write_text(TEXT * 50)
+        args = [*command, "compare", every_form["published"], every_form["q4"], "--text", tmp_path / "text"]
+        args += ["--tokens", "200000"]  # long enough for a line of progress
         process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
         process.stderr.readline()
         os.kill(process.pid, signal.SIGINT)
