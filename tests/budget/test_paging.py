@@ -262,8 +262,11 @@ class TestWhenTheContextIsFull:
             assert session.context_used <= 600
             text = "".join(event.text for event in events if isinstance(event, Content))
             right += text == f"{a} + {2 * a} = {3 * a}"
+            # What was dropped leaves no trace: the answer, right or not, is that of a conversation that begins here.
+            fresh = self.session(demo_folder).send(f"What is {a} + {2 * a}?")
+            assert text == "".join(event.text for event in fresh if isinstance(event, Content))
             assert isinstance(events[-1], TurnStats)
-        assert right >= 15  # of 16: the model errs in one sum of fifty
+        assert right >= 12  # of 16
         assert dropped > 0
         assert session.messages[0].role == "user"
         assert session.instructions == "Be kind."
