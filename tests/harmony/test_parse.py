@@ -234,7 +234,9 @@ def test_time_is_linear(opening):
         return time.perf_counter() - started
 
     seconds(1000)
-    assert seconds(100_000) < 30 * max(seconds(10_000), 0.001)
+    # The best of three: what else the machine does, and Python's collector, only adds.
+    short, long = (min(seconds(count) for _ in range(3)) for count in (10_000, 100_000))
+    assert long < 30 * max(short, 0.001)
 
 
 def test_parse_file(tmp_path):
