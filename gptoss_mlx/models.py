@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import GptOssError
 
 SHORT_NAMES = {"gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-oss-120b"}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOAD_GB = {"openai/gpt-oss-20b": 13.8, "openai/gpt-oss-120b": 65.3}
 
 
@@ -36,7 +37,7 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         return path
     repository = SHORT_NAMES.get(name, name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or repository.startswith("."):
+    if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)
         raise GptOssError(f"there is no model {name!r}: give a folder, {known}, or a hub id such as openai/gpt-oss-20b")
     folder = home() / repository.replace("/", "--")

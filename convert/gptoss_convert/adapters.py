@@ -27,7 +27,7 @@ from gptoss_mlx.checkpoint import Checkpoint, Shard
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.foreign import is_there, read_json
 
-from .bf16 import widened
+from .bf16 import floats
 from .errors import ConvertError
 from .sources import Blocks, Plain, expert_parts, plain_tensors
 from .verification import sha256
@@ -56,7 +56,7 @@ class LowRank:
 
     def product(self, rows: slice = slice(None)) -> np.ndarray:
         """float32 [rows, columns]."""
-        return (self.scale * _float32(self.left[rows])) @ _float32(self.right)
+        return (self.scale * floats(self.left[rows])) @ floats(self.right)
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Adapter:
         memory. Raises AdapterError for values that are no weights.
         """
         change = self._changes[item.module]
-        values = item.floats(rows) if change.base is None else _float32(change.base[rows])
+        values = item.floats(rows) if change.base is None else floats(change.base[rows])
         with np.errstate(over="ignore", invalid="ignore"):
             if values.ndim == 2:
                 values += change.added[0].product(rows)
@@ -123,10 +123,6 @@ class Adapter:
         if not (values.max() < TOO_LARGE and values.min() > -TOO_LARGE):
             raise AdapterError(f"{item.module} with the adapter has values that are not a number, or not below 2^60")
         return values
-
-
-def _float32(view: np.ndarray) -> np.ndarray:
-    return widened(view) if view.dtype == np.uint16 else view.astype(np.float32)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -10,6 +10,11 @@ def widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def floats(stored: np.ndarray) -> np.ndarray:
+    """Numbers as a checkpoint has them, BF16 as uint16, in float32: an array of its own."""
+    return widened(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
+
+
 def narrowed(values: np.ndarray) -> np.ndarray:
     """Finite float32 -> the nearest BF16 as uint16, ties to even."""
     bits = values.view(np.uint32)

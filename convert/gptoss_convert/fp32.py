@@ -27,7 +27,7 @@ from gptoss_mlx.weights import FLOATS
 from gptoss_mlx.weights import Weights as StoredWeights
 
 from . import affine, mxfp4
-from .bf16 import widened
+from .bf16 import floats
 from .sources import Source
 
 Index = int | slice | np.ndarray | EllipsisType
@@ -93,8 +93,7 @@ class ConvertedWeights:
         return affine.dequantized(weight, scales, biases, q.group_size, q.bits)
 
     def _floats(self, name: str, index: Index) -> np.ndarray:
-        view = self._checkpoint.view(name)[index]
-        return widened(view) if view.dtype == np.uint16 else view.astype(np.float32)
+        return floats(self._checkpoint.view(name)[index])
 
 
 def _of_blocks(where: str, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import is_there, open_regular, parsed, read_json
 
+from .bf16 import widened
 from .sources import as_published, published_config
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ def statistics(subject: Subject, name: str) -> Statistics:
 def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     """As float64, without what is not finite, and how many those are."""
     if dtype == "BF16":
-        part = (part.astype(np.uint32) << 16).view(np.float32)
+        part = widened(part)
     values = part.astype(np.float64)
     finite = np.isfinite(values)
     return values[finite], int(values.size - finite.sum())

@@ -129,10 +129,12 @@ class _Conversion:
         self.importance: dict[str, np.ndarray] = {}
         self.companions = [path for name in COMPANIONS if (path := source.companion(name))]
         self.on_progress, self.memory = on_progress, memory
-        weights = list(source.weights())
+        units = list(source.units())
+        weights = [item for unit in units for item in unit.weights]
         if pattern := recipe.unused_pattern([item.module for item in weights]):
             raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
-        self.units = sorted(source.units(), key=lambda unit: max(source.shards.index(file) for file in unit.files))
+        # A shard's path sorts as its place among the shards.
+        self.units = sorted(units, key=lambda unit: max(unit.files))
         self._last_use = {file: number for number, unit in enumerate(self.units, 1) for file in unit.files}
         self.writer = Writer(
             folder,
@@ -140,7 +142,7 @@ class _Conversion:
             # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
             alone=lambda name: name.startswith("model.embed_tokens."),
             limit=shard_limit,
-            on_shard=lambda path: self._hash(path),
+            on_shard=self._hash,
         )
         # One worker for each kind of waiting: on a processor, and on a disk.
         self._hashing, self._recording = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -172,7 +174,7 @@ class _Conversion:
             calibrate = self.calibration is not None and not (self.folder / IMPORTANCE).is_file()
             needed = set(self.source.shards) if calibrate or self.verify else self._files_from(self._finished)
             arriving = self.origin.begin(
-                sorted(needed, key=self.source.shards.index),
+                sorted(needed),
                 lambda *bytes: self.on_progress(Progress("download", *bytes)),
             )
             _check_space(
@@ -260,7 +262,7 @@ class _Conversion:
             if settle and unit.files - begun:
                 self._recorded().result()
             begun |= unit.files
-            for path in sorted(unit.files, key=self.source.shards.index):
+            for path in sorted(unit.files):
                 if digest := self.origin.wait_for(path, self.writer.total - done):
                     self.journal.add_digest(self._label(path), digest)
                 self._hash(path)
@@ -388,9 +390,8 @@ def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None
         elif isinstance(item, Plain) and q is None:
             yield (item.read(rows),)
         else:
-            yield _stored(
-                item.floats(rows), q, importance if importance is None or importance.ndim == 1 else importance[rows]
-            )
+            of_experts = importance is not None and importance.ndim == 2
+            yield _stored(item.floats(rows), q, importance[rows] if of_experts else importance)
 
 
 def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray | None) -> tuple[np.ndarray, ...]:

@@ -18,6 +18,7 @@ from huggingface_hub.utils import disable_progress_bars
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import read_json
 from gptoss_mlx.memory import size_text
+from gptoss_mlx.models import HUB_ID
 
 from .hub import explained
 from .inspection import PROVENANCE, Inspection, Subject, count_text, inspect, json_object
@@ -43,7 +44,7 @@ def contents(folder: Path, repository: str) -> dict[str, Path | bytes]:
 
     Raises GptOssError for a folder that gptoss-mlx did not convert, and for a name that is none.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not HUB_ID.fullmatch(repository):
         raise GptOssError(f"{repository!r} is no name of a hub repository: give OWNER/NAME")
     made: dict[str, Path | bytes] = {CARD: model_card(folder, repository).encode()}
     for pattern in (CARD, *UPLOADED):
@@ -181,7 +182,7 @@ def _source(made: dict[str, Any]) -> dict[str, Any]:
 def _hub_id(made: dict[str, Any]) -> str | None:
     """What it was made from, where that is on the hub."""
     id = _source(made).get("id")
-    return id if isinstance(id, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", id) else None
+    return id if isinstance(id, str) and HUB_ID.fullmatch(id) else None
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
