@@ -91,16 +91,16 @@ def _as_markdown(message: Message) -> str:
     if message.role == "user":
         return f"## {message.content}" if "\n" not in message.content else f"## Question\n\n{message.content}"
     if is_call(message):
-        return f"Calls `{message.recipient}`:\n\n{_fenced(message.content)}"
+        return f"Calls `{message.recipient}`:\n\n{fenced(message.content)}"
     if message.role != "assistant":
-        return f"`{message.role}` answers:\n\n{_fenced(message.content)}"
+        return f"`{message.role}` answers:\n\n{fenced(message.content)}"
     if kind_of(message) is Reasoning:
         return f"<details><summary>Reasoning</summary>\n\n{message.content}\n\n</details>"
     assert kind_of(message) in (Content, Preamble)
     return message.content
 
 
-def _fenced(text: str) -> str:
+def fenced(text: str) -> str:
     """A code block whose fence the text does not contain."""
     fence = "```"
     while fence in text:

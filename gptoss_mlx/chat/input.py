@@ -1,0 +1,286 @@
+"""How a person's messages are read: typed with an editor, typed without control codes, or a line at a time from a pipe.
+
+Knows terminals and prompt_toolkit, and nothing of what messages and commands mean. While a person types, the session
+reads ahead: in steps so short that no key waits for one, on the thread that also reads the keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import GptOssError
+from ..foreign import reason
+from .session import Session
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+PROMPT, CONTINUATION = "> ", "... "
+QUOTES = '"""'
+HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
+
+FIRST_STEP = 8  # tokens: 0.1 s of gpt-oss-20b on a small CPU
+STEP_SECONDS = 0.05, 0.1  # what a step may take: shorter ones grow, longer ones shrink
+SLOWEST_STEP = 0.25  # seconds of a single token, above which typing would stutter
+
+
+class Input(Protocol):
+    """Where messages come from."""
+
+    def read(self, status: str, draft: str = "") -> str | None:
+        """The next message or command; None at the end. `status` is a line to show meanwhile, `draft` a text to edit.
+        Raises GptOssError where the input cannot be read."""
+
+
+class TypedInput:
+    """Messages from an editor with history and completion, under which the session reads ahead."""
+
+    def __init__(self, session_of: Callable[[], Session], commands: Mapping[str, str], history: Path):
+        """`commands`: name -> usage; where that speaks of a FILE, names of files complete it."""
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.styles import Style
+
+        from .completion import MessageCompleter, opens_menu
+        from .history import open_history
+
+        self._prompts = PromptSession(
+            PROMPT,
+            prompt_continuation=CONTINUATION,
+            history=open_history(history),
+            completer=MessageCompleter(commands),
+            complete_while_typing=Condition(lambda: opens_menu(self._prompts.default_buffer.document)),
+            key_bindings=self._keys(),
+            enable_suspend=True,
+            style=Style.from_dict({"bottom-toolbar": "noreverse dim"}),
+        )
+        self._prompts.app.terminal_size_polling_interval = None  # SIGWINCH tells, without waking up twice a second
+        self._prompts.default_buffer.on_text_changed += self._forget_ctrl_c
+        self._pressed_ctrl_c = False
+        self._reading_ahead = _ReadingAhead(session_of)
+
+    def read(self, status: str, draft: str = "") -> str | None:
+        self._prompts.bottom_toolbar = " ".join(status.split()) or None
+        self._pressed_ctrl_c = False
+        with _sigint(self._sigint), _idle_loop(self._reading_ahead.step) as loop:
+            try:
+                text = loop.run_until_complete(self._prompts.prompt_async(default=draft, handle_sigint=False))
+            except EOFError:
+                return None
+        return _message(text).encode(errors="replace").decode()  # bytes that are no UTF-8 arrive as surrogates
+
+    def _keys(self) -> KeyBindings:
+        from prompt_toolkit.enums import DEFAULT_BUFFER
+        from prompt_toolkit.filters import completion_is_selected, has_focus
+        from prompt_toolkit.key_binding import KeyBindings
+
+        keys, in_message = KeyBindings(), has_focus(DEFAULT_BUFFER)
+
+        @keys.add("enter", filter=in_message & ~completion_is_selected)
+        def send(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if _is_unfinished(buffer.text):
+                buffer.text = _continued(buffer.text)
+                buffer.cursor_position = len(buffer.text)
+            else:
+                buffer.validate_and_handle()
+
+        @keys.add("enter", filter=in_message & completion_is_selected)
+        def choose(event: KeyPressEvent) -> None:
+            event.current_buffer.complete_state = None
+
+        @keys.add("escape", "enter", filter=in_message)
+        def open_line(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        @keys.add("tab", filter=in_message)
+        def complete(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if buffer.complete_state is None:
+                buffer.start_completion(insert_common_part=True)
+            elif len(buffer.complete_state.completions) > 1:
+                buffer.complete_next()
+            else:  # nothing to choose from: the next Tab looks into the folder that was completed
+                buffer.apply_completion(buffer.complete_state.completions[0])
+
+        @keys.add("c-c", filter=in_message)
+        def interrupt(event: KeyPressEvent) -> None:
+            self._ctrl_c()
+
+        return keys
+
+    def _ctrl_c(self) -> None:
+        """Clear what is typed; where nothing is, tell how to leave, and the second time leave."""
+        from prompt_toolkit.application import run_in_terminal
+
+        app, buffer = self._prompts.app, self._prompts.default_buffer
+        if app.future is None or app.future.done():
+            return
+        if buffer.text:
+            buffer.reset()
+        elif self._pressed_ctrl_c:
+            app.exit(exception=EOFError)
+        else:
+            self._pressed_ctrl_c = True
+            run_in_terminal(lambda: print(HOW_TO_LEAVE))
+
+    def _forget_ctrl_c(self, _: Any) -> None:
+        self._pressed_ctrl_c = False
+
+    def _sigint(self) -> None:
+        """What Ctrl-C is outside the editor's raw mode; before it has begun there is nothing to interrupt."""
+        if loop := self._prompts.app.loop:
+            loop.call_soon_threadsafe(self._ctrl_c)
+
+
+class DumbInput:
+    """Messages from a terminal that takes no control codes, or that shows only what goes to standard error."""
+
+    def __init__(self) -> None:
+        sys.stdin.reconfigure(errors="replace")
+        os.environ["TERM"] = "dumb"  # for readline, which would greet other terminals with control codes
+        try:
+            import readline
+        except ImportError:
+            readline = None
+        self._readline = readline
+
+    def read(self, status: str, draft: str = "") -> str | None:
+        pressed_ctrl_c = False
+        while True:
+            try:
+                text = self._line(PROMPT, draft)
+                while _is_unfinished(text):
+                    text = _continued(text) + self._line(CONTINUATION)
+                return _message(text)
+            except EOFError:
+                print(file=sys.stderr)
+                return None
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+                if pressed_ctrl_c:
+                    return None
+                pressed_ctrl_c, draft = True, ""
+                print(HOW_TO_LEAVE, file=sys.stderr)
+
+    def _line(self, prompt: str, draft: str = "") -> str:
+        if self._readline:
+            self._readline.set_startup_hook(lambda: self._readline.insert_text(draft))
+        if not sys.stdout.isatty():  # answers alone go there
+            print(prompt, end="", file=sys.stderr, flush=True)
+            prompt = ""
+        return input(prompt)
+
+
+class PipedInput:
+    """A message per line of standard input."""
+
+    def __init__(self) -> None:
+        if sys.stdin is not None:
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+
+    def read(self, status: str, draft: str = "") -> str | None:
+        if sys.stdin is None:
+            return None
+        try:
+            line = sys.stdin.readline()
+        except OSError as error:
+            raise GptOssError(f"cannot read standard input: {reason(error)}") from None
+        return line.rstrip("\r\n") if line else None
+
+
+def _is_unfinished(text: str) -> bool:
+    """Whether more lines follow: behind a backslash, and up to the second line of three quotes."""
+    if _is_quoted(text):
+        return all(line.strip() != QUOTES for line in text.split("\n")[1:])
+    return text.endswith("\\")
+
+
+def _is_quoted(text: str) -> bool:
+    return text.partition("\n")[0].strip() == QUOTES
+
+
+def _continued(text: str) -> str:
+    """An unfinished text with a new line opened."""
+    return (text if _is_quoted(text) else text.removesuffix("\\")) + "\n"
+
+
+def _message(text: str) -> str:
+    """A finished text without the lines of quotes around it."""
+    lines = text.split("\n")
+    return "\n".join(lines[1:-1]) if _is_quoted(text) and lines[-1].strip() == QUOTES else text
+
+
+@contextmanager
+def _sigint(press: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C calls `press` and raises nothing: an event loop that is half made, or half closed, would tell of
+    it with a traceback when it is deleted."""
+    before = signal.signal(signal.SIGINT, lambda *_: press())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _idle_loop(step: Callable[[], bool]) -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.SelectorEventLoop(_IdleSelector(step))
+    try:
+        yield loop
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+class _IdleSelector(selectors.DefaultSelector):
+    """Works while nothing is ready: a `step` at a time, until one returns False."""
+
+    def __init__(self, step: Callable[[], bool]):
+        super().__init__()
+        self._step, self._has_work = step, True
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready, after `timeout` seconds at most, and a step; None waits for ever."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while self._has_work:
+            if (ready := super().select(0)) or (end is not None and time.monotonic() >= end):
+                return ready
+            self._has_work = self._step()
+        return super().select(None if end is None else max(end - time.monotonic(), 0))
+
+
+class _ReadingAhead:
+    """The session's reading ahead, in steps that take as long as a key may wait."""
+
+    def __init__(self, session_of: Callable[[], Session]):
+        self._session_of = session_of
+        self._tokens = FIRST_STEP
+
+    def step(self) -> bool:
+        """Read a little; whether there is more to read, and time for it."""
+        started = time.monotonic()
+        try:
+            left = self._session_of().settle(self._tokens)
+        except Exception:  # the next turn meets it again, and tells
+            return False
+        return left > 0 and self._keep_pace(time.monotonic() - started)
+
+    def _keep_pace(self, seconds: float) -> bool:
+        """Adapt the next step to the time that the last one took; False where not even one token is quick enough."""
+        least, most = STEP_SECONDS
+        if self._tokens == 1 and seconds > SLOWEST_STEP:
+            return False
+        if seconds > most:
+            self._tokens = max(1, int(self._tokens * most / seconds))
+        elif seconds < least:
+            self._tokens += max(1, self._tokens // 2)
+        return True
