@@ -1,4 +1,4 @@
-"""What Tab and the menu offer: commands at the beginning of a message, files behind @ and behind commands that take one.
+"""What Tab and the menu offer: commands where a message begins, files behind @ and behind commands that take one.
 
 Knows prompt_toolkit and the file system; what commands do, others know.
 """

@@ -53,11 +53,12 @@ class TypedInput:
         from .completion import MessageCompleter, opens_menu
         from .history import open_history
 
+        self._completer = MessageCompleter(commands)
         self._prompts = PromptSession(
             PROMPT,
             prompt_continuation=CONTINUATION,
             history=open_history(history),
-            completer=MessageCompleter(commands),
+            completer=self._completer,
             complete_while_typing=Condition(lambda: opens_menu(self._prompts.default_buffer.document)),
             key_bindings=self._keys(),
             enable_suspend=True,
@@ -79,6 +80,7 @@ class TypedInput:
         return _message(text).encode(errors="replace").decode()  # bytes that are no UTF-8 arrive as surrogates
 
     def _keys(self) -> KeyBindings:
+        from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
         from prompt_toolkit.enums import DEFAULT_BUFFER
         from prompt_toolkit.filters import completion_is_selected, has_focus
         from prompt_toolkit.key_binding import KeyBindings
@@ -105,12 +107,19 @@ class TypedInput:
         @keys.add("tab", filter=in_message)
         def complete(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
-            if buffer.complete_state is None:
-                buffer.start_completion(insert_common_part=True)
-            elif len(buffer.complete_state.completions) > 1:
+            found = list(self._completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+            common = get_common_complete_suffix(buffer.document, found)
+            if completion_is_selected():
                 buffer.complete_next()
-            else:  # nothing to choose from: the next Tab looks into the folder that was completed
-                buffer.apply_completion(buffer.complete_state.completions[0])
+            elif len(found) == 1:
+                buffer.apply_completion(found[0])
+            elif common:
+                buffer.insert_text(common)
+                buffer.start_completion()
+            elif buffer.complete_state:
+                buffer.complete_next()
+            else:
+                buffer.start_completion()
 
         @keys.add("c-c", filter=in_message)
         def interrupt(event: KeyPressEvent) -> None:

@@ -1,7 +1,10 @@
 """Reading messages as a person writes them: keys in a real pseudo-terminal, and lines through real pipes."""
 
+import ast
+import io
 import os
 import re
+import selectors
 import signal
 import subprocess
 import sys
@@ -12,9 +15,10 @@ import pytest
 
 from gptoss_mlx.chat.input import _IdleSelector, _ReadingAhead
 
-# Reads messages until the end, and writes each as Python writes it. Arguments: model, history, status.
+# Reads messages until the end, and writes of each its end as Python writes it, its length, and the seconds of a
+# processor that reading it took. Arguments: model, history, status.
 TYPED = """
-import sys
+import sys, time
 from pathlib import Path
 from gptoss_mlx.chat.input import TypedInput
 from gptoss_mlx.chat.session import Session
@@ -22,16 +26,27 @@ from gptoss_mlx.engine import load
 session = Session(load(sys.argv[1]))
 commands = {"/save": "/save [NAME|FILE]", "/settle": "/settle", "/reset": "/reset"}
 messages = TypedInput(lambda: session, commands, Path(sys.argv[2]))
-draft = ""
+draft, spent = "", time.process_time()
 print("ready")
 while (text := messages.read(sys.argv[3], draft)) is not None:
     draft = text.removeprefix("draft ") if text.startswith("draft ") else ""
+    print(f"got {text[-100:]!r} {len(text)} {time.process_time() - spent:.3f}")
+    spent = time.process_time()
+print("the end")
+"""
+# The same without a model. What Ctrl-C does outside of `read` is for programs to say: here, nothing.
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from gptoss_mlx.chat.input import TypedInput
+messages = TypedInput(lambda: None, {}, Path(sys.argv[1]))
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print("ready")
+while (text := messages.read("")) is not None:
     print(f"got {text!r}")
 print("the end")
 """
-CLEAR = "\x15"  # Ctrl-U
-DOWN, UP, ALT_ENTER = "\x1b[B", "\x1b[A", "\x1b\r"
-CURSOR_REQUEST, CURSOR_ANSWER = "\x1b[6n", "\x1b[1;1R"
+UP, ALT_ENTER = "\x1b[A", "\x1b\r"
 
 
 class Terminal:
@@ -48,6 +63,7 @@ class Terminal:
             cwd=folder and str(folder),
         )
         self.child.delaybeforesend = None
+        self.child.logfile_read = self.seen = io.StringIO()
 
     def keys(self, text):
         self.child.send(text)
@@ -59,12 +75,18 @@ class Terminal:
 
     def got(self):
         """The next message that the program has read."""
-        self.child.expect(r"got ('.*?'|\".*?\")\r\n")
-        return eval(self.child.match[1])
+        self.child.expect(r"got ('.*?'|\".*?\") (\d+) ([\d.]+)\r\n")
+        self.length, self.spent = int(self.child.match[2]), float(self.child.match[3])
+        return ast.literal_eval(self.child.match[1])
 
     def prompt(self):
         self.child.expect(r">[^\r\n]*\?25h")  # drawn, and the cursor shown
         return self
+
+    def tell_cursor(self):
+        """Answer as terminals do; the toolbar is drawn when it is known where there is room."""
+        self.child.expect_exact("\x1b[6n")
+        self.child.send("\x1b[1;1R")
 
     def end(self):
         """All that was written until the program had ended."""
@@ -79,15 +101,17 @@ def plain(text):
 
 @pytest.fixture
 def typed(demo_folder, environment, tmp_path):
-    def start(status="", folder=None, columns=100, **changes):
+    def start(status="", folder=None, columns=100, tells_cursor=False, **changes):
         terminal = Terminal(
             TYPED,
             [demo_folder, tmp_path / "history", status],
-            environment | {"PROMPT_TOOLKIT_NO_CPR": "1"} | changes,
+            environment | {"PROMPT_TOOLKIT_NO_CPR": "" if tells_cursor else "1"} | changes,
             columns,
             folder,
         )
         terminal.expect("ready")
+        if tells_cursor:
+            terminal.tell_cursor()
         return terminal.prompt()
 
     return start
@@ -103,5 +127,317 @@ def test_lines(typed):
     assert terminal.prompt().keys("draft edit").keys("\r").got() == "draft edit"
     assert terminal.prompt().keys("ed\r").got() == "edited"
     assert terminal.prompt().keys("\r").got() == ""
-    terminal.child.sendeof()
+    terminal.prompt().keys("\x04")
     assert "the end" in terminal.end()
+
+
+def test_ctrl_c_clears_tells_how_to_leave_and_leaves(typed):
+    terminal = typed()
+    terminal.keys("never sent\x03kept\r")
+    assert terminal.got() == "kept"
+    terminal.prompt().keys("\x03").expect("Ctrl-D or /exit leaves")
+    terminal.prompt().keys("on\r")
+    assert terminal.got() == "on"
+    terminal.prompt().keys("\x03").expect("leaves")
+    terminal.prompt().keys("text\x03").keys("\x03").expect("leaves")  # not two in a row
+    terminal.prompt().keys("\x03")
+    assert "the end" in terminal.end()
+
+
+@pytest.mark.parametrize("press", ["key", "signal"])
+def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(environment, tmp_path, press):
+    env = environment | {"PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONDEVMODE": "1"}  # tells of what is not closed, or awaited
+    terminal = Terminal(INTERRUPTED, [tmp_path / "history"], env)
+    terminal.expect("ready")
+    terminal.prompt()
+    said = ""
+    for count in range(60):
+        terminal.keys("\r")
+        time.sleep(count * 0.0004)
+        terminal.keys("\x03") if press == "key" else terminal.child.kill(signal.SIGINT)
+        terminal.keys(f"end of {count}\r")
+        said += terminal.expect(f"got 'end of {count}'") + terminal.child.after
+        terminal.prompt()
+    said += terminal.keys("\x04").end()
+    assert "the end" in said
+    for complaint in ("Traceback", "Exception", "Warning", "never"):
+        assert complaint not in said
+
+
+def test_history(typed, tmp_path):
+    terminal = typed()
+    terminal.keys("first\r").got()
+    terminal.prompt().keys("two\\\rlines\r").got()
+    terminal.prompt().keys("\x04").end()
+    assert os.stat(tmp_path / "history").st_mode & 0o777 == 0o600
+    terminal = typed()
+    assert terminal.keys(f"{UP}\r").got() == "two\nlines"
+    assert terminal.prompt().keys(f"{UP}{UP}{UP}!\r").got() == "first!"
+    terminal.prompt().keys("\x04").end()
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "garbage", "huge", "unwritable"])
+def test_a_history_that_cannot_be_used_stops_nothing(typed, tmp_path, kind):
+    path = tmp_path / "history"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "garbage":
+        path.write_bytes(os.urandom(100_000))
+    elif kind == "huge":
+        path.write_bytes(b"\n# then\n+old\n" * 500_000)
+    else:
+        path.symlink_to("/proc/self/nothing/history")
+    terminal = typed()
+    assert terminal.keys("one\r").got() == "one"
+    assert terminal.prompt().keys(f"{UP}\r").got() == "one"
+    terminal.prompt().keys("\x04").end()
+    if kind == "huge":
+        assert path.stat().st_size < 3 * 2**20
+
+
+def test_completion_of_commands(typed):
+    terminal = typed()
+    assert terminal.keys("/sav\t \r").got() == "/save "
+    terminal.prompt().keys("/s")
+    terminal.expect(r"/save \[NAME\|FILE\]")  # the menu opens by itself
+    assert terminal.keys("\t\t\r").keys("\r").got() == "/settle"
+
+
+def test_completion_of_files(typed, tmp_path):
+    for name in ("notes.txt", "my file.txt", "my folder/deep.md", ".hidden", "caf\u00e9.txt"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).touch()
+    terminal = typed(folder=tmp_path / "here", HOME=str(tmp_path))
+
+    def completed(keys):
+        terminal.keys(keys)
+        time.sleep(0.1)
+        text = terminal.keys("\r").got()
+        terminal.prompt()
+        return text
+
+    assert completed("see @no\t") == "see @notes.txt"
+    assert completed("see @caf\t ok") == "see @caf\u00e9.txt ok"
+    assert completed('@"my fi\t') == '@"my file.txt"'
+    assert completed("/save no\t") == "/save notes.txt"
+    assert completed("/save my fi\t") == "/save my file.txt"
+    assert completed("/reset no\t") == "/reset no"
+    assert completed("no\t") == "no"
+    assert completed("me@no\t") == "me@no"
+    assert completed("@.h\t") == "@.hidden"
+    assert completed("@~/here/no\t") == "@~/here/notes.txt"
+    assert completed("@/dev/null/\t") == "@/dev/null/"
+    terminal.keys("@my\t").expect("my folder/")
+
+
+def test_the_status_is_one_dim_line_without_colours(typed):
+    terminal = typed(status="1234567890" * 5, columns=40, tells_cursor=True, NO_COLOR="1")
+    terminal.child.expect(r"\x1b\[0;2m(\d+)")
+    shown = terminal.child.match[1]
+    terminal.child.setwinsize(30, 20)
+    terminal.tell_cursor()
+    terminal.child.expect(r"\x1b\[0;2m(\d+)")
+    assert 38 <= len(shown) <= 40
+    assert 18 <= len(terminal.child.match[1]) <= 20
+    terminal.keys("/s").expect("/settle")
+    assert terminal.keys("\r").got() == "/s"
+    terminal.tell_cursor()
+    assert not re.search(r"\x1b\[[0-9;]*[34][0-9;]*m", terminal.seen.getvalue())
+    terminal.keys("\x04").end()
+
+
+def test_a_paste_of_a_megabyte(typed):
+    terminal = typed()
+    lines = "a line of some fifty characters in several words\r" * 20_000
+    started = time.monotonic()
+    terminal.keys(f"\x1b[200~{lines}\x1b[201~the end").expect("the end")
+    assert terminal.keys("\r").got().endswith("words\na line of some fifty characters in several words\nthe end")
+    assert terminal.length == len(lines) + len("the end")
+    assert time.monotonic() - started < 10
+
+
+def test_nothing_to_do_takes_no_time_of_a_processor(typed):
+    terminal = typed()
+    terminal.keys("a\r").got()
+    terminal.prompt()
+    time.sleep(1)
+    terminal.keys("b\r").got()
+    assert terminal.spent < 0.1
+
+
+ANSWERS = """
+import sys
+from pathlib import Path
+from gptoss_mlx.chat.input import TypedInput
+from gptoss_mlx.chat.session import Session
+from gptoss_mlx.engine import load
+from gptoss_mlx.harmony.parse import Content
+from gptoss_mlx.sampling import Sampling
+session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
+settle, left = session.settle, []
+session.settle = lambda tokens: left.append(settle(tokens)) or left[-1]
+messages = TypedInput(lambda: session, {}, Path(sys.argv[2]))
+print("ready")
+while (text := messages.read("")) is not None:
+    ahead = left[-2:]
+    answer = "".join(event.text for event in session.send(text) if isinstance(event, Content))
+    print(f"ahead {ahead} answer {answer!r}")
+"""
+
+
+def test_the_session_reads_ahead_between_keys(demo_folder, environment, tmp_path):
+    env = environment | {"PROMPT_TOOLKIT_NO_CPR": "1"}
+    terminal = Terminal(ANSWERS, [demo_folder, tmp_path / "history"], env)
+    terminal.prompt().keys("What is 12 + 30?\r").expect(r"ahead \[0?\] answer '12 \+ 30 = 42'")
+    for key in "What is 40 - 7?":
+        terminal.keys(key)
+        terminal.child.kill(signal.SIGINT) if key == "?" else time.sleep(0.01)
+    terminal.prompt().keys("What is 40 - 7?\r").expect(r"ahead \[[1-9]\d*, 0\] answer '40 - 7 = 33'")
+    terminal.prompt().keys("\x04").end()
+
+
+# A session that takes 12 ms for a token, and fails where it is told to. Argument: history.
+SLOW = """
+import sys, time
+from pathlib import Path
+from gptoss_mlx.chat.input import TypedInput
+class Session:
+    steps = []
+    def settle(self, tokens):
+        time.sleep(tokens * 0.012)
+        self.steps.append(tokens)
+        return 1
+session = Session()
+messages = TypedInput(lambda: session, {}, Path(sys.argv[1]))
+print("ready")
+text = messages.read("")
+print("got", text, session.steps)
+"""
+
+
+def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
+    terminal = Terminal(SLOW, [tmp_path / "history"], environment | {"PROMPT_TOOLKIT_NO_CPR": "1"})
+    terminal.expect("ready")
+    terminal.prompt()
+    waits = []
+    for number in range(20):
+        time.sleep(0.03)
+        started = time.monotonic()
+        terminal.keys(str(number % 10)).child.expect(str(number % 10))
+        waits.append(time.monotonic() - started)
+    terminal.keys("\r").child.expect(r"got (\d+) (\[.*\])")
+    steps = ast.literal_eval(terminal.child.match[2])
+    assert terminal.child.match[1] == "01234567890123456789"
+    assert sorted(waits)[15] < 0.15
+    assert len(steps) > 5
+    assert max(steps) * 0.012 < 0.2
+
+
+def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
+    ours, theirs = os.pipe()
+    steps = []
+
+    def step():
+        steps.append(time.monotonic())
+        if len(steps) == 3:
+            os.write(theirs, b"x")
+        return len(steps) < 5
+
+    selector = _IdleSelector(step)
+    selector.register(ours, selectors.EVENT_READ)
+    assert selector.select(0) == []
+    assert not steps
+    assert [key.fd for key, _ in selector.select()] == [ours]
+    assert len(steps) == 3
+    os.read(ours, 1)
+    assert selector.select(0.05) == []
+    assert len(steps) == 5
+    assert time.monotonic() - steps[-1] > 0.02
+    selector.close()
+
+
+@pytest.mark.parametrize(
+    ("per_token", "asked"),
+    [(0.001, [8, 12, 18, 27, 40, 60]), (0.01, [8, 8, 8, 8, 8, 8]), (0.02, [8, 5, 5, 5, 5, 5]), (0.3, [8, 1])],
+)
+def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
+    class Session:
+        def settle(self, tokens):
+            clock.append(clock[-1] + tokens * per_token)
+            steps.append(tokens)
+            return 1
+
+    clock, steps = [0.0], []
+    monkeypatch.setattr("gptoss_mlx.chat.input.time.monotonic", lambda: clock[-1])
+    ahead = _ReadingAhead(Session)
+    while ahead.step() and len(steps) < 6:
+        pass
+    assert steps == asked
+
+
+def test_what_fails_is_not_read_ahead():
+    class Session:
+        def settle(self, tokens):
+            raise RuntimeError("out of memory")
+
+    assert not _ReadingAhead(Session).step()
+
+
+DUMB = """
+from gptoss_mlx.chat.input import DumbInput
+messages = DumbInput()
+draft = ""
+while (text := messages.read("status", draft)) is not None:
+    draft = text.removeprefix("draft ") if text.startswith("draft ") else ""
+    print(f"got {text!r}")
+print("the end")
+"""
+
+
+def test_a_dumb_terminal(environment):
+    terminal = Terminal(DUMB, [], environment)
+    terminal.expect("> ")
+    for keys, text in [
+        ("one\r", "one"),
+        ("a\\\rb\r", "a\nb"),
+        ('"""\ra\\\r\rb\r"""\r', "a\\\n\nb"),
+        ("draft edit\r", "draft edit"),
+        ("ed\r", "edited"),
+    ]:
+        terminal.keys(keys).child.expect(r"got ('.*?')\r\n")
+        assert ast.literal_eval(terminal.child.match[1]) == text
+        terminal.expect("> ")
+    terminal.keys("\x03").expect("Ctrl-D or /exit leaves")
+    terminal.expect("> ")
+    os.write(terminal.child.child_fd, b"\xff\r")
+    terminal.expect("got '\ufffd'")
+    terminal.expect("> ")
+    terminal.keys("\x03").expect("leaves")
+    terminal.expect("> ")
+    assert "the end" in terminal.keys("\x03").end()
+    assert "\x1b" not in terminal.seen.getvalue()
+
+
+def test_a_terminal_whose_output_goes_elsewhere_prompts_on_standard_error(environment, tmp_path):
+    program = f"import sys; sys.stdout = open({str(tmp_path / 'out')!r}, 'w')\n{DUMB}"
+    terminal = Terminal(program, [], environment)
+    terminal.expect("> ")
+    terminal.keys("one\r").expect("> ")
+    terminal.keys("\x04").end()
+    assert (tmp_path / "out").read_text() == "got 'one'\nthe end\n"
+
+
+def test_piped_lines(environment):
+    program = """
+from gptoss_mlx.chat.input import PipedInput
+messages = PipedInput()
+while (text := messages.read("status")) is not None:
+    print(ascii(text))
+"""
+    text = b"\xef\xbb\xbfone\r\n\n caf\xc3\xa9 \xff\n\xc3\nlast"
+    done = subprocess.run([sys.executable, "-c", program], input=text, capture_output=True, env=environment, timeout=60)
+    assert done.stdout.decode().splitlines() == ["'one'", "''", r"' caf\xe9 \ufffd'", r"'\ufffd'", "'last'"]
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -c '{program}' <&-"], capture_output=True, env=environment)
+    assert (done.stdout, done.stderr) == (b"", b"")
