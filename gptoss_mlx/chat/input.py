@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GptOssError
 from ..foreign import reason
-from .session import Session
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from .session import Session
 
 PROMPT, CONTINUATION = "> ", "... "
 QUOTES = '"""'
