@@ -5,6 +5,7 @@ Knows files, processes, and how a model likes to read them; who may run what, it
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import selectors
@@ -21,6 +22,7 @@ from .transcript import fenced
 
 LARGEST_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
+LIKE_A_PATH = re.compile(r"[\w~./+-]*[./][\w~./+-]+")
 PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
 
 KEPT_OUTPUT = 64_000  # bytes that the model reads: the first half of them, and the last
@@ -54,12 +56,12 @@ def expand(text: str) -> Expanded:
     files: dict[str, str] = {}
     missing: dict[str, None] = {}
     for match in MENTION.finditer(text):
-        written = match["quoted"] or match["word"]
-        name = _existing(match)
-        if name is not None:
-            files[name] = files.get(name) or _read(name)
-        elif match["quoted"] or re.search(r"[./]", written.rstrip(PUNCTUATION)):
-            missing[written.rstrip(PUNCTUATION)] = None
+        written = match["quoted"] or match["word"].rstrip(PUNCTUATION)
+        if (name := _existing(match)) is not None:
+            if name not in files:
+                files[name] = _read(name)
+        elif match["quoted"] or LIKE_A_PATH.fullmatch(written):
+            missing[written] = None
     notes = [f"{printable(name)}: {_size(content)}" for name, content in files.items()]
     if missing:
         notes.append(printable(f"no file {', '.join(missing)}: sent as text"))
@@ -67,14 +69,13 @@ def expand(text: str) -> Expanded:
 
 
 def _block(name: str, content: str) -> str:
-    lines = content.removesuffix("\n")
-    return f"File {printable(name)}:\n{fenced(lines)}"
+    without_end = content.removesuffix("\n")
+    return f"File {printable(name)}:\n{fenced(without_end)}"
 
 
 def _size(content: str) -> str:
     lines = content.count("\n") + (not content.endswith("\n"))
-    size = len(content.encode())
-    return f"{lines:,} line{'s' * (lines != 1)}, " + (f"{size / 1000:.0f} kB" if size >= 1000 else f"{size} bytes")
+    return f"{lines:,} line{'s' * (lines != 1)}, {math.ceil(len(content.encode()) / 1000):,} kB"
 
 
 def _existing(match: re.Match[str]) -> str | None:
@@ -86,7 +87,7 @@ def _existing(match: re.Match[str]) -> str | None:
 def _read(name: str) -> str:
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        raise GptOssError(f"{name} is a folder: name a file in it, as in @{name.rstrip('/')}/FILE")
+        raise GptOssError(f"{name} is a folder: name a file in it, as @{name.rstrip('/')}/FILE")
     try:
         with open_regular(path) as file:
             data = file.read(LARGEST_FILE + 1)
@@ -94,14 +95,12 @@ def _read(name: str) -> str:
     except OSError as error:
         raise GptOssError(f"cannot attach {name}: {reason(error)}") from None
     if len(data) > LARGEST_FILE:
-        raise GptOssError(f"{name} has {size / 1e6:.1f} MB: a file can be attached up to {LARGEST_FILE / 1e6:.0f} MB")
-    try:
+        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+    with suppress(UnicodeDecodeError):
         content = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        content = "\0"
-    if "\0" in content:
-        raise GptOssError(f"cannot attach {name}: it is not text in UTF-8")
-    return content.replace("\r\n", "\n")
+        if "\0" not in content:
+            return content.replace("\r\n", "\n")
+    raise GptOssError(f"cannot attach {name}: it is not text in UTF-8")
 
 
 def run_command(command: str) -> str:
@@ -123,7 +122,7 @@ def run_command(command: str) -> str:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            raise GptOssError(f"cannot run {shell} -c: {reason(error)}") from None
+            raise GptOssError(f"cannot run {shell} -c: {reason(error)}: SHELL names the shell to use") from None
         with process:
             try:
                 _follow(process, output, interrupts)
