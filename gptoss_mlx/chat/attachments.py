@@ -50,21 +50,27 @@ def mention(path: str, quoted: bool = False) -> str:
 def expand(text: str) -> Expanded:
     """Put the files that a message names as @path or @"path with spaces" behind it, each once.
 
-    A word that names no file stays a word, with a note if it looks like a path. Raises GptOssError for what is there
-    and cannot be attached: folders, devices, binary and large files, and those that cannot be read.
+    What names no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
+    hold code. Raises GptOssError for what cannot be attached: devices, binary and large files, and unreadable ones.
     """
     files: dict[str, str] = {}
+    folders: dict[str, None] = {}
     missing: dict[str, None] = {}
     for match in MENTION.finditer(text):
         written = match["quoted"] or match["word"].rstrip(PUNCTUATION)
-        if (name := _existing(match)) is not None:
-            if name not in files:
-                files[name] = _read(name)
-        elif match["quoted"] or LIKE_A_PATH.fullmatch(written):
-            missing[written] = None
+        name = _existing(match)
+        if name is None:
+            if match["quoted"] or LIKE_A_PATH.fullmatch(written):
+                missing[written] = None
+        elif os.path.isdir(os.path.expanduser(name)):
+            folders[name] = None
+        elif name not in files:
+            files[name] = _read(name)
     notes = [f"{printable(name)}: {_size(content)}" for name, content in files.items()]
+    if folders:
+        notes.append(printable(f"sent as text, because only files can be attached: {', '.join(folders)}"))
     if missing:
-        notes.append(printable(f"no file {', '.join(missing)}: sent as text"))
+        notes.append(printable(f"sent as text, because there is no such file: {', '.join(missing)}"))
     return Expanded("\n\n".join([text, *(_block(name, content) for name, content in files.items())]), notes)
 
 
@@ -85,11 +91,8 @@ def _existing(match: re.Match[str]) -> str | None:
 
 
 def _read(name: str) -> str:
-    path = Path(os.path.expanduser(name))
-    if path.is_dir():
-        raise GptOssError(f"{name} is a folder: name a file in it, as @{name.rstrip('/')}/FILE")
     try:
-        with open_regular(path) as file:
+        with open_regular(Path(os.path.expanduser(name))) as file:
             data = file.read(LARGEST_FILE + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:

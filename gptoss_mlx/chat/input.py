@@ -7,6 +7,7 @@ reads ahead: in steps so short that no key waits for one, on the thread that als
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import selectors
 import signal
@@ -31,6 +32,7 @@ HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
 
 FIRST_STEP = 8  # tokens: 0.1 s of gpt-oss-20b on a small CPU
 STEP_SECONDS = 0.05, 0.1  # what a step may take: shorter ones grow, longer ones shrink
+QUIET = 0.2  # seconds without a key, before there is a step: while somebody types fast, keys wait for none
 SLOWEST_STEP = 0.25  # seconds of a single token, above which typing would stutter
 
 
@@ -252,20 +254,23 @@ def _idle_loop(step: Callable[[], bool]) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 class _IdleSelector(selectors.DefaultSelector):
-    """Works while nothing is ready: a `step` at a time, until one returns False."""
+    """Works while nothing is ready, and was not just now: a `step` at a time, until one returns False."""
 
     def __init__(self, step: Callable[[], bool]):
         super().__init__()
-        self._step, self._has_work = step, True
+        self._step, self._has_work, self._work_from = step, True, 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready, after `timeout` seconds at most, and a step; None waits for ever."""
-        end = None if timeout is None else time.monotonic() + timeout
+        end = math.inf if timeout is None else time.monotonic() + timeout
         while self._has_work:
-            if (ready := super().select(0)) or (end is not None and time.monotonic() >= end):
+            ready = super().select(max(min(end, self._work_from) - time.monotonic(), 0))
+            if ready:
+                self._work_from = time.monotonic() + QUIET
+            if ready or time.monotonic() >= end:
                 return ready
             self._has_work = self._step()
-        return super().select(None if end is None else max(end - time.monotonic(), 0))
+        return super().select(None if timeout is None else max(end - time.monotonic(), 0))
 
 
 class _ReadingAhead:

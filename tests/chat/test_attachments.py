@@ -61,7 +61,11 @@ def test_notes_tell_what_was_added_and_what_was_not_found(folder):
         "line: 1 line, 1 kB",
     ]
     text = '@pytest.fixture @app.route("/") @someone @"no such" @a/b.txt, @pytest.fixture.'
-    assert expand(text) == Expanded(text, ["no file pytest.fixture, no such, a/b.txt: sent as text"])
+    assert expand(text) == Expanded(
+        text, ["sent as text, because there is no such file: pytest.fixture, no such, a/b.txt"]
+    )
+    text = "@docs/ and @docs"
+    assert expand(text) == Expanded(text, ["sent as text, because only files can be attached: docs/, docs"])
 
 
 def test_a_fence_is_longer_than_any_in_the_file(folder):
@@ -78,8 +82,6 @@ def test_what_is_there_and_cannot_be_attached(folder):
     (folder / "nowhere").symlink_to("gone")
     os.mkfifo(folder / "fifo")
     for name, why in {
-        "docs": "docs is a folder: name a file in it, as @docs/FILE",
-        "docs/": "docs/ is a folder: name a file in it, as @docs/FILE",
         "binary": "cannot attach binary: it is not text in UTF-8",
         "latin": "cannot attach latin: it is not text in UTF-8",
         "large": "cannot attach large: it has 1,000,001 bytes, and 1,000,000 are the most",
