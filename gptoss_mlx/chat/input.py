@@ -30,18 +30,17 @@ PROMPT, CONTINUATION = "> ", "... "
 QUOTES = '"""'
 HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
 
-FIRST_STEP = 8  # tokens: 0.1 s of gpt-oss-20b on a small CPU
-STEP_SECONDS = 0.05, 0.1  # what a step may take: shorter ones grow, longer ones shrink
-QUIET = 0.2  # seconds without a key, before there is a step: while somebody types fast, keys wait for none
-SLOWEST_STEP = 0.25  # seconds of a single token, above which typing would stutter
+STEP_SECONDS = 0.05, 0.1  # what a step of reading ahead may take: shorter ones grow, longer ones shrink
+SLOWEST_STEP = 0.25  # seconds of a step of one token, above which nothing more is read ahead
+QUIET = 0.2  # seconds without a key before the next step: while somebody types fast, no key waits
 
 
 class Input(Protocol):
     """Where messages come from."""
 
     def read(self, status: str, draft: str = "") -> str | None:
-        """The next message or command; None at the end. `status` is a line to show meanwhile, `draft` a text to edit.
-        Raises GptOssError where the input cannot be read."""
+        """The next message or command; None at the end. `status` is shown, and `draft` put there to be edited, where
+        an editor is at work. Raises GptOssError where nothing can be read."""
 
 
 class TypedInput:
@@ -107,16 +106,13 @@ class TypedInput:
         def open_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
-        @keys.add("tab", filter=in_message)
+        @keys.add("tab", filter=in_message & ~completion_is_selected)
         def complete(event: KeyPressEvent) -> None:
             buffer = event.current_buffer
             found = list(self._completer.get_completions(buffer.document, CompleteEvent(completion_requested=True)))
-            common = get_common_complete_suffix(buffer.document, found)
-            if completion_is_selected():
-                buffer.complete_next()
-            elif len(found) == 1:
+            if len(found) == 1:
                 buffer.apply_completion(found[0])
-            elif common:
+            elif common := get_common_complete_suffix(buffer.document, found):
                 buffer.insert_text(common)
                 buffer.start_completion()
             elif buffer.complete_state:
@@ -155,7 +151,10 @@ class TypedInput:
 
 
 class DumbInput:
-    """Messages from a terminal that takes no control codes, or that shows only what goes to standard error."""
+    """Messages from a terminal that takes no control codes, or that shows only what goes to standard error.
+
+    Ctrl-C gives up a line, and leaves when it is pressed twice in a row: readline keeps to itself what was typed.
+    """
 
     def __init__(self) -> None:
         sys.stdin.reconfigure(errors="replace")
@@ -278,7 +277,7 @@ class _ReadingAhead:
 
     def __init__(self, session_of: Callable[[], Session]):
         self._session_of = session_of
-        self._tokens = FIRST_STEP
+        self._tokens = 1
 
     def step(self) -> bool:
         """Read a little; whether there is more to read, and time for it."""

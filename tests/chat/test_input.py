@@ -258,25 +258,27 @@ from gptoss_mlx.engine import load
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.sampling import Sampling
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
-settle, left = session.settle, []
-session.settle = lambda tokens: left.append(settle(tokens)) or left[-1]
+def settle(tokens, settle=session.settle):
+    left.append(settle(tokens))
+    if left[-2:][0] > left[-1] == 0:
+        print("all is read")
+    return left[-1]
+session.settle, left = settle, []
 messages = TypedInput(lambda: session, {}, Path(sys.argv[2]))
 print("ready")
 while (text := messages.read("")) is not None:
-    ahead = left[-2:]
     answer = "".join(event.text for event in session.send(text) if isinstance(event, Content))
-    print(f"ahead {ahead} answer {answer!r}")
+    print(f"answer {answer!r}")
 """
 
 
 def test_the_session_reads_ahead_between_keys(demo_folder, environment, tmp_path):
-    env = environment | {"PROMPT_TOOLKIT_NO_CPR": "1"}
-    terminal = Terminal(ANSWERS, [demo_folder, tmp_path / "history"], env)
-    terminal.prompt().keys("What is 12 + 30?\r").expect(r"ahead \[0?\] answer '12 \+ 30 = 42'")
-    for key in "What is 40 - 7?":
-        terminal.keys(key)
-        terminal.child.kill(signal.SIGINT) if key == "?" else time.sleep(0.01)
-    terminal.prompt().keys("What is 40 - 7?\r").expect(r"ahead \[[1-9]\d*, 0\] answer '40 - 7 = 33'")
+    terminal = Terminal(ANSWERS, [demo_folder, tmp_path / "history"], environment | {"PROMPT_TOOLKIT_NO_CPR": "1"})
+    terminal.prompt().keys("What is 12 + 30?\r").expect(r"answer '12 \+ 30 = 42'")
+    terminal.prompt().keys("never sent")
+    terminal.child.kill(signal.SIGINT)
+    terminal.keys("What is 40 - 7?").expect("all is read")
+    terminal.keys("\r").expect(r"answer '40 - 7 = 33'")
     terminal.prompt().keys("\x04").end()
 
 
@@ -309,11 +311,11 @@ def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
         started = time.monotonic()
         terminal.keys(key).child.expect(key)
         waits.append(time.monotonic() - started)
-    assert sorted(waits)[len(waits) // 2] < 0.05
+    assert sorted(waits)[len(waits) // 2] < 0.1
     time.sleep(0.5)
     started = time.monotonic()
     terminal.keys("!\r").expect(r"got noqrstuvwxyz!")
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 0.5
     terminal.child.expect(r"(\[.*\])")
     steps = ast.literal_eval(terminal.child.match[1])
     assert len(steps) > 2
@@ -349,7 +351,7 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
 
 @pytest.mark.parametrize(
     ("per_token", "asked"),
-    [(0.001, [8, 12, 18, 27, 40, 60]), (0.01, [8, 8, 8, 8, 8, 8]), (0.02, [8, 5, 5, 5, 5, 5]), (0.3, [8, 1])],
+    [(0.001, [1, 2, 3, 4, 6, 9]), (0.02, [1, 2, 3, 3, 3, 3]), (0.1, [1, 1, 1, 1, 1, 1]), (0.3, [1])],
 )
 def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
     class Session:
@@ -364,6 +366,21 @@ def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
     while ahead.step() and len(steps) < 6:
         pass
     assert steps == asked
+
+
+def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
+    class Session:
+        def settle(self, tokens):
+            steps.append(tokens)
+            clock.append(clock[-1] + (2 if len(steps) == 8 else 0.001))
+            return 1
+
+    clock, steps = [0.0], []
+    monkeypatch.setattr("gptoss_mlx.chat.input.time.monotonic", lambda: clock[-1])
+    ahead = _ReadingAhead(Session)
+    while ahead.step() and len(steps) < 10:
+        pass
+    assert steps == [1, 2, 3, 4, 6, 9, 13, 19, 1, 2]
 
 
 def test_what_fails_is_not_read_ahead():
