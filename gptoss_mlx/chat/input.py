@@ -31,7 +31,7 @@ QUOTES = '"""'
 HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
 
 STEP_SECONDS = 0.05, 0.1  # what a step of reading ahead may take: shorter ones grow, longer ones shrink
-SLOWEST_STEP = 0.25  # seconds of a step of one token, above which nothing more is read ahead
+SLOWEST_STEP = 0.5  # seconds of a step of one token, above which nothing more is read ahead
 QUIET = 0.2  # seconds without a key before the next step: while somebody types fast, no key waits
 
 

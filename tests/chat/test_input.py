@@ -351,7 +351,7 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
 
 @pytest.mark.parametrize(
     ("per_token", "asked"),
-    [(0.001, [1, 2, 3, 4, 6, 9]), (0.02, [1, 2, 3, 3, 3, 3]), (0.1, [1, 1, 1, 1, 1, 1]), (0.3, [1])],
+    [(0.001, [1, 2, 3, 4, 6, 9]), (0.02, [1, 2, 3, 3, 3, 3]), (0.1, [1, 1, 1, 1, 1, 1]), (0.6, [1])],
 )
 def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
     class Session:
