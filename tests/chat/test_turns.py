@@ -5,6 +5,7 @@ import pytest
 
 import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
+from gptoss_mlx.cache import MOST_MARKS
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.session import Thought, ToolResult
 from gptoss_mlx.chat.tools import Function
@@ -12,7 +13,6 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
-from gptoss_mlx.timeline import MOST_MARKS
 from gptoss_mlx.tokenizer import Tokenizer
 
 QUESTIONS = [
