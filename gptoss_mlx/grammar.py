@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any] | bool
 
-# Between two parts of the JSON: nothing, a space, or a new line with its indentation. A model that may write blanks
-# without end sometimes does.
-WHITE_SPACE = r"\x20|\x0A\x20{0,32}"
+OPTIONS = {
+    # Between two parts of the JSON: nothing, a space, or a new line with its indentation. A model that may write blanks
+    # without end sometimes does.
+    "whitespace_pattern": r"\x20|\x0A\x20{0,32}",
+    # No \uXXXX: it would pass for the name of a further property where it spells one that the schema names.
+    "json_allowed_escapes": '"\\bfnrt',
+}
 
 NO_TEXT = ("", "NoExtension", "NoExtensionBias")  # how llguidance puts it
 
@@ -120,7 +124,7 @@ def _matcher(schema: Schema, vocabulary: LLTokenizer) -> LLMatcher:
     schema = {keyword: value for keyword, value in schema.items() if keyword != "x-guidance"}
     try:
         text = json.dumps(schema, allow_nan=False)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITE_SPACE})
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=dict(OPTIONS))
     except (TypeError, ValueError, RecursionError) as error:
         raise GptOssError(f"the JSON schema is not JSON: {error}") from None
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
