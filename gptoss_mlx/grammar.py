@@ -4,9 +4,13 @@ Knows JSON schemas, by way of llguidance, and the bytes that tokens stand for. W
 how a token is chosen among those that may come, and what to do with a text that broke off are its callers' business.
 
 A schema is followed as it is written: where it does not say `"additionalProperties": false`, there may be more
-properties than it names. Those that it names come first, in its order. It is read as JSON Schema 2020-12, except that a
-`format` is demanded, not just noted, and that the names of further properties may occur twice. What llguidance cannot
-hold to (`not`, `if`, `uniqueItems`, ...) is refused, never ignored.
+properties than it names. Those that it names come first, in its order. It is read as JSON Schema 2020-12, except that
+
+- a `format` is demanded, not just noted, as far as a regular expression can: 2023-02-29 is a date;
+- the names of further properties may occur twice, and count twice;
+- 0 is taken to be within a range of numbers that ends before 1 or -1, even where the schema excludes it.
+
+What llguidance cannot hold to (`not`, `if`, `uniqueItems`, ...) is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -124,14 +128,21 @@ def _matcher(schema: Schema, vocabulary: LLTokenizer) -> LLMatcher:
     schema = {keyword: value for keyword, value in schema.items() if keyword != "x-guidance"}
     try:
         text = json.dumps(schema, allow_nan=False)
+        json.loads(text, parse_int=_exact)
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=dict(OPTIONS))
     except (TypeError, ValueError, RecursionError) as error:
-        raise GptOssError(f"the JSON schema is not JSON: {error}") from None
+        raise GptOssError(f"the JSON schema cannot be used: {error}") from None
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
     _check(matcher)
     matcher.compute_bitmask()  # a schema that only refers to itself shows here
     _check(matcher)
     return matcher
+
+
+def _exact(digits: str) -> None:
+    """Refuses integers that llguidance rounds."""
+    if abs(int(digits)) > 2**53:
+        raise ValueError(f"{digits} is beyond 2^53")
 
 
 def _check(matcher: LLMatcher) -> None:

@@ -150,7 +150,10 @@ LEAVES = st.one_of(
     st.sampled_from([NULL, {"type": "boolean"}, INTEGER, {"type": "number"}, STRING, {"type": ["null", "integer"]}]),
     st.builds(lambda a, b: INTEGER | {"minimum": a, "maximum": a + b}, st.integers(-999, 999), st.integers(0, 999)),
     st.builds(lambda a, b: STRING | {"minLength": a, "maxLength": a + b}, st.integers(0, 3), st.integers(0, 3)),
-    st.builds(lambda values: {"enum": values}, st.lists(st.one_of(WRITABLE, st.integers(), st.none()), min_size=1)),
+    st.builds(
+        lambda values: {"enum": values},
+        st.lists(st.one_of(WRITABLE, st.integers(-(2**53), 2**53), st.none()), min_size=1),
+    ),
 )
 RANDOM_SCHEMAS = st.recursive(
     LEAVES,
@@ -235,6 +238,7 @@ UNUSABLE = {
     '{"$ref": "#"}': "no text fits it",
     '{"enum": []}': "empty",
     '{"type": "integer", "minimum": 3, "maximum": 1}': "minimum",
+    '{"const": 9007199254740993}': "2^53",
     '{"not": {}}': "not",
     '{"uniqueItems": true}': "uniqueItems",
     '{"x-guidance": {"lenient": true}, "if": {}}': "if",
