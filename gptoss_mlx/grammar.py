@@ -74,11 +74,12 @@ class JsonGrammar:
 
     @property
     def finished(self) -> bool:
-        """Whether the text, as it stands, is JSON of the schema. A number may be, and still go on."""
-        return self._matcher.is_accepting()
+        """Whether the text is a whole one: `stop` is there, or nothing else can follow. More digits can always follow a
+        bare number, which is finished by `stop` only."""
+        return self._matcher.is_stopped() and self._matcher.is_accepting()
 
     def allowed(self) -> mx.array:
-        """Booleans [vocabulary]: which ids may come next. Behind a finished text that cannot go on, `stop` alone.
+        """Booleans [vocabulary]: which ids may come next; behind a finished text, `stop` alone.
 
         Raises GptOssError where the schema asks for more states than llguidance keeps.
         """
@@ -102,15 +103,20 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int):
         from tokenizers.pre_tokenizers import ByteLevel
 
+        pieces = tokenizer._backend.get_vocab(with_added_tokens=False)
+        if max(stop, *pieces.values()) >= vocabulary:
+            raise GptOssError(f"tokenizer.json does not belong to a model of {vocabulary:,} tokens")
         # A byte is written as the character of its number, or where that is not printable, as one above 255.
         symbols = sorted(map(ord, ByteLevel.alphabet()))
         others = iter(sorted({*range(256)}.difference(symbols)))
         byte_of = {symbol: symbol if symbol < 256 else next(others) for symbol in symbols}
-        self.eos_token_id = stop
         self.tokens = [b""] * vocabulary
-        for piece, id_ in tokenizer._backend.get_vocab(with_added_tokens=False).items():
-            self.tokens[id_] = piece.translate(byte_of).encode("latin-1")
-        self._tokenizer = tokenizer
+        for piece, id_ in pieces.items():
+            try:
+                self.tokens[id_] = piece.translate(byte_of).encode("latin-1")
+            except UnicodeEncodeError:
+                raise GptOssError(f"tokenizer.json has the token {piece!r}, which does not stand for bytes") from None
+        self.eos_token_id, self._tokenizer = stop, tokenizer
 
     def __call__(self, text: bytes) -> list[int]:
         """The ids of text that the schema leaves no choice about."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from jsonschema.validators import validator_for
 
+from checkpoints import write_tokenizer
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.grammar import JsonGrammar, load_schema
@@ -90,7 +91,7 @@ def written(grammar, seed, *, preferred=(), most=400):
         allowed = np.array(grammar.allowed())
         assert allowed.shape == (VOCABULARY,)
         assert np.isin(np.flatnonzero(allowed), [*TEXT_IDS, STOP]).all()
-        assert allowed[STOP] == grammar.finished
+        assert (np.flatnonzero(allowed).tolist() == [STOP]) == grammar.finished
         logits[CLOSING] += 0.03
         id_ = int(np.argmax(np.where(allowed, logits + 2 * random.gumbel(size=VOCABULARY), -np.inf)))
         grammar.accept(id_)
@@ -193,13 +194,23 @@ def test_an_escape_cannot_spell_the_name_of_a_property():
     assert {TOKENIZER.decode([int(id_)])[0] for id_ in allowed} <= {*'"\\bfnrt'}
 
 
-def test_a_number_is_finished_and_may_go_on():
+def test_a_number_is_finished_when_it_is_ended():
     grammar = grammar_of(INTEGER)
     (one,) = TOKENIZER.encode("1")
-    assert not grammar.finished
     grammar.accept(one)
-    assert grammar.finished
     assert np.array(grammar.allowed())[[one, STOP]].all()
+    assert not grammar.finished
+    grammar.accept(STOP)
+    assert grammar.finished
+
+
+def test_an_object_is_finished_by_its_brace():
+    grammar = grammar_of(closed(a=NULL))
+    for id_ in TOKENIZER.encode('{"a": null'):
+        grammar.accept(id_)
+    assert not grammar.finished
+    grammar.accept(*TOKENIZER.encode("}"))
+    assert grammar.finished
 
 
 @pytest.mark.parametrize("id_", [STOP, TOKENIZER.special("<|end|>"), 1599, 10**6])
@@ -223,6 +234,22 @@ def test_a_text_that_needs_too_many_states_is_an_error():
 
     with pytest.raises(GptOssError, match="too many"):
         write()
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    with pytest.raises(GptOssError, match="1,500 tokens"):
+        JsonGrammar(True, TOKENIZER, 1500, STOP)
+
+
+def test_a_tokenizer_whose_tokens_are_not_bytes_is_refused(tmp_path):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"]["日本"] = 300
+    path.write_text(json.dumps(data))
+    tokenizer = Tokenizer.load(tmp_path)
+    with pytest.raises(GptOssError, match="日本"):
+        JsonGrammar(True, tokenizer, 301, tokenizer.special("<|return|>"))
 
 
 UNUSABLE = {
