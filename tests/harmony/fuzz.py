@@ -17,7 +17,18 @@ from random import Random
 
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.harmony.messages import Message
-from gptoss_mlx.harmony.parse import STOPS, Event, IdParser, Parser, Stop, ToolCall, _shown, is_call
+from gptoss_mlx.harmony.parse import (
+    STOPS,
+    Content,
+    Event,
+    IdParser,
+    Parser,
+    Preamble,
+    Reasoning,
+    Stop,
+    ToolCall,
+    is_call,
+)
 from gptoss_mlx.harmony.render import CHANNEL, MESSAGE, START, Special
 from gptoss_mlx.tokenizer import Tokenizer
 
@@ -134,8 +145,9 @@ def _events_of(messages: Iterable[Message]) -> Iterable[Event]:
     for message in messages:
         if is_call(message):
             yield ToolCall(message.recipient.removeprefix("functions."), message.content)
-        else:
-            yield from _shown(message, message.content)
+        elif message.content:
+            kinds = {"final": Content, None: Content, "commentary": Preamble} if message.role == "assistant" else {}
+            yield kinds.get(message.channel, Reasoning)(message.content)
 
 
 def joined(events: Iterable[Event]) -> list[Event]:
@@ -166,8 +178,8 @@ def _letters(piece: str) -> Iterable[str]:
 def finding(ids: list[int], tokenizer: Tokenizer) -> str | None:
     """What does not hold for a stream, in a few words."""
     try:
-        check_text(ids, tokenizer)
         check(ids, tokenizer)
+        check_text(ids, tokenizer)
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
