@@ -1,4 +1,4 @@
-"""The built-in tool `python`: the model writes code, a process of its own runs it, the model reads what a notebook shows.
+"""The built-in tool `python`: the model writes code, another process runs it, the model reads what a notebook shows.
 
 Knows when to start, interrupt and give up a worker, and how much of its output is kept. What the worker does, and the
 sandbox around it, `python_worker` knows. Whatever comes from a worker is the model's: it may stop answering, answer
@@ -88,7 +88,7 @@ class PythonTool:
             outcome = self._call(worker, code_of(text), shown)
         except PythonUnavailable as error:
             return str(error)
-        return "\n".join(filter(None, (before and LOST_BEFORE, shown.text().rstrip("\n"), outcome))) or NOTHING
+        return "\n".join(filter(None, (before and LOST_BEFORE, shown.text(), outcome))) or NOTHING
 
     def close(self) -> None:
         """End the worker and all that it started; its files are gone."""
@@ -284,7 +284,7 @@ class _Shown:
         return bool(data)
 
     def text(self) -> str:
-        text = self._kept.decode(errors="replace")
+        text = self._kept.decode(errors="replace").rstrip("\n")
         if (more := len(text) + self._dropped - self._most) <= 0:
             return text
         half = self._most // 2

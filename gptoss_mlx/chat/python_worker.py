@@ -141,13 +141,13 @@ def start_in(folder: str, settings: dict[str, Any]) -> None:
     os.chdir(folder)
     os.environ["TMPDIR"] = folder
     limit(settings["memory"])
-    if settings["isolation"] == "none":
-        return work(settings)
-    for end in (settings["requests"], settings["replies"]):
-        os.set_inheritable(end, True)
-    program = [sys.executable, "-I", __file__, json.dumps(settings | {"isolation": "inside"})]
-    profile = seatbelt(os.path.realpath(folder), settings["home"])
-    os.execv("/usr/bin/sandbox-exec", ["sandbox-exec", "-p", profile, *program])
+    if settings["isolation"] == "seatbelt":
+        for end in (settings["requests"], settings["replies"]):
+            os.set_inheritable(end, True)
+        program = [sys.executable, "-I", __file__, json.dumps(settings | {"isolation": "inside"})]
+        profile = seatbelt(os.path.realpath(folder), settings["home"])
+        os.execv("/usr/bin/sandbox-exec", ["sandbox-exec", "-p", profile, *program])
+    work(settings)
 
 
 def limit(memory: int) -> None:
@@ -196,7 +196,7 @@ SYSTEM_CALLS = {
         | {"perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "syslog": 116},
     ),
 }
-# Keyrings and the kernel's log belong to no namespace; the rest are the calls through which kernels are broken, and no use here.
+# Keyrings and the kernel's log belong to no namespace; the rest is of no use here, and kernels were broken through it.
 DENIED = ("keyctl", "add_key", "request_key", "syslog", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup")
 # Others reach past a network namespace: AF_VSOCK goes from a virtual machine to its host.
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
@@ -399,13 +399,11 @@ def work(settings: dict[str, Any]) -> None:
     sys.path.insert(0, folder)
     sys.argv[:] = [""]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)  # it was the keeper's
-    sys.stdin = open(0, closefd=False)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # it was the keeper's
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     # A copy, so that code which closes or redirects its standard output is still told its results.
-    notebook = open(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    notebook = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     own = os.getpid()
     os.write(settings["replies"], REPLY.pack(READY))
     with open(settings["requests"], "rb") as requests:
