@@ -38,6 +38,7 @@ READY = 0
 START_SECONDS = 20.0
 GRACE_SECONDS = 2.0  # for code to stop after an interrupt
 END_SECONDS = 5.0
+SIGNALS = {number.value: number.name for number in signal.Signals}
 CHUNK, LARGEST_PIPE = 2**16, 2**20  # bytes
 
 FENCED = re.compile(r"\s*```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
@@ -175,7 +176,7 @@ class _Worker:
         settings = {
             "isolation": isolation,
             "memory": memory,
-            "home": str(Path.home()),
+            "home": os.path.expanduser("~"),
             "requests": requests.fileno(),
             "replies": replies.fileno(),
         }
@@ -240,11 +241,10 @@ class _Worker:
             status = self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
             return "fell silent"
-        if status <= 128:
-            return f"ended with status {status}"
-        if status - 128 == signal.SIGKILL:
+        number = status - 128 if status > 128 else -status
+        if number == signal.SIGKILL:
             return "was killed, perhaps for want of memory"
-        return f"was ended by {signal.Signals(status - 128).name}"
+        return f"was ended by {SIGNALS[number]}" if number in SIGNALS else f"ended with status {status}"
 
     def interrupt(self, shown: _Shown) -> bool:
         """Interrupt the code; whether it then stopped, and the worker is as good as before. Raises _Ended."""

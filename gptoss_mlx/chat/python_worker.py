@@ -42,7 +42,7 @@ import tempfile
 import traceback
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 REQUEST = struct.Struct("<II")
 REPLY = struct.Struct("<I")
@@ -65,20 +65,33 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 PARTS_OF_PREFIX = ("bin", "lib", "lib64", "pyvenv.cfg", "Python", "Resources")  # all of it could be a home folder
 
 
+class Settings(NamedTuple):
+    """What the parent asks for, as JSON on the command line."""
+
+    isolation: str
+    """"namespaces", "seatbelt", "none", or "inside" for a worker that is started inside of a sandbox."""
+    memory: int
+    """Bytes, of each process."""
+    home: str
+    requests: int
+    """The pipes' ends, as file descriptors."""
+    replies: int
+
+
 # The keeper
 
 
-def keep(settings: dict[str, Any]) -> None:
+def keep(settings: Settings) -> None:
     """Start the sandbox that `settings` ask for, and wait until it ends or standard input does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = None
-    if settings["isolation"] == "namespaces":
+    if settings.isolation == "namespaces":
         unshare(CLONE_NEWPID | (CLONE_NEWUSER if os.geteuid() else 0))
         child = fork(lambda: init(settings))
     else:
         folder = tempfile.mkdtemp(prefix="gptoss-mlx-python-")
         child = fork(lambda: start_in(folder, settings))
-    for end in (settings["requests"], settings["replies"]):
+    for end in (settings.requests, settings.replies):
         os.close(end)
 
     status = outcome(child)
@@ -115,6 +128,8 @@ def fork(become: Callable[[], None]) -> int:
         return child
     status = 1
     try:
+        # Whoever can open the keeper's pipe to the parent can keep it open, and the keeper waiting.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         become()
         status = 0
     except OSError as error:
@@ -135,17 +150,17 @@ def shell_status(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def start_in(folder: str, settings: dict[str, Any]) -> None:
+def start_in(folder: str, settings: Settings) -> None:
     """Become a worker whose files are on the disk: on macOS inside a profile, or with nothing around it."""
     os.setsid()
     os.chdir(folder)
     os.environ["TMPDIR"] = folder
-    limit(settings["memory"])
-    if settings["isolation"] == "seatbelt":
-        for end in (settings["requests"], settings["replies"]):
+    limit(settings.memory)
+    if settings.isolation == "seatbelt":
+        for end in (settings.requests, settings.replies):
             os.set_inheritable(end, True)
-        program = [sys.executable, "-I", __file__, json.dumps(settings | {"isolation": "inside"})]
-        profile = seatbelt(os.path.realpath(folder), settings["home"])
+        program = [sys.executable, "-I", __file__, json.dumps(settings._replace(isolation="inside")._asdict())]
+        profile = seatbelt(os.path.realpath(folder), settings.home)
         os.execv("/usr/bin/sandbox-exec", ["sandbox-exec", "-p", profile, *program])
     work(settings)
 
@@ -202,20 +217,20 @@ DENIED = ("keyctl", "add_key", "request_key", "syslog", "bpf", "perf_event_open"
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 
 
-def init(settings: dict[str, Any]) -> None:
+def init(settings: Settings) -> None:
     """Become the first process of the sandbox, and start its worker."""
     os.setsid()
     unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     write("/proc/self/oom_score_adj", "1000")  # where memory ends, this goes first, and not the model
     system("sethostname", b"sandbox", 7)
-    change_root(settings["home"])
+    change_root(settings.home)
     os.chdir(DRIVE)
     drop_privileges()
-    limit(settings["memory"])
+    limit(settings.memory)
     resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))  # counted in this user namespace
     filter_system_calls()
     worker = fork(lambda: work(settings))
-    for end in (settings["requests"], settings["replies"]):
+    for end in (settings.requests, settings.replies):
         os.close(end)
     signal.signal(signal.SIGINT, lambda *_: os.kill(worker, signal.SIGINT))
     ended = None
@@ -234,20 +249,20 @@ def change_root(home: str) -> None:
         os.makedirs(root + path)
     for path in DEVICES:
         open(root + path, "x").close()
-    for path in SYSTEM:
-        show(path, root)
-    if os.path.isdir(root + home):
-        mount("tmpfs", root + home, "tmpfs", no_devices, "mode=755,size=1m")
-    for path in interpreter():
-        show(path, root)
-    read_only(root)
-    for path in DEVICES:
         mount(path, root + path, None, MS_BIND)
     for path in FOLDERS_IN_MEMORY:
         mount("tmpfs", root + path, "tmpfs", no_devices, f"mode=1777,size={FOLDER_BYTES},nr_inodes={FOLDER_FILES}")
-    mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("proc", root + "/proc", "proc", no_devices | MS_NOEXEC)
+    for path in SYSTEM:
+        show(path, root)
+    if home != "/" and os.path.isdir(root + home):
+        mount("tmpfs", root + home, "tmpfs", no_devices, "mode=755,size=1m")
+    for path in interpreter():  # last, because it may be at home, or in a folder that is in memory now
+        show(path, root)
+    read_only(root)
     os.chdir(root)
-    system("syscall", system_call("pivot_root"), b".", b".")  # the new root, and the old one on top of it
+    _, numbers = system_calls()
+    system("syscall", numbers["pivot_root"], b".", b".")  # the new root, and the old one on top of it
     system("umount2", b".", MNT_DETACH)
     os.chdir("/")
 
@@ -266,6 +281,7 @@ def show(path: str, root: str) -> None:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             open(target, "x").close()
         mount(real, target, None, MS_BIND | MS_REC)
+        read_only(target, AT_RECURSIVE)
 
 
 def drop_privileges() -> None:
@@ -291,7 +307,7 @@ def filter_system_calls() -> None:
     """A seccomp filter: some calls fail with EPERM, sockets of some families, and all calls of other machines' ABIs."""
     load, equal, at_least, back = 0x20, 0x15, 0x35, 0x06  # opcodes of classic BPF
     number, machine, first_argument = 0, 4, 16  # offsets in struct seccomp_data
-    architecture, numbers = SYSTEM_CALLS[os.uname().machine]
+    architecture, numbers = system_calls()
     refuse = (back, 0, 0, SECCOMP_ERRNO | errno.EPERM)
     allow = (back, 0, 0, SECCOMP_ALLOW)
     program = [(load, 0, 0, machine), (equal, 1, 0, architecture), refuse, (load, 0, 0, number)]
@@ -318,20 +334,22 @@ def system(function: str, *arguments: Any) -> None:
         raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
-def system_call(name: str) -> int:
-    _, numbers = SYSTEM_CALLS[os.uname().machine]
-    return numbers[name]
+def system_calls() -> tuple[int, dict[str, int]]:
+    machine = os.uname().machine
+    if machine not in SYSTEM_CALLS:
+        raise OSError(errno.ENOSYS, f"the numbers of the system calls of {machine} are not known here")
+    return SYSTEM_CALLS[machine]
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
     system("mount", os.fsencode(source), os.fsencode(target), kind and kind.encode(), flags, options.encode())
 
 
-def read_only(root: str) -> None:
-    """All mounts below `root`."""
+def read_only(path: str, below: int = 0) -> None:
+    """Make a mount read-only; with AT_RECURSIVE, all mounts below it, too."""
     attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     data = struct.pack("<4Q", attributes, 0, 0, 0)
-    system("syscall", SYS_mount_setattr, AT_FDCWD, root.encode(), AT_RECURSIVE, data, len(data))
+    system("syscall", SYS_mount_setattr, AT_FDCWD, os.fsencode(path), below, data, len(data))
 
 
 def unshare(namespaces: int) -> None:
@@ -390,30 +408,29 @@ def quoted(path: str) -> str:
 # The worker
 
 
-def work(settings: dict[str, Any]) -> None:
+def work(settings: Settings) -> None:
     """Answer requests until there are no more."""
-    if settings["isolation"] != "none" and (hole := find_hole()):
+    if settings.isolation != "none" and (hole := find_hole()):
         print(hole, flush=True)
         os._exit(1)
     folder = os.environ["HOME"] = os.getcwd()
     sys.path.insert(0, folder)
     sys.argv[:] = [""]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # it was the keeper's
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
     # A copy, so that code which closes or redirects its standard output is still told its results.
     notebook = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     own = os.getpid()
-    os.write(settings["replies"], REPLY.pack(READY))
-    with open(settings["requests"], "rb") as requests:
+    os.write(settings.replies, REPLY.pack(READY))
+    with open(settings.requests, "rb") as requests:
         while header := requests.read(REQUEST.size):
             number, size = REQUEST.unpack(header)
             source = requests.read(size).decode(errors="surrogatepass")
             run(source, f"<call {number}>", main.__dict__, notebook)
             if os.getpid() != own:
                 os._exit(0)  # code that forks, and forgets that its child comes here
-            os.write(settings["replies"], REPLY.pack(number))
+            os.write(settings.replies, REPLY.pack(number))
 
 
 def run(source: str, name: str, namespace: dict[str, Any], notebook: TextIO) -> None:
@@ -480,8 +497,8 @@ def find_hole() -> str | None:
 
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
+    settings = Settings(**json.loads(sys.argv[1]))
     try:
-        (work if settings["isolation"] == "inside" else keep)(settings)
+        (work if settings.isolation == "inside" else keep)(settings)
     except OSError as error:
         sys.exit(reason(error))
