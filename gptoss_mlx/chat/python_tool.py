@@ -215,14 +215,19 @@ class _Worker:
             if self._unsent:
                 poll.register(self._requests, select.POLLOUT)
             ready = [descriptor for descriptor, _ in poll.poll(left * 1000)]
-            if self._requests.fileno() in ready:
-                with contextlib.suppress(BrokenPipeError):  # the other pipes will tell
-                    self._unsent = self._unsent[self._requests.write(self._unsent) :]
             if self._replies.fileno() in ready:
                 self._receive(shown)
             elif self._output.fileno() in ready and not shown.add(self._output.read(CHUNK)):
                 raise _Ended(self._how())
+            elif self._requests.fileno() in ready:
+                self._send_more()
         return True
+
+    def _send_more(self) -> None:
+        try:
+            self._unsent = self._unsent[self._requests.write(self._unsent) :]
+        except BrokenPipeError:
+            raise _Ended(self._how()) from None
 
     def _receive(self, shown: _Shown) -> None:
         """An answer, after the output that came before it."""

@@ -13,9 +13,11 @@ Three processes, all from this file; the standard library alone:
 
 On Linux the sandbox has a file system of its own: the system's programs, this interpreter and its packages, read-only,
 and three folders in memory that vanish with it. Nothing else of the machine is in it, not even as a name. It has no
-network, no privileges and no way to gain any, and a seccomp filter for what namespaces do not cover. On macOS it is a
-Seatbelt profile. That part follows the public documentation of the profile language and has not been run yet; macOS
-enforces no limit of memory.
+network, no privileges and no way to gain any, and a seccomp filter for what namespaces do not cover. It takes Linux
+5.14 and a system that lets its users have namespaces. Memory is limited for each process, not for all of them together.
+
+On macOS the sandbox is a Seatbelt profile. That part follows public descriptions of the profile language and has not
+been run yet. macOS enforces no limit of memory.
 
 A request is a number and a length, both four bytes, and that many bytes of UTF-8; the answer to it is the number. All
 that a person at a notebook would see goes to file descriptor 1, whose other end is the parent.
@@ -93,7 +95,6 @@ def keep(settings: Settings) -> None:
         child = fork(lambda: start_in(folder, settings))
     for end in (settings.requests, settings.replies):
         os.close(end)
-
     status = outcome(child)
     if folder:
         with contextlib.suppress(ProcessLookupError):
@@ -103,23 +104,24 @@ def keep(settings: Settings) -> None:
 
 
 def outcome(child: int) -> int:
-    """The wait status of a child, which standard input may interrupt, and ends with."""
-    # Not a thread that waits: behind `unshare` of the PID namespace, there can be none.
-    ended_pipe, signalled = os.pipe()
+    """The wait status of a child. A byte on standard input interrupts it, the end of standard input kills it."""
+    # Not a thread that waits: after `unshare` of the PID namespace there can be none.
+    ended, signalled = os.pipe()
     os.set_blocking(signalled, False)
     signal.set_wakeup_fd(signalled)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    ended, status = os.waitpid(child, os.WNOHANG)
-    while not ended:
-        ready, _, _ = select.select([0, ended_pipe], [], [])
-        if ended_pipe in ready:
-            os.read(ended_pipe, 1)
-        if 0 in ready:
-            os.kill(child, signal.SIGINT if (more := os.read(0, 1)) else signal.SIGKILL)
-            if not more:
-                return os.waitpid(child, 0)[1]
-        ended, status = os.waitpid(child, os.WNOHANG)
-    return status
+    while True:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            return status
+        ready, _, _ = select.select([0, ended], [], [])
+        if ended in ready:
+            os.read(ended, 1)
+        if 0 in ready and os.read(0, 1):
+            os.kill(child, signal.SIGINT)
+        elif 0 in ready:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
 
 
 def fork(become: Callable[[], None]) -> int:
@@ -159,9 +161,10 @@ def start_in(folder: str, settings: Settings) -> None:
     if settings.isolation == "seatbelt":
         for end in (settings.requests, settings.replies):
             os.set_inheritable(end, True)
+        os.stat(SANDBOX_EXEC)  # this error has the name of what is missing; that of `execv` does not
         program = [sys.executable, "-I", __file__, json.dumps(settings._replace(isolation="inside")._asdict())]
         profile = seatbelt(os.path.realpath(folder), settings.home)
-        os.execv("/usr/bin/sandbox-exec", ["sandbox-exec", "-p", profile, *program])
+        os.execv(SANDBOX_EXEC, [SANDBOX_EXEC, "-p", profile, *program])
     work(settings)
 
 
@@ -299,8 +302,7 @@ def drop_privileges() -> None:
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel does not know
     none = struct.pack("<6I", *[0] * 6)
     system("capset", struct.pack("<Ii", CAPABILITY_VERSION_3, 0), none)
-    system("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
-    system("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user would have cleared it
+    system("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # last, because a change of user clears it
 
 
 def filter_system_calls() -> None:
@@ -369,6 +371,7 @@ def write(path: str, text: str) -> None:
 
 # macOS
 
+SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 # Later rules win over earlier ones. Without process-fork, one process is all that there will be.
 PROFILE = """\
 (version 1)

@@ -335,6 +335,13 @@ def test_a_worker_that_reads_nothing():
         assert tool.run("", "1") == "1"
 
 
+def test_a_worker_that_dies_between_calls(tool):
+    tool.run("", "import threading, os\nthreading.Timer(0.1, os._exit, [5]).start()")
+    time.sleep(0.3)
+    assert tool.run("", "1") == "(Python ended with status 5; variables, imports and files are lost)"
+    assert tool.run("", "1") == "1"
+
+
 @linux
 @pytest.mark.parametrize("unsafe", [False, True])
 def test_close_leaves_nothing(unsafe):
@@ -534,6 +541,8 @@ NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
         ("open('/proc/sys/user/max_user_namespaces', 'w')", "PermissionError: [Errno 13] Permission denied: "),
         ("import glob\n[path for path in glob.glob('/proc/*') + glob.glob('/proc/sys/**', recursive=True)"
          " if os.path.isfile(path) and os.access(path, os.W_OK) and 'ns_last_pid' not in path]", "[]"),
+        ("open('/proc/self/oom_score_adj').read()", "'1000\\n'"),
+        ("os.stat('/proc/self').st_uid == os.getuid() > 0", "True"),
         ("open('/dev/tty')", "FileNotFoundError: [Errno 2] No such file or directory: '/dev/tty'"),
         ("os.close(0)\nos.uname().nodename", "'sandbox'"),
         ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "ValueError: not allowed to raise"),
@@ -615,6 +624,21 @@ done.returncode, done.stdout, done.stderr
 """,
     )
     assert shown == f"(1, '', 'unshare: {os.strerror(errno.ENOSPC)}\\n')"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")
+def test_no_sandbox_without_sandbox_exec(monkeypatch):
+    monkeypatch.setattr(python_tool, "ISOLATION", {sys.platform: "seatbelt"})
+    with pytest.raises(PythonUnavailable, match=r"\(/usr/bin/sandbox-exec: No such file or directory.*--unsafe-python"):
+        PythonTool()
+
+
+def test_seatbelt_profile():
+    profile = python_worker.seatbelt('/private/tmp/with "quotes"', "/Users/someone")
+    assert '(allow file-read* file-write* (subpath "/private/tmp/with \\"quotes\\""))' in profile
+    assert profile.count("(") == profile.count(")")
+    assert profile.index("(deny file-read* (subpath ") < profile.index("(allow file-read* file-map-executable ")
+    assert f'(literal "{Path(sys.base_prefix).resolve().parent}")' in profile
 
 
 def test_the_reason_is_told(monkeypatch, tmp_path):
