@@ -12,7 +12,7 @@ Three processes, all from this file; the standard library alone:
 - The worker runs code, one request after another, in one namespace of variables.
 
 On Linux the sandbox has a file system of its own: the system's programs, this interpreter and its packages, read-only,
-and three folders in memory that vanish with it. Nothing else of the machine is in it, not even as a name. It has no
+and three folders in memory that vanish with it. No other file of the machine is in it, whoever may read it. It has no
 network, no privileges and no way to gain any, and a seccomp filter for what namespaces do not cover. It takes Linux
 5.14 and a system that lets its users have namespaces. Memory is limited for each process, not for all of them together.
 

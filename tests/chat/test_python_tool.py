@@ -523,6 +523,8 @@ NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
         ("call('unshare', 0x20000)", "'EPERM'"),
         ("call('chroot', b'/tmp')", "'EPERM'"),
         ("call('setns', os.open('/proc/1/ns/user', os.O_RDONLY), 0)", "'EINVAL'"),  # it is the same one
+        ("call('ioctl', os.open('/proc/self/ns/user', os.O_RDONLY), 0xB702)", "'EPERM'"),  # the namespace around it
+        ("call('ioctl', os.open('/proc/self/ns/mnt', os.O_RDONLY), 0xB701)", "'EPERM'"),  # the one that owns the mounts
         ("call('setuid', 0)", "'EINVAL'"),
         ("call('prctl', 22, 0, 0, 0, 0)", "'EINVAL'"),  # no filter
         *(
