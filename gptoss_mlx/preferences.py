@@ -210,11 +210,11 @@ def _typed(parameter: click.Parameter, value: Any) -> Any:
     if getattr(parameter, "is_flag", False):
         if isinstance(value, bool):
             return value
-        raise ValueError(f"{value!r} is not true or false")
+        raise ValueError("write true or false")
     if parameter.multiple:
         if isinstance(value, list):
             return [_text(each) for each in value]
-        raise ValueError(f"{value!r} is not a list: write [...]")
+        raise ValueError("write a list: [...]")
     text = _text(value)
     return os.path.expanduser(text) if isinstance(parameter.type, click.Path) else text  # as a shell does
 
@@ -222,4 +222,4 @@ def _typed(parameter: click.Parameter, value: Any) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
-    raise ValueError(f"{value!r} is neither text nor a number")
+    raise ValueError("write text or a number")
