@@ -46,8 +46,9 @@ def kept_at(repository: str) -> Path:
 def converted() -> list[str]:
     """The names, as `resolve` takes them, of the models that `kept_at` their place."""
     short = {repository: name for name, repository in SHORT_NAMES.items()}
-    repositories = [path.parent.name.replace("--", "/", 1) for path in sorted(home().glob("[!.]*--*/config.json"))]
-    return [short.get(repository, repository) for repository in repositories]
+    folders = sorted(path.parent for path in home().glob("[!.]*--*/config.json"))
+    repositories = [folder.name.replace("--", "/", 1) for folder in folders]
+    return [short.get(repository, repository) for repository in repositories if HUB_ID.fullmatch(repository)]
 
 
 def remember(folder: Path) -> None:
@@ -68,14 +69,14 @@ def last_used() -> Path | None:
 
 def resolve(name: str) -> Path:
     """The folder of a model. Raises ModelMissing where it can be had, GptOssError where the name means nothing."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # unlike Path.is_dir, it takes any name
         return path
     repository = SHORT_NAMES.get(name, name)
     if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)
         raise GptOssError(f"there is no model {name!r}: give a folder, {known}, or a hub id such as openai/gpt-oss-20b")
     folder = kept_at(repository)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelMissing(name, repository, folder)
     return folder

@@ -63,7 +63,7 @@ class Setting:
 def path() -> Path:
     """Where the config file is, or would be."""
     if named := os.environ.get("GPTOSS_MLX_CONFIG"):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "gptoss-mlx", "config.toml")
 
 

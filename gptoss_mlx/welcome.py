@@ -5,6 +5,8 @@ Gives command lines of our own, and runs none of them.
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from .errors import GptOssError, printable
@@ -13,15 +15,15 @@ from .models import DOWNLOAD_GB, SHORT_NAMES, converted, home, kept_at, last_use
 
 CommandLine = tuple[str, ...]
 
-# gpt-oss-20b with the default recipe, in bytes.
 NAME = "gpt-oss-20b"
-DOWNLOAD = int(DOWNLOAD_GB[SHORT_NAMES[NAME]] * 1e9)
-FOLDER = 11_200_000_000
-DISK = 16_100_000_000  # while it is converted: the folder, and the largest of the three files that it comes from
-MEMORY = 11_800_000_000  # all of it, with a context of 8,192 tokens
-LEAST_MEMORY = 1_600_000_000  # experts read as they are needed
+# With the default recipe, in GB: the folder, the disk while it is converted (with the largest of the three files that
+# it comes from), the memory for all of it and a context of 8,192 tokens, and the least, where experts are paged.
+FOLDER_GB = 11.2
+DISK_GB = 16.1
+MEMORY_GB = 12.1
+LEAST_MEMORY_GB = 1.6
 
-LINE = 100_000_000  # bits a second, for an estimate
+LINE = 100e6  # bits a second, for an estimate
 
 
 def command_lines(model: str | None) -> list[CommandLine]:
@@ -32,7 +34,7 @@ def command_lines(model: str | None) -> list[CommandLine]:
     last = last_used()
     if last is None:
         click.echo("Welcome to gptoss-mlx. This machine, and what it can do:")
-    elif last.is_dir():
+    elif os.path.isdir(last):
         click.echo(f"chat with {printable(str(last))}, the model used last", err=True)
         return [("chat", str(last))]
     else:
@@ -58,14 +60,14 @@ def _found() -> tuple[str, ...]:
     device = Device.here()
     memory = device.memory if device.gpu is None else min(device.memory, device.gpu)
     free = doctor.free_disk(home())
-    if memory >= MEMORY:
-        fits = f"takes {size_text(MEMORY)} of memory: all of it fits"
-    elif memory >= LEAST_MEMORY:
-        fits = f"takes {size_text(MEMORY)} of memory: in less it runs slower, and reads from the disk as it goes"
+    if memory >= MEMORY_GB * 1e9:
+        fits = f"takes {MEMORY_GB} GB of memory: all of it fits"
+    elif memory >= LEAST_MEMORY_GB * 1e9:
+        fits = f"takes {MEMORY_GB} GB of memory: in less it runs slower, and reads from the disk as it goes"
     else:
-        fits = f"does not fit: it takes {size_text(LEAST_MEMORY)} of memory at the least"
-    room = f"takes {size_text(DISK)} of disk to convert, {size_text(FOLDER)} to keep"
-    if free < DISK:
+        fits = f"does not fit: it takes {LEAST_MEMORY_GB} GB of memory at the least"
+    room = f"takes {DISK_GB} GB of disk to convert, {FOLDER_GB} GB to keep"
+    if free < DISK_GB * 1e9:
         room += ": there is less; GPTOSS_MLX_HOME can name a folder on another disk"
     return (
         f"device: {dict(doctor.facts())['device']}",
@@ -81,9 +83,11 @@ def _choices() -> list[tuple[str, list[CommandLine] | None]]:
     here = converted()
     choices: list[tuple[str, list[CommandLine] | None]] = [(f"chat with {name}", [("chat", name)]) for name in here]
     if NAME not in here:
-        minutes = DOWNLOAD * 8 / LINE / 60
-        text = f"download {NAME} ({size_text(DOWNLOAD)}, {minutes:.0f} minutes at 100 Mbit/s), convert it, and chat"
-        choices.append((text, [("convert", NAME, str(kept_at(SHORT_NAMES[NAME]))), ("chat", NAME)]))
+        repository = SHORT_NAMES[NAME]
+        gigabytes = DOWNLOAD_GB[repository]
+        time = f"{gigabytes * 8e9 / LINE / 60:.0f} minutes at {LINE / 1e6:.0f} Mbit/s"
+        text = f"download {NAME} ({gigabytes} GB, {time}), convert it, and chat"
+        choices.append((text, [("convert", NAME, str(kept_at(repository))), ("chat", NAME)]))
     choices.append(("chat with a model in a folder of yours", None))
     choices.append(("see the demo: a small model that comes with this program, ready in a second", [("demo",)]))
     return choices
