@@ -34,8 +34,11 @@ class ModelMissing(GptOssError):
 
 
 def home() -> Path:
-    """Where converted models and the chat's history are kept."""
-    return Path(os.environ.get("GPTOSS_MLX_HOME") or Path.home() / ".cache" / "gptoss-mlx")
+    """Where converted models and the chat's history are kept. Raises GptOssError for a user without a home."""
+    try:
+        return Path(os.environ.get("GPTOSS_MLX_HOME") or Path.home() / ".cache" / "gptoss-mlx")
+    except RuntimeError:
+        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models") from None
 
 
 def kept_at(repository: str) -> Path:

@@ -35,6 +35,7 @@ else:
 
 ALL = "all"
 MAX_BYTES = 2**20
+WIDEST = 40  # column of a table
 SOURCES = {ParameterSource.DEFAULT_MAP: "config file", ParameterSource.ENVIRONMENT: "environment"}
 
 
@@ -45,6 +46,10 @@ class Preferences:
     """What click calls a default map: by command, and within it by parameter."""
     problems: tuple[str, ...]
     """What could not be used, a line each."""
+
+    @property
+    def exists(self) -> bool:
+        return os.path.exists(self.path)
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def path() -> Path:
     """Where the config file is, or would be."""
     if named := os.environ.get("GPTOSS_MLX_CONFIG"):
         return Path(os.path.expanduser(named))
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "gptoss-mlx", "config.toml")
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(folder, "gptoss-mlx", "config.toml")
 
 
 def read(commands: click.Group) -> Preferences:
@@ -104,9 +110,9 @@ def settings(context: click.Context) -> Iterator[Setting]:
 
 def as_text(preferences: Preferences, chosen: list[Setting]) -> str:
     """The path of the file, and a table for each command."""
-    lines = [f"{preferences.path}{'' if preferences.path.exists() else ' (not there)'}"]
-    values = [each.means or ("none" if each.value is None else json.dumps(each.value)) for each in chosen]
-    widths = [max(map(len, column), default=0) for column in ([each.name for each in chosen], values)]
+    lines = [printable(str(preferences.path)) + ("" if preferences.exists else " (not there)")]
+    values = [each.means or _shown(each.value) for each in chosen]
+    widths = [min(max(map(len, column), default=0), WIDEST) for column in ([each.name for each in chosen], values)]
     command = None
     for each, value in zip(chosen, values, strict=True):
         if each.command != command:
@@ -116,12 +122,17 @@ def as_text(preferences: Preferences, chosen: list[Setting]) -> str:
     return "\n".join(lines)
 
 
+def _shown(value: Any) -> str:
+    """As TOML has it, which for these values is as JSON has it."""
+    return "none" if value is None else printable(json.dumps(value, ensure_ascii=False))
+
+
 def as_json(preferences: Preferences, chosen: list[Setting]) -> str:
     commands: dict[str, dict[str, Any]] = {}
     for each in chosen:
         entry = {"value": each.value, "means": each.means, "source": each.source}
         commands.setdefault(each.command, {})[each.name] = entry
-    file = {"file": str(preferences.path), "exists": preferences.path.exists(), "problems": preferences.problems}
+    file = {"file": str(preferences.path), "exists": preferences.exists, "problems": preferences.problems}
     return json.dumps(file | {"commands": commands}, indent=1)
 
 

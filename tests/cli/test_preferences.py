@@ -164,6 +164,13 @@ def test_where_it_is(run, environment, tmp_path):
     assert first_line(XDG_CONFIG_HOME=home, GPTOSS_MLX_CONFIG="/x/y.toml") == "/x/y.toml (not there)"
 
 
+def test_a_path_that_no_file_can_have(run):
+    done = run("config", "chat", GPTOSS_MLX_CONFIG="x" * 5000)
+    assert done.returncode == 0
+    assert done.stderr.startswith("error: cannot read ")
+    assert done.stdout.splitlines()[0].endswith(" (not there)")
+
+
 def test_the_table(run, config):
     done = run("config", "chat", **config('[chat]\nmemory = "12GB"\n'))
     rows = [tuple(part.strip() for part in line.split("  ") if part) for line in done.stdout.splitlines()]
@@ -173,6 +180,8 @@ def test_the_table(run, config):
     assert ("system", "none", "default") in rows
     assert sum(row[0].startswith("[") for row in rows if row and row[0]) == 1
     assert run("config", "fly").returncode == 2
+    text = run("config", **config('[generate]\nsystem = "Sei h\\u00f6flich.\\u202e\\u001b[2J"\n')).stdout
+    assert '"Sei höflich.\\u202e\\u001b[2J"' in text
 
 
 def _commands(group):
