@@ -185,16 +185,16 @@ class _Reading:
     def of_command(self, command: click.Command, name: str, entries: Any) -> dict[str, Any]:
         parameters = _parameters(command)
         entries = self._table(name, entries, set(parameters), f"{command.name} has no such option")
+        told = {key: (ALL, value) for key, value in self._shared.items() if key in parameters}
+        told |= {key: (name, value) for key, value in entries.items()}
         context = click.Context(command, info_name=name)
         defaults = {}
-        for key, parameter in parameters.items():
-            for table, values in ((name, entries), (ALL, self._shared)):
-                if key in values:
-                    with self._noting(f"[{table}] {key}"):
-                        typed = _typed(parameter, values[key])
-                        parameter.type_cast_value(context, typed)
-                        defaults[parameter.name] = typed
-                    break
+        for key, (table, value) in told.items():
+            parameter = parameters[key]
+            with self._noting(f"[{table}] {key}"):
+                typed = _typed(parameter, value)
+                parameter.type_cast_value(context, typed)
+                defaults[parameter.name] = typed
         return defaults
 
     def _table(self, name: str, entries: Any, known: set[str], otherwise: str) -> dict[str, Any]:

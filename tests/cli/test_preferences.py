@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -127,6 +128,13 @@ def test_what_is_wrong_stops_commands_and_not_config(run, settings, config):
     found = settings("chat", **changes)
     assert found["problems"] == [done.stderr.removeprefix("error: ").strip()]
     assert found["commands"]["chat"]["temperature"] == (1.0, "default")
+
+
+def test_the_example_in_the_readme(settings, config):
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
+    found = settings(**config(readme.split("### Settings")[1].split("```toml")[1].split("```")[0]))
+    assert found["problems"] == []
+    assert found["commands"]["chat"]["model"] == ("gpt-oss-120b", "config file")
 
 
 def test_what_is_right_beside_it_is_still_shown(settings, config):
