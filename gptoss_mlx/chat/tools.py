@@ -16,6 +16,10 @@ class Function:
 
     tool: Tool
     run: Callable[..., Any]
+    asks: bool = False
+    """Whether a person has to agree before each call."""
+    preview: Callable[..., str] | None = None
+    """What a call would run, as one line for that person; takes what `run` takes."""
 
 
 def run_call(functions: Mapping[str, Function], name: str, arguments: str) -> str:
