@@ -29,6 +29,7 @@ from ..foreign import open_regular, parse_json, reason
 WIDTH = 80  # columns
 VIEW_BYTES = 5000  # of the lines in a view, some 1,250 tokens of English
 MAX_BYTES = 4 * 2**20  # of a file; larger ones are neither found nor opened
+MAX_WORDS = 32  # of a query
 MAX_RESULTS = 20
 MAX_MATCHES = 50
 MATCH_LINES = 4  # shown of each match
@@ -41,7 +42,7 @@ HTML = (".html", ".htm", ".xhtml")
 
 # What could fake a link becomes what looks like it; what nobody sees goes.
 _FOREIGN = str.maketrans({"【": "〖", "】": "〗", "\u200b": None, "\ufeff": None, "\xad": None})
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"[^\W_]{1,64}")
 _SPACE = re.compile(r"[^\S\n ]")
 _WRAPPED = re.compile(rf".{{1,{WIDTH}}}(?:(?<= )|(?= )|$)|.{{1,{WIDTH}}}")
 _LINK = re.compile(r"【\d+†([^】]*)】")
@@ -118,14 +119,14 @@ class Browser:
     def _search(self, arguments: dict[str, Any]) -> str:
         query = _text(arguments, "query")
         count = _integer(arguments, "topn", 10)
-        words = list(dict.fromkeys(_WORD.findall(query.lower())))
+        words = list(dict.fromkeys(_WORD.findall(query.lower())))[:MAX_WORDS]
         if not words:
             raise _Refusal("Invalid function arguments: `query` has no words")
         found, rarity = _ranked(self._root, words)
         items, links = [], []
         for path in found[: min(max(count, 1), MAX_RESULTS)]:
             try:
-                page = self._read(path)
+                page = self._read(self._inside(path))
             except _Refusal:  # gone since it was found
                 continue
             line, snippet = _snippet(page, rarity)
