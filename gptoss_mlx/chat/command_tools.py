@@ -182,7 +182,8 @@ def _function(path: Path, name: str, entry: Any, asks: bool) -> Function:
         raise ToolsFileError(f"{where}.output is {output!r}, not a number of characters")
     parameters = _parameters(path, where, entry)
     command = Command(_words(where, entry.get("command"), parameters), parameters, timeout, output)
-    return Function(Tool(name, description, parameters), command.run, asks=asks, preview=command.line)
+    told = parameters if entry.keys() & {"parameters", "parameters_file"} else None
+    return Function(Tool(name, description, told), command.run, asks=asks, preview=command.line)
 
 
 def _parameters(path: Path, where: str, entry: dict[str, Any]) -> dict[str, Any]:

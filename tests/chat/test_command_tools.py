@@ -63,7 +63,7 @@ def test_the_example_runs(tmp_path):
     assert run_call(functions, "search_text", json.dumps(arguments)) == f"{tmp_path}/note.txt:2:the -n of it\n"
     assert functions["search_text"].preview(**arguments) == f"grep -rnIF -m 20 -- '-n of' {shlex.quote(str(tmp_path))}"
     prompt = render_text(Conversation(tools=tuple(function.tool for function in functions.values())))
-    assert "type current_time = (_: {\n}) => any;" in prompt
+    assert "type current_time = () => any;" in prompt
     assert "folder?: string," in prompt
 
 
