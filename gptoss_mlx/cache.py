@@ -1,9 +1,15 @@
 """The KV state of one conversation: a growing buffer for each full layer, a ring for each sliding layer.
 
+A sliding layer forgets what its window has passed, so that the state can go back by one position only; further back it
+needs a `Mark`, a copy of the rings as they were.
+
 Knows shapes, positions and how keys and values are stored; knows nothing about attention itself, tokens or text.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -11,6 +17,12 @@ from .config import ModelConfig
 
 # Keys and values of full layers can be kept in MLX's 8-bit affine form, where one head is one group of 32, 64 or 128.
 BYTE_HEAD_DIMS = (32, 64, 128)
+
+# Marks of a conversation: the oldest one, usually behind the instructions, and the newest ones.
+MOST_MARKS = 8
+
+# Positions that are copied at a time to be kept: 12.6 MB for gpt-oss-20b.
+STRETCH = 512
 
 # What an update returns, and attention reads: an array, or in 8 bits codes [..., head_dim / 4], scales and biases
 # [..., 1].
@@ -25,18 +37,19 @@ class FullKV:
 
     STEP = 256  # capacity grows by a quarter, in whole steps: few copies, little slack
 
-    def __init__(self, context: int, bits: int = 16):
-        self.context, self.bits = context, bits
+    def __init__(self, context: int, heads: int, width: int, dtype: mx.Dtype, bits: int = 16):
+        self.context, self.heads, self.bits = context, heads, bits
+        half = [(width, dtype)] if bits == 16 else [(width // 4, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)]
+        self.forms = 2 * half  # columns and dtype of each buffer
         self.buffers: list[mx.array] = []
 
-    def reserve(self, offset: int, end: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+    def reserve(self, offset: int, end: int) -> None:
         """Make room for positions up to `end`, keeping those before `offset`."""
         if self.buffers and end <= self.buffers[0].shape[2]:
             return
         capacity = max(end, min(-(-(end + end // 4) // self.STEP) * self.STEP, self.context))
-        forms = [(width, dtype)] if self.bits == 16 else [(width // 4, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)]
-        for index, (columns, kind) in enumerate(2 * forms):
-            grown = mx.zeros((1, heads, capacity, columns), kind)
+        for index, (columns, dtype) in enumerate(self.forms):
+            grown = mx.zeros((1, self.heads, capacity, columns), dtype)
             if offset:
                 grown[:, :, :offset] = self.buffers[index][:, :, :offset]
             # One at a time, so that no more than one buffer is there twice.
@@ -45,14 +58,17 @@ class FullKV:
 
     def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those of all positions."""
-        _, heads, length, width = keys.shape
-        end = offset + length
-        self.reserve(offset, end, heads, width, keys.dtype)
         new = (keys, values) if self.bits == 16 else (*_in_bytes(keys), *_in_bytes(values))
+        self.store(offset, new)
+        seen = [buffer[:, :, : offset + keys.shape[2]] for buffer in self.buffers]
+        return tuple(seen) if self.bits == 16 else (tuple(seen[:3]), tuple(seen[3:]))
+
+    def store(self, offset: int, new: Sequence[mx.array]) -> None:
+        """Store, for each buffer, what belongs to positions offset.."""
+        end = offset + new[0].shape[2]
+        self.reserve(offset, end)
         for buffer, part in zip(self.buffers, new, strict=True):
             buffer[:, :, offset:end] = part
-        seen = [buffer[:, :, :end] for buffer in self.buffers]
-        return tuple(seen) if self.bits == 16 else (tuple(seen[:3]), tuple(seen[3:]))
 
 
 def _in_bytes(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -62,14 +78,15 @@ def _in_bytes(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
 class RingKV:
     """Keys and values of the last `window` positions; position p lies in slot p % window."""
 
-    def __init__(self, window: int):
-        self.window = window
+    def __init__(self, window: int, heads: int, width: int, dtype: mx.Dtype):
+        self.window, self.heads = window, heads
+        self.forms = 2 * [(width, dtype)]
         self.buffers: list[mx.array] = []
 
-    def reserve(self, offset: int, end: int, heads: int, width: int, dtype: mx.Dtype) -> None:
+    def reserve(self, offset: int, end: int) -> None:
         """Make the ring, which has room for any `end`."""
         if not self.buffers:
-            self.buffers = [mx.zeros((1, heads, self.window, width), dtype) for _ in range(2)]
+            self.buffers = [mx.zeros((1, self.heads, self.window, width), dtype) for width, dtype in self.forms]
 
     def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those that they may see.
@@ -77,8 +94,7 @@ class RingKV:
         One position sees the whole ring, in the order of its slots (attention does not depend on the order of keys).
         Several see, in order of position, the `min(offset, window - 1)` before them and themselves.
         """
-        _, heads, length, width = keys.shape
-        self.reserve(offset, offset + length, heads, width, keys.dtype)
+        self.reserve(offset, offset + keys.shape[2])
         seen_keys, seen_values = (
             self._advance(ring, offset, new) for ring, new in zip(self.buffers, (keys, values), strict=True)
         )
@@ -100,17 +116,89 @@ class RingKV:
         return seen
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What the state after `offset` positions has beside the buffers of full layers, which keep all positions."""
+
+    offset: int
+    rings: Mapping[str, mx.array]
+    """By name, [1, kv_heads, window, head_dim] each."""
+
+
 class Cache:
     """The KV state of all layers after `offset` positions, of at most `context`."""
 
-    def __init__(self, config: ModelConfig, context: int | None = None, bits: int = 16):
+    def __init__(self, config: ModelConfig, dtypes: Sequence[mx.Dtype], context: int | None = None, bits: int = 16):
+        """`dtypes`: of the keys and values of each layer."""
         self.offset = 0
         self.context = context or config.max_context
         self.window = config.sliding_window
+        shape = config.num_kv_heads, config.head_dim
         self.layers = [
-            FullKV(self.context, bits) if kind == "full_attention" else RingKV(config.sliding_window)
-            for kind in config.layer_types
+            FullKV(self.context, *shape, dtype, bits)
+            if kind == "full_attention"
+            else RingKV(config.sliding_window, *shape, dtype)
+            for kind, dtype in zip(config.layer_types, dtypes, strict=True)
         ]
+
+    def reachable(self, offset: int, wanted: int) -> int:
+        """How far a state after `offset` positions can go back towards `wanted`: the position, 0 if it would lose more.
+
+        The ring has room for one position more than the next one sees; before it is full, nothing is lost at all.
+        """
+        if offset <= wanted:
+            return offset
+        return wanted if wanted == offset - 1 or offset <= self.window else 0
+
+    def mark(self) -> Mark:
+        """A copy of what the next positions will overwrite."""
+        rings = {name: _copy(ring) for name, ring in self._buffers(RingKV).items()}
+        mx.eval(rings)
+        return Mark(self.offset, rings)
+
+    def go_back(self, offset: int, mark: Mark | None = None) -> None:
+        """Be again as after `offset` positions, which is `reachable` from where this state, or the marked one, is."""
+        if mark:
+            for name, ring in mark.rings.items():
+                layer, part = map(int, name.split("."))
+                self.layers[layer].reserve(0, offset)
+                self.layers[layer].buffers[part] = _copy(ring)
+        self.offset = offset
+
+    def stretch(self, start: int, end: int) -> dict[str, mx.array]:
+        """What full layers hold of positions start..end, by name: views [1, kv_heads, end - start, columns]."""
+        return {name: buffer[:, :, start:end] for name, buffer in self._buffers(FullKV).items()}
+
+    def restore(self, start: int, stretch: Mapping[str, mx.array]) -> None:
+        """Put a `stretch` back; it must have the `stretch_forms` of its length."""
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, FullKV):
+                layer.store(start, [stretch[f"{index}.{part}"] for part in range(len(layer.forms))])
+        mx.eval(self.arrays())
+
+    def stretch_forms(self, length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        """Shape and dtype of each part of a `stretch`."""
+        return self._forms(FullKV, length)
+
+    def ring_forms(self) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        """Shape and dtype of each ring of a mark."""
+        return self._forms(RingKV, self.window)
+
+    def _forms(self, kind: type[FullKV | RingKV], length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+        return {
+            f"{index}.{part}": ((1, layer.heads, length, columns), dtype)
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, kind)
+            for part, (columns, dtype) in enumerate(layer.forms)
+        }
+
+    def _buffers(self, kind: type[FullKV | RingKV]) -> dict[str, mx.array]:
+        return {
+            f"{index}.{part}": buffer
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, kind)
+            for part, buffer in enumerate(layer.buffers)
+        }
 
     def masks(self, length: int) -> dict[str, mx.array | str | None]:
         """For each type of layer, what `length` new positions may see of the keys that its `update` returns.
@@ -133,3 +221,8 @@ class Cache:
     @property
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.arrays())
+
+
+def _copy(ring: mx.array) -> mx.array:
+    """In memory of its own: `mx.array`, a slice or a product with 1 may share it, and the kernels write in place."""
+    return mx.concatenate([ring[:, :, :1], ring[:, :, 1:]], axis=2)

@@ -9,14 +9,24 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from .completion import (
+    SHELLS,
+    complete_commands,
+    complete_devices,
+    complete_models,
+    complete_recipes,
+    complete_sources,
+    script,
+)
 from .errors import GptOssError
-from .memory import size_text
-from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, resolve
+from .memory import parse_size, size_text
+from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, remember, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
@@ -28,13 +38,14 @@ if TYPE_CHECKING:
     from .sampling import Sampling
 
 
+PROGRAM = "gptoss-mlx"
 DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
 
 
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
     try:
-        sys.exit(cli(prog_name="gptoss-mlx", standalone_mode=False) or 0)
+        sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -53,24 +64,77 @@ def _fail(text: str) -> NoReturn:
 
 
 @click.group(
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: gptoss-mlx chat gpt-oss-20b",
 )
 @click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
-def cli() -> None:
-    """gpt-oss on the machine that you own: convert it, chat offline, measure it."""
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """gpt-oss on the machine that you own: convert it, chat offline, measure it.
+
+    Without a command, in a terminal: goes on with the model used last, or says what this machine can do.
+    """
+    from . import preferences
+
+    context.obj = found = preferences.read(cli)
+    context.default_map = found.defaults
+    if found.problems and context.invoked_subcommand != "config":
+        raise GptOssError(found.problems[0])
+    if context.invoked_subcommand is None:
+        _without_command(context)
+
+
+def _without_command(context: click.Context) -> None:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+    from .welcome import command_lines
+
+    for name, *arguments in command_lines(context.default_map["chat"].get("model")):
+        command = cli.commands[name]
+        with command.make_context(name, arguments, parent=context) as below:
+            command.invoke(below)
+
+
+class Size(click.ParamType):
+    """An amount of memory as people write it; it stays text."""
+
+    name = "size"
+
+    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        parse_size(value)
+        return value
+
+
+model_argument = partial(click.argument, "model", shell_complete=complete_models)
 
 
 def sampling_options(command: Callable) -> Callable:
     """The options that decide how tokens are chosen; they arrive as `sampling`, ready to use."""
     options = [
-        click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
-        click.option("--top-p", type=float, help="Keep the likeliest tokens up to this sum.  [default: 1.0]"),
-        click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all.  [default: 0]"),
-        click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]"),
-        click.option("--repetition-penalty", type=float, help="Above 1 makes repeats less likely.  [default: 1.0]"),
-        click.option("--seed", type=int, help="Same seed, same tokens."),
-        click.option("--max-tokens", type=click.IntRange(min=1), help="Stop an answer after this many tokens."),
+        click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."),
+        click.option(
+            "--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest tokens up to this sum."
+        ),
+        click.option("--top-k", type=int, default=0, show_default=True, help="Keep this many tokens; 0 keeps all."),
+        click.option(
+            "--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below this share of the likeliest."
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Above 1 makes repeats less likely.",
+        ),
+        click.option("--seed", type=int, show_default="a new one each time", help="Same seed, same tokens."),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            show_default="as many as the context has",
+            help="Stop an answer after this many tokens.",
+        ),
         click.option(
             "--reasoning",
             type=click.Choice(["low", "medium", "high"]),
@@ -86,16 +150,21 @@ def sampling_options(command: Callable) -> Callable:
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads on a CPU.  [default: one for each fast core]"
+    "--threads",
+    type=click.IntRange(1, 1024),
+    envvar="GPTOSS_MLX_THREADS",
+    show_envvar=True,
+    show_default="one for each fast core",
+    help="Threads on a CPU.",
 )
 
 
 def memory_options(command: Callable) -> Callable:
     """The options that decide what a model may take; they arrive under their own names."""
     options = [
-        click.option("--memory", metavar="SIZE", help="What to keep to: 16GB, 8GiB.  [default: what is available]"),
-        click.option("--context", type=int, help="Tokens that a conversation may have.  [default: what fits]"),
-        click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Of keys and values.  [default: what fits]"),
+        click.option("--memory", type=Size(), show_default="what is available", help="What to keep to: 16GB, 8GiB."),
+        click.option("--context", type=int, show_default="what fits", help="Tokens that a conversation may have."),
+        click.option("--kv-bits", type=click.Choice(["8", "16"]), show_default="what fits", help="Of keys and values."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -104,7 +173,6 @@ def memory_options(command: Callable) -> Callable:
 
 def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
     from .budget import Device, make_plan
-    from .memory import parse_size
 
     context, kv_bits = options["context"], options["kv_bits"]
     if context is not None and context < 1:
@@ -159,10 +227,17 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
 
 
 @cli.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_sources)
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--recipe", metavar="NAME|FILE", default=DEFAULT_RECIPE, show_default=True, help="One below, or a .toml.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    shell_complete=complete_recipes,
+    help="One below, or a .toml.",
+)
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
 @click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
@@ -273,7 +348,7 @@ def _load(name: str, options: dict[str, Any]) -> Model:
 
 
 @cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
-@click.argument("model", default="gpt-oss-20b")
+@model_argument(default="gpt-oss-20b")
 @sampling_options
 @memory_options
 @threads_option
@@ -284,20 +359,22 @@ def _load(name: str, options: dict[str, Any]) -> Model:
     show_default=True,
     help="When the context is full: refuse to go on, or drop the oldest turns.",
 )
-@click.option("--show-reasoning/--hide-reasoning", default=None, help="[default: shown in a terminal]")
+@click.option("--show-reasoning/--hide-reasoning", default=None, show_default="shown in a terminal")
 def chat(model: str, when_full: str, show_reasoning: bool | None, **options: Any) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
     """
-    session = _session(_load(model, options), options, drop_when_full=when_full == "drop")
+    loaded = _load(model, options)
+    remember(loaded.path)
+    session = _session(loaded, options, drop_when_full=when_full == "drop")
     from .chat.terminal import run
 
     run(session, show_reasoning=show_reasoning, history=home() / "history")
 
 
 @cli.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
-@click.argument("model")
+@model_argument()
 @click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
 @sampling_options
 @memory_options
@@ -328,7 +405,7 @@ def generate(model: str, prompt: str | None, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64 --depth 2048 --depth 8192")
-@click.argument("model", default="gpt-oss-20b")
+@model_argument(default="gpt-oss-20b")
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens to prefill.")
 @click.option("--generate", type=click.IntRange(1), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--depth", "depths", type=click.IntRange(1), multiple=True, help="Also decode behind so many tokens.")
@@ -361,10 +438,10 @@ def bench(
 
 
 @cli.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_models)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
     """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
@@ -405,7 +482,7 @@ def _subject(name: str, revision: str | None) -> Subject:
 
 
 @cli.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
-@click.argument("model")
+@model_argument()
 def verify(model: str) -> None:
     """Read every byte of a converted folder, and check it against the checksums that its conversion wrote."""
     from gptoss_convert import Progress
@@ -424,7 +501,7 @@ def verify(model: str) -> None:
 
 
 @cli.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
-@click.argument("model")
+@model_argument()
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
 def upload(model: str, repository: str, dry_run: bool) -> None:
@@ -452,13 +529,14 @@ def _upload(folder: Path, repository: str, dry_run: bool) -> None:
 
 @cli.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("model")
+@model_argument()
 @click.option(
     "--text",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What to predict.  [default: a built-in text]",
+    show_default="a built-in text",
+    help="What to predict.",
 )
 @click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
@@ -497,9 +575,15 @@ def _text(file: Path) -> str:
 
 
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
-@click.argument("model")
+@model_argument()
 @memory_options
-@click.option("--device", metavar="NAME", help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    show_default="this machine",
+    shell_complete=complete_devices,
+    help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
     """Say what MODEL will take in memory, and what is given up so that it fits. Reads headers, no weights."""
@@ -550,6 +634,40 @@ def demo() -> None:
         session.reset()
     if sys.stdin.isatty() and sys.stdout.isatty():
         run(session, show_reasoning=True, history=home() / "history")
+
+
+@cli.command(epilog="Example: gptoss-mlx config chat")
+@click.argument("command", required=False, shell_complete=complete_commands)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def config(context: click.Context, command: str | None, as_json: bool) -> None:
+    """Print the settings of every command, or of COMMAND, and where each comes from.
+
+    The config file is ~/.config/gptoss-mlx/config.toml, or what GPTOSS_MLX_CONFIG names.
+    """
+    from . import preferences
+
+    if command not in (None, *cli.commands):
+        raise click.UsageError(f"there is no command {command!r}")
+    for problem in context.obj.problems:
+        click.echo(f"error: {problem}", err=True)
+    settings = preferences.settings(context.find_root())
+    chosen = [each for each in settings if command in (None, each.command.split()[0])]
+    show = preferences.as_json if as_json else preferences.as_text
+    click.echo(show(context.obj, chosen))
+
+
+@cli.command(epilog="Example: gptoss-mlx completion zsh")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, options and models at the press of Tab.
+
+    \b
+    bash  echo 'eval "$(gptoss-mlx completion bash)"' >> ~/.bashrc
+    zsh   echo 'autoload -U compinit; compinit; eval "$(gptoss-mlx completion zsh)"' >> ~/.zshrc
+    fish  gptoss-mlx completion fish > ~/.config/fish/completions/gptoss-mlx.fish
+    """
+    click.echo(script(cli, PROGRAM, shell))
 
 
 @cli.group()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -33,6 +34,16 @@ class ContextFull(GptOssError):
     """The prompt does not fit into what is left of the model's context."""
 
 
+class Constraint(Protocol):
+    """Says, id by id, what may come next."""
+
+    def allowed(self) -> mx.array | None:
+        """Booleans [vocabulary]; None where everything may."""
+
+    def accept(self, id_: int) -> None:
+        """This one came."""
+
+
 class Model:
     """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
 
@@ -54,7 +65,7 @@ class Model:
 
     def make_cache(self) -> Cache:
         """The empty KV state of one conversation."""
-        return Cache(self.config, self.settings.context, self.settings.kv_bits)
+        return self.network.make_cache(self.settings.context, self.settings.kv_bits)
 
     def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
         """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
@@ -102,25 +113,53 @@ class Model:
         Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()
-        stop = self.stop_ids if stop is None else stop
         sampler = Sampler(sampling or Sampling(), context=ids)
-        token = sampler(self.prefill(ids, cache, on_progress=on_prefill))
+        logits = self.prefill(ids, cache, on_progress=on_prefill)
+        yield from self.decode(logits, cache, sampler=sampler, max_tokens=max_tokens, stop=stop)
+
+    def decode(
+        self,
+        logits: mx.array,
+        cache: Cache,
+        *,
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        stop: Collection[int] | None = None,
+        constraint: Constraint | None = None,
+    ) -> Iterator[int]:
+        """Yield sampled ids, the first from `logits` [1, vocabulary] of the cache's last position, as `generate` does.
+
+        A `constraint` says before each id which ones may be sampled, so that nothing is computed ahead of it.
+        """
+        stop = self.stop_ids if stop is None else stop
         room = cache.context - cache.offset + 1
         most = min(room, max_tokens or room)
-        ahead = LOOK_AHEAD[mx.default_device().type]
+        ahead = LOOK_AHEAD[mx.default_device().type] and constraint is None
+
+        def sampled(logits: mx.array) -> mx.array:
+            if not constraint:
+                return sampler(logits)
+            mx.async_eval(logits)
+            return sampler(logits, constraint.allowed())
+
+        token = sampled(logits)
         following = None
         for count in range(1, most + 1):
             mx.async_eval(token)
             if ahead and count < most:
-                mx.async_eval(following := self._next(token, cache, sampler))
+                mx.async_eval(following := sampled(self._logits_behind(token, cache)))
             yield (id_ := token.item())
             if id_ in stop or count == most:
                 return
-            token = following if ahead else self._next(token, cache, sampler)
+            if constraint:
+                constraint.accept(id_)
+            token = (
+                following if ahead else sampler(self._logits_behind(token, cache), constraint and constraint.allowed())
+            )
 
-    def _next(self, token: mx.array, cache: Cache, sampler: Sampler) -> mx.array:
-        """Token [1] -> the one sampled behind it [1], not yet evaluated."""
-        return sampler(self.network.logits(self.network.hidden(token[None], cache))[:, 0])
+    def _logits_behind(self, token: mx.array, cache: Cache) -> mx.array:
+        """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
+        return self.network.logits(self.network.hidden(token[None], cache))[:, 0]
 
     def _check(self, ids: Sequence[int], cache: Cache) -> None:
         if not ids:

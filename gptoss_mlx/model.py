@@ -36,6 +36,10 @@ class Transformer:
         head = "lm_head", config.vocab_size, config.hidden_size
         self.head = kernels.linear(weights, *head) or weights.linear(*head, bias=False)
 
+    def make_cache(self, context: int, kv_bits: int) -> Cache:
+        """The empty KV state of one conversation of at most `context` positions."""
+        return Cache(self.config, [layer.attention.kv_dtype for layer in self.layers], context, kv_bits)
+
     def hidden(self, ids: mx.array, cache: Cache) -> mx.array:
         """Ids [1, L] at positions cache.offset.. -> hidden states [1, L, hidden], normalized; advances the cache."""
         x = self.embedding(ids)
@@ -94,7 +98,7 @@ class Attention:
         """`window` is what the mask and `kv` already know."""
         config = weights.config
         self.norm = Norm(weights, norm)
-        self.scale, self.wavelengths = scale, wavelengths
+        self.scale, self.wavelengths, self.kv_dtype = scale, wavelengths, weights.dtype
         self.head_dim = config.head_dim
         self.query = weights.linear(f"{path}.q_proj", config.num_heads * config.head_dim, config.hidden_size)
         self.key = weights.linear(f"{path}.k_proj", config.num_kv_heads * config.head_dim, config.hidden_size)

@@ -54,10 +54,12 @@ class Sampler:
         self._context = list(context)
         self._seen: mx.array | None = None
 
-    def __call__(self, logits: mx.array) -> mx.array:
-        """Logits [1, vocabulary] -> the chosen id [1], not yet evaluated."""
+    def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
+        """Logits [1, vocabulary] -> the chosen id [1], not yet evaluated; one of `allowed`, booleans [vocabulary]."""
         s = self.sampling
         logits = logits.astype(mx.float32)
+        if allowed is not None:
+            logits = mx.where(allowed, logits, -mx.inf)
         if s.repetition_penalty != 1:
             logits = self._penalize(logits)
         if s.temperature == 0:

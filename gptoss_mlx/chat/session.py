@@ -1,34 +1,62 @@
 """A conversation with a model: what was said, the KV state behind it, and the next answer as events.
 
-Knows Harmony and the engine; knows no terminal and no network. The date is fixed when the session starts, because a
-prompt that changes at midnight would have to be read again.
+Knows Harmony, the engine and tools; knows no terminal, no file and no network. The date is fixed when the session
+starts, because a prompt that changes at midnight would have to be read again.
+
+A turn reads only what is new. The model's own messages go into later prompts in the ids in which it wrote them, so that
+a prompt begins with what the timeline holds; and since Harmony drops the reasoning of a finished turn, each turn is
+marked in the timeline where its prompt ended, which is where the next prompt departs from what was sampled.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
 
 from ..engine import Model
 from ..errors import GptOssError
-from ..harmony.messages import Conversation, Message, call, result
-from ..harmony.parse import Event, IdParser, ToolCall, is_call
-from ..harmony.render import START, START_OF_ANSWER, encode, render_ids, render_message
-from ..sampling import Sampling
+from ..harmony.messages import EFFORTS as TRAINED_EFFORTS
+from ..harmony.messages import FUNCTIONS, Conversation, Message, call, result
+from ..harmony.parse import Content, Emitted, Event, IdParser, Parser, Reasoning, ToolCall, is_call, kind_of
+from ..harmony.render import (
+    CALL,
+    CHANNEL,
+    END,
+    MESSAGE,
+    RETURN,
+    START,
+    START_OF_ANSWER,
+    encode,
+    is_stale,
+    render,
+    render_message,
+)
+from ..interrupts import Interrupts
+from ..sampling import Sampler, Sampling
+from ..timeline import Timeline
 from ..tokenizer import Tokenizer
-from .tools import Function, run_call
+from .tools import Builtin, Function, Toolbox, error_result
+from .transcript import Transcript
 
+if TYPE_CHECKING:
+    from ..grammar import JsonGrammar, Schema
+
+EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
-MAX_CALLS = 8  # rounds of tool calls in one turn, before a model that loops is stopped
-FORMAT = "gptoss-mlx conversation 1"
+MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops has to answer
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
+OPEN_FINAL = (START, START_OF_ANSWER, CHANNEL, "final", MESSAGE)
+NO_REASONING = (CHANNEL, "analysis", MESSAGE, END)
+
+Approve = Callable[[ToolCall, str], bool]
+"""A call and what it would do -> whether it may."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +68,28 @@ class ToolResult:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """A stretch of reasoning is over: its sampled tokens, and the seconds that they took."""
+
+    tokens: int
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
 class TurnStats:
     """One turn, in tokens and seconds; the last event of `send`."""
 
     prefilled: int
+    """Tokens of the prompt, and of what tools answered, that the KV state did not hold."""
     decoded: int
     """Sampled tokens, without the first after each prefill, whose time belongs to the prefill."""
+    reasoning: int
+    """Sampled tokens of reasoning."""
     first_token_seconds: float
     decode_seconds: float
     context_used: int
+    finished: bool
+    """Whether there is an answer that did not break off; `Session.resume` goes on with any other."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -62,6 +103,23 @@ class Dropped:
     messages: int
 
 
+@dataclass(frozen=True)
+class _Said:
+    """A message, and the ids that stand for it in a prompt."""
+
+    message: Message
+    ids: tuple[int, ...]
+
+
+@dataclass
+class _Draft:
+    """An answer that is being written: the ids of its prompt, those behind it, and how many messages came before."""
+
+    prompt: list[int]
+    written: list[int]
+    messages: int
+
+
 class Session:
     """`Session(model).send("Hello")` yields events: reasoning, preambles, content, tool calls, and `TurnStats` last."""
 
@@ -70,233 +128,469 @@ class Session:
         model: Model,
         *,
         functions: Sequence[Function] = (),
+        builtins: Sequence[Builtin] = (),
+        approve: Approve | None = None,
         instructions: str | None = None,
         reasoning_effort: str = "medium",
+        max_reasoning: int | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
+        response_schema: Schema | None = None,
         current_date: str | None = None,
         drop_when_full: bool = False,
     ):
-        """`drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull."""
+        """`approve` is asked about the calls of tools that want it; without it they are refused.
+
+        `reasoning_effort` "none" goes straight to the answer; `max_reasoning` tokens of a turn, and reasoning is closed
+        and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the `response_schema`.
+        `drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull.
+        """
         self.model = model
-        self.drop_when_full = drop_when_full
+        self.timeline = Timeline(model)
         self.tokenizer = Tokenizer.load(model.path)
-        self.functions = {function.tool.name: function for function in functions}
-        self.sampling, self.max_tokens = sampling or Sampling(), max_tokens
+        self.toolbox, self.approve = Toolbox(functions, builtins), approve
+        self.sampling = sampling or Sampling()
+        self.max_tokens, self.max_reasoning = max_tokens, max_reasoning
+        self.drop_when_full = drop_when_full
         self.instructions = instructions
-        self.conversation = Conversation(
-            tools=tuple(function.tool for function in functions),
-            reasoning_effort=reasoning_effort,
-            current_date=current_date or datetime.date.today().isoformat(),
-        )
-        self._stops = frozenset(self.tokenizer.special(name) for name in STOPS)
-        self._cache, self._held = model.make_cache(), []  # the KV state, and the ids that it holds
+        self.current_date = current_date or datetime.date.today().isoformat()
+        self.set_reasoning_effort(reasoning_effort)
         self.stats: list[TurnStats] = []
+        self._stops = frozenset(self.tokenizer.special(name) for name in STOPS)
+        self.response_schema = response_schema
+        self._grammar = response_schema is not None and self._make_grammar(response_schema)
+        self._said: tuple[_Said, ...] = ()
+        self._draft: _Draft | None = None
+
+    def _make_grammar(self, schema: Schema) -> JsonGrammar:
+        from ..grammar import JsonGrammar
+
+        return JsonGrammar(schema, self.tokenizer, self.model.config.vocab_size, self.tokenizer.special(RETURN))
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """All that was said, instructions apart."""
-        return self.conversation.messages
+        return tuple(said.message for said in self._said)
 
     @property
     def context_used(self) -> int:
         """Positions in the KV state."""
-        return self._cache.offset
+        return self.timeline.cache.offset
+
+    @property
+    def transcript(self) -> Transcript:
+        """The conversation as it can be kept, and `restore`d."""
+        ids = tuple(said.ids if said.message.role == "assistant" else None for said in self._said)
+        return Transcript(
+            model=str(self.model.path.resolve()),
+            instructions=self.instructions,
+            reasoning_effort=self.reasoning_effort,
+            current_date=self.current_date,
+            messages=self.messages,
+            ids=ids,
+        )
+
+    def restore(self, transcript: Transcript) -> None:
+        """Continue a conversation that was kept, with the instructions, the effort and the date that it had.
+
+        Ids are taken only where they say what the message says. Raises GptOssError, and then nothing has changed.
+        """
+        said = tuple(
+            self._restored(message, ids) for message, ids in zip(transcript.messages, transcript.ids, strict=True)
+        )
+        self.set_reasoning_effort(transcript.reasoning_effort)
+        self.instructions, self.current_date = transcript.instructions, transcript.current_date
+        self._set_said(said)
+        self.stats.clear()
 
     def reset(self) -> None:
         """Forget what was said; settings stay."""
-        self._set_messages(())
+        self._set_said(())
         self.stats.clear()
 
     def set_reasoning_effort(self, effort: str) -> None:
         """From the next turn on. Raises GptOssError for an effort that there is not."""
-        self.conversation = replace(self.conversation, reasoning_effort=effort)
+        if effort not in EFFORTS:
+            raise GptOssError(f"reasoning effort is {effort!r}, not one of {', '.join(EFFORTS)}")
+        self.reasoning_effort = effort
+
+    def close(self) -> None:
+        """End what the tools have started."""
+        self.toolbox.close()
 
     def send(self, text: str, *, on_prefill: Callable[[int, int], None] | None = None) -> Iterator[Event]:
         """Say something and yield the answer's events as they arrive, running the functions that the model calls.
 
         An answer that is interrupted (the iterator closed, or KeyboardInterrupt) stays in the conversation as far as
-        it came; after any other error the conversation is as it was. Raises ContextFull where it no longer fits.
+        it came, and `resume` goes on with it; after any other error the conversation is as it was. Ctrl-C is raised
+        between two tokens. Raises ContextFull where it no longer fits.
         """
-        before = self.messages
-        self._set_messages((*before, Message("user", text)))
+        return self._turn((*self._said, self._rendered(Message("user", text))), None, on_prefill)
+
+    def retry(self, *, on_prefill: Callable[[int, int], None] | None = None) -> Iterator[Event]:
+        """Answer the last question once more, as `send` does. Raises GptOssError where there is none."""
+        return self._turn(self._said[: self._last_question() + 1], None, on_prefill)
+
+    def resume(self, *, on_prefill: Callable[[int, int], None] | None = None) -> Iterator[Event]:
+        """Go on with an answer that broke off, as `send` does. Raises GptOssError where there is none."""
+        if self._draft is None:
+            raise GptOssError("the last answer is complete: there is nothing to go on with")
+        return self._turn(self._said[: self._draft.messages], self._draft, on_prefill)
+
+    def undo(self) -> str:
+        """Take back the last question and all behind it; returns its text. Raises GptOssError where there is none."""
+        last = self._last_question()
+        text = self._said[last].message.content
+        self._set_said(self._said[:last])
+        return text
+
+    def settle(self, tokens: int) -> int:
+        """Read ahead what the next prompt will begin with, `tokens` at most; returns how many are left.
+
+        After an answer that is its reasoning's place: what follows was sampled behind it, and has to be read without.
+        Nothing is read while an answer can be resumed.
+        """
+        if self._draft or not self._said:
+            return 0
+        ids = [*self._ids_so_far(), *encode((START, "user", MESSAGE), self.tokenizer)]
+        if len(ids) >= self.model.context:
+            return 0
+        left = self.timeline.prepare(ids, tokens)
+        if not left:
+            self.timeline.mark()
+        return left
+
+    def _turn(
+        self, said: tuple[_Said, ...], draft: _Draft | None, on_prefill: Callable[[int, int], None] | None
+    ) -> Iterator[Event]:
+        before = self._said, self._draft
+        self._set_said(said)
         try:
-            yield from self._answer(on_prefill)
+            with Interrupts() as interrupts:
+                yield from self._answer(draft, _Clock(interrupts, on_prefill))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException:
-            self._set_messages(before)
+            self._said, self._draft = before
             raise
 
-    def _answer(self, on_prefill: Callable[[int, int], None] | None) -> Iterator[Event]:
+    def _answer(self, draft: _Draft | None, clock: _Clock) -> Iterator[Event]:
         """Rounds of sampling and tool calls, up to a final answer."""
-        clock = _Clock()
-        prompt = render_ids(self._rendered(), self.tokenizer)
-        if self.drop_when_full and len(prompt) > self.model.context * (1 - ROOM_FOR_ANSWER):
-            prompt, dropped = self._shortened(prompt)
-            if dropped:
+        if draft is None:
+            if dropped := self._make_room():
                 yield Dropped(dropped)
-        for _ in range(MAX_CALLS + 1):
-            sampled: list[int] = []
+            draft = self._new_draft()
+        for count in range(MAX_CALLS + 1):
             parser = IdParser(self.tokenizer)
-            calls: list[ToolCall] = []
             try:
-                for id_ in self._sample(prompt, sampled, clock, on_prefill):
+                calls, finished = yield from self._write(draft, parser, clock, must_answer=count == MAX_CALLS)
+            except (KeyboardInterrupt, GeneratorExit):
+                self._keep_fragment(draft, parser)
+                raise
+            self._keep(parser)
+            if not calls:
+                break
+            yield from self._run(calls, clock)
+            draft = self._new_draft()
+        self._draft = None if finished else draft
+        self.stats.append(clock.stats(self.context_used, finished))
+        yield self.stats[-1]
+
+    def _write(
+        self, draft: _Draft, parser: IdParser, clock: _Clock, must_answer: bool
+    ) -> Generator[Event, None, tuple[list[ToolCall], bool]]:
+        """Sample until the model has called a tool or given an answer, feeding the parser. Returns the calls, and
+        whether the answer is complete.
+
+        What the model should have written is written for it: an empty analysis where it is not to reason, the end of
+        one that grew too long, and the beginning of an answer where it stopped without one, or in another's role.
+        """
+        grammar = _AnswerGrammar(self._grammar, parser.parser) if self._grammar else None
+        written, draft.written = draft.written, []
+        self._give(written, draft, parser, grammar)
+        calls: list[ToolCall] = []
+        given, may_insist = () if draft.written else self._opening(must_answer), True
+        if draft.written and draft.written[-1] in self._stops:
+            given, may_insist = self._insistence(draft, parser), False
+        while True:
+            self._give(encode(given, self.tokenizer), draft, parser, grammar)
+            stopped = False
+            with closing(self._sample(draft, grammar, clock)) as ids:
+                for id_ in ids:
+                    before = parser.parser.message
+                    draft.written.append(id_)
                     for event in parser.feed(id_):
                         calls += [event] if isinstance(event, ToolCall) else []
                         yield event
-            except (KeyboardInterrupt, GeneratorExit):
-                list(parser.finish())
-                self._keep([m for m in parser.parser.messages if not is_call(m) and m.channel != "analysis"])
-                raise
-            for event in parser.finish():
-                calls += [event] if isinstance(event, ToolCall) else []
-                yield event
-            self._keep(parser.parser.messages)
-            if not calls:
+                    message = parser.parser.message
+                    reasoning = message is not None and kind_of(message) is Reasoning
+                    if thought := clock.token(reasoning and message is before):
+                        yield thought
+                    clock.check()
+                    if id_ in self._stops or (reasoning and not self._may_reason(message, clock)):
+                        stopped = True
+                        break
+            if not (stopped and may_insist) or calls or _has_answer(parser.parser):
                 break
-            # The ids as they were sampled: rendered anew they could differ, and the KV state would be lost.
-            prompt = prompt + sampled
-            for wanted in calls:
-                output = run_call(self.functions, wanted.name, wanted.arguments)
-                yield ToolResult(wanted.name, output)
-                self._set_messages((*self.messages, result(wanted.name, output)))
-                prompt = prompt + encode(render_message(self.messages[-1]), self.tokenizer)
-            prompt = prompt + encode((START, START_OF_ANSWER), self.tokenizer)
-        self.stats.append(clock.stats(self.context_used))
-        yield self.stats[-1]
+            given, may_insist = self._insistence(draft, parser), False
+        for event in parser.finish():
+            calls += [event] if isinstance(event, ToolCall) else []
+            yield event
+        return calls, stopped and _has_answer(parser.parser)
 
-    def _shortened(self, prompt: list[int]) -> tuple[list[int], int]:
-        """Drop turns, the oldest first, until the prompt is well below the context: a shorter prompt has to be read
-        anew, which should not happen in every turn. Returns the new prompt and how many messages left."""
-        before = len(self.messages)
-        while len(prompt) > self.model.context * SHORTENED:
-            starts = [index for index, message in enumerate(self.messages) if message.role == "user" and index]
+    def _may_reason(self, message: Message, clock: _Clock) -> bool:
+        """Whether more of this message is wanted: of the model's own reasoning, while it is within the limit."""
+        limit = 0 if self.reasoning_effort == "none" else self.max_reasoning
+        return message.role == "assistant" and (limit is None or clock.reasoning < limit)
+
+    def _opening(self, must_answer: bool) -> tuple[str, ...]:
+        """What is written for the model where its answer begins."""
+        if self.reasoning_effort != "none" and not must_answer:
+            return ()
+        may_call = (self.toolbox.functions or self.toolbox.builtins) and not must_answer
+        return (*NO_REASONING, *((START, START_OF_ANSWER) if may_call else OPEN_FINAL))
+
+    def _insistence(self, draft: _Draft, parser: IdParser) -> tuple[str, ...]:
+        """What is written for a model that stopped, or was stopped, without an answer."""
+        if draft.written[-1] in self._stops:
+            draft.written[-1] = self.tokenizer.special(END)
+        return ((END,) if parser.parser.message else ()) + OPEN_FINAL
+
+    def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: _AnswerGrammar | None) -> None:
+        """Write ids that are not to be told: the model did not sample them, or did before."""
+        for id_ in ids:
+            draft.written.append(id_)
+            list(parser.feed(id_))
+            if grammar:
+                grammar.accept(id_)
+
+    def _sample(self, draft: _Draft, grammar: _AnswerGrammar | None, clock: _Clock) -> Iterator[int]:
+        """The ids that the model writes behind a draft."""
+        left = self.max_tokens and self.max_tokens - clock.sampled
+        if left == 0:
+            return
+        logits = self._read(draft, clock)
+        yield from self.timeline.decode(
+            logits,
+            sampler=Sampler(self.sampling, context=draft.prompt + draft.written),
+            max_tokens=left,
+            stop=self._stops,
+            constraint=grammar,
+        )
+
+    def _read(self, draft: _Draft, clock: _Clock) -> mx.array:
+        """Read what is not held of the draft, and mark where a later prompt may depart from it."""
+        head = self._head()
+        if len(head) > self.timeline.cache.window and not self.timeline.holds(head):
+            self.timeline.read(head, clock.prefill)
+            self.timeline.mark()
+        if draft.written and self.timeline.holds(draft.prompt):
+            return self.timeline.read(draft.prompt + draft.written, clock.prefill)
+        logits = self.timeline.read(draft.prompt, clock.prefill)
+        if self._said[draft.messages - 1].message.role == "user":
+            self.timeline.mark()
+        return self.timeline.read(draft.prompt + draft.written, clock.prefill) if draft.written else logits
+
+    def _run(self, calls: Sequence[ToolCall], clock: _Clock) -> Iterator[Event]:
+        """Run the tools that may run, and keep what they answer; Ctrl-C ends them at once."""
+        for number, wanted in enumerate(calls):
+            try:
+                with clock.interrupts.at_once():
+                    output = self._output(wanted)
+            except KeyboardInterrupt:
+                for stopped in calls[number:]:
+                    self._keep_result(stopped, error_result("the user stopped this call"))
+                self._draft = self._new_draft()
+                raise
+            self._keep_result(wanted, output)
+            yield ToolResult(wanted.name, output)
+
+    def _output(self, wanted: ToolCall) -> str:
+        if self.toolbox.asks(wanted):
+            if self.approve is None:
+                return error_result("nobody is here to allow this call")
+            if not self.approve(wanted, self.toolbox.preview(wanted)):
+                return error_result("the user did not allow this call")
+        return self.toolbox.run(wanted)
+
+    def _make_room(self) -> int:
+        """Drop turns, the oldest first, from a conversation that fills the context, until it is well below: a shorter
+        prompt has to be read anew, which should not happen in every turn. Returns how many messages left."""
+        before, most = len(self._said), self.model.context
+        if not self.drop_when_full or len(self._prompt()) <= most * (1 - ROOM_FOR_ANSWER):
+            return 0
+        while len(self._prompt()) > most * SHORTENED:
+            starts = [index for index, said in enumerate(self._said) if said.message.role == "user" and index]
             if not starts:
                 break
-            self._set_messages(self.messages[starts[0] :])
-            prompt = render_ids(self._rendered(), self.tokenizer)
-        return prompt, before - len(self.messages)
+            self._set_said(self._said[starts[0] :])
+        return before - len(self._said)
 
-    def _sample(
-        self, prompt: list[int], sampled: list[int], clock: _Clock, on_prefill: Callable[[int, int], None] | None
-    ) -> Iterator[int]:
-        """Sampled ids, also appended to `sampled`. Feeds what the KV state does not hold yet."""
-        if self._held != prompt[: len(self._held)] or len(self._held) == len(prompt):
-            self._cache, self._held = self.model.make_cache(), []
-        new = prompt[len(self._held) :]
-        clock.start(len(new))
-        self._held = []  # nothing is certain about a state that an error leaves behind
-        try:
-            for id_ in self.model.generate(
-                new,
-                sampling=self.sampling,
-                max_tokens=self.max_tokens,
-                stop=self._stops,
-                cache=self._cache,
-                on_prefill=on_prefill,
-            ):
-                clock.token()
-                sampled.append(id_)
-                yield id_
-        finally:
-            self._held = (prompt + sampled)[: self._cache.offset]
+    def _prompt(self) -> list[int]:
+        """From which the model continues."""
+        return [*self._ids_so_far(), *encode((START, START_OF_ANSWER), self.tokenizer)]
 
-    def _keep(self, emitted: Sequence[Message]) -> None:
-        """Add what the model emitted to the conversation, in the form in which it is rendered."""
-        kept = [
-            call(message.recipient.removeprefix("functions."), message.content)
-            if is_call(message)
-            else replace(message, channel=message.channel or "final", content_type=None)
-            for message in emitted
-            if message.role == "assistant"
-        ]
-        self._set_messages((*self.messages, *kept))
+    def _ids_so_far(self) -> list[int]:
+        """The ids of all that a prompt still contains."""
+        ids, stale = self._head(), is_stale(self.messages)
+        for said, dropped in zip(self._said, stale, strict=True):
+            ids.extend(() if dropped else said.ids)
+        return ids
 
-    def _rendered(self) -> Conversation:
-        head = () if self.instructions is None else (Message("developer", self.instructions),)
-        return replace(self.conversation, messages=(*head, *self.messages))
+    def _head(self) -> list[int]:
+        """The ids of the system message, the instructions and the tools."""
+        conversation = Conversation(
+            messages=() if self.instructions is None else (Message("developer", self.instructions),),
+            tools=self.toolbox.tools,
+            builtin_tools=tuple(self.toolbox.builtins),
+            reasoning_effort=TRAINED_EFFORTS[0] if self.reasoning_effort == "none" else self.reasoning_effort,
+            current_date=self.current_date,
+            response_schema=self.response_schema,
+        )
+        return encode(list(render(conversation))[: -len((START, START_OF_ANSWER))], self.tokenizer)
 
-    def _set_messages(self, messages: tuple[Message, ...]) -> None:
-        self.conversation = replace(self.conversation, messages=messages)
+    def _new_draft(self) -> _Draft:
+        return _Draft(self._prompt(), [], len(self._said))
 
-    def save(self, path: Path) -> None:
-        """Write the conversation as JSON; an existing file is replaced in one step. Raises GptOssError."""
-        data = {
-            "format": FORMAT,
-            "instructions": self.instructions,
-            "reasoning_effort": self.conversation.reasoning_effort,
-            "current_date": self.conversation.current_date,
-            "messages": [asdict(message) for message in self.messages],
-        }
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise GptOssError(f"cannot write {path}: {error.strerror}") from None
+    def _keep(self, parser: IdParser) -> None:
+        """Add what the model wrote to the conversation."""
+        kept = [self._as_written(emitted) for emitted in parser.emitted if _is_worth_keeping(emitted.message)]
+        self._set_said((*self._said, *kept))
 
-    def load(self, path: Path) -> None:
-        """Continue a saved conversation. Raises GptOssError, and then nothing has changed."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise GptOssError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise GptOssError(f"{path} is not JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise GptOssError(f"{path} is not a saved conversation")
-        try:
-            loaded = replace(
-                self.conversation,
-                messages=tuple(_message(entry) for entry in data["messages"]),
-                reasoning_effort=data["reasoning_effort"],
-                current_date=_optional_text(data["current_date"]),
-            )
-            self.instructions = _optional_text(data["instructions"])
-        except (KeyError, TypeError, GptOssError) as error:
-            raise GptOssError(f"{path} is damaged: {error}") from None
-        self.conversation = loaded
-        self.stats.clear()
+    def _keep_fragment(self, draft: _Draft, parser: IdParser) -> None:
+        """Of an interrupted answer, add what a later prompt may contain: no reasoning, and no call that was not run."""
+        list(parser.finish())
+        parser.emitted = [e for e in parser.emitted if e.message.channel != "analysis" and not is_call(e.message)]
+        self._keep(parser)
+        self._draft = draft
+
+    def _keep_result(self, wanted: ToolCall, output: str) -> None:
+        self._set_said((*self._said, self._rendered(result(wanted.name, output))))
+
+    def _as_written(self, emitted: Emitted) -> _Said:
+        """The model's own ids where they are fit to be read again, with the end that belongs to the message."""
+        message = _as_rendered(emitted.message)
+        if emitted.ids is None:
+            return self._rendered(message)
+        start = encode((START, START_OF_ANSWER), self.tokenizer)
+        end = encode((CALL if is_call(message) else END,), self.tokenizer)
+        return _Said(message, (*start, *emitted.ids, *end))
+
+    def _rendered(self, message: Message) -> _Said:
+        return _Said(message, tuple(encode(render_message(message), self.tokenizer)))
+
+    def _restored(self, message: Message, ids: Sequence[int] | None) -> _Said:
+        """With the ids that were kept, if they say exactly what the message says."""
+        start = len(encode((START, START_OF_ANSWER), self.tokenizer))
+        if ids is not None and message.role == "assistant":
+            parser = IdParser(self.tokenizer)
+            for id_ in ids[start:]:
+                list(parser.feed(id_))
+            said = [self._as_written(emitted) for emitted in parser.emitted]
+            if said == [_Said(message, tuple(ids))]:
+                return said[0]
+        return self._rendered(message)
+
+    def _last_question(self) -> int:
+        asked = [index for index, said in enumerate(self._said) if said.message.role == "user"]
+        if not asked:
+            raise GptOssError("nothing has been asked yet")
+        return asked[-1]
+
+    def _set_said(self, said: tuple[_Said, ...]) -> None:
+        self._said, self._draft = said, None
 
 
-def _message(entry: Any) -> Message:
-    message = Message(**entry)
-    for text in (message.channel, message.recipient, message.content_type):
-        _optional_text(text)
-    if not isinstance(message.role, str) or not isinstance(message.content, str):
-        raise TypeError("a message has no text")
-    return message
+def _as_rendered(message: Message) -> Message:
+    """A message of the model's in the form in which Harmony writes it."""
+    if is_call(message):
+        return call(message.recipient.removeprefix(FUNCTIONS), message.content)
+    return replace(message, channel=message.channel or "final", content_type=None)
 
 
-def _optional_text(value: Any) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    return value
+def _is_worth_keeping(message: Message) -> bool:
+    """Not what was said in another's role, and no empty answer; an empty analysis holds the place of reasoning."""
+    return message.role == "assistant" and (message.content or is_call(message) or message.channel == "analysis")
+
+
+def _has_answer(parser: Parser) -> bool:
+    return any(m.role == "assistant" and kind_of(m) is Content and m.content for m in parser.messages)
+
+
+class _AnswerGrammar:
+    """Applies a grammar to the text of the answer, and to nothing before it. Follows a parser that is fed first."""
+
+    def __init__(self, grammar: JsonGrammar, parser: Parser):
+        grammar.reset()
+        self._grammar, self._parser = grammar, parser
+        self._answering = self._in_answer()
+
+    def allowed(self) -> mx.array | None:
+        return self._grammar.allowed() if self._answering else None
+
+    def accept(self, id_: int) -> None:
+        if self._answering:
+            self._grammar.accept(id_)
+        self._answering = self._in_answer()
+
+    def _in_answer(self) -> bool:
+        message = self._parser.message
+        return message is not None and kind_of(message) is Content
 
 
 class _Clock:
-    """Counts and times one turn, over all its rounds."""
+    """Counts and times one turn, over all its rounds, and looks for Ctrl-C where nothing is half done."""
 
-    def __init__(self) -> None:
-        self.prefilled = self.decoded = 0
+    def __init__(self, interrupts: Interrupts, on_prefill: Callable[[int, int], None] | None):
+        self.interrupts, self._on_prefill = interrupts, on_prefill
+        self.prefilled = self.decoded = self.sampled = self.reasoning = 0
         self.first_token_seconds = self.decode_seconds = 0.0
-        self._started = self._last = 0.0
+        self._started: float | None = None
+        self._last = 0.0
         self._fresh = True
+        self._thought_from: tuple[int, float] | None = None
 
-    def start(self, prefilled: int) -> None:
-        self.prefilled += prefilled
-        self._started = time.monotonic()
-        self._fresh = True
+    def check(self) -> None:
+        self.interrupts.check()
 
-    def token(self) -> None:
+    def prefill(self, done: int, total: int) -> None:
+        if done == 0:
+            self._started = self._started or time.monotonic()
+            self.prefilled += total
+            self._fresh = True
+        self.check()
+        if self._on_prefill:
+            self._on_prefill(done, total)
+
+    def token(self, reasoning: bool) -> Thought | None:
+        """Count a sampled token; the stretch of reasoning that it ended, if it did."""
         now = time.monotonic()
-        if self._fresh:
-            self.first_token_seconds = self.first_token_seconds or now - self._started
-        else:
+        self.sampled += 1
+        if self.sampled == 1:
+            self.first_token_seconds = now - self._started
+        if not self._fresh:
             self.decode_seconds += now - self._last
             self.decoded += 1
         self._last, self._fresh = now, False
+        return self._thought(reasoning, now)
 
-    def stats(self, context_used: int) -> TurnStats:
-        return TurnStats(self.prefilled, self.decoded, self.first_token_seconds, self.decode_seconds, context_used)
+    def _thought(self, reasoning: bool, now: float) -> Thought | None:
+        if reasoning:
+            self._thought_from = self._thought_from or (self.reasoning, now)
+            self.reasoning += 1
+        elif self._thought_from:
+            tokens, since = self._thought_from
+            self._thought_from = None
+            return Thought(self.reasoning - tokens, now - since)
+        return None
+
+    def stats(self, context_used: int, finished: bool) -> TurnStats:
+        return TurnStats(
+            self.prefilled,
+            self.decoded,
+            self.reasoning,
+            self.first_token_seconds,
+            self.decode_seconds,
+            context_used,
+            finished,
+        )

@@ -15,16 +15,16 @@ from typing import Protocol
 
 from ..engine import ContextFull
 from ..errors import GptOssError
-from ..harmony.messages import EFFORTS
 from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
 from ..memory import size_text
 from ..progress import PrefillProgress
-from .session import Dropped, Session, ToolResult, TurnStats
+from .session import EFFORTS, Dropped, Session, ToolResult, TurnStats
+from .transcript import Transcript
 
 HELP = """\
 /help                       this list
 /reset                      start a new conversation
-/reasoning low|medium|high  how long to think
+/reasoning none|low|medium|high  how long to think
 /system TEXT                set the instructions (without TEXT: none); starts a new conversation
 /save FILE                  save the conversation
 /load FILE                  continue a saved conversation
@@ -128,7 +128,7 @@ def _command(session: Session, line: str, screen: Screen) -> bool:
             session.set_reasoning_effort(rest)
             screen.note(f"reasoning {rest}")
         case "/reasoning":
-            screen.note(f"usage: /reasoning {'|'.join(EFFORTS)} (it is {session.conversation.reasoning_effort})")
+            screen.note(f"usage: /reasoning {'|'.join(EFFORTS)} (it is {session.reasoning_effort})")
         case "/system":
             session.instructions = rest or None
             session.reset()
@@ -136,10 +136,10 @@ def _command(session: Session, line: str, screen: Screen) -> bool:
         case "/save" | "/load" if not rest:
             screen.note(f"usage: {name} FILE")
         case "/save":
-            session.save(Path(rest).expanduser())
+            session.transcript.write(Path(rest).expanduser())
             screen.note(f"saved to {rest}")
         case "/load":
-            session.load(Path(rest).expanduser())
+            session.restore(Transcript.read(Path(rest).expanduser()))
             screen.note(f"{len(session.messages)} messages from {rest}")
         case "/stats":
             screen.note(_stats(session))

@@ -51,6 +51,8 @@ class Conversation:
     messages: tuple[Message, ...] = ()
     tools: tuple[Tool, ...] = ()
     builtin_tools: tuple[str, ...] = ()
+    response_schema: Any = None
+    """The JSON schema that the answer has to follow."""
     reasoning_effort: str = "medium"
     current_date: str | None = None
     knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF

@@ -73,8 +73,10 @@ class Parser:
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
+        self.sound = True  # whether the last of the messages has the form that Harmony gives it, but for its end
         self.stop = "none"
         self._header: list[str] | None = []
+        self._sound = False
         self._message: Message | None = None
         self._text: list[str] = []
 
@@ -91,10 +93,19 @@ class Parser:
             if piece == CHANNEL:  # the model forgot to end one message and to start the next
                 self._header.append(piece)
         elif piece == MESSAGE and not self._message:
-            self._message, _ = read_header(self._header or [], complete=True)
+            header = self._header or []
+            self._sound = SOUND_HEADER.fullmatch("".join(header)) is not None
+            self._message, _ = read_header(header, complete=True)
             self._header = None
         elif piece in (CHANNEL, CONSTRAIN) and not self._message:
             self._in_header(piece)
+        else:  # a token that has no business in a text
+            self._sound = False
+
+    @property
+    def message(self) -> Message | None:
+        """What the header said of the message whose text is arriving; None between messages and in a header."""
+        return self._message
 
     def finish(self) -> Iterator[Event]:
         """The events of the end, whether or not the last message was ended."""
@@ -118,6 +129,7 @@ class Parser:
 
     def _close(self) -> Iterator[Event]:
         message, text = self._message, "".join(self._text)
+        sound = message is not None and self._sound
         if message is None:
             message, text = read_header(self._header or [], complete=False)
             if text:
@@ -127,6 +139,7 @@ class Parser:
             return
         message = replace(message, content=text)
         self.messages.append(message)
+        self.sound = sound
         if is_call(message):
             yield ToolCall(message.recipient.removeprefix(FUNCTIONS), text)
 
@@ -137,12 +150,24 @@ def is_call(message: Message) -> bool:
 
 def _shown(message: Message, text: str) -> Iterator[Event]:
     """What a reader sees of more text; a call is one event, when it is complete."""
-    if is_call(message) or not text:
-        return
-    kinds = {"final": Content, None: Content, "commentary": Preamble}
-    yield (kinds.get(message.channel, Reasoning) if message.role == "assistant" else Reasoning)(text)
+    kind = kind_of(message)
+    if kind is not ToolCall and text:
+        yield kind(text)
 
 
+def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall]:
+    """The event that the text of a message becomes."""
+    if message.role != "assistant":
+        return Reasoning
+    if message.recipient is not None:
+        return ToolCall
+    return {"final": Content, None: Content, "commentary": Preamble}.get(message.channel, Reasoning)
+
+
+# What the publisher's own renderings begin with, and what a model was seen to write as well.
+SOUND_HEADER = re.compile(
+    r"(assistant)?( to=[^\s<]+)?<\|channel\|>(analysis|commentary|final)( to=[^\s<]+)?( ?<\|constrain\|>\w+| \w+)?"
+)
 _WORD = re.compile(r"\s*([\w.\-]+)")
 _RECIPIENT = re.compile(r"\s*\bto=([^\s<]+)")
 
@@ -190,24 +215,55 @@ def _channel(text: str) -> tuple[str | None, str]:
     return (known, text.lstrip().removeprefix(known)) if known else _word(text)
 
 
+@dataclass(frozen=True)
+class Emitted:
+    """A message, and the ids in which the model wrote it: those behind `<|start|>assistant`, without the end token.
+
+    None where they are not fit to be read again, as with a broken header: the message can be rendered anew.
+    """
+
+    message: Message
+    ids: tuple[int, ...] | None
+
+
 class IdParser:
     """The same for token ids: holds back a character until its last byte has come."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.parser = Parser()
+        self.emitted: list[Emitted] = []
         self._specials, self._stream = tokenizer.specials, tokenizer.stream()
+        self._start = [tokenizer.special(START), *tokenizer.encode("assistant")]
+        self._ends = {id_ for id_, name in tokenizer.specials.items() if name in (*STOPS, START, CHANNEL)}
+        self._ids: list[int] = []  # of the message that is arriving
 
     def feed(self, id_: int) -> Iterator[Event]:
         """The events that a token completes."""
+        self._ids.append(id_)
         if name := self._specials.get(id_):
             yield from self.parser.feed(self._stream.flush())
             yield from self.parser.feed(Special(name))
         else:
             yield from self.parser.feed(self._stream.feed(id_))
+        ended = self._collect()
+        if name == START or (ended and name == CHANNEL):  # not the end of one message but the beginning of the next
+            self._ids = [id_]
 
     def finish(self) -> Iterator[Event]:
         yield from self.parser.feed(self._stream.flush())
         yield from self.parser.finish()
+        self._collect()
+
+    def _collect(self) -> bool:
+        """Whether a message was complete."""
+        if len(self.parser.messages) == len(self.emitted):
+            return False
+        start, ids = len(self._start), self._ids
+        ids = ids[start:] if ids[:start] == self._start else ids
+        ids = ids[:-1] if ids and ids[-1] in self._ends else ids
+        self.emitted.append(Emitted(self.parser.messages[-1], tuple(ids) if self.parser.sound else None))
+        self._ids = []
+        return True
 
 
 def pieces_of(text: str) -> Iterator[str]:

@@ -7,8 +7,9 @@ answer only).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .messages import FUNCTIONS, Conversation, Message, Tool
 from .schema import typescript
@@ -40,9 +41,12 @@ def render_history(conversation: Conversation) -> Iterator[str]:
     """The pieces of all that follows the system message."""
     messages = list(conversation.messages)
     instructions = messages.pop(0).content if messages and messages[0].role == "developer" else None
-    if instructions is not None or conversation.tools:
-        yield from render_message(Message("developer", _developer(instructions, conversation.tools)))
-    for message in without_stale_analysis(messages):
+    if instructions is not None or conversation.tools or conversation.response_schema is not None:
+        content = _developer(instructions, conversation.tools, conversation.response_schema)
+        yield from render_message(Message("developer", content))
+    for message, dropped in zip(messages, is_stale(messages), strict=True):
+        if dropped:
+            continue
         if message.role == "developer":
             message = Message("developer", _developer(message.content, ()))
         yield from render_message(message)
@@ -65,12 +69,11 @@ def render_message(message: Message) -> Iterator[str]:
     yield CALL if message.role == "assistant" and message.recipient else END
 
 
-def without_stale_analysis(messages: Iterable[Message]) -> list[Message]:
-    """Drop the analysis (tool calls and results on that channel included) of turns that have their final answer."""
-    messages = list(messages)
-    finals = [i for i, message in enumerate(messages) if message.channel == "final"]
-    last = finals[-1] if finals else 0
-    return [message for i, message in enumerate(messages) if i >= last or message.channel != "analysis"]
+def is_stale(messages: Sequence[Message]) -> list[bool]:
+    """Which messages a prompt drops: the analysis (tool calls and results on that channel included) of turns that have
+    their final answer."""
+    last = max((i for i, message in enumerate(messages) if message.channel == "final"), default=0)
+    return [i < last and message.channel == "analysis" for i, message in enumerate(messages)]
 
 
 def render_text(conversation: Conversation) -> str:
@@ -110,10 +113,13 @@ def _system(conversation: Conversation) -> str:
     return "\n\n".join(section for section in [*sections, channels] if section)
 
 
-def _developer(instructions: str | None, tools: Iterable[Tool]) -> str:
+def _developer(instructions: str | None, tools: Iterable[Tool], response_schema: Any = None) -> str:
     sections = [] if instructions is None else ["# Instructions", instructions]
     if tools := tuple(tools):
         sections += ["# Tools", _namespace(FUNCTIONS.rstrip("."), "", tools)]
+    if response_schema is not None:
+        schema = json.dumps(response_schema, ensure_ascii=False, separators=(",", ":"))
+        sections += ["# Response Formats", "## answer", schema]
     return "\n\n".join(sections)
 
 

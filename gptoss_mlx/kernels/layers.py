@@ -59,10 +59,11 @@ def _made(make: Callable[[], Made]) -> Made | None:
 
 
 class NativeAttention:
+    kv_dtype = mx.bfloat16
+
     def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, wavelengths: mx.array):
         config, stored = weights.config, _as_stored(weights)
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.kv_shape = (config.num_kv_heads, config.head_dim)
         self.layer = native().AttentionLayer(
             hidden=config.hidden_size,
             heads=config.num_heads,
@@ -82,7 +83,7 @@ class NativeAttention:
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
         """x [1, L, hidden] at positions offset.. -> x + attention; the mask is what the layer's window says."""
-        kv.reserve(offset, offset + x.shape[1], *self.kv_shape, mx.bfloat16)
+        kv.reserve(offset, offset + x.shape[1])
         x, *kv.buffers = self.layer(x, kv.buffers, offset)
         return x
 

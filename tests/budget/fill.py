@@ -114,10 +114,9 @@ started = time.perf_counter()
 mx.eval(model.prefill(ids, cache))
 prefill_seconds = time.perf_counter() - started
 
-heads, width = model.config.num_kv_heads, model.config.head_dim
 for layer in cache.layers:
     if isinstance(layer, FullKV):
-        layer.reserve(cache.offset, model.context, heads, width, layer.buffers[0].dtype)
+        layer.reserve(cache.offset, model.context)
 
 disk = disk_bandwidth(asked.folder) if model.expert_stats else 0
 before = replace(model.expert_stats) if model.expert_stats else None

@@ -14,8 +14,9 @@ import pytest
 
 from gptoss_mlx.chat import command_tools
 from gptoss_mlx.chat.command_tools import ArgumentsError, Command, ToolsFileError, load_tools
-from gptoss_mlx.chat.tools import run_call
+from gptoss_mlx.chat.tools import Toolbox
 from gptoss_mlx.harmony.messages import Conversation
+from gptoss_mlx.harmony.parse import ToolCall
 from gptoss_mlx.harmony.render import render_text
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tools.toml"
@@ -53,16 +54,18 @@ def ends(pid: int) -> bool:
 
 
 def test_the_example_runs(tmp_path):
-    functions = {function.tool.name: function for function in load_tools(EXAMPLE)}
-    assert all(function.asks for function in functions.values())
+    toolbox = Toolbox(load_tools(EXAMPLE))
     (tmp_path / "note.txt").write_text("one\nthe -n of it\n")
-    assert ":" in run_call(functions, "current_time", "{}")
-    assert "/" in run_call(functions, "disk_space", "{}")
-    assert "/" in run_call(functions, "disk_space", '{"folder": "/"}')
-    arguments = {"text": "-n of", "path": str(tmp_path)}
-    assert run_call(functions, "search_text", json.dumps(arguments)) == f"{tmp_path}/note.txt:2:the -n of it\n"
-    assert functions["search_text"].preview(**arguments) == f"grep -rnIF -m 20 -- '-n of' {shlex.quote(str(tmp_path))}"
-    prompt = render_text(Conversation(tools=tuple(function.tool for function in functions.values())))
+    assert ":" in toolbox.run(ToolCall("current_time", "{}"))
+    assert "/" in toolbox.run(ToolCall("disk_space", "{}"))
+    assert "/" in toolbox.run(ToolCall("disk_space", '{"folder": "/"}'))
+    search = ToolCall("search_text", json.dumps({"text": "-n of", "path": str(tmp_path)}))
+    assert toolbox.asks(search)
+    assert toolbox.preview(search) == f"grep -rnIF -m 20 -- '-n of' {shlex.quote(str(tmp_path))}"
+    assert toolbox.run(search) == f"{tmp_path}/note.txt:2:the -n of it\n"
+    wrong = ToolCall("search_text", '{"text": "x"}')
+    assert json.loads(toolbox.run(wrong)) == {"error": "ArgumentsError: $: 'path' is a required property"}
+    prompt = render_text(Conversation(tools=toolbox.tools))
     assert "type current_time = () => any;" in prompt
     assert "folder?: string," in prompt
 

@@ -8,7 +8,8 @@ import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.session import ToolResult, TurnStats
-from gptoss_mlx.chat.tools import Function, run_call
+from gptoss_mlx.chat.tools import Function, Toolbox
+from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, Stop, ToolCall
@@ -59,7 +60,9 @@ def test_the_date_is_that_of_the_start(model, monkeypatch):
     """A prompt that changes at midnight would have to be read again."""
     session = Session(model, sampling=Sampling(temperature=0), max_tokens=5)
     prompts = []
-    monkeypatch.setattr(model, "generate", lambda ids, **more: prompts.append(ids) or iter(()))
+    monkeypatch.setattr(session.timeline, "read", lambda ids, *more: prompts.append(ids))
+    monkeypatch.setattr(session.timeline, "mark", lambda: None)
+    monkeypatch.setattr(session.timeline, "decode", lambda *args, **more: iter(()))
     with monkeypatch.context() as patch:
         list(session.send("Hello"))
         patch.setattr(chat_session.datetime, "date", None)
@@ -75,9 +78,9 @@ def test_reset_forgets(session):
 
 def test_the_second_turn_equals_a_fresh_session_with_the_same_history(model, session, tmp_path):
     list(session.send("My locker code is 4711."))
-    session.save(tmp_path / "talk.json")
+    session.transcript.write(tmp_path / "talk.json")
     fresh = Session(model, sampling=Sampling(temperature=0), max_tokens=300)
-    fresh.load(tmp_path / "talk.json")
+    fresh.restore(Transcript.read(tmp_path / "talk.json"))
     assert fresh.messages == session.messages
     question = "What is my locker code?"
     ours, theirs = list(session.send(question)), list(fresh.send(question))
@@ -101,7 +104,7 @@ def test_what_goes_wrong_in_a_function_is_told_to_the_model():
     def fail(x):
         raise ValueError("no such x")
 
-    functions = {"f": Function(Tool("f"), fail)}
+    toolbox = Toolbox([Function(Tool("f"), fail)])
     for name, arguments, complaint in [
         ("g", "{}", "no function g"),
         ("f", "{", "not JSON"),
@@ -109,7 +112,7 @@ def test_what_goes_wrong_in_a_function_is_told_to_the_model():
         ("f", "{}", "TypeError"),
         ("f", '{"x": 1}', "ValueError: no such x"),
     ]:
-        assert complaint in json.loads(run_call(functions, name, arguments))["error"]
+        assert complaint in json.loads(toolbox.run(ToolCall(name, arguments)))["error"]
 
 
 def test_an_interrupted_answer_stays_as_far_as_it_came(session):
@@ -158,21 +161,22 @@ def test_max_tokens_is_told(model):
         (lambda data: json.dumps(data | {"messages": [3]}), "damaged"),
         (lambda data: json.dumps(data | {"messages": [{"role": "user"}]}), "damaged"),
         (lambda data: json.dumps(data | {"messages": [{"role": "user", "content": 3}]}), "damaged"),
-        (lambda data: json.dumps(data | {"reasoning_effort": "extreme"}), "damaged"),
+        (lambda data: json.dumps(data | {"reasoning_effort": "extreme"}), "extreme"),
+        (lambda data: json.dumps(data | {"messages": [{"role": "assistant", "content": "", "ids": "1 x"}]}), "damaged"),
         (lambda data: json.dumps(data | {"instructions": 3}), "damaged"),
     ],
 )
 def test_a_damaged_file_loses_nothing(session, tmp_path, change, complaint):
     list(session.send("Hello"))
     path = tmp_path / "talk.json"
-    session.save(path)
+    session.transcript.write(path)
     path.write_text(change(json.loads(path.read_text())))
-    before = session.conversation
+    before = session.transcript
     with pytest.raises(GptOssError, match=complaint):
-        session.load(path)
-    assert session.conversation == before
+        session.restore(Transcript.read(path))
+    assert session.transcript == before
 
 
 def test_files_that_cannot_be_written(session, tmp_path):
     with pytest.raises(GptOssError, match="cannot write"):
-        session.save(tmp_path / "nothing" / "talk.json")
+        session.transcript.write(tmp_path / "nothing" / "talk.json")

@@ -77,7 +77,7 @@ def test_commands(run, demo_folder, tmp_path):
         "new conversation",
         "3 messages from",
         "reasoning high",
-        "usage: /reasoning low|medium|high (it is high)",
+        "usage: /reasoning none|low|medium|high (it is high)",
         "with these instructions",
         "/exit ",
         "usage: /load FILE",

@@ -15,7 +15,18 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import DEFAULT_RECIPE, RECIPES
 from gptoss_mlx import cli
 
-COMMANDS = ["convert", "chat", "generate", "bench", "doctor", "demo", "harmony render", "harmony parse"]
+COMMANDS = [
+    "convert",
+    "chat",
+    "generate",
+    "bench",
+    "doctor",
+    "demo",
+    "config",
+    "completion",
+    "harmony render",
+    "harmony parse",
+]
 
 
 def assert_one_line_error(done, *parts, status=1):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_mlx.harmony.messages import Conversation, ConversationError, Message, conversation_from_json
-from gptoss_mlx.harmony.render import render_ids, render_text, without_stale_analysis
+from gptoss_mlx.harmony.render import is_stale, render_ids, render_text
 from gptoss_mlx.tokenizer import Tokenizer
 from harmony.cases import CASES
 
@@ -53,8 +53,8 @@ def test_builtin_calls_and_results_leave_with_the_analysis():
     call = Message("assistant", "1+1", channel="analysis", recipient="python")
     result = Message("python", "2", channel="analysis", recipient="assistant")
     final = Message("assistant", "2", channel="final")
-    assert without_stale_analysis([call, result, final]) == [final]
-    assert without_stale_analysis([call, result]) == [call, result]
+    assert is_stale([call, result, final]) == [True, True, False]
+    assert is_stale([call, result]) == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""A conversation as it is kept in a file: readable JSON that goes both ways, and Markdown for people.
+
+    {"format": "gptoss-mlx conversation 1", "model": ..., "instructions": ..., "reasoning_effort": ...,
+     "current_date": ..., "messages": [{"role": ..., "content": ..., "channel": ..., "recipient": ...,
+     "content_type": ..., "ids": ...}, ...]}
+
+`ids`, of the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: read
+again they cost nothing where the KV state was kept. Everything else can be told without them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import GptOssError
+from ..foreign import open_regular, reason
+from ..harmony.messages import Message
+from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
+
+FORMAT = "gptoss-mlx conversation 1"
+MAX_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Transcript:
+    model: str | None
+    """The folder of the model that answered last."""
+    instructions: str | None
+    reasoning_effort: str
+    current_date: str
+    messages: tuple[Message, ...]
+    ids: tuple[tuple[int, ...] | None, ...]
+    """Of each message; None where it can only be rendered."""
+
+    def write(self, path: Path) -> None:
+        """As JSON; an existing file is replaced in one step. Raises GptOssError."""
+        replace_file(path, self.as_json())
+
+    def as_json(self) -> str:
+        messages = [
+            {name: value for name, value in asdict(message).items() if value is not None}
+            | ({} if ids is None else {"ids": " ".join(map(str, ids))})
+            for message, ids in zip(self.messages, self.ids, strict=True)
+        ]
+        data = {
+            "format": FORMAT,
+            "model": self.model,
+            "instructions": self.instructions,
+            "reasoning_effort": self.reasoning_effort,
+            "current_date": self.current_date,
+            "messages": messages,
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Transcript:
+        """Raises GptOssError."""
+        try:
+            with open_regular(path) as file:
+                data = json.loads(file.read(MAX_BYTES))
+        except OSError as error:
+            raise GptOssError(f"cannot read {path}: {reason(error)}") from None
+        except (ValueError, RecursionError) as error:
+            raise GptOssError(f"{path} is not JSON: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise GptOssError(f"{path} is not a saved conversation")
+        try:
+            entries = [(_message(entry), _ids(entry.get("ids"))) for entry in data["messages"]]
+            return cls(
+                model=_optional_text(data.get("model")),
+                instructions=_optional_text(data["instructions"]),
+                reasoning_effort=_text(data["reasoning_effort"]),
+                current_date=_text(data["current_date"]),
+                messages=tuple(message for message, _ in entries),
+                ids=tuple(ids for _, ids in entries),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise GptOssError(f"{path} is damaged: {error}") from None
+
+    @property
+    def title(self) -> str:
+        """The beginning of the first question, on one line."""
+        text = next((message.content for message in self.messages if message.role == "user"), "")
+        return " ".join(text[:200].split())[:60]
+
+    def as_markdown(self) -> str:
+        """What was said, with calls and results as code, and reasoning folded."""
+        parts = [f"*{self.current_date}, reasoning {self.reasoning_effort}*"]
+        if self.instructions is not None:
+            parts.append(f"**Instructions**\n\n{self.instructions}")
+        return "\n\n".join([*parts, *map(_as_markdown, self.messages)]) + "\n"
+
+
+def _as_markdown(message: Message) -> str:
+    if message.role == "user":
+        return f"## {message.content}" if "\n" not in message.content else f"## Question\n\n{message.content}"
+    if is_call(message):
+        return f"Calls `{message.recipient}`:\n\n{_fenced(message.content)}"
+    if message.role != "assistant":
+        return f"`{message.role}` answers:\n\n{_fenced(message.content)}"
+    if kind_of(message) is Reasoning:
+        return f"<details><summary>Reasoning</summary>\n\n{message.content}\n\n</details>"
+    assert kind_of(message) in (Content, Preamble)
+    return message.content
+
+
+def _fenced(text: str) -> str:
+    """A code block whose fence the text does not contain."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}\n{text}\n{fence}"
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file so that it is whole at every moment: the old one, or the new one. Raises GptOssError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise GptOssError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _message(entry: dict[str, Any]) -> Message:
+    optional = {name: _text(entry[name]) for name in ("channel", "recipient", "content_type") if entry.get(name)}
+    return Message(_text(entry["role"]), _text(entry["content"]), **optional)
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _ids(text: str | None) -> tuple[int, ...] | None:
+    return None if text is None else tuple(int(word) for word in text.split())
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    value.encode()  # raises for a lone surrogate, a ValueError
+    return value

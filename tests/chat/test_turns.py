@@ -1,0 +1,413 @@
+"""What a turn costs, and that going back, on or anew changes nothing in what is said."""
+
+import json
+
+import jsonschema
+import mlx.core as mx
+import pytest
+
+import gptoss_mlx
+from gptoss_mlx import GptOssError, Sampling, Session
+from gptoss_mlx.cache import MOST_MARKS
+from gptoss_mlx.chat import session as chat_session
+from gptoss_mlx.chat.session import Thought, ToolResult
+from gptoss_mlx.chat.tools import Function
+from gptoss_mlx.demo import FUNCTIONS
+from gptoss_mlx.harmony.messages import Message, Tool
+from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
+from gptoss_mlx.harmony.render import encode, render_message
+from gptoss_mlx.tokenizer import Tokenizer
+
+QUESTIONS = [
+    "My locker code is 4711.",
+    "Weather in Bermi?",
+    "What is 12 + 30?",
+    "What is gptoss-mlx?",
+    "Weather in Tolka?",
+    "What is 81 - 20?",
+    "What is my locker code?",
+    "Weather in Runo?",
+    "What is 40 - 7?",
+    "My dog's name is Selmo.",
+    "Weather in Maket?",
+    "What is 55 + 28?",
+    "What is my dog's name?",
+    "What is 31 + 31?",
+    "Weather in Lida?",
+    "What is 90 - 31?",
+    "What is my locker code?",
+    "What is 81 - 20?",
+    "What is gptoss-mlx?",
+    "What is 17 + 11?",
+]
+
+
+@pytest.fixture(scope="module")
+def model(demo_folder):
+    return gptoss_mlx.load(demo_folder)
+
+
+def make_session(model, **options):
+    options = {"functions": FUNCTIONS, "max_tokens": 300} | options
+    return Session(model, sampling=Sampling(temperature=0), current_date="2026-01-02", **options)
+
+
+def turn(events):
+    events = list(events)
+    return events[:-1], events[-1]
+
+
+def answer(events):
+    return "".join(event.text for event in events if isinstance(event, Content))
+
+
+def length(session, messages):
+    return sum(len(encode(render_message(message), session.tokenizer)) for message in messages)
+
+
+CALL = '<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>'
+START_OF_ANSWER = 2  # <|start|>assistant
+UNFED = 1  # the last token sampled, or its replacement
+
+
+class Scripted:
+    """Samples what it is told instead of the likeliest, round by round: the network is fed all the same."""
+
+    waiting: list[int]
+
+    def __init__(self, *ignored, **options):
+        pass
+
+    def __call__(self, logits, allowed=None):
+        return mx.array([self.waiting.pop(0) if self.waiting else 0])
+
+
+@pytest.fixture
+def script(model, monkeypatch):
+    """Let the model write this markup."""
+
+    def prepare(text):
+        monkeypatch.setattr(chat_session, "Sampler", Scripted)
+        Scripted.waiting = Tokenizer.load(model.path).encode_markup(text)
+        return Scripted.waiting
+
+    yield prepare
+    assert not Scripted.waiting
+
+
+def ask(session, question, monkeypatch):
+    """Send; a question about the weather is answered by a call of the function, whatever the model would do."""
+    if "Weather" in question:
+        place = question.split()[-1].rstrip("?")
+        text = CALL.replace("functions.f", "functions.get_weather").replace('"x": 1', f'"location": "{place}"')
+        monkeypatch.setattr(chat_session, "Sampler", Scripted)
+        thought, said = "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant", "It is sunny."
+        Scripted.waiting = session.tokenizer.encode_markup(
+            f"{thought}{text}<|channel|>final<|message|>{said}<|return|>"
+        )
+    events = turn(session.send(question))
+    monkeypatch.undo()
+    return events
+
+
+def test_twenty_turns_prefill_only_what_is_new(model, monkeypatch):
+    """Of an earlier turn, what is left without its reasoning; of this one, the question and what tools answered."""
+    session = make_session(model)
+    new = len(session._head()) + START_OF_ANSWER
+    calls = 0
+    for question in QUESTIONS:
+        before = len(session.messages)
+        _, stats = ask(session, question, monkeypatch)
+        said = session.messages[before:]
+        assert [message.role for message in said].count("functions.get_weather") == ("Weather" in question)
+        calls += "Weather" in question
+        new += length(session, said[:1])
+        results = [message for message in said if message.role.startswith("functions.")]
+        if results:
+            new += UNFED + length(session, results) + START_OF_ANSWER
+        assert stats.prefilled == new, question
+        # What the next prompt has beside its question: this turn without its reasoning; if there was none, it is held.
+        left = [message for message in said[1:] if message.channel != "analysis"]
+        new = length(session, left) if len(left) < len(said[1:]) else UNFED + START_OF_ANSWER
+    assert calls == 5
+    assert session.context_used < model.context
+
+
+def test_results_equal_a_cold_start(model, monkeypatch):
+    """Each turn again, by a session that reads the whole conversation so far in one go."""
+    session = make_session(model)
+    for question in QUESTIONS:
+        cold = make_session(model)
+        cold.restore(session.transcript)
+        events, stats = ask(session, question, monkeypatch)
+        cold_events, cold_stats = ask(cold, question, monkeypatch)
+        assert events == cold_events, question
+        assert session.transcript == cold.transcript
+        assert stats.prefilled < cold_stats.prefilled or question is QUESTIONS[0]
+
+
+def state_of(session):
+    return [array[:, :, : session.context_used] for array in session.timeline.cache.arrays()]
+
+
+def test_going_back_leaves_no_trace_bit_for_bit(model):
+    """A session that took questions back, retried and was interrupted, and one that never did: the same KV state."""
+    straight, winding = make_session(model), make_session(model)
+    for question in QUESTIONS[:4]:
+        list(straight.send(question))
+    list(winding.send(QUESTIONS[0]))
+    list(winding.send("What is 55 + 28?"))
+    assert winding.undo() == "What is 55 + 28?"
+    list(winding.send(QUESTIONS[1]))
+    events = winding.send("What is gptoss-mlx?")
+    next(event for event in events if isinstance(event, Reasoning))
+    events.close()
+    winding.undo()
+    list(winding.send(QUESTIONS[2]))
+    list(winding.retry())
+    list(winding.send(QUESTIONS[3]))
+    assert winding.messages == straight.messages
+    assert winding.context_used == straight.context_used
+    for ours, theirs in zip(state_of(winding), state_of(straight), strict=True):
+        assert mx.array_equal(ours, theirs)
+
+
+def test_undo_edit_and_retry_read_only_what_differs(model):
+    session = make_session(model)
+    list(session.send(QUESTIONS[0]))
+    list(session.send("What is 12 + 30?"))
+    (_, first), question = turn(session.send("Hello")), Message("user", "Hello")
+    session.undo()
+    assert turn(session.send("Hello"))[1].prefilled == 1
+    assert turn(session.retry())[1].prefilled == 1
+    session.undo()
+    other = Message("user", "What is 40 - 7?")
+    expected = first.prefilled - length(session, [question]) + length(session, [other])
+    events, stats = turn(session.send(other.content))
+    assert answer(events) == "40 - 7 = 33"
+    # The state behind the last answer was overwritten: the mark of the turn before is the longest prefix.
+    assert stats.prefilled == expected
+
+
+def test_settled_only_the_message_is_left(model):
+    session = make_session(model)
+    for question in QUESTIONS[:3]:
+        list(session.send(question))
+        steps = 0
+        while session.settle(5):
+            steps += 1
+        assert steps > 1
+        assert session.settle(5) == 0
+        before = session.transcript
+        _, stats = turn(session.send("What is 12 + 30?"))
+        opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
+        assert stats.prefilled == length(session, [Message("user", "What is 12 + 30?")]) - opening + START_OF_ANSWER
+        session.undo()
+        assert session.transcript == before
+
+
+def test_marks_stay_few(model):
+    session = make_session(model)
+    for _ in range(2 * MOST_MARKS):
+        list(session.send("Hello"))
+    assert len(session.timeline.marks) == MOST_MARKS
+    assert session.timeline.marks[0].offset == len(session._head())
+
+
+def test_without_reasoning_the_answer_comes_at_once(model):
+    session = make_session(model, functions=(), reasoning_effort="none")
+    events, stats = turn(session.send("Hello"))
+    assert not [event for event in events if isinstance(event, Reasoning | Thought)]
+    assert answer(events)
+    assert stats.reasoning == 0
+    assert stats.finished
+    # The empty analysis is not part of the next prompt.
+    before = len(session._prompt())
+    _, stats = turn(session.send("Hello"))
+    assert stats.prefilled <= before
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7])
+def test_reasoning_is_closed_at_its_limit_and_the_answer_follows(model, limit):
+    session = make_session(model, functions=(), max_reasoning=limit)
+    events, stats = turn(session.send("What is 123 + 456?"))
+    assert stats.reasoning == limit
+    assert stats.finished
+    assert answer(events)
+    assert [message.channel for message in session.messages][:3] == [None, "analysis", "final"]
+
+
+def test_an_answer_that_breaks_off_is_told_and_goes_on(model):
+    whole = make_session(model, functions=())
+    list(whole.send("What is gptoss-mlx?"))
+    for limit in (3, 12, 30, 45):
+        session = make_session(model, functions=(), max_tokens=limit)
+        events, stats = turn(session.send("What is gptoss-mlx?"))
+        texts, parts = answer(events), 1
+        while not stats.finished:
+            events, stats = turn(session.resume())
+            assert stats.prefilled == 1
+            texts += answer(events)
+            parts += 1
+        assert parts > 1
+        assert session.messages == whole.messages
+        assert texts == whole.messages[-1].content
+        with pytest.raises(GptOssError, match="nothing to go on with"):
+            session.resume()
+
+
+def test_an_interrupted_answer_goes_on(model):
+    session = make_session(model, functions=())
+    events = session.send("What is gptoss-mlx?")
+    seen = ""
+    for event in events:
+        seen += event.text if isinstance(event, Content) else ""
+        if len(seen) > 10:
+            break
+    events.close()
+    assert session.messages[-1] == Message("assistant", seen, "final")
+    rest = answer(session.resume())
+    assert session.messages[-1].content == seen + rest
+    whole = make_session(model, functions=())
+    list(whole.send("What is gptoss-mlx?"))
+    assert session.messages == whole.messages
+
+
+def test_a_model_that_stops_without_an_answer_is_asked_for_one(model, script, monkeypatch):
+    session = make_session(model, functions=())
+    script("<|channel|>analysis<|message|>Hm.<|end|><|return|>Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Yes.", True)
+    assert [message.channel for message in session.messages] == [None, "analysis", "final"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("<|channel|>analysis about it", "Yes."),
+        ("<|channel|>thoughts", "Yes."),
+        ("<|channel|>analysis to", "Yes."),
+        ("<|channel|>final-ish", "Well."),
+        ("<|constrain|>", "Well."),
+        ("<|channel|>analysis<|channel|>x", "Yes."),
+        ("", "Well."),
+    ],
+)
+def test_a_broken_header_still_gives_an_answer(model, script, header, said):
+    session = make_session(model, functions=())
+    script(f"{header}<|message|>Well.<|return|>" + ("Yes.<|return|>" if said == "Yes." else ""))
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == (said, True)
+    # What is read again is sound, whatever the model wrote.
+    prompt = session.tokenizer.decode(session._prompt())
+    assert prompt.endswith(f"<|start|>assistant<|channel|>final<|message|>{said}<|end|><|start|>assistant")
+
+
+def test_nobody_else_speaks(model, script, monkeypatch):
+    """A model that goes on with the user's next message is stopped there."""
+    session = make_session(model, functions=())
+    script("<|channel|>final<|message|>Yes.<|end|><|start|>user<|message|>")
+    events, stats = turn(session.send("Hello"))
+    assert stats.finished
+    assert [message.content for message in session.messages] == ["Hello", "Yes."]
+    assert answer(events) == "Yes."
+
+
+def test_no_answer_at_all_is_told(model, script, monkeypatch):
+    session = make_session(model, functions=())
+    script("<|return|><|return|>Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("", False)
+    events, stats = turn(session.resume())
+    assert (answer(events), stats.finished) == ("Yes.", True)
+    assert session.messages == (Message("user", "Hello"), Message("assistant", "Yes.", "final"))
+
+
+def test_several_calls_in_one_turn(model, script, monkeypatch):
+    seen = []
+    function = Function(Tool("f"), lambda x: seen.append(x) or {"got": x})
+    session = make_session(model, functions=[function])
+    first, second = CALL.replace("call", "end"), CALL.replace("1", "2")
+    script(f"{first}<|start|>assistant{second}<|channel|>final<|message|>Ok.<|return|>")
+    events, _ = turn(session.send("Hello"))
+    assert seen == [1, 2]
+    assert [event for event in events if isinstance(event, ToolResult)] == [
+        ToolResult("f", '{"got": 1}'),
+        ToolResult("f", '{"got": 2}'),
+    ]
+    assert [m.role for m in session.messages] == ["user", "assistant", "assistant", *["functions.f"] * 2, "assistant"]
+
+
+def test_a_model_that_calls_for_ever_has_to_answer(model, script, monkeypatch):
+    session = make_session(model, functions=[Function(Tool("f"), lambda x: x)])
+    monkeypatch.setattr("gptoss_mlx.chat.session.MAX_CALLS", 3)
+    script(CALL * 3 + "Enough.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Enough.", True)
+    assert len([event for event in events if isinstance(event, ToolCall)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("approve", "output"),
+    [(None, "nobody is here"), (lambda call, preview: False, "did not allow"), (lambda call, preview: True, "done")],
+)
+def test_who_may_call(model, script, monkeypatch, approve, output):
+    asked = []
+    function = Function(Tool("f"), lambda x: "done", asks=True, preview=lambda x: f"run {x}")
+    ask = approve and (lambda call, preview: asked.append(preview) or approve(call, preview))
+    session = make_session(model, functions=[function], approve=ask)
+    script(CALL + "<|channel|>final<|message|>Ok.<|return|>")
+    events, _ = turn(session.send("Hello"))
+    (result,) = [event for event in events if isinstance(event, ToolResult)]
+    assert output in result.output
+    assert asked == (["run 1"] if approve else [])
+
+
+def test_ctrl_c_in_a_tool_is_told_to_the_model(model, script, monkeypatch):
+    def stop(x):
+        raise KeyboardInterrupt
+
+    session = make_session(model, functions=[Function(Tool("f"), stop)])
+    script(CALL + "<|channel|>final<|message|>Ok.<|return|>")
+    with pytest.raises(KeyboardInterrupt):
+        list(session.send("Hello"))
+    assert "stopped this call" in session.messages[-1].content
+    events, stats = turn(session.resume())
+    assert (answer(events), stats.finished) == ("Ok.", True)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "sum": {"type": "integer", "minimum": 0, "maximum": 999},
+        "steps": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 2},
+    },
+    "required": ["sum", "steps"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("effort", ["none", "low"])
+def test_an_answer_by_a_schema_always_parses(model, temperature, effort):
+    """The demo was never trained on JSON answers: what it says is the schema's doing. Reasoning stays free."""
+    sampling = Sampling(temperature=temperature, seed=1)
+    session = Session(model, sampling=sampling, response_schema=SCHEMA, reasoning_effort=effort, max_tokens=300)
+    for question in ("What is 12 + 30?", "What is gptoss-mlx?"):
+        events, stats = turn(session.send(question))
+        assert stats.finished
+        jsonschema.validate(json.loads(answer(events)), SCHEMA)
+        assert session.messages[-1].content == answer(events)
+
+
+def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
+    options = {"response_schema": SCHEMA, "reasoning_effort": "none", "functions": ()}
+    text = answer(turn(make_session(model, **options).send("Hello"))[0])
+    parts = make_session(model, **options | {"max_tokens": 4})
+    events, stats = turn(parts.send("Hello"))
+    said = answer(events)
+    while not stats.finished:
+        events, stats = turn(parts.resume())
+        said += answer(events)
+    assert said == text
+    jsonschema.validate(json.loads(text), SCHEMA)
