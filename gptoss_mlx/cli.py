@@ -9,31 +9,37 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from .cli_sessions import sessions
 from .completion import (
     SHELLS,
     complete_commands,
     complete_devices,
     complete_models,
     complete_recipes,
+    complete_sessions,
     complete_sources,
     script,
 )
 from .errors import GptOssError
 from .memory import parse_size, size_text
-from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, remember, resolve
+from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, last_used, remember, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
     from gptoss_convert.inspection import Subject
 
     from .budget import MemoryPlan
+    from .chat.keeper import Keeper
     from .chat.session import Session
+    from .chat.store import Kept
     from .engine import Model
     from .sampling import Sampling
 
@@ -137,10 +143,16 @@ def sampling_options(command: Callable) -> Callable:
         ),
         click.option(
             "--reasoning",
-            type=click.Choice(["low", "medium", "high"]),
+            type=click.Choice(["none", "low", "medium", "high"]),
             default="medium",
             show_default=True,
             help="How long to think.",
+        ),
+        click.option(
+            "--max-reasoning",
+            type=click.IntRange(min=0),
+            show_default="no limit",
+            help="After this many tokens of reasoning, answer.",
         ),
         click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
     ]
@@ -169,6 +181,46 @@ def memory_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def tool_options(command: Callable) -> Callable:
+    """The options that decide what the model may do beside talking; `_tools` makes something of them."""
+    file, folder = (
+        click.Path(path_type=Path, exists=True, dir_okay=kind, file_okay=not kind) for kind in (False, True)
+    )
+    options = [
+        click.option("--tools", type=file, metavar="FILE", help="Functions to call, in TOML: see examples/tools.toml."),
+        click.option("--python", is_flag=True, help="Let the model run Python, in a sandbox without network."),
+        click.option("--unsafe-python", is_flag=True, help="The same without a sandbox: it can do what you can."),
+        click.option("--browse", type=folder, metavar="DIR", help="Let the model search and read the files of DIR."),
+        click.option("-y", "--yes", is_flag=True, help="Run what the model calls without asking."),
+        click.option("--json-schema", type=file, metavar="FILE", help="Answer in JSON that follows this schema."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _tools(options: dict[str, Any]) -> dict[str, Any]:
+    """What `Session` takes of the tool options. What is wrong with them shows before a model is loaded."""
+    made: dict[str, Any] = {"functions": [], "builtins": []}
+    if options["json_schema"]:
+        from .grammar import load_schema
+
+        made["response_schema"] = load_schema(options["json_schema"])
+    if options["tools"]:
+        from .chat.command_tools import load_tools
+
+        made["functions"] = load_tools(options["tools"])
+    if options["browse"]:
+        from .chat.browser import Browser
+
+        made["builtins"].append(Browser(options["browse"]))
+    if options["python"] or options["unsafe_python"]:
+        from .chat.python_tool import PythonTool
+
+        made["builtins"].append(PythonTool(unsafe=options["unsafe_python"]))
+    return made
 
 
 def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
@@ -222,6 +274,7 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
         reasoning_effort=options["reasoning"],
         sampling=_sampling(options),
         max_tokens=options["max_tokens"],
+        max_reasoning=options["max_reasoning"],
         **more,
     )
 
@@ -348,8 +401,17 @@ def _load(name: str, options: dict[str, Any]) -> Model:
 
 
 @cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
-@model_argument(default="gpt-oss-20b")
+@model_argument(required=False)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    shell_complete=complete_sessions,
+    help="Go on with a session, or with the latest.",
+)
 @sampling_options
+@tool_options
 @memory_options
 @threads_option
 @click.option(
@@ -359,49 +421,102 @@ def _load(name: str, options: dict[str, Any]) -> Model:
     show_default=True,
     help="When the context is full: refuse to go on, or drop the oldest turns.",
 )
-@click.option("--show-reasoning/--hide-reasoning", default=None, show_default="shown in a terminal")
-def chat(model: str, when_full: str, show_reasoning: bool | None, **options: Any) -> None:
+@click.option("--no-kv", is_flag=True, help="Keep no KV state with the session: it will be read again.")
+@click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Of the KV states of all sessions.")
+@click.option("--show-reasoning/--hide-reasoning", default=None, show_default="folded when the answer starts")
+@click.option("--plain", is_flag=True, help="Redraw nothing, and say in words what each thing is.")
+def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **options: Any) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one of the session, or used last. Every
+    chat is a session on this disk: `gptoss-mlx sessions` lists them.
     """
-    loaded = _load(model, options)
+    from .chat.store import Store, sessions_folder
+
+    store = Store(sessions_folder())
+    kept = None if resume is None else store.find(resume)
+    more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
+    loaded = _load(model or _model_of(kept), options)
     remember(loaded.path)
-    session = _session(loaded, options, drop_when_full=when_full == "drop")
+    from .chat.keeper import Keeper
     from .chat.terminal import run
 
-    run(session, show_reasoning=show_reasoning, history=home() / "history")
+    keeper = Keeper(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
+    session = _session(loaded, options, **more)
+    del loaded  # /model has to be able to let go of it
+    if kept:
+        _resume(session, keeper, kept.state_bytes > 0)
+        for name, value in (("system", "instructions"), ("reasoning", "reasoning_effort")):
+            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                setattr(session, value, options[name])
+    run(
+        session,
+        show_reasoning=show_reasoning,
+        history=home() / "history",
+        keeper=keeper,
+        load=lambda name: _session(_load(name, options), options, **more),
+        yes=options["yes"],
+        plain=options["plain"],
+    )
+
+
+def _model_of(kept: Kept | None) -> str:
+    """The model of a session, or else the one used last."""
+    from .chat.transcript import Transcript
+
+    return str((kept and Transcript.read(kept.transcript).model) or last_used() or "gpt-oss-20b")
+
+
+def _resume(session: Session, keeper: Keeper, had_state: bool) -> None:
+    """Restore, and say what it will cost."""
+    read = keeper.resume(session)
+    turns = sum(message.role == "user" for message in session.messages)
+    line = f"{keeper.name} goes on, after {turns} turns"
+    if not read:
+        why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
+        line += f"; {why}, so that it is read again"
+    click.echo(line, err=True)
 
 
 @cli.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
-@model_argument()
+@model_argument(required=False)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
 @sampling_options
+@tool_options
 @memory_options
 @threads_option
-def generate(model: str, prompt: str | None, **options: Any) -> None:
+def generate(model: str | None, prompt: str | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
     """
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-    session = _session(_load(model, options), options)
+    more = _tools(options) | {"approve": (lambda call, preview: True) if options["yes"] else None}
+    session = _session(_load(model or _model_of(None), options), options, **more)
+    with closing(session):
+        _generate(session, text)
+
+
+def _generate(session: Session, text: str) -> None:
+    from .chat.screen import printable
     from .harmony.parse import Content
     from .progress import prefill_progress
 
     written = ""
-    with prefill_progress() as show:
-        for event in session.send(text, on_prefill=show):
+    show = printable if sys.stdout.isatty() else str
+    with prefill_progress() as progress:
+        for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
                 written = event.text
-                click.echo(written, nl=False)
-    if not written:
-        raise GptOssError("the answer has no final part: raise --max-tokens, or try again")
-    if not written.endswith("\n"):
+                click.echo(show(written), nl=False)
+    if written and not written.endswith("\n"):
         click.echo()
+    if not session.stats[-1].finished:
+        state = "broke off" if written else "has no final part"
+        raise GptOssError(f"the answer {state}: raise --max-tokens or --context, or lower --reasoning")
 
 
 @cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64 --depth 2048 --depth 8192")
@@ -625,7 +740,7 @@ def demo() -> None:
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     _print_report(_convert(str(CHECKPOINT), folder))
-    options = {"system": None, "reasoning": "medium", "max_tokens": 400}
+    options = {"system": None, "reasoning": "medium", "max_tokens": 400, "max_reasoning": None}
     options |= dict.fromkeys(("memory", "context", "kv_bits", "threads"))
     greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}
     session = _session(_load(str(folder), options), options | greedy, functions=FUNCTIONS)
@@ -668,6 +783,9 @@ def completion(shell: str) -> None:
     fish  gptoss-mlx completion fish > ~/.config/fish/completions/gptoss-mlx.fish
     """
     click.echo(script(cli, PROGRAM, shell))
+
+
+cli.add_command(sessions)
 
 
 @cli.group()

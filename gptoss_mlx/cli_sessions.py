@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from .chat.store import Store, remove_state, sessions_folder
+from .completion import complete_sessions
 from .errors import GptOssError, printable
 from .memory import size_text
 
@@ -27,7 +29,6 @@ def sessions(context: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(as_json: bool = False) -> None:
     """List the sessions, the latest first."""
-    from .chat.store import Store, sessions_folder
     from .chat.transcript import Transcript
 
     rows = []
@@ -62,14 +63,14 @@ def _print_table(rows: list[dict]) -> None:
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions show trip-to-oslo")
-@click.argument("name", default="")
+@click.argument("name", default="", shell_complete=complete_sessions)
 def show(name: str) -> None:
     """Print a session, as Markdown. Without a NAME, the latest."""
     _write(name, "markdown", None)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions export trip-to-oslo --format json -o oslo.json")
-@click.argument("name", default="")
+@click.argument("name", default="", shell_complete=complete_sessions)
 @click.option("--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: standard output]")
 def export(name: str, form: str, output: Path | None) -> None:
@@ -78,8 +79,7 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def _write(name: str, form: str, output: Path | None) -> None:
-    from .chat.store import Store, sessions_folder
-    from .chat.terminal import printable as shown
+    from .chat.screen import printable as shown
     from .chat.transcript import Transcript, replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
@@ -91,23 +91,21 @@ def _write(name: str, form: str, output: Path | None) -> None:
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions rename hello trip-to-oslo")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_sessions)
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
     """Give a session another name."""
-    from .chat.store import Store, sessions_folder
 
     store = Store(sessions_folder())
     click.echo(f"renamed to {store.rename(store.find(name), new_name).name}")
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions delete hello trip-to-oslo --yes")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_sessions)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--kv-only", is_flag=True, help="Only the KV state: the conversation stays, and will be read again.")
 def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     """Delete sessions."""
-    from .chat.store import Store, remove_state, sessions_folder
 
     store = Store(sessions_folder())
     found = [store.find(name) for name in names]

@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from .chat.store import Store, sessions_folder
 from .models import SHORT_NAMES, converted
 
 SHELLS = ("bash", "zsh", "fish")
@@ -46,6 +47,10 @@ def complete_recipes(context: click.Context, parameter: click.Parameter, typed: 
 
 def complete_devices(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     return _items(None, json.loads(Path(__file__).with_name("devices.json").read_text(encoding="utf-8")), typed)
+
+
+def complete_sessions(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    return _items(None, [kept.name for kept in Store(sessions_folder())], typed)
 
 
 def complete_commands(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:

@@ -24,6 +24,12 @@ COMMANDS = [
     "demo",
     "config",
     "completion",
+    "sessions",
+    "sessions list",
+    "sessions show",
+    "sessions export",
+    "sessions rename",
+    "sessions delete",
     "harmony render",
     "harmony parse",
 ]

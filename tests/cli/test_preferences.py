@@ -95,7 +95,7 @@ def test_threads_of_the_environment_are_checked_as_those_of_the_command_line(run
         ("[chat]\ntemperature = true", "[chat] temperature: write text or a number"),
         ("[chat]\nmax-tokens = 2.5", "[chat] max-tokens: '2.5' is not a valid integer"),
         ("[chat]\nmax-tokens = 0", "[chat] max-tokens: 0 is not in the range x>=1"),
-        ("[chat]\nreasoning = 'extreme'", "[chat] reasoning: 'extreme' is not one of 'low', 'medium', 'high'"),
+        ("[chat]\nreasoning = 'extreme'", "[chat] reasoning: 'extreme' is not one of 'none', 'low', 'medium', 'high'"),
         ("[chat]\nsystem = 1979-05-27", "[chat] system: write text or a number"),
         ("[all]\nmemory = 'much'", "[all] memory: 'much' is not an amount of memory: write 16GB, 12GiB or 900MB"),
         ("[convert]\nverify = 1", "[convert] verify: write true or false"),
@@ -192,9 +192,10 @@ def test_the_table(run, config):
     assert '"Sei höflich.\\u202e\\u001b[2J"' in text
 
 
-def _commands(group):
+def _commands(group, path=""):
     for command in group.commands.values():
-        yield from _commands(command) if isinstance(command, click.Group) else [command]
+        name = f"{path} {command.name}".strip()
+        yield from _commands(command, name) if isinstance(command, click.Group) else [(name, command)]
 
 
 def test_every_option_of_every_command_is_there_under_its_name(settings):
@@ -202,8 +203,8 @@ def test_every_option_of_every_command_is_there_under_its_name(settings):
         (name, option) for name, options in settings()["commands"].items() for option in options if option != "model"
     }
     declared = {
-        (command.name, max(option.opts, key=len)[2:])
-        for command in _commands(cli)
+        (name, max(option.opts, key=len)[2:])
+        for name, command in _commands(cli)
         for option in command.params
         if isinstance(option, click.Option)
     }
