@@ -64,7 +64,7 @@ def test_the_example_runs(tmp_path):
     assert toolbox.preview(search) == f"grep -rnIF -m 20 -- '-n of' {shlex.quote(str(tmp_path))}"
     assert toolbox.run(search) == f"{tmp_path}/note.txt:2:the -n of it\n"
     wrong = ToolCall("search_text", '{"text": "x"}')
-    assert json.loads(toolbox.run(wrong)) == {"error": "ArgumentsError: $: 'path' is a required property"}
+    assert json.loads(toolbox.run(wrong)) == {"error": "$: 'path' is a required property"}
     prompt = render_text(Conversation(tools=toolbox.tools))
     assert "type current_time = () => any;" in prompt
     assert "folder?: string," in prompt
