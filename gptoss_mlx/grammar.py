@@ -103,15 +103,16 @@ class _Vocabulary:
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int):
         from tokenizers.pre_tokenizers import ByteLevel
 
-        pieces = tokenizer._backend.get_vocab(with_added_tokens=False)
-        if max(stop, *pieces.values()) >= vocabulary:
+        ids = tokenizer._backend.get_vocab(with_added_tokens=False)
+        pieces = {id_: piece for piece, id_ in ids.items() if id_ not in tokenizer.specials}
+        if max(stop, *pieces) >= vocabulary:
             raise GptOssError(f"tokenizer.json does not belong to a model of {vocabulary:,} tokens")
         # A byte is written as the character of its number, or where that is not printable, as one above 255.
         symbols = sorted(map(ord, ByteLevel.alphabet()))
         others = iter(sorted({*range(256)}.difference(symbols)))
         byte_of = {symbol: symbol if symbol < 256 else next(others) for symbol in symbols}
         self.tokens = [b""] * vocabulary
-        for piece, id_ in pieces.items():
+        for id_, piece in pieces.items():
             try:
                 self.tokens[id_] = piece.translate(byte_of).encode("latin-1")
             except UnicodeEncodeError:
@@ -135,7 +136,7 @@ def _matcher(schema: Schema, vocabulary: LLTokenizer) -> LLMatcher:
     try:
         text = json.dumps(schema, allow_nan=False)
         json.loads(text, parse_int=_exact)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=dict(OPTIONS))
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
     except (TypeError, ValueError, RecursionError) as error:
         raise GptOssError(f"the JSON schema cannot be used: {error}") from None
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))

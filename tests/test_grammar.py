@@ -186,6 +186,20 @@ def test_names_of_special_tokens_are_spelled_out():
     assert written(grammar_of({"const": names}), 0) == json.dumps(names)
 
 
+def test_a_special_token_that_is_in_the_vocabulary_too_is_no_text(tmp_path):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"] |= {token["content"]: token["id"] for token in data["added_tokens"]}
+    path.write_text(json.dumps(data))
+    tokenizer = Tokenizer.load(tmp_path)
+    grammar = JsonGrammar(STRING, tokenizer, 264, tokenizer.special("<|return|>"))
+    grammar.accept(*tokenizer.encode('"'))
+    allowed = np.flatnonzero(np.array(grammar.allowed()))
+    assert len(allowed) > 90
+    assert max(allowed) < min(tokenizer.specials)
+
+
 def test_an_escape_cannot_spell_the_name_of_a_property():
     grammar = grammar_of({"type": "object", "properties": {"a": INTEGER}})
     for id_ in TOKENIZER.encode('{"\\'):
