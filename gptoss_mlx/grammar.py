@@ -101,22 +101,9 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int):
-        from tokenizers.pre_tokenizers import ByteLevel
-
-        ids = tokenizer._backend.get_vocab(with_added_tokens=False)
-        pieces = {id_: piece for piece, id_ in ids.items() if id_ not in tokenizer.specials}
-        if max(stop, *pieces) >= vocabulary:
+        if max(stop, tokenizer.size - 1) >= vocabulary:
             raise GptOssError(f"tokenizer.json does not belong to a model of {vocabulary:,} tokens")
-        # A byte is written as the character of its number, or where that is not printable, as one above 255.
-        symbols = sorted(map(ord, ByteLevel.alphabet()))
-        others = iter(sorted({*range(256)}.difference(symbols)))
-        byte_of = {symbol: symbol if symbol < 256 else next(others) for symbol in symbols}
-        self.tokens = [b""] * vocabulary
-        for id_, piece in pieces.items():
-            try:
-                self.tokens[id_] = piece.translate(byte_of).encode("latin-1")
-            except UnicodeEncodeError:
-                raise GptOssError(f"tokenizer.json has the token {piece!r}, which does not stand for bytes") from None
+        self.tokens = [b"" if id_ in tokenizer.specials else tokenizer.bytes_of(id_) for id_ in range(vocabulary)]
         self.eos_token_id, self._tokenizer = stop, tokenizer
 
     def __call__(self, text: bytes) -> list[int]:

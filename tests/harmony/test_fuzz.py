@@ -56,7 +56,6 @@ def test_text_arrives_as_it_is_however_it_was_split(tokenizer, text):
         assert parsed(ids, by) == [Content(text), Stop("return")]
 
 
-@pytest.mark.xfail(strict=True, reason="eight ids in waiting are given up, and with them a character that is coming")
 def test_a_character_arrives_behind_bytes_that_are_none(tokenizer):
     ids = tokenizer.encode_markup("<|message|>") + tokenizer.encode("\ufffd\ufffd👍")
     assert parsed(ids, tokenizer) == [Content("\ufffd\ufffd👍"), Stop("none")]
@@ -169,7 +168,6 @@ def test_text_of_others_never_becomes_a_special_token(text):
     assert_only_structure_is_special(conversation_with(text), conversation_with("x"), DEMO)
 
 
-@pytest.mark.xfail(strict=True, reason="what marks a constraint is looked for in the text of a content type")
 def test_nor_does_a_content_type(tokenizer):
     written = tokenizer.encode("<|constrain|>json")  # letter by letter, as a model may
     ids = [tokenizer.special("<|channel|>"), *tokenizer.encode("final "), *written, tokenizer.special("<|message|>")]
