@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops has to answer
+MOST_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
 OPEN_FINAL = (START, START_OF_ANSWER, CHANNEL, "final", MESSAGE)
@@ -314,7 +315,7 @@ class Session:
             given, may_insist = self._insistence(draft, parser), False
         while True:
             self._give(encode(given, self.tokenizer), draft, parser, grammar)
-            stopped = False
+            stopped, in_header = False, 0
             with closing(self._sample(draft, grammar, clock)) as ids:
                 for id_ in ids:
                     before = parser.parser.message
@@ -327,7 +328,9 @@ class Session:
                     if thought := clock.token(reasoning and message is before):
                         yield thought
                     clock.check()
-                    if id_ in self._stops or (reasoning and not self._may_reason(message, clock)):
+                    in_header = 0 if message else in_header + 1
+                    unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
+                    if id_ in self._stops or unwanted:
                         stopped = True
                         break
             if not (stopped and may_insist) or calls or _has_answer(parser.parser):

@@ -303,6 +303,14 @@ def test_a_broken_header_still_gives_an_answer(model, script, header, said):
     assert prompt.endswith(f"<|start|>assistant<|channel|>final<|message|>{said}<|end|><|start|>assistant")
 
 
+def test_a_header_without_end_is_ended(model, script, monkeypatch):
+    monkeypatch.setattr(chat_session, "MOST_HEADER", 20)
+    session = make_session(model, functions=())
+    script("<|channel|>" + "1" * 20 + "Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Yes.", True)
+
+
 def test_nobody_else_speaks(model, script, monkeypatch):
     """A model that goes on with the user's next message is stopped there."""
     session = make_session(model, functions=())
