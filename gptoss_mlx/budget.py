@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import kernels
-from .cache import BYTE_HEAD_DIMS
+from .cache import BYTE_HEAD_DIMS, MOST_MARKS, STRETCH
 from .checkpoint import Checkpoint, CheckpointError
 from .config import ModelConfig
 from .errors import GptOssError
@@ -334,6 +334,8 @@ class Sizes:
             # The smaller half of a layer's keys or values, while it moves into a larger buffer.
             Row("KV while it grows", context * per_position // 2 * 4 // 5, mapped=False, on_gpu=True),
             Row("KV of sliding layers", ring, mapped=False, on_gpu=True),
+            Row("KV to go back to", MOST_MARKS * ring, mapped=False, on_gpu=True),
+            Row("KV while it is kept", full * min(STRETCH, context) * per_position, mapped=False, on_gpu=True),
         ]
 
     def _workspace(self, settings: Settings, device: Device) -> int:

@@ -18,6 +18,12 @@ from .config import ModelConfig
 # Keys and values of full layers can be kept in MLX's 8-bit affine form, where one head is one group of 32, 64 or 128.
 BYTE_HEAD_DIMS = (32, 64, 128)
 
+# Marks of a conversation: the oldest one, usually behind the instructions, and the newest ones.
+MOST_MARKS = 8
+
+# Positions that are copied at a time to be kept: 12.6 MB for gpt-oss-20b.
+STRETCH = 512
+
 # What an update returns, and attention reads: an array, or in 8 bits codes [..., head_dim / 4], scales and biases
 # [..., 1].
 Stored = mx.array | tuple[mx.array, mx.array, mx.array]

@@ -9,32 +9,49 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from .cli_sessions import sessions
+from .completion import (
+    SHELLS,
+    complete_commands,
+    complete_devices,
+    complete_models,
+    complete_recipes,
+    complete_sessions,
+    complete_sources,
+    script,
+)
 from .errors import GptOssError
-from .memory import size_text
-from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, resolve
+from .memory import parse_size, size_text
+from .models import DOWNLOAD_GB, SHORT_NAMES, ModelMissing, home, last_used, remember, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
     from gptoss_convert.inspection import Subject
 
     from .budget import MemoryPlan
+    from .chat.keeper import Keeper
     from .chat.session import Session
+    from .chat.store import Kept
     from .engine import Model
     from .sampling import Sampling
 
 
+PROGRAM = "gptoss-mlx"
 DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
 
 
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
     try:
-        sys.exit(cli(prog_name="gptoss-mlx", standalone_mode=False) or 0)
+        sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -53,30 +70,89 @@ def _fail(text: str) -> NoReturn:
 
 
 @click.group(
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: gptoss-mlx chat gpt-oss-20b",
 )
 @click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
-def cli() -> None:
-    """gpt-oss on the machine that you own: convert it, chat offline, measure it."""
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """gpt-oss on the machine that you own: convert it, chat offline, measure it.
+
+    Without a command, in a terminal: goes on with the model used last, or says what this machine can do.
+    """
+    from . import preferences
+
+    context.obj = found = preferences.read(cli)
+    context.default_map = found.defaults
+    if found.problems and context.invoked_subcommand != "config":
+        raise GptOssError(found.problems[0])
+    if context.invoked_subcommand is None:
+        _without_command(context)
+
+
+def _without_command(context: click.Context) -> None:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+    from .welcome import command_lines
+
+    for name, *arguments in command_lines(context.default_map["chat"].get("model")):
+        command = cli.commands[name]
+        with command.make_context(name, arguments, parent=context) as below:
+            command.invoke(below)
+
+
+class Size(click.ParamType):
+    """An amount of memory as people write it; it stays text."""
+
+    name = "size"
+
+    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        parse_size(value)
+        return value
+
+
+model_argument = partial(click.argument, "model", shell_complete=complete_models)
 
 
 def sampling_options(command: Callable) -> Callable:
     """The options that decide how tokens are chosen; they arrive as `sampling`, ready to use."""
     options = [
-        click.option("--temperature", type=float, help="0 is greedy.  [default: 1.0]"),
-        click.option("--top-p", type=float, help="Keep the likeliest tokens up to this sum.  [default: 1.0]"),
-        click.option("--top-k", type=int, help="Keep this many tokens; 0 keeps all.  [default: 0]"),
-        click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]"),
-        click.option("--repetition-penalty", type=float, help="Above 1 makes repeats less likely.  [default: 1.0]"),
-        click.option("--seed", type=int, help="Same seed, same tokens."),
-        click.option("--max-tokens", type=click.IntRange(min=1), help="Stop an answer after this many tokens."),
+        click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."),
+        click.option(
+            "--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest tokens up to this sum."
+        ),
+        click.option("--top-k", type=int, default=0, show_default=True, help="Keep this many tokens; 0 keeps all."),
+        click.option(
+            "--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below this share of the likeliest."
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Above 1 makes repeats less likely.",
+        ),
+        click.option("--seed", type=int, show_default="a new one each time", help="Same seed, same tokens."),
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(min=1),
+            show_default="as many as the context has",
+            help="Stop an answer after this many tokens.",
+        ),
         click.option(
             "--reasoning",
-            type=click.Choice(["low", "medium", "high"]),
+            type=click.Choice(["none", "low", "medium", "high"]),
             default="medium",
             show_default=True,
             help="How long to think.",
+        ),
+        click.option(
+            "--max-reasoning",
+            type=click.IntRange(min=0),
+            show_default="no limit",
+            help="After this many tokens of reasoning, answer.",
         ),
         click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
     ]
@@ -86,25 +162,69 @@ def sampling_options(command: Callable) -> Callable:
 
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Threads on a CPU.  [default: one for each fast core]"
+    "--threads",
+    type=click.IntRange(1, 1024),
+    envvar="GPTOSS_MLX_THREADS",
+    show_envvar=True,
+    show_default="one for each fast core",
+    help="Threads on a CPU.",
 )
 
 
 def memory_options(command: Callable) -> Callable:
     """The options that decide what a model may take; they arrive under their own names."""
     options = [
-        click.option("--memory", metavar="SIZE", help="What to keep to: 16GB, 8GiB.  [default: what is available]"),
-        click.option("--context", type=int, help="Tokens that a conversation may have.  [default: what fits]"),
-        click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Of keys and values.  [default: what fits]"),
+        click.option("--memory", type=Size(), show_default="what is available", help="What to keep to: 16GB, 8GiB."),
+        click.option("--context", type=int, show_default="what fits", help="Tokens that a conversation may have."),
+        click.option("--kv-bits", type=click.Choice(["8", "16"]), show_default="what fits", help="Of keys and values."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def tool_options(command: Callable) -> Callable:
+    """The options that decide what the model may do beside talking; `_tools` makes something of them."""
+    file, folder = (
+        click.Path(path_type=Path, exists=True, dir_okay=kind, file_okay=not kind) for kind in (False, True)
+    )
+    options = [
+        click.option("--tools", type=file, metavar="FILE", help="Functions to call, in TOML: see examples/tools.toml."),
+        click.option("--python", is_flag=True, help="Let the model run Python, in a sandbox without network."),
+        click.option("--unsafe-python", is_flag=True, help="The same without a sandbox: it can do what you can."),
+        click.option("--browse", type=folder, metavar="DIR", help="Let the model search and read the files of DIR."),
+        click.option("-y", "--yes", is_flag=True, help="Run what the model calls without asking."),
+        click.option("--json-schema", type=file, metavar="FILE", help="Answer in JSON that follows this schema."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _tools(options: dict[str, Any]) -> dict[str, Any]:
+    """What `Session` takes of the tool options. What is wrong with them shows before a model is loaded."""
+    made: dict[str, Any] = {"functions": [], "builtins": []}
+    if options["json_schema"]:
+        from .grammar import load_schema
+
+        made["response_schema"] = load_schema(options["json_schema"])
+    if options["tools"]:
+        from .chat.command_tools import load_tools
+
+        made["functions"] = load_tools(options["tools"])
+    if options["browse"]:
+        from .chat.browser import Browser
+
+        made["builtins"].append(Browser(options["browse"]))
+    if options["python"] or options["unsafe_python"]:
+        from .chat.python_tool import PythonTool
+
+        made["builtins"].append(PythonTool(unsafe=options["unsafe_python"]))
+    return made
+
+
 def _plan(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
     from .budget import Device, make_plan
-    from .memory import parse_size
 
     context, kv_bits = options["context"], options["kv_bits"]
     if context is not None and context < 1:
@@ -154,15 +274,23 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
         reasoning_effort=options["reasoning"],
         sampling=_sampling(options),
         max_tokens=options["max_tokens"],
+        max_reasoning=options["max_reasoning"],
         **more,
     )
 
 
 @cli.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
-@click.argument("source")
+@click.argument("source", shell_complete=complete_sources)
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--recipe", metavar="NAME|FILE", default=DEFAULT_RECIPE, show_default=True, help="One below, or a .toml.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    shell_complete=complete_recipes,
+    help="One below, or a .toml.",
+)
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
 @click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
@@ -273,8 +401,17 @@ def _load(name: str, options: dict[str, Any]) -> Model:
 
 
 @cli.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
-@click.argument("model", default="gpt-oss-20b")
+@model_argument(required=False)
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value="",
+    metavar="[NAME]",
+    shell_complete=complete_sessions,
+    help="Go on with a session, or with the latest.",
+)
 @sampling_options
+@tool_options
 @memory_options
 @threads_option
 @click.option(
@@ -284,51 +421,106 @@ def _load(name: str, options: dict[str, Any]) -> Model:
     show_default=True,
     help="When the context is full: refuse to go on, or drop the oldest turns.",
 )
-@click.option("--show-reasoning/--hide-reasoning", default=None, help="[default: shown in a terminal]")
-def chat(model: str, when_full: str, show_reasoning: bool | None, **options: Any) -> None:
+@click.option("--no-kv", is_flag=True, help="Keep no KV state with the session: it will be read again.")
+@click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Of the KV states of all sessions.")
+@click.option("--show-reasoning/--hide-reasoning", default=None, show_default="folded when the answer starts")
+@click.option("--plain", is_flag=True, help="Redraw nothing, and say in words what each thing is.")
+def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **options: Any) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one of the session, or used last. Every
+    chat is a session on this disk: `gptoss-mlx sessions` lists them.
     """
-    session = _session(_load(model, options), options, drop_when_full=when_full == "drop")
+    from .chat.store import Store, sessions_folder
+
+    store = Store(sessions_folder())
+    kept = None if resume is None else store.find(resume)
+    more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
+    loaded = _load(model or _model_of(kept), options)
+    remember(loaded.path)
+    from .chat.keeper import Keeper
     from .chat.terminal import run
 
-    run(session, show_reasoning=show_reasoning, history=home() / "history")
+    keeper = Keeper(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
+    session = _session(loaded, options, **more)
+    del loaded  # /model has to be able to let go of it
+    if kept:
+        _resume(session, keeper, kept.state_bytes > 0)
+        for name, value in (("system", "instructions"), ("reasoning", "reasoning_effort")):
+            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                setattr(session, value, options[name])
+    run(
+        session,
+        show_reasoning=show_reasoning,
+        history=home() / "history",
+        keeper=keeper,
+        load=lambda name: _session(_load(name, options), options, **more),
+        yes=options["yes"],
+        plain=options["plain"],
+    )
+
+
+def _model_of(kept: Kept | None) -> str:
+    """The model of a session, or else the one used last."""
+    from .chat.transcript import Transcript
+
+    return str((kept and Transcript.read(kept.transcript).model) or last_used() or "gpt-oss-20b")
+
+
+def _resume(session: Session, keeper: Keeper, had_state: bool) -> None:
+    """Restore, and say what it will cost."""
+    read = keeper.resume(session)
+    turns = sum(message.role == "user" for message in session.messages)
+    line = f"{keeper.name} goes on, after {turns} turns"
+    if not read:
+        why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
+        line += f"; {why}, so that it is read again"
+    click.echo(line, err=True)
 
 
 @cli.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
-@click.argument("model")
+@model_argument(required=False)
 @click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
 @sampling_options
+@tool_options
 @memory_options
 @threads_option
-def generate(model: str, prompt: str | None, **options: Any) -> None:
+def generate(model: str | None, prompt: str | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
     """
     piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
     text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-    session = _session(_load(model, options), options)
+    more = _tools(options) | {"approve": (lambda call, preview: True) if options["yes"] else None}
+    session = _session(_load(model or _model_of(None), options), options, **more)
+    with closing(session):
+        _generate(session, text)
+
+
+def _generate(session: Session, text: str) -> None:
+    from .chat.screen import printable
     from .harmony.parse import Content
     from .progress import prefill_progress
 
     written = ""
-    with prefill_progress() as show:
-        for event in session.send(text, on_prefill=show):
+    show = printable if sys.stdout.isatty() else str
+    with prefill_progress() as progress:
+        for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
                 written = event.text
-                click.echo(written, nl=False)
-    if not written:
-        raise GptOssError("the answer has no final part: raise --max-tokens, or try again")
-    if not written.endswith("\n"):
+                click.echo(show(written), nl=False)
+    if written and not written.endswith("\n"):
         click.echo()
+    if not session.stats[-1].finished:
+        state = "broke off" if written else "has no final part"
+        raise GptOssError(f"the answer {state}: raise --max-tokens or --context, or lower --reasoning")
 
 
 @cli.command(epilog="Example: gptoss-mlx bench gpt-oss-20b --prompt 512 --generate 64 --depth 2048 --depth 8192")
-@click.argument("model", default="gpt-oss-20b")
+@model_argument(default="gpt-oss-20b")
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens to prefill.")
 @click.option("--generate", type=click.IntRange(1), default=32, show_default=True, help="Tokens to decode.")
 @click.option("--depth", "depths", type=click.IntRange(1), multiple=True, help="Also decode behind so many tokens.")
@@ -361,10 +553,10 @@ def bench(
 
 
 @cli.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
-@click.argument("path")
+@click.argument("path", shell_complete=complete_models)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
-@click.option("--revision", help="Branch, tag or commit of a hub id.")
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
     """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
@@ -405,7 +597,7 @@ def _subject(name: str, revision: str | None) -> Subject:
 
 
 @cli.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
-@click.argument("model")
+@model_argument()
 def verify(model: str) -> None:
     """Read every byte of a converted folder, and check it against the checksums that its conversion wrote."""
     from gptoss_convert import Progress
@@ -424,7 +616,7 @@ def verify(model: str) -> None:
 
 
 @cli.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
-@click.argument("model")
+@model_argument()
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
 def upload(model: str, repository: str, dry_run: bool) -> None:
@@ -452,13 +644,14 @@ def _upload(folder: Path, repository: str, dry_run: bool) -> None:
 
 @cli.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("model")
+@model_argument()
 @click.option(
     "--text",
     "file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What to predict.  [default: a built-in text]",
+    show_default="a built-in text",
+    help="What to predict.",
 )
 @click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
@@ -497,9 +690,15 @@ def _text(file: Path) -> str:
 
 
 @cli.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
-@click.argument("model")
+@model_argument()
 @memory_options
-@click.option("--device", metavar="NAME", help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    show_default="this machine",
+    shell_complete=complete_devices,
+    help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
     """Say what MODEL will take in memory, and what is given up so that it fits. Reads headers, no weights."""
@@ -541,7 +740,7 @@ def demo() -> None:
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     _print_report(_convert(str(CHECKPOINT), folder))
-    options = {"system": None, "reasoning": "medium", "max_tokens": 400}
+    options = {"system": None, "reasoning": "medium", "max_tokens": 400, "max_reasoning": None}
     options |= dict.fromkeys(("memory", "context", "kv_bits", "threads"))
     greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}
     session = _session(_load(str(folder), options), options | greedy, functions=FUNCTIONS)
@@ -550,6 +749,43 @@ def demo() -> None:
         session.reset()
     if sys.stdin.isatty() and sys.stdout.isatty():
         run(session, show_reasoning=True, history=home() / "history")
+
+
+@cli.command(epilog="Example: gptoss-mlx config chat")
+@click.argument("command", required=False, shell_complete=complete_commands)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.pass_context
+def config(context: click.Context, command: str | None, as_json: bool) -> None:
+    """Print the settings of every command, or of COMMAND, and where each comes from.
+
+    The config file is ~/.config/gptoss-mlx/config.toml, or what GPTOSS_MLX_CONFIG names.
+    """
+    from . import preferences
+
+    if command not in (None, *cli.commands):
+        raise click.UsageError(f"there is no command {command!r}")
+    for problem in context.obj.problems:
+        click.echo(f"error: {problem}", err=True)
+    settings = preferences.settings(context.find_root())
+    chosen = [each for each in settings if command in (None, each.command.split()[0])]
+    show = preferences.as_json if as_json else preferences.as_text
+    click.echo(show(context.obj, chosen))
+
+
+@cli.command(epilog="Example: gptoss-mlx completion zsh")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands, options and models at the press of Tab.
+
+    \b
+    bash  echo 'eval "$(gptoss-mlx completion bash)"' >> ~/.bashrc
+    zsh   echo 'autoload -U compinit; compinit; eval "$(gptoss-mlx completion zsh)"' >> ~/.zshrc
+    fish  gptoss-mlx completion fish > ~/.config/fish/completions/gptoss-mlx.fish
+    """
+    click.echo(script(cli, PROGRAM, shell))
+
+
+cli.add_command(sessions)
 
 
 @cli.group()

@@ -46,7 +46,7 @@ def facts() -> Iterator[tuple[str, str]]:
     else:
         yield "kernels", f"off: {kernels.why_not_native()}"
     yield from _memory()
-    yield "models", f"{home()}, {_free_disk(home()) / 1e9:.0f} GB free"
+    yield "models", f"{home()}, {free_disk(home()) / 1e9:.0f} GB free"
 
 
 def _memory() -> Iterator[tuple[str, str]]:
@@ -67,7 +67,8 @@ def _memory() -> Iterator[tuple[str, str]]:
         )
 
 
-def _free_disk(path: Path) -> int:
+def free_disk(path: Path) -> int:
+    """Bytes that are free where `path` is, or would be."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

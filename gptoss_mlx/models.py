@@ -1,17 +1,24 @@
-"""The name of a model -> the folder that holds it: a path, a short name, or a hub repository id in the cache."""
+"""The name of a model -> the folder that holds it: a path, a short name, or a hub repository id in the cache.
+
+Also which models are in the cache, and which one was used last.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GptOssError
+from .foreign import open_regular
 
 SHORT_NAMES = {"gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-oss-120b"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOAD_GB = {"openai/gpt-oss-20b": 13.8, "openai/gpt-oss-120b": 65.3}
+LAST_USED = "last-model"  # in `home`, with the path of a folder
+LONGEST_PATH = 4096
 
 
 @dataclass
@@ -27,20 +34,52 @@ class ModelMissing(GptOssError):
 
 
 def home() -> Path:
-    """Where converted models and the chat's history are kept."""
-    return Path(os.environ.get("GPTOSS_MLX_HOME") or Path.home() / ".cache" / "gptoss-mlx")
+    """Where converted models and the chat's history are kept. Raises GptOssError for a user without a home."""
+    try:
+        return Path(os.environ.get("GPTOSS_MLX_HOME") or Path.home() / ".cache" / "gptoss-mlx")
+    except RuntimeError:
+        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models") from None
+
+
+def kept_at(repository: str) -> Path:
+    """Where the converted model of a hub repository is, or would be."""
+    return home() / repository.replace("/", "--")
+
+
+def converted() -> list[str]:
+    """The names, as `resolve` takes them, of the models that `kept_at` their place."""
+    short = {repository: name for name, repository in SHORT_NAMES.items()}
+    folders = sorted(path.parent for path in home().glob("[!.]*--*/config.json"))
+    repositories = [folder.name.replace("--", "/", 1) for folder in folders]
+    return [short.get(repository, repository) for repository in repositories if HUB_ID.fullmatch(repository)]
+
+
+def remember(folder: Path) -> None:
+    """Note which model is used; where nothing can be written, it is not noted."""
+    with suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        (home() / LAST_USED).write_bytes(os.fsencode(folder.absolute()))
+
+
+def last_used() -> Path | None:
+    """The folder that was noted last, which may be gone."""
+    try:
+        with open_regular(home() / LAST_USED) as file:
+            return Path(os.fsdecode(file.read(LONGEST_PATH)))
+    except OSError:
+        return None
 
 
 def resolve(name: str) -> Path:
     """The folder of a model. Raises ModelMissing where it can be had, GptOssError where the name means nothing."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):  # unlike Path.is_dir, it takes any name
         return path
     repository = SHORT_NAMES.get(name, name)
     if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)
         raise GptOssError(f"there is no model {name!r}: give a folder, {known}, or a hub id such as openai/gpt-oss-20b")
-    folder = home() / repository.replace("/", "--")
-    if not folder.is_dir():
+    folder = kept_at(repository)
+    if not os.path.isdir(folder):
         raise ModelMissing(name, repository, folder)
     return folder

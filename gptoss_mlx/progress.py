@@ -83,21 +83,22 @@ def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 class PrefillProgress:
-    """A line that tells how much of a prompt has been read, from two seconds on, and vanishes at the end."""
+    """How far a prompt has been read, at which speed, and the time left: from two seconds on, and gone at the end."""
 
     def __init__(self, console: Console):
         self._console = console
         self._live: Live | None = None
-        self._started, self._done, self._total = 0.0, 0, 0
+        self._started = self._told = 0.0
+        self._done, self._total = 0, 0
 
     def __call__(self, done: int, total: int) -> None:
-        self._done, self._total = done, total
+        self._done, self._total, self._told = done, total, time.monotonic()
         if done == total:
             self.stop()
-        elif self._live is None:
+        elif self._live is None and self._console.is_terminal:
             from rich.live import Live
 
-            self._started = time.monotonic()
+            self._started = self._told
             self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
             self._live.start()
 
@@ -108,8 +109,19 @@ class PrefillProgress:
 
     def _line(self) -> RenderableType:
         from rich.console import Group
-        from rich.text import Text
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
 
         if time.monotonic() - self._started < SHOWN_AFTER:
             return Group()
-        return Text(f"reading {self._done} of {self._total} tokens ...", style="dim")
+        line = Table.grid(padding=(0, 1))
+        line.add_row("reading", ProgressBar(self._total, self._done, width=20), self._figures())
+        return line
+
+    def _figures(self) -> str:
+        figures = f"{self._done:,}/{self._total:,} tokens"
+        if not self._done:  # nothing is known of the speed before the first chunk has been read
+            return figures
+        speed = self._done / max(self._told - self._started, 1e-6)
+        left = self._total / speed - (time.monotonic() - self._started)
+        return f"{figures}, {speed:,.0f} tokens/s, {max(left, 0):,.0f} s left"

@@ -12,12 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from .cache import MOST_MARKS, Mark
 from .engine import ContextFull, Model
 from .interrupts import Interrupted
-
-# The oldest one, usually behind the instructions, and the newest ones: each takes the rings of the sliding layers,
-# 3 MB for gpt-oss-20b.
-MOST_MARKS = 8
 
 
 class Timeline:
@@ -29,6 +26,13 @@ class Timeline:
 
     def clear(self) -> None:
         self.cache, self.ids, self.marks = self.model.make_cache(), [], []
+
+    def adopt(self, ids: Sequence[int], marks: Sequence[Mark]) -> None:
+        """Be the state of the last of `marks`, whose full layers hold `ids`: one that was kept."""
+        self.marks = [*marks[:1], *marks[1:][-(MOST_MARKS - 1) :]]
+        if marks:
+            self.cache.go_back(marks[-1].offset, marks[-1])
+        self.ids = list(ids[: self.cache.offset])
 
     def read(self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None = None) -> mx.array:
         """Be the state behind `ids`, one at least, and return their last logits [1, vocabulary]. Of `ids`, only those

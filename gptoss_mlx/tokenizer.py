@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         added = backend.get_added_tokens_decoder()
         self.specials: dict[int, str] = {id_: token.content for id_, token in added.items() if token.special}
+        self._added = {id_: token.content.encode() for id_, token in added.items()}
         self._special_ids = {name: id_ for id_, name in self.specials.items()}
 
     @classmethod
@@ -82,9 +84,36 @@ class Tokenizer:
         """Text of ids; special tokens by name, bytes that are not UTF-8 as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=False)
 
+    @property
+    def size(self) -> int:
+        """How many ids stand for something."""
+        return self._backend.get_vocab_size()
+
+    def bytes_of(self, id_: int) -> bytes:
+        """What a token stands for: part of a character perhaps. A special token's name; of an unknown id, nothing."""
+        if id_ in self._added:  # as they are, where others are byte by byte
+            return self._added[id_]
+        piece = self._backend.id_to_token(id_) if 0 <= id_ < 2**32 else None
+        if piece is None:
+            return b""
+        try:
+            return piece.translate(_byte_of_symbol()).encode("latin-1")
+        except UnicodeEncodeError:
+            raise GptOssError(f"tokenizer.json has the token {piece!r}, which does not stand for bytes") from None
+
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""
         return TextStream(self)
+
+
+@cache
+def _byte_of_symbol() -> dict[int, int]:
+    """A byte is written as the character of its number, or where that is not printable, as one above 255."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    symbols = sorted(map(ord, ByteLevel.alphabet()))
+    others = iter(sorted({*range(256)}.difference(symbols)))
+    return {symbol: symbol if symbol < 256 else next(others) for symbol in symbols}
 
 
 def _parts(backend: Backend) -> set[str]:
@@ -111,23 +140,14 @@ def _library_errors(what: str) -> Iterator[None]:
 class TextStream:
     """Turns ids into text as they arrive, and holds back a character until its last byte is there."""
 
-    LONGEST = 8  # a character has at most 4 bytes: more ids than this in waiting are not going to form one
-
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._waiting: list[int] = []
+        self._decoder = getincrementaldecoder("utf-8")("replace")
 
     def feed(self, id_: int) -> str:
         """The text that `id_` completes, possibly none."""
-        self._waiting.append(id_)
-        text = self._tokenizer.decode(self._waiting)
-        if text.endswith("\ufffd") and len(self._waiting) < self.LONGEST:
-            return ""
-        self._waiting.clear()
-        return text
+        return self._decoder.decode(self._tokenizer.bytes_of(id_))
 
     def flush(self) -> str:
         """What is still held back, incomplete as it is."""
-        text = self._tokenizer.decode(self._waiting) if self._waiting else ""
-        self._waiting.clear()
-        return text
+        return self._decoder.decode(b"", final=True)

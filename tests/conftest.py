@@ -34,9 +34,10 @@ def endless_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """An environment with a cache folder of its own, and no terminal settings."""
+    """An environment with a cache folder of its own, no config file, and no terminal settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPTOSS_", "HF_"))}
-    return kept | {"GPTOSS_MLX_HOME": str(tmp_path_factory.mktemp("home")), "TERM": "xterm", "COLUMNS": "100"}
+    home = str(tmp_path_factory.mktemp("home"))
+    return kept | {"GPTOSS_MLX_HOME": home, "GPTOSS_MLX_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "100"}
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from ..harmony.render import (
     CHANNEL,
     END,
     MESSAGE,
+    RETURN,
     START,
     START_OF_ANSWER,
     encode,
@@ -44,11 +45,12 @@ from .tools import Builtin, Function, Toolbox, error_result
 from .transcript import Transcript
 
 if TYPE_CHECKING:
-    from ..grammar import JsonGrammar
+    from ..grammar import JsonGrammar, Schema
 
 EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops has to answer
+MOST_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
 OPEN_FINAL = (START, START_OF_ANSWER, CHANNEL, "final", MESSAGE)
@@ -134,21 +136,21 @@ class Session:
         max_reasoning: int | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        grammar: JsonGrammar | None = None,
+        response_schema: Schema | None = None,
         current_date: str | None = None,
         drop_when_full: bool = False,
     ):
         """`approve` is asked about the calls of tools that want it; without it they are refused.
 
         `reasoning_effort` "none" goes straight to the answer; `max_reasoning` tokens of a turn, and reasoning is closed
-        and the answer opened. `max_tokens` are those of a turn. The answer keeps to the `grammar`. `drop_when_full`:
-        the oldest turns leave when the context is full, instead of ContextFull.
+        and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the `response_schema`.
+        `drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull.
         """
         self.model = model
         self.timeline = Timeline(model)
         self.tokenizer = Tokenizer.load(model.path)
         self.toolbox, self.approve = Toolbox(functions, builtins), approve
-        self.sampling, self.grammar = sampling or Sampling(), grammar
+        self.sampling = sampling or Sampling()
         self.max_tokens, self.max_reasoning = max_tokens, max_reasoning
         self.drop_when_full = drop_when_full
         self.instructions = instructions
@@ -156,8 +158,15 @@ class Session:
         self.set_reasoning_effort(reasoning_effort)
         self.stats: list[TurnStats] = []
         self._stops = frozenset(self.tokenizer.special(name) for name in STOPS)
+        self.response_schema = response_schema
+        self._grammar = response_schema is not None and self._make_grammar(response_schema)
         self._said: tuple[_Said, ...] = ()
         self._draft: _Draft | None = None
+
+    def _make_grammar(self, schema: Schema) -> JsonGrammar:
+        from ..grammar import JsonGrammar
+
+        return JsonGrammar(schema, self.tokenizer, self.model.config.vocab_size, self.tokenizer.special(RETURN))
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -173,7 +182,14 @@ class Session:
     def transcript(self) -> Transcript:
         """The conversation as it can be kept, and `restore`d."""
         ids = tuple(said.ids if said.message.role == "assistant" else None for said in self._said)
-        return Transcript(self.instructions, self.reasoning_effort, self.current_date, self.messages, ids)
+        return Transcript(
+            model=str(self.model.path.resolve()),
+            instructions=self.instructions,
+            reasoning_effort=self.reasoning_effort,
+            current_date=self.current_date,
+            messages=self.messages,
+            ids=ids,
+        )
 
     def restore(self, transcript: Transcript) -> None:
         """Continue a conversation that was kept, with the instructions, the effort and the date that it had.
@@ -290,16 +306,17 @@ class Session:
         What the model should have written is written for it: an empty analysis where it is not to reason, the end of
         one that grew too long, and the beginning of an answer where it stopped without one, or in another's role.
         """
-        for id_ in draft.written:
-            list(parser.feed(id_))
+        grammar = _AnswerGrammar(self._grammar, parser.parser) if self._grammar else None
+        written, draft.written = draft.written, []
+        self._give(written, draft, parser, grammar)
         calls: list[ToolCall] = []
         given, may_insist = () if draft.written else self._opening(must_answer), True
         if draft.written and draft.written[-1] in self._stops:
             given, may_insist = self._insistence(draft, parser), False
         while True:
-            self._give(given, draft, parser)
-            stopped = False
-            with closing(self._sample(draft, parser, clock)) as ids:
+            self._give(encode(given, self.tokenizer), draft, parser, grammar)
+            stopped, in_header = False, 0
+            with closing(self._sample(draft, grammar, clock)) as ids:
                 for id_ in ids:
                     before = parser.parser.message
                     draft.written.append(id_)
@@ -311,7 +328,9 @@ class Session:
                     if thought := clock.token(reasoning and message is before):
                         yield thought
                     clock.check()
-                    if id_ in self._stops or (reasoning and not self._may_reason(message, clock)):
+                    in_header = 0 if message else in_header + 1
+                    unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
+                    if id_ in self._stops or unwanted:
                         stopped = True
                         break
             if not (stopped and may_insist) or calls or _has_answer(parser.parser):
@@ -340,12 +359,15 @@ class Session:
             draft.written[-1] = self.tokenizer.special(END)
         return ((END,) if parser.parser.message else ()) + OPEN_FINAL
 
-    def _give(self, pieces: tuple[str, ...], draft: _Draft, parser: IdParser) -> None:
-        for id_ in encode(pieces, self.tokenizer):
+    def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: _AnswerGrammar | None) -> None:
+        """Write ids that are not to be told: the model did not sample them, or did before."""
+        for id_ in ids:
             draft.written.append(id_)
             list(parser.feed(id_))
+            if grammar:
+                grammar.accept(id_)
 
-    def _sample(self, draft: _Draft, parser: IdParser, clock: _Clock) -> Iterator[int]:
+    def _sample(self, draft: _Draft, grammar: _AnswerGrammar | None, clock: _Clock) -> Iterator[int]:
         """The ids that the model writes behind a draft."""
         left = self.max_tokens and self.max_tokens - clock.sampled
         if left == 0:
@@ -356,7 +378,7 @@ class Session:
             sampler=Sampler(self.sampling, context=draft.prompt + draft.written),
             max_tokens=left,
             stop=self._stops,
-            constraint=self.grammar and _AnswerGrammar(self.grammar, parser.parser),
+            constraint=grammar,
         )
 
     def _read(self, draft: _Draft, clock: _Clock) -> mx.array:
@@ -426,7 +448,7 @@ class Session:
             builtin_tools=tuple(self.toolbox.builtins),
             reasoning_effort=TRAINED_EFFORTS[0] if self.reasoning_effort == "none" else self.reasoning_effort,
             current_date=self.current_date,
-            response_schema=self.grammar and self.grammar.schema,
+            response_schema=self.response_schema,
         )
         return encode(list(render(conversation))[: -len((START, START_OF_ANSWER))], self.tokenizer)
 
@@ -502,7 +524,8 @@ class _AnswerGrammar:
     """Applies a grammar to the text of the answer, and to nothing before it. Follows a parser that is fed first."""
 
     def __init__(self, grammar: JsonGrammar, parser: Parser):
-        self._grammar, self._parser = grammar.fresh(), parser
+        grammar.reset()
+        self._grammar, self._parser = grammar, parser
         self._answering = self._in_answer()
 
     def allowed(self) -> mx.array | None:

@@ -1,74 +1,90 @@
-"""The chat loop: reads what a person types, shows the session's events, and runs the slash commands.
+"""The chat loop: reads what a person says, shows what the model answers, and asks before a tool may run.
 
-In a terminal: line editing, history, dim reasoning, Markdown. Without one: a message per line of standard input, the
-answers alone on standard output, no control codes. Policy only: what a conversation is, `session` knows.
+Policy only: what a conversation is, `session` knows; how it looks, `screen`; how it is typed, `input`; what begins with
+a slash, `commands`.
 """
 
 from __future__ import annotations
 
-import re
+import os
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from ..engine import ContextFull
 from ..errors import GptOssError
-from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
-from ..memory import size_text
-from ..progress import PrefillProgress
-from .session import EFFORTS, Dropped, Session, ToolResult, TurnStats
-from .transcript import Transcript
+from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
+from .attachments import expand, run_command
+from .commands import COMMANDS, run_line
+from .input import Input, PipedInput, TypedInput
+from .screen import PlainScreen, RichScreen, Screen, printable
+from .session import Dropped, Session, Thought, ToolResult, TurnStats
 
-HELP = """\
-/help                       this list
-/reset                      start a new conversation
-/reasoning none|low|medium|high  how long to think
-/system TEXT                set the instructions (without TEXT: none); starts a new conversation
-/save FILE                  save the conversation
-/load FILE                  continue a saved conversation
-/stats                      speed and context of this conversation
-/exit                       leave (also Ctrl-D)
-Ctrl-C stops an answer and keeps the session. A line that ends in \\ goes on in the next one, and so does Alt-Enter;
-a message between two lines of \"\"\" may have any number of lines."""
+BROKE_OFF = "(broke off: --max-tokens or the end of the context; /continue goes on)"
+FULL = "/reset starts anew, /save keeps this one, and chat --when-full drop would go on without the oldest turns"
 
 
-class Screen(Protocol):
-    """Where the events of one answer go."""
+class Keeper(Protocol):
+    """Keeps the session on disk."""
 
-    def reasoning(self, text: str) -> None: ...
-    def content(self, text: str) -> None: ...
-    def note(self, text: str) -> None:
-        """One line about the answer, not part of it."""
+    @property
+    def name(self) -> str | None:
+        """None while there is nothing to keep."""
 
-    def prefill(self, done: int, total: int) -> None: ...
-    def end(self) -> None:
-        """The answer is over, or broke off."""
+    def keep(self, session: Session, *, kv: bool) -> None:
+        """Write the conversation, and the KV state if `kv`. Raises GptOssError."""
+
+    def rename(self, name: str) -> None:
+        """Raises GptOssError."""
+
+    def leave(self) -> None:
+        """What is kept stays; the next session is a new one."""
 
 
-def run(session: Session, *, show_reasoning: bool | None, history: Path) -> None:
-    """Chat until /exit or the end of input."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        lines = _typed_lines(session, history)
-        screen: Screen = RichScreen(show_reasoning=show_reasoning is not False)
-        screen.note(f"context {session.model.context:,} tokens. /help lists the commands, /exit leaves.")
+def run(
+    session: Session,
+    *,
+    show_reasoning: bool | None,
+    history: Path,
+    keeper: Keeper | None = None,
+    load: Callable[[str], Session] | None = None,
+    yes: bool = False,
+    plain: bool = False,
+) -> None:
+    """Chat until /exit or the end of input.
+
+    `load` makes the session of another model, for /model. `yes`: tools run unasked. `plain`: nothing is redrawn, and
+    words say what each thing is.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if not is_terminal:
+        screen: Screen = PlainScreen(show_reasoning=show_reasoning)
+    elif plain or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        screen = PlainScreen(show_reasoning=show_reasoning, words=True)
     else:
-        lines, screen = _piped_lines(), PlainScreen(show_reasoning=show_reasoning is True)
-    for text in lines:
-        try:
-            if text.startswith("/"):
-                if not _command(session, text, screen):
-                    return
-            elif text.strip():
-                _answer(session, text, screen)
-        except ContextFull as error:
-            screen.note(
-                f"error: {error}: /reset starts anew, /save keeps this one, and chat --when-full drop would go on"
-                " without the oldest turns"
-            )
-        except GptOssError as error:
-            screen.note(f"error: {error}")
+        screen = RichScreen(show_reasoning=show_reasoning)
+    chat = Chat(session, screen, keeper, load, is_asked=is_terminal, yes=yes)
+    del session  # /model has to be able to let go of it
+    if not is_terminal:
+        messages: Input = PipedInput()
+    elif isinstance(screen, PlainScreen):
+        messages = PlainInput()
+    else:
+        usages = {name: command.usage for name, command in COMMANDS.items()}
+        messages = TypedInput(lambda: chat.session, usages, history)
+    if is_terminal:
+        screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
+    try:
+        chat.run(messages)
+    except BrokenPipeError:  # whoever read the answers has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
@@ -78,268 +94,182 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     else:
         screen = PlainScreen(show_reasoning=show_reasoning)
     screen.note(f"> {text}")
-    _answer(session, text, screen)
+    Chat(session, screen).answer(partial(session.send, text))
     stats = session.stats[-1]
     screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
 
 
-def _answer(session: Session, text: str, screen: Screen) -> None:
-    """Send, and show the events; Ctrl-C stops the answer."""
-    answered = False
-    try:
-        with closing(session.send(text, on_prefill=screen.prefill)) as events:
-            for event in events:
-                match event:
-                    case Reasoning(text):
-                        screen.reasoning(printable(text))
-                    case Content(text) | Preamble(text):
-                        answered = True
-                        screen.content(printable(text))
-                    case ToolCall(name, arguments):
-                        screen.note(f"calls {printable(name)} {printable(arguments)}")
-                    case ToolResult(name, output):
-                        screen.note(f"{printable(name)} answers {printable(output)}")
-                    case Dropped(messages):
-                        screen.note(f"(the context is full: the {messages} oldest messages were dropped)")
-                    case Stop("none"):
-                        screen.note("(the answer broke off: --max-tokens or the end of the context)")
-                    case TurnStats() if not answered:
-                        screen.note("(no answer)")
-    except KeyboardInterrupt:
-        screen.end()
-        screen.note("(stopped)")
-    finally:
-        screen.end()
+class PlainInput:
+    """A terminal on which nothing is redrawn: a line is edited as the system does it."""
 
-
-def _command(session: Session, line: str, screen: Screen) -> bool:
-    """Run a slash command; False to leave."""
-    name, _, rest = line.strip().partition(" ")
-    rest = rest.strip()
-    match name:
-        case "/exit":
-            return False
-        case "/help":
-            screen.note(HELP)
-        case "/reset":
-            session.reset()
-            screen.note("new conversation")
-        case "/reasoning" if rest in EFFORTS:
-            session.set_reasoning_effort(rest)
-            screen.note(f"reasoning {rest}")
-        case "/reasoning":
-            screen.note(f"usage: /reasoning {'|'.join(EFFORTS)} (it is {session.reasoning_effort})")
-        case "/system":
-            session.instructions = rest or None
-            session.reset()
-            screen.note("new conversation with these instructions" if rest else "new conversation without instructions")
-        case "/save" | "/load" if not rest:
-            screen.note(f"usage: {name} FILE")
-        case "/save":
-            session.transcript.write(Path(rest).expanduser())
-            screen.note(f"saved to {rest}")
-        case "/load":
-            session.restore(Transcript.read(Path(rest).expanduser()))
-            screen.note(f"{len(session.messages)} messages from {rest}")
-        case "/stats":
-            screen.note(_stats(session))
-        case _:
-            screen.note(f"there is no command {name}: /help lists them")
-    return True
-
-
-def _stats(session: Session) -> str:
-    lines = [f"context {session.context_used} of {session.model.context} tokens"]
-    if experts := session.model.expert_stats:
-        lines.append(
-            f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"
-            f" {experts.stall_seconds:.1f} s of waiting for them"
-        )
-    for number, turn in enumerate(session.stats, 1):
-        lines.append(
-            f"turn {number}: {turn.prefilled} tokens read, first token after {turn.first_token_seconds:.2f} s,"
-            f" {turn.decoded} tokens at {turn.tokens_per_second:.1f} tokens/s"
-        )
-    return "\n".join(lines)
-
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Text without the characters that would steer a terminal: a model's output is data."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-def _piped_lines() -> Iterator[str]:
-    for line in sys.stdin:
-        yield line.rstrip("\r\n")
-
-
-def _typed_lines(session: Session, history: Path) -> Iterator[str]:
-    """Messages with line editing; the prompt tells the speed of the last answer and the context used."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
-    from prompt_toolkit.key_binding import KeyBindings
-
-    keys = KeyBindings()
-    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
-    history.parent.mkdir(parents=True, exist_ok=True)
-    prompts = PromptSession(history=FileHistory(str(history)), key_bindings=keys)
-    while True:
+    def read(self, status: str, draft: str = "") -> str | None:
+        if draft:
+            print(f"it was: {printable(draft)}", file=sys.stderr)
         try:
-            yield _whole_message(prompts.prompt, _status(session) + "> ")
-        except (EOFError, KeyboardInterrupt):
+            return input("> ")
+        except EOFError:
+            return None
+
+
+@dataclass
+class Chat:
+    """A session and what a chat has beside it."""
+
+    session: Session
+    screen: Screen
+    keeper: Keeper | None = None
+    load: Callable[[str], Session] | None = None
+    is_asked: bool = False
+    """Whether there is a person to ask."""
+    yes: bool = False
+    draft: str = ""
+    """What the next message begins with."""
+    over: bool = False
+    reasoning: list[str] = field(default_factory=list)
+    """Of the last answer."""
+    _allowed: set[str] = field(default_factory=set)
+    _keeping_failed: bool = False
+
+    def __post_init__(self) -> None:
+        self.use(self.session)
+
+    def use(self, session: Session) -> None:
+        """Go on with this session."""
+        self.session = session
+        session.approve = self._approve
+
+    def run(self, messages: Input) -> None:
+        pressed = False  # Ctrl-C, with nothing said since
+        while not self.over:
+            draft, self.draft = self.draft, ""
+            try:
+                text = messages.read(self._status(), draft)
+                if text is None:
+                    return
+                pressed = False
+                self._take(text)
+            except KeyboardInterrupt:
+                if pressed:
+                    return
+                pressed = True
+                self.screen.note("Ctrl-D or /exit leaves")
+
+    def answer(self, start: Callable[..., Iterator[Event]]) -> None:
+        """Show an answer while it arrives, and keep it. `start` takes `on_prefill`. Ctrl-C stops the answer."""
+        self.reasoning.clear()
+        accepted = False
+
+        def on_prefill(done: int, total: int) -> None:
+            nonlocal accepted
+            if not accepted:
+                accepted = True
+                self._keep(kv=False)
+            self.screen.prefill(done, total)
+
+        try:
+            with closing(start(on_prefill=on_prefill)) as events:
+                self._show(events)
+        except KeyboardInterrupt:
+            self.screen.note("(stopped; /continue goes on)")
+        finally:
+            self.screen.end()
+            if accepted:
+                self._keep(kv=True)
+
+    def _take(self, text: str) -> None:
+        """Do what a line says: run a command, or send a message."""
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                run_line(self, text)
+            elif (message := self._message(text)).strip():
+                self.answer(partial(self.session.send, message))
+        except ContextFull as error:
+            self.screen.note(f"error: {error}: {FULL}")
+        except GptOssError as error:
+            self.screen.note(f"error: {error}")
+
+    def _message(self, text: str) -> str:
+        """What is sent for what was typed; a pipe's lines are sent as they are."""
+        text = text.removeprefix("/")  # of two: one alone would be a command
+        if not self.is_asked:
+            return text
+        if text.startswith("!"):
+            output = run_command(text[1:])
+            self.screen.result(text[1:], output)
+            return output
+        expanded = expand(text, lambda question: self._reply(f"{question} [y]es, [n]o ", "yn") == "y")
+        for note in expanded.notes:
+            self.screen.note(note)
+        return expanded.text
+
+    def _show(self, events: Iterator[Event]) -> None:
+        screen, reason = self.screen, ""
+        for event in events:
+            match event:
+                case Reasoning(text):
+                    self.reasoning.append(text)
+                    screen.reasoning(text)
+                case Thought(tokens, seconds):
+                    screen.thought(tokens, seconds)
+                case Content(text) | Preamble(text):
+                    screen.content(text)
+                case ToolCall(name, arguments) if not self.session.toolbox.asks(event):
+                    screen.call(name, arguments)
+                case ToolResult(name, output):
+                    screen.result(name, output)
+                case Dropped(messages):
+                    screen.note(f"(the context is full: the {messages} oldest messages were dropped)")
+                case Stop(reason):
+                    pass
+                case TurnStats(finished=False):
+                    screen.note(BROKE_OFF if reason == "none" else "(no answer; /continue asks for one)")
+
+    def _approve(self, call: ToolCall, preview: str) -> bool:
+        """Show a call that wants to be agreed to, and ask."""
+        self.screen.call(call.name, preview)
+        if self.yes or call.name in self._allowed:
+            return True
+        if not self.is_asked:
+            self.screen.note("(not run: nobody is here to allow it, and --yes was not given)")
+            return False
+        reply = self._reply("run this? [y]es, [n]o, [a]lways for this tool ", "yna")
+        if reply == "a":
+            self._allowed.add(call.name)
+        return reply != "n"
+
+    def _reply(self, question: str, letters: str) -> str:
+        """One of the letters, as a person types it now; what was typed before is no answer to this."""
+        self.screen.end()
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        while True:
+            try:
+                reply = input(printable(question)).strip().lower()[:1]
+            except EOFError:
+                reply = "n"
+                print()
+            except KeyboardInterrupt:
+                print()
+                raise
+            if reply and reply in letters:
+                return reply
+
+    def _keep(self, *, kv: bool) -> None:
+        """A disk that is full, say, ends no conversation."""
+        if self.keeper is None:
             return
+        try:
+            self.keeper.keep(self.session, kv=kv)
+            self._keeping_failed = False
+        except GptOssError as error:
+            if not self._keeping_failed:
+                self.screen.note(f"(this session is not kept: {error})")
+            self._keeping_failed = True
 
-
-def _whole_message(read: Callable[[str], str], prompt: str) -> str:
-    """A message of one line, or of several by a trailing backslash or between lines of three quotes."""
-    text = read(prompt)
-    if text.strip() == '"""':
-        lines = []
-        while (line := read("... ")).strip() != '"""':
-            lines.append(line)
-        return "\n".join(lines)
-    while text.endswith("\\"):
-        text = text[:-1] + "\n" + read("... ")
-    return text
-
-
-def _status(session: Session) -> str:
-    if not session.stats:
-        return ""
-    used, most = session.context_used, session.model.context
-    return f"[{session.stats[-1].tokens_per_second:.1f} tokens/s, {used}/{most}] "
-
-
-class PlainScreen:
-    """Answers on standard output; everything else on standard error."""
-
-    def __init__(self, *, show_reasoning: bool):
-        self._show_reasoning = show_reasoning
-        self._open = None
-
-    def reasoning(self, text: str) -> None:
-        if self._show_reasoning:
-            self._write(sys.stderr, text)
-
-    def content(self, text: str) -> None:
-        self._write(sys.stdout, text)
-
-    def note(self, text: str) -> None:
-        self.end()
-        print(text, file=sys.stderr, flush=True)
-
-    def prefill(self, done: int, total: int) -> None:
-        pass
-
-    def end(self) -> None:
-        if self._open is not None:
-            print(file=self._open, flush=True)
-            self._open = None
-
-    def _write(self, file, text: str) -> None:
-        if self._open is not file:
-            self.end()
-        self._open = file
-        print(text, end="", file=file, flush=True)
-
-
-class RichScreen:
-    """Reasoning dim; the answer as Markdown, of which only the last block is still redrawn."""
-
-    def __init__(self, *, show_reasoning: bool):
-        from rich.console import Console
-
-        self._console = Console(highlight=False)
-        self._show_reasoning = show_reasoning
-        self._in_reasoning = False
-        self._live = None
-        self._block = ""
-        self.prefill = PrefillProgress(self._console)
-
-    def reasoning(self, text: str) -> None:
-        self._finish_block()
-        if self._show_reasoning:
-            self._in_reasoning = True
-            self._console.print(text, style="dim", end="", markup=False, soft_wrap=True)
-        elif not self._live:
-            self._status("thinking ...")
-
-    def content(self, text: str) -> None:
-        self._end_reasoning()
-        if not self._block:
-            self._stop_live()
-        self._block += text
-        done, self._block = finished_blocks(self._block)
-        if done:
-            self._stop_live()
-            self._markdown(done)
-        if self._block.strip():
-            self._draw()
-
-    def note(self, text: str) -> None:
-        self.end()
-        self._console.print(text, style="dim", markup=False)
-
-    def end(self) -> None:
-        self.prefill.stop()
-        self._end_reasoning()
-        self._finish_block()
-
-    def _end_reasoning(self) -> None:
-        if self._in_reasoning:
-            self._in_reasoning = False
-            self._console.print("\n")
-
-    def _finish_block(self) -> None:
-        self._stop_live()
-        if self._block.strip():
-            self._markdown(self._block)
-        self._block = ""
-
-    def _markdown(self, text: str) -> None:
-        from rich.markdown import Markdown
-
-        self._console.print(Markdown(text))
-        self._console.print()
-
-    def _draw(self) -> None:
-        from rich.live import Live
-        from rich.markdown import Markdown
-
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, refresh_per_second=12)
-            self._live.start()
-        self._live.update(Markdown(self._block))
-
-    def _status(self, text: str) -> None:
-        from rich.live import Live
-        from rich.text import Text
-
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, refresh_per_second=4)
-            self._live.start()
-        self._live.update(Text(text, style="dim"))
-
-    def _stop_live(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-
-def finished_blocks(text: str) -> tuple[str, str]:
-    """Markdown split where it can no longer change: behind the last blank line outside a code fence."""
-    cut = 0
-    fence = None
-    position = 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark and (fence is None or mark[1].startswith(fence)):
-            fence = None if fence else mark[1]
-        # An indented line after a blank one may still belong to the list above it; a plain one ends it.
-        if not line.strip() and line.endswith("\n") and fence is None:
-            cut = position
-    return text[:cut], text[cut:]
+    def _status(self) -> str:
+        used, most = self.session.context_used, self.session.model.context
+        parts = [self.session.model.path.name, f"{used:,}/{most:,} tokens ({used / most:.0%})"]
+        if self.session.stats:
+            parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
+        if self.keeper and self.keeper.name:
+            parts.append(self.keeper.name)
+        return printable("  ".join(parts))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..errors import GptOssError
 from ..harmony.messages import Tool
 from ..harmony.parse import ToolCall
 
@@ -76,7 +77,7 @@ class Toolbox:
         try:
             value = self.functions[call.name].run(**_keywords(call.arguments))
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        except _BadArguments as error:
+        except (_BadArguments, GptOssError) as error:
             return error_result(str(error))
         except Exception as error:  # whatever a caller's function raises is the model's to know, not a crash
             return error_result(f"{type(error).__name__}: {error}")

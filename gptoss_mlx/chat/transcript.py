@@ -1,7 +1,8 @@
 """A conversation as it is kept in a file: readable JSON that goes both ways, and Markdown for people.
 
-    {"format": "gptoss-mlx conversation 1", "instructions": ..., "reasoning_effort": ..., "current_date": ...,
-     "messages": [{"role": ..., "content": ..., "channel": ..., "recipient": ..., "content_type": ..., "ids": ...}]}
+    {"format": "gptoss-mlx conversation 1", "model": ..., "instructions": ..., "reasoning_effort": ...,
+     "current_date": ..., "messages": [{"role": ..., "content": ..., "channel": ..., "recipient": ...,
+     "content_type": ..., "ids": ...}, ...]}
 
 `ids`, of the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: read
 again they cost nothing where the KV state was kept. Everything else can be told without them.
@@ -26,6 +27,8 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Transcript:
+    model: str | None
+    """The folder of the model that answered last."""
     instructions: str | None
     reasoning_effort: str
     current_date: str
@@ -35,6 +38,9 @@ class Transcript:
 
     def write(self, path: Path) -> None:
         """As JSON; an existing file is replaced in one step. Raises GptOssError."""
+        replace_file(path, self.as_json())
+
+    def as_json(self) -> str:
         messages = [
             {name: value for name, value in asdict(message).items() if value is not None}
             | ({} if ids is None else {"ids": " ".join(map(str, ids))})
@@ -42,12 +48,13 @@ class Transcript:
         ]
         data = {
             "format": FORMAT,
+            "model": self.model,
             "instructions": self.instructions,
             "reasoning_effort": self.reasoning_effort,
             "current_date": self.current_date,
             "messages": messages,
         }
-        replace_file(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Transcript:
@@ -64,7 +71,8 @@ class Transcript:
         try:
             entries = [(_message(entry), _ids(entry.get("ids"))) for entry in data["messages"]]
             return cls(
-                instructions=None if data["instructions"] is None else _text(data["instructions"]),
+                model=_optional_text(data.get("model")),
+                instructions=_optional_text(data["instructions"]),
                 reasoning_effort=_text(data["reasoning_effort"]),
                 current_date=_text(data["current_date"]),
                 messages=tuple(message for message, _ in entries),
@@ -125,6 +133,10 @@ def replace_file(path: Path, text: str) -> None:
 def _message(entry: dict[str, Any]) -> Message:
     optional = {name: _text(entry[name]) for name in ("channel", "recipient", "content_type") if entry.get(name)}
     return Message(_text(entry["role"]), _text(entry["content"]), **optional)
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _ids(text: str | None) -> tuple[int, ...] | None:

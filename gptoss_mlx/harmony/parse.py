@@ -198,8 +198,8 @@ def read_header(pieces: Iterable[str], *, complete: bool) -> tuple[Message, str]
         if found := _RECIPIENT.match(text):
             recipient, text = recipient or found[1], text[found.end() :]
         rest += text
-    if complete and content_type is None and len(rest.split()) == 1:
-        content_type = rest.strip()
+    if complete and content_type is None and (found := _WORD.fullmatch(rest.rstrip())):
+        content_type = found[1]
     message = Message(role, "", channel, None if recipient in NOT_A_TOOL else recipient, content_type)
     return message, rest.strip()
 

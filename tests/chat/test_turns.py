@@ -1,10 +1,14 @@
 """What a turn costs, and that going back, on or anew changes nothing in what is said."""
 
+import json
+
+import jsonschema
 import mlx.core as mx
 import pytest
 
 import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
+from gptoss_mlx.cache import MOST_MARKS
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.session import Thought, ToolResult
 from gptoss_mlx.chat.tools import Function
@@ -12,7 +16,6 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
-from gptoss_mlx.timeline import MOST_MARKS
 from gptoss_mlx.tokenizer import Tokenizer
 
 QUESTIONS = [
@@ -300,6 +303,14 @@ def test_a_broken_header_still_gives_an_answer(model, script, header, said):
     assert prompt.endswith(f"<|start|>assistant<|channel|>final<|message|>{said}<|end|><|start|>assistant")
 
 
+def test_a_header_without_end_is_ended(model, script, monkeypatch):
+    monkeypatch.setattr(chat_session, "MOST_HEADER", 20)
+    session = make_session(model, functions=())
+    script("<|channel|>" + "1" * 20 + "Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Yes.", True)
+
+
 def test_nobody_else_speaks(model, script, monkeypatch):
     """A model that goes on with the user's next message is stopped there."""
     session = make_session(model, functions=())
@@ -371,3 +382,40 @@ def test_ctrl_c_in_a_tool_is_told_to_the_model(model, script, monkeypatch):
     assert "stopped this call" in session.messages[-1].content
     events, stats = turn(session.resume())
     assert (answer(events), stats.finished) == ("Ok.", True)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "sum": {"type": "integer", "minimum": 0, "maximum": 999},
+        "steps": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 2},
+    },
+    "required": ["sum", "steps"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("effort", ["none", "low"])
+def test_an_answer_by_a_schema_always_parses(model, temperature, effort):
+    """The demo was never trained on JSON answers: what it says is the schema's doing. Reasoning stays free."""
+    sampling = Sampling(temperature=temperature, seed=1)
+    session = Session(model, sampling=sampling, response_schema=SCHEMA, reasoning_effort=effort, max_tokens=300)
+    for question in ("What is 12 + 30?", "What is gptoss-mlx?"):
+        events, stats = turn(session.send(question))
+        assert stats.finished
+        jsonschema.validate(json.loads(answer(events)), SCHEMA)
+        assert session.messages[-1].content == answer(events)
+
+
+def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
+    options = {"response_schema": SCHEMA, "reasoning_effort": "none", "functions": ()}
+    text = answer(turn(make_session(model, **options).send("Hello"))[0])
+    parts = make_session(model, **options | {"max_tokens": 4})
+    events, stats = turn(parts.send("Hello"))
+    said = answer(events)
+    while not stats.finished:
+        events, stats = turn(parts.resume())
+        said += answer(events)
+    assert said == text
+    jsonschema.validate(json.loads(text), SCHEMA)

@@ -15,7 +15,24 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import DEFAULT_RECIPE, RECIPES
 from gptoss_mlx import cli
 
-COMMANDS = ["convert", "chat", "generate", "bench", "doctor", "demo", "harmony render", "harmony parse"]
+COMMANDS = [
+    "convert",
+    "chat",
+    "generate",
+    "bench",
+    "doctor",
+    "demo",
+    "config",
+    "completion",
+    "sessions",
+    "sessions list",
+    "sessions show",
+    "sessions export",
+    "sessions rename",
+    "sessions delete",
+    "harmony render",
+    "harmony parse",
+]
 
 
 def assert_one_line_error(done, *parts, status=1):

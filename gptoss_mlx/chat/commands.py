@@ -1,0 +1,313 @@
+"""What begins with a slash: a table of commands, and what each does to a chat.
+
+Everything that a command says goes to the chat's screen as a note; what goes wrong is a GptOssError.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import GptOssError
+from ..harmony.messages import FUNCTIONS
+from ..harmony.parse import Content, kind_of
+from ..harmony.render import encode, is_stale, render_message
+from ..memory import size_text
+from ..models import resolve
+from .session import EFFORTS
+from .transcript import Transcript, replace_file
+
+if TYPE_CHECKING:
+    from .terminal import Chat
+
+CLIPBOARD_PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
+CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
+KEYS = """\
+Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves. A line that ends in \\ goes on in
+the next one, and so does Alt-Enter; a message between two lines of \"\"\" may have any number of lines.
+//word sends /word. @file adds a file, !command sends what a command prints."""
+
+
+@dataclass(frozen=True)
+class Command:
+    usage: str
+    """Its name, and what may follow: in brackets what may be left out."""
+    help: str
+    run: Callable[[Chat, str], None]
+
+    @property
+    def name(self) -> str:
+        return self.usage.split()[0]
+
+    def takes(self, rest: str) -> bool:
+        argument = self.usage.removeprefix(self.name).strip()
+        return bool(argument) if rest else not argument or argument.startswith("[")
+
+
+class WrongUsage(Exception):
+    """A command cannot mean that."""
+
+
+def run_line(chat: Chat, line: str) -> None:
+    """Run the command that a line names. Raises GptOssError."""
+    name, *rest = line.strip().split(maxsplit=1)
+    command = COMMANDS.get(name.lower())
+    if command is None:
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        chat.screen.note(f"there is no command {name}: " + (f"is it {near[0]}?" if near else "/help lists them"))
+        return
+    argument = "".join(rest).strip()
+    try:
+        if not command.takes(argument):
+            raise WrongUsage
+        command.run(chat, argument)
+    except WrongUsage:
+        chat.screen.note(f"usage: {command.usage}")
+
+
+def _help(chat: Chat, _: str) -> None:
+    width = max(len(command.usage) for command in COMMANDS.values()) + 2
+    lines = [f"{command.usage:{width}}{command.help}" for command in COMMANDS.values()]
+    chat.screen.note("\n".join([*lines, KEYS]))
+
+
+def _begin(chat: Chat) -> None:
+    """A new session; the one before stays as it was kept."""
+    chat.session.reset()
+    chat.reasoning.clear()
+    if chat.keeper:
+        chat.keeper.leave()
+
+
+def _reset(chat: Chat, _: str) -> None:
+    _begin(chat)
+    chat.screen.note("new conversation")
+
+
+def _system(chat: Chat, text: str) -> None:
+    chat.session.instructions = text or None
+    _begin(chat)
+    chat.screen.note("new conversation with these instructions" if text else "new conversation without instructions")
+
+
+def _undo(chat: Chat, _: str) -> None:
+    question = " ".join(chat.session.undo().split())
+    chat.screen.note(f"taken back: {question if len(question) <= 70 else question[:66] + ' ...'}")
+
+
+def _retry(chat: Chat, _: str) -> None:
+    chat.answer(chat.session.retry)
+
+
+def _edit(chat: Chat, _: str) -> None:
+    chat.draft = chat.session.undo()
+
+
+def _continue(chat: Chat, _: str) -> None:
+    chat.answer(chat.session.resume)
+
+
+def _copy(chat: Chat, what: str) -> None:
+    if what not in ("", "code"):
+        raise WrongUsage
+    text = _last_answer(chat)
+    if what == "code":
+        blocks = CODE_BLOCK.findall(text)
+        if not blocks:
+            raise GptOssError("there is no code block in the last answer")
+        text = blocks[-1][1]
+    ways = [program[0] for program in CLIPBOARD_PROGRAMS if _feed(program, text)]
+    if chat.screen.clipboard(text):
+        ways.append("the terminal (OSC 52)")
+    if not ways:
+        raise GptOssError("there is no clipboard here: neither a terminal that has one, nor pbcopy, wl-copy or xclip")
+    chat.screen.note(f"copied {len(text):,} characters through {' and '.join(ways)}")
+
+
+def _last_answer(chat: Chat) -> str:
+    for message in reversed(chat.session.messages):
+        if message.role == "assistant" and kind_of(message) is Content:
+            return message.content
+    raise GptOssError("nothing has been answered yet")
+
+
+def _feed(program: tuple[str, ...], text: str) -> bool:
+    """Whether the program is there and has taken the text."""
+    if shutil.which(program[0]) is None:
+        return False
+    try:
+        # Not through a pipe: xclip stays alive, and would keep it open.
+        done = subprocess.run(
+            program, input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=5
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def _reasoning(chat: Chat, what: str) -> None:
+    session, screen = chat.session, chat.screen
+    if what == "show":
+        screen.show_reasoning = True
+        screen.note("".join(chat.reasoning) or "reasoning will be shown")
+    elif what == "hide":
+        screen.show_reasoning = None
+        screen.note("reasoning will be folded")
+    elif what in EFFORTS:
+        # "none" is "low" with an empty analysis written for the model: the prompt says the same.
+        is_new = {session.reasoning_effort, what} - {"none", "low"} and what != session.reasoning_effort
+        session.set_reasoning_effort(what)
+        again = is_new and session.messages
+        screen.note(f"reasoning {what}" + (": the next turn reads the conversation again" if again else ""))
+    elif what:
+        raise WrongUsage
+    else:
+        screen.note(f"reasoning {session.reasoning_effort}")
+
+
+def _tools(chat: Chat, _: str) -> None:
+    toolbox, results = chat.session.toolbox, {}
+    for message in chat.session.messages:
+        if message.role not in ("user", "assistant"):
+            results[message.role.removeprefix(FUNCTIONS).partition(".")[0]] = message.content
+    tools = {name: function.tool.description for name, function in toolbox.functions.items()}
+    tools |= dict.fromkeys(toolbox.builtins, "built in")
+    for name, description in tools.items():
+        asks = (toolbox.functions.get(name) or toolbox.builtins[name]).asks
+        chat.screen.note(f"{name}: {description}{' (asks first)' if asks else ''}")
+        if name in results:
+            chat.screen.note(f"it answered last: {results[name]}")
+    if not tools:
+        chat.screen.note("no tools")
+
+
+def _model(chat: Chat, name: str) -> None:
+    model = chat.session.model
+    if not name:
+        chat.screen.note(f"{model.path.name} in {model.path}, context {model.context:,} tokens")
+        return
+    if chat.load is None:
+        raise GptOssError("no other model can be loaded here")
+    folder, before, transcript = resolve(name), model.path, chat.session.transcript
+    chat.session.close()
+    del model
+    chat.session, chat.over = None, True  # its memory is needed, and without a session no chat goes on
+    try:
+        _switch(chat, folder, transcript)
+    except GptOssError:
+        _switch(chat, before, transcript)
+        raise
+    chat.screen.note(f"{folder.name}: the next turn reads the conversation again")
+
+
+def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
+    session = chat.load(str(folder))
+    session.restore(transcript)
+    chat.use(session)
+    chat.over = False
+
+
+def _context(chat: Chat, _: str) -> None:
+    session = chat.session
+    transcript, cache = session.transcript, session.timeline.cache
+    head = len(session._head())
+    rows, total = [("instructions and tools", head)], head
+    for message, ids, stale in zip(transcript.messages, transcript.ids, is_stale(transcript.messages), strict=True):
+        tokens = 0 if stale else len(ids or encode(render_message(message), session.tokenizer))
+        if message.role == "user":
+            title = " ".join(message.content[:200].split())
+            rows.append((f"turn {len(rows)}: {title if len(title) <= 40 else title[:36] + ' ...'}", 0))
+        rows[-1] = rows[-1][0], rows[-1][1] + tokens
+        total += tokens
+    rows += [("in all", total), (f"left of {session.model.context:,}", session.model.context - total)]
+    lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
+    marks = ", ".join(f"{mark.offset:,}" for mark in session.timeline.marks) or "none"
+    lines.append(f"KV state: {cache.offset:,} positions in {size_text(cache.nbytes)}, marks: {marks}")
+    chat.screen.note("\n".join(lines))
+
+
+def _save(chat: Chat, name: str) -> None:
+    if os.sep in name or name.endswith(".json"):
+        chat.session.transcript.write(Path(name).expanduser())
+        chat.screen.note(f"saved to {name}")
+    elif chat.keeper is None:
+        raise GptOssError("sessions are not kept here: /save FILE.json writes a file")
+    elif name:
+        chat.keeper.rename(name)
+        chat.screen.note(f"kept as {chat.keeper.name}")
+    else:
+        kept = chat.keeper.name
+        chat.screen.note(f"kept as {kept}" if kept else "nothing has been said yet that could be kept")
+
+
+def _load(chat: Chat, name: str) -> None:
+    transcript = Transcript.read(Path(name).expanduser())
+    chat.session.restore(transcript)
+    chat.reasoning.clear()
+    if chat.keeper:
+        chat.keeper.leave()
+    chat.screen.note(f"{len(transcript.messages)} messages from {name}")
+
+
+def _export(chat: Chat, name: str) -> None:
+    path = Path(name).expanduser()
+    if path.suffix == ".json":
+        chat.session.transcript.write(path)
+    elif path.suffix == ".md":
+        replace_file(path, chat.session.transcript.as_markdown())
+    else:
+        raise WrongUsage
+    chat.screen.note(f"written to {name}")
+
+
+def _stats(chat: Chat, _: str) -> None:
+    session = chat.session
+    lines = [f"context {session.context_used:,} of {session.model.context:,} tokens"]
+    if experts := session.model.expert_stats:
+        lines.append(
+            f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"
+            f" {experts.stall_seconds:.1f} s of waiting for them"
+        )
+    for number, turn in enumerate(session.stats, 1):
+        lines.append(
+            f"turn {number}: {turn.prefilled:,} tokens read, first token after {turn.first_token_seconds:.2f} s,"
+            f" {turn.decoded:,} tokens at {turn.tokens_per_second:.1f} tokens/s"
+        )
+    chat.screen.note("\n".join(lines))
+
+
+def _exit(chat: Chat, _: str) -> None:
+    chat.over = True
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("/help", "this list", _help),
+        Command("/retry", "answer the last question once more", _retry),
+        Command("/continue", "go on with an answer that broke off", _continue),
+        Command("/undo", "take back the last question and its answer", _undo),
+        Command("/edit", "take it back, to ask it differently", _edit),
+        Command("/copy [code]", "the last answer, or its last code block, to the clipboard", _copy),
+        Command(
+            f"/reasoning [{'|'.join(EFFORTS)}|show|hide]", "how long to think, and whether it is shown", _reasoning
+        ),
+        Command("/tools", "what the model may call, and what that answered last", _tools),
+        Command("/model [NAME]", "which model this is, or go on with another", _model),
+        Command("/context", "what fills the context", _context),
+        Command("/stats", "speed and context of this conversation", _stats),
+        Command("/system [TEXT]", "a new conversation with these instructions", _system),
+        Command("/reset", "a new conversation", _reset),
+        Command("/save [NAME|FILE]", "give this session a name, or write it to a file", _save),
+        Command("/load FILE", "go on with a conversation from a file", _load),
+        Command("/export FILE.md|FILE.json", "write this conversation to a file", _export),
+        Command("/exit", "leave", _exit),
+    )
+}

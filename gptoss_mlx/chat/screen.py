@@ -1,0 +1,322 @@
+"""Where the events of an answer appear: a terminal that can be redrawn, one that cannot, or a pipe.
+
+What is shown was written by a model, a tool or a stranger's file, so no control character of it reaches a terminal.
+Knows text and terminals; knows nothing of sessions. Importing it is cheap: rich is loaded when a terminal is drawn on.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import sys
+import termios
+import textwrap
+import time
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from rich.text import Text
+
+REASONING_ROWS = 4  # that are seen of reasoning while it streams
+MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to be wrapped from its beginning
+RESULT_LINES = 4  # that are seen of what a tool answered
+PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
+
+# C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
+# for line ends, and lone surrogates, which cannot be written at all.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text without the characters that would steer a terminal; line breaks and tabs stay."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def shortened(text: str, width: int) -> str:
+    """The first lines, cut to `width` columns, and how many more there are."""
+    lines = text.strip("\n").split("\n")
+    shown = [line if len(line) <= width else f"{line[: width - 4]} ..." for line in lines[:RESULT_LINES]]
+    if more := len(lines) - len(shown):
+        shown.append(f"... {more} more line{'s' * (more > 1)}")
+    return "\n".join(shown)
+
+
+def thought_line(tokens: int, seconds: float) -> str:
+    return f"thought for {seconds:.1f} s, {tokens:,} token{'s' * (tokens != 1)}"
+
+
+def call_text(name: str, text: str) -> str:
+    """A call and exactly what it would do: beside its name, or below it where that takes several lines."""
+    return f"{name} {text}" if "\n" not in text.strip() else f"{name}:\n{textwrap.indent(text.strip(), '    ')}"
+
+
+class Screen(Protocol):
+    """Where the events of an answer go. Every text may hold anything."""
+
+    show_reasoning: bool | None
+    """In full; None: as little as tells that the model thinks; False: only that."""
+
+    def prefill(self, done: int, total: int) -> None:
+        """So many tokens of a prompt have been read."""
+
+    def reasoning(self, text: str) -> None: ...
+    def thought(self, tokens: int, seconds: float) -> None:
+        """A stretch of reasoning is over."""
+
+    def content(self, text: str) -> None: ...
+    def call(self, name: str, text: str) -> None:
+        """A tool is about to do what `text` says."""
+
+    def result(self, name: str, text: str) -> None:
+        """What a tool answered."""
+
+    def note(self, text: str) -> None:
+        """Lines that are no part of the answer."""
+
+    def clipboard(self, text: str) -> bool:
+        """Ask the terminal to put a text on the clipboard; False where it cannot be asked."""
+
+    def end(self) -> None:
+        """The answer is over, or broke off."""
+
+
+class PlainScreen:
+    """Answers on standard output, all else on standard error, each thing said once, and no control codes."""
+
+    def __init__(self, *, show_reasoning: bool | None, words: bool = False):
+        """`words`: begin each thing with a word that says what it is, for those who hear it or see no colours."""
+        self.show_reasoning, self._words = show_reasoning, words
+        self._open: tuple[TextIO, str] | None = None  # the stream and the word of the line that is being written
+
+    def prefill(self, done: int, total: int) -> None:
+        pass
+
+    def reasoning(self, text: str) -> None:
+        if self.show_reasoning:
+            self._write(sys.stderr, "reasoning", text)
+        elif self._words:
+            self._write(sys.stderr, "reasoning", "")
+
+    def thought(self, tokens: int, seconds: float) -> None:
+        if self._words:
+            if self.show_reasoning:
+                self.end()
+            self._write(sys.stderr, "reasoning", thought_line(tokens, seconds))
+            self.end()
+
+    def content(self, text: str) -> None:
+        self._write(sys.stdout, "answer", text)
+
+    def call(self, name: str, text: str) -> None:
+        self._say("tool" if self._words else "calls", call_text(name, text))
+
+    def result(self, name: str, text: str) -> None:
+        self._say("result" if self._words else f"{name} answers", shortened(text, PLAIN_WIDTH))
+
+    def note(self, text: str) -> None:
+        self.end()
+        print(printable(text), file=sys.stderr, flush=True)
+
+    def clipboard(self, text: str) -> bool:
+        return False
+
+    def end(self) -> None:
+        if self._open is not None:
+            print(file=self._open[0], flush=True)
+            self._open = None
+
+    def _say(self, word: str, text: str) -> None:
+        self.note(f"{word}{':' * self._words} {text}")
+
+    def _write(self, file: TextIO, word: str, text: str) -> None:
+        if self._open != (file, word):
+            self.end()
+            self._open = file, word
+            if self._words:
+                print(f"{word}: ", end="", file=file)
+        print(printable(text), end="", file=file, flush=True)
+
+
+class RichScreen:
+    """Reasoning dim, in a few lines that fold to one; the answer as Markdown, of which the last block is redrawn."""
+
+    def __init__(self, *, show_reasoning: bool | None):
+        from rich.console import Console
+
+        from ..progress import PrefillProgress
+
+        self.show_reasoning = show_reasoning
+        self._console = Console(highlight=False)
+        self._region = Region(self._console)
+        self._progress = PrefillProgress(self._console)
+        self._thinking = ""  # the last of the reasoning, more than can be seen of it
+        self._line_open = False  # whether reasoning in full has left the cursor behind it
+        self._block = ""  # of the answer, which may still change
+
+    def prefill(self, done: int, total: int) -> None:
+        self._close()
+        self._progress(done, total)
+
+    def reasoning(self, text: str) -> None:
+        self._finish_block()
+        if self.show_reasoning:
+            self._print(text, end="")
+            self._line_open = True
+            return
+        self._thinking = (self._thinking + text)[-MOST_THINKING:]
+        shown = "\n".join(self._thinking.split("\n")[-REASONING_ROWS:])
+        self._region.draw(_text("thinking ..." if self.show_reasoning is False else shown), REASONING_ROWS)
+
+    def thought(self, tokens: int, seconds: float) -> None:
+        self.note(thought_line(tokens, seconds))
+
+    def content(self, text: str) -> None:
+        self._fold()
+        self._block += text
+        if "\n" in text:
+            done, self._block = finished_blocks(self._block)
+            if done:
+                self._print_markdown(done)
+        if self._block.strip():
+            self._region.draw(_Markdown(self._block))
+
+    def call(self, name: str, text: str) -> None:
+        self._close()
+        self._print(call_text(name, text), style="bold")
+
+    def result(self, name: str, text: str) -> None:
+        self.note(shortened(printable(text).expandtabs(), self._console.width - 1))
+
+    def note(self, text: str) -> None:
+        self._close()
+        self._print(text)
+
+    def clipboard(self, text: str) -> bool:
+        encoded = base64.b64encode(text.encode(errors="replace")).decode()
+        self._console.file.write(f"\x1b]52;c;{encoded}\a")
+        self._console.file.flush()
+        return True
+
+    def end(self) -> None:
+        self._progress.stop()
+        self._close()
+
+    def _close(self) -> None:
+        """Leave nothing that would be redrawn, and the cursor at the beginning of a line."""
+        self._fold()
+        self._finish_block()
+
+    def _fold(self) -> None:
+        if self._thinking:
+            self._region.clear()
+            self._thinking = ""
+        if self._line_open:
+            self._console.print()
+            self._line_open = False
+
+    def _finish_block(self) -> None:
+        if self._block.strip():
+            self._print_markdown(self._block)
+        self._block = ""
+
+    def _print_markdown(self, text: str) -> None:
+        self._region.clear()
+        self._console.print(_Markdown(text))
+        self._console.print()
+
+    def _print(self, text: str, *, style: str = "dim", end: str = "\n") -> None:
+        """As it is: what is wider than the terminal is broken by the terminal, so that it can be copied."""
+        self._console.print(_text(text, style), end=end, soft_wrap=True)
+
+
+class Region:
+    """The last rows of a terminal, drawn again and again in place.
+
+    Between two drawings the cursor stays at the beginning of its first row: there it is wherever a change of the
+    window's size moves the rows to, and to erase them is to erase all that follows. It is hidden meanwhile, and what
+    is typed waits for the next prompt unseen.
+    """
+
+    INTERVAL = 1 / 12  # seconds between two drawings, at least
+    SHARE = 4  # drawing takes at most one part in so many of the time
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._drawn = False
+        self._next = 0.0
+
+    def draw(self, content: RenderableType, most: int | None = None) -> None:
+        """Show the last `most` rows of the content, or as many as there is room for; not if it is too early."""
+        started = time.monotonic()
+        if started < self._next:
+            return
+        with self._console.capture() as drawing:
+            self._console.print(content, end="")
+        room = self._console.height - 1
+        rows = drawing.get().rstrip("\n").split("\n")[-min(most or room, room) :]
+        if not self._drawn:
+            self._write("\x1b[?25l")
+            _echo(False)
+            self._drawn = True
+        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
+        self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
+        now = time.monotonic()
+        self._next = now + max(self.INTERVAL, (self.SHARE - 1) * (now - started))
+
+    def clear(self) -> None:
+        if self._drawn:
+            self._write("\r\x1b[J\x1b[?25h")
+            _echo(True)
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
+def _echo(on: bool) -> None:
+    """Whether a terminal shows what is typed."""
+    if sys.stdin.isatty():
+        settings = termios.tcgetattr(sys.stdin)
+        settings[3] = settings[3] | termios.ECHO if on else settings[3] & ~termios.ECHO
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+
+
+class _Markdown:
+    """Text as Markdown. Links show their targets and open nothing; what entities and escapes stand for is text too."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.markdown import Markdown
+        from rich.segment import Segment
+
+        for segment in console.render(Markdown(printable(self._text), hyperlinks=False), options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def _text(text: str, style: str = "dim") -> Text:
+    from rich.text import Text
+
+    return Text(printable(text), style)
+
+
+def finished_blocks(text: str) -> tuple[str, str]:
+    """Markdown split where it can no longer change: behind the last blank line outside a code fence."""
+    cut = 0
+    fence = None
+    position = 0
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
+        if mark and (fence is None or mark[1].startswith(fence)):
+            fence = None if fence else mark[1]
+        # An indented line after a blank one may still belong to the list above it; a plain one ends it.
+        if not line.strip() and line.endswith("\n") and fence is None:
+            cut = position
+    return text[:cut], text[cut:]

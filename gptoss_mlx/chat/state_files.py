@@ -1,0 +1,142 @@
+"""The KV state of one session on disk: a folder of safetensors files, each a stretch of positions.
+
+A turn adds the stretch that is new; what is no longer part of the conversation is removed. A stretch names the model
+and says, by a SHA-256 of all ids before it, what it continues: so nothing has to agree with any other file, and what
+does not fit is as good as not there. Where a stretch ends in a mark, it holds the rings of the sliding layers too; the
+state can go on from there.
+
+    000000812-000001044.safetensors: ids [end - start] uint32, `full.*` and `ring.*` as `cache.Cache` names them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from ..budget import backend
+from ..cache import STRETCH, Cache, Mark
+from ..checkpoint import CheckpointError, read_header
+from ..engine import Model
+from ..errors import GptOssError
+from ..foreign import reason
+from ..timeline import Timeline, common_prefix
+
+FORMAT = "gptoss-mlx KV state 1"
+SUFFIX = ".safetensors"
+
+
+class StateFiles:
+    """What of a timeline is in `folder`, which exists. Only one process at a time may use it."""
+
+    def __init__(self, folder: Path, model: Model):
+        self.folder = folder
+        self._model = fingerprint(model)
+        self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
+        self._ids: list[int] = []
+
+    def load(self, timeline: Timeline) -> int:
+        """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
+        timeline.clear()
+        marks: list[Mark] = []
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            try:
+                mark = self._load(path, timeline.cache)
+            except (CheckpointError, _Unusable):
+                break
+            marks += [mark] if mark else []
+        timeline.adopt(self._ids, marks)
+        return timeline.cache.offset
+
+    def _load(self, path: Path, cache: Cache) -> Mark | None:
+        """Append a stretch to the cache; its mark, if it ends in one."""
+        header = read_header(path)
+        start, ids = len(self._ids), header.tensors.get("ids")
+        length = ids.shape[0] if ids and ids.dtype == "U32" and len(ids.shape) == 1 else 0
+        if header.metadata != self._metadata(start) or not 0 < length <= cache.context - start:
+            raise _Unusable
+        arrays = mx.load(str(path))
+        full, rings = _part(arrays, "full."), _part(arrays, "ring.")
+        if _forms(full) != cache.stretch_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
+            raise _Unusable
+        mx.eval(arrays)  # while the file is there
+        cache.restore(start, full)
+        self._ids += arrays["ids"].tolist()
+        self._stretches.append((start, start + length))
+        return Mark(start + length, rings) if rings else None
+
+    def save(self, timeline: Timeline) -> None:
+        """Make the folder hold the state up to the last mark. Raises GptOssError; what was there then, still is."""
+        same = common_prefix(self._ids, timeline.ids)
+        self._stretches = [(start, end) for start, end in self._stretches if end <= same]
+        self._sweep()
+        start = self._stretches[-1][1] if self._stretches else 0
+        self._ids = timeline.ids[:start]
+        for mark in timeline.marks:
+            while start < mark.offset:
+                end = min(start + STRETCH, mark.offset)
+                self._save(start, end, timeline, mark if end == mark.offset else None)
+                start = end
+
+    def _save(self, start: int, end: int, timeline: Timeline, mark: Mark | None) -> None:
+        ids = timeline.ids[start:end]
+        arrays = {"ids": mx.array(ids, mx.uint32)}
+        arrays |= {f"full.{name}": part for name, part in timeline.cache.stretch(start, end).items()}
+        arrays |= {f"ring.{name}": ring for name, ring in (mark.rings if mark else {}).items()}
+        path = self._path(start, end)
+        partial = path.with_name(f".{path.name}")  # MLX wants the suffix
+        try:
+            mx.save_safetensors(str(partial), arrays, self._metadata(start))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise GptOssError(f"cannot keep the KV state in {self.folder}: {reason(error)}") from None
+        self._stretches.append((start, end))
+        self._ids += ids
+
+    def _sweep(self) -> None:
+        """Remove what has another content: of the conversation before, of another model, of a killed process."""
+        known = {self._path(*stretch) for stretch in self._stretches}
+        for path in set(self.folder.iterdir()) - known:
+            path.unlink(missing_ok=True)
+
+    def _path(self, start: int, end: int) -> Path:
+        return self.folder / f"{start:09}-{end:09}{SUFFIX}"
+
+    def _metadata(self, start: int) -> dict[str, str]:
+        return {"format": FORMAT, "model": self._model, "before": _digest(self._ids[:start])}
+
+
+class _Unusable(Exception):
+    """A file that holds something else."""
+
+
+def fingerprint(model: Model) -> str:
+    """Differs where a KV state could differ: another model, another recipe, another form of keys and values."""
+    digest = hashlib.sha256(f"{backend()} {model.settings.kv_bits}".encode())
+    for name in ("config.json", "tokenizer.json", "provenance.json"):
+        path = model.path / name
+        digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
+    for path in sorted(model.path.glob(f"*{SUFFIX}")):
+        status = path.stat()
+        # Which conversion it was, where there is no provenance.json with its checksums.
+        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _digest(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(ids, np.uint32).tobytes()).hexdigest()
+
+
+def _part(arrays: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _forms(arrays: dict[str, mx.array]) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+    return {name: (array.shape, array.dtype) for name, array in arrays.items()}

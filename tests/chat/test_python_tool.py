@@ -1,0 +1,658 @@
+"""The tool `python`, with real processes: a notebook, its limits, and every way out of its sandbox that we know."""
+
+import contextlib
+import ctypes
+import errno
+import functools
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gptoss_mlx.chat import python_tool, python_worker
+from gptoss_mlx.chat.python_tool import PythonTool, PythonUnavailable, code_of
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or at what only Linux has")
+
+
+@functools.cache
+def why_no_sandbox() -> str:
+    try:
+        PythonTool().close()
+    except PythonUnavailable as error:
+        return str(error)
+    return ""
+
+
+@contextlib.contextmanager
+def tool_of(**options):
+    if not options.get("unsafe") and why_no_sandbox():
+        pytest.skip(why_no_sandbox())
+    tool = PythonTool(**options)
+    try:
+        yield tool
+    finally:
+        tool.close()
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with tool_of() as tool:
+        yield tool
+
+
+@pytest.fixture(scope="module", params=["sandbox", "unsafe"])
+def tool(request):
+    with tool_of(unsafe=request.param == "unsafe") as tool:
+        yield tool
+
+
+def processes_of(pid: int) -> dict[int, str]:
+    """Number and command line of `pid` and each process below it, whatever PID namespace that is in."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {each: command_line(each) for each in found}
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def still_there(processes: dict[int, str]) -> dict[int, str]:
+    return {pid: line for pid, line in processes.items() if line and command_line(pid) == line}
+
+
+def vanish(processes: dict[int, str]) -> bool:
+    deadline = time.monotonic() + 10
+    while still_there(processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not still_there(processes)
+
+
+# A notebook
+
+
+def test_state_persists(tool):
+    assert tool.run("", "import math\ndef area(r): return math.pi * r**2") == "(no output)"
+    assert tool.run("", "area(2)") == "12.566370614359172"
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("1 + 1", "2"),
+        ("'a\\nb'", "'a\\nb'"),
+        ("x = 3", "(no output)"),
+        ("None", "(no output)"),
+        ("x = 3; x", "3"),
+        ("for i in range(2): print(i)", "0\n1"),
+        ("print('é', end=''); '∑'", "é'∑'"),
+        ("import sys\nprint(1); print(2, file=sys.stderr); print(3)", "1\n2\n3"),
+        ("import ctypes\nc = ctypes.CDLL(None)\nc.puts(b'from C'); c.fflush(None); None", "from C"),
+        ("import os\n_ = os.write(1, b'\\xff')", "�"),
+        ("'\\ud800'[0:1]; print('\\ud800')", "\\ud800"),
+        ("input()", "EOFError: EOF when reading a line"),
+        ("1\x00", "source code string cannot contain null bytes"),
+        ("\ud800", "UnicodeEncodeError"),
+        ("", "(no output)"),
+    ],
+)
+def test_shows_what_a_notebook_shows(sandbox, code, shown):
+    text = sandbox.run("", code)
+    assert text.endswith(shown) or shown in text.splitlines()[-1]
+    assert "python_worker" not in text
+
+
+@linux
+def test_children_of_the_code(sandbox):
+    assert sandbox.run("", "import subprocess\n_ = subprocess.run(['echo', 'from a child'])") == "from a child"
+    assert sandbox.run("", "import os\npid = os.fork()\nif pid: _ = os.wait()") == "(no output)"
+    assert sandbox.run("", "os.getpid(), pid != 0")[-5:] == "True)"
+
+
+def test_a_standard_output_that_is_closed():
+    with tool_of() as tool:
+        assert tool.run("", "import sys\nsys.stdout.close()\n5") == "5"
+
+
+def test_tracebacks_have_the_code_and_no_frames_of_ours(tool):
+    tool.run("", "def broken(x):\n    return 1 / x")
+    text = tool.run("", "a = 1\nbroken(a - 1)")
+    assert text.startswith("Traceback (most recent call last):\n")
+    assert "    broken(a - 1)\n" in text
+    assert "    return 1 / x\n" in text
+    assert text.endswith("ZeroDivisionError: division by zero")
+    assert "python_worker" not in text
+    assert tool.run("", "a") == "1"
+
+
+@pytest.mark.parametrize(
+    ("code", "last"),
+    [
+        ("1 +", "SyntaxError: invalid syntax"),
+        ("exit(3)", "SystemExit: 3"),
+        ("class E(Exception):\n  def __str__(self): raise self\nraise E", "E: <exception str() failed>"),
+        ("class R:\n  def __repr__(self): return 5\nR()", "TypeError: __repr__ returned non-string (type int)"),
+        ("def f(): f()\nf()", "RecursionError: maximum recursion depth exceeded"),
+    ],
+)
+def test_errors_are_results(tool, code, last):
+    text = tool.run("", code)
+    assert text.splitlines()[-1].startswith(last)
+    assert "python_worker" not in text
+    assert tool.run("", "'alive'") == "'alive'"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("1 + 1", "1 + 1"),
+        ('{"code": "1 + 1"}', "1 + 1"),
+        ('{"code": "```python\\n1\\n```"}', "1"),
+        ("```python\nx = 1\nx\n```", "x = 1\nx"),
+        ("\n```\n1\n```\n", "1"),
+        ('{"name": "value"}', '{"name": "value"}'),
+        ('{"code": 1}', '{"code": 1}'),
+        ("[" * 100_000, "[" * 100_000),
+        ("'''\n```\n'''", "'''\n```\n'''"),
+    ],
+)
+def test_wrapped_code(text, code):
+    assert code_of(text) == code
+
+
+def test_long_code(sandbox):
+    assert sandbox.run("", "x = '" + "y" * 2**21 + "'\nlen(x)") == str(2**21)
+
+
+@linux
+def test_modules_and_multiprocessing(sandbox):
+    assert sandbox.run("", "open('mine.py', 'w').write('value = 7')\nimport mine\nmine.value") == "7"
+    sandbox.run("", "import multiprocessing\ndef double(x): return 2 * x")
+    assert sandbox.run("", "with multiprocessing.Pool(2) as pool: r = pool.map(double, [1, 2])\nr") == "[2, 4]"
+
+
+# Limits
+
+
+def test_output_is_cut_in_the_middle():
+    with tool_of(output=1000) as tool:
+        text = tool.run("", "print('begin' + 'x' * 10**6 + 'end')")
+        assert text.startswith("beginxxx")
+        assert text.endswith("xxxend")
+        assert "\n... (999,008 characters left out) ...\n" in text
+        assert len(text) < 1100
+        assert len(tool.run("", "'é' * 1100")) < 1100
+        assert tool.run("", "'é' * 998") == repr("é" * 998)
+
+
+def test_time_is_limited_and_an_interrupt_keeps_the_state():
+    with tool_of(seconds=0.3, output=1000) as tool:
+        tool.run("", "x = 5")
+        text = tool.run("", "print('working')\nimport time\ntime.sleep(60)")
+        assert text.startswith("working\nTraceback")
+        assert text.endswith("KeyboardInterrupt\n(stopped after 0.3 s; variables and imports are kept)")
+        text = tool.run("", "while True: print(x)")
+        assert text.endswith("are kept)")
+        assert len(text) < 1200
+        assert tool.run("", "x") == "5"
+
+
+STUBBORN = """
+print('try me', flush=True)
+import time
+while True:
+    try: time.sleep(60)
+    except KeyboardInterrupt: pass
+"""
+
+
+def test_code_that_does_not_stop_is_killed(monkeypatch):
+    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    with tool_of(seconds=0.2) as tool:
+        text = tool.run("", STUBBORN)
+        assert text == "try me\n(Python was killed after 0.2 s; variables, imports and files are lost)"
+        assert tool.run("", "1") == "1"
+
+
+def test_ctrl_c_stops_the_code_and_keeps_the_state(tool):
+    tool.run("", "x = 8")
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        tool.run("", "import time\ntime.sleep(60)")
+    assert tool.run("", "x") == "8"
+
+
+def test_ctrl_c_on_code_that_does_not_stop(monkeypatch):
+    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    with tool_of() as tool:
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            tool.run("", STUBBORN)
+        lost = "(Python was restarted before this call: earlier variables, imports and files are lost)"
+        assert tool.run("", "1") == f"{lost}\n1"
+        assert tool.run("", "1") == "1"
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@linux
+def test_memory_is_limited(unsafe):
+    with tool_of(unsafe=unsafe, memory=2**29) as tool:
+        assert tool.run("", "x = 1\nbytearray(2**29)").endswith("\nMemoryError")
+        assert tool.run("", "x") == "1"
+
+
+FORK_BOMB = """
+import os, time
+children = []
+try:
+    while True:
+        if not (child := os.fork()): time.sleep(60)
+        children.append(child)
+except OSError as error:
+    print(error.strerror)
+len(children)
+"""
+
+
+@linux
+def test_fork_bomb():
+    with tool_of() as tool:
+        failure, children = tool.run("", FORK_BOMB).splitlines()
+        assert failure == os.strerror(errno.EAGAIN)
+        assert 10 < int(children) < 64
+        assert tool.run("", "1 + 1") == "2"
+        below = processes_of(tool._worker._process.pid)
+        assert len(below) > int(children)
+    assert vanish(below)
+
+
+@linux
+def test_files_are_limited(sandbox):
+    assert "OSError: [Errno 27]" in sandbox.run("", "f = open('one', 'wb')\nf.truncate(2**30)")
+    code = "import os\nfiles = [open(name, 'wb') for name in ('two', 'three')]\n"
+    code += "for file in files: os.posix_fallocate(file.fileno(), 0, 2**28 + 1)"
+    assert "OSError: [Errno 28]" in sandbox.run("", code)
+    assert sandbox.run("", "for name in 'one', 'two', 'three': os.remove(name)") == "(no output)"
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("print('before')\nimport os\nos._exit(3)", "ended with status 3"),
+        ("print('before')\nimport os\nos._exit(255)", "ended with status 255"),
+        ("print('before')\nimport ctypes\nctypes.string_at(1)", "was ended by SIGSEGV"),
+        ("print('before')\nimport os\nos.kill(os.getpid(), 9)", "was killed, perhaps for want of memory"),
+    ],
+)
+def test_a_worker_that_dies(tool, code, how):
+    assert tool.run("", code) == f"before\n(Python {how}; variables, imports and files are lost)"
+    assert tool.run("", "1 + 1") == "2"
+
+
+FORGED = """
+import os
+for descriptor in range(3, 250):
+    try: os.write(descriptor, {})
+    except OSError: pass
+"""
+BROKEN = "(Python broke the protocol of its notebook; variables, imports and files are lost)"
+
+
+@pytest.mark.parametrize("answer", ["b'garbage'", "bytes(10**6)", "b'\\x07\\0\\0\\0' * 3"])
+def test_forged_answers(tool, answer):
+    assert tool.run("", FORGED.format(answer)).endswith(BROKEN)
+    assert tool.run("", "'back'") == "'back'"
+    # With the right number, there is an answer too many, in this call or the next.
+    assert BROKEN in tool.run("", FORGED.format("b'\\x02\\0\\0\\0'")) + tool.run("", "1")
+    assert tool.run("", "'back'") == "'back'"
+
+
+def test_a_worker_that_reads_nothing():
+    thief = "import threading, os\n"
+    thief += "def steal():\n  for n in range(3, 250):\n    try: os.close(n)\n    except OSError: pass\nsteal()"
+    with tool_of(seconds=1) as tool:
+        assert "are lost)" in tool.run("", thief)
+        assert tool.run("", "1") == "1"
+
+
+def test_a_worker_that_dies_between_calls(tool):
+    tool.run("", "import threading, os\nthreading.Timer(0.1, os._exit, [5]).start()")
+    time.sleep(0.3)
+    assert tool.run("", "1") == "(Python ended with status 5; variables, imports and files are lost)"
+    assert tool.run("", "1") == "1"
+
+
+@linux
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_close_leaves_nothing(unsafe):
+    with tool_of(unsafe=unsafe) as tool:
+        tool.run("", "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\nopen('file', 'w').close()")
+        folder = tool.run("", "import os\nprint(os.getcwd())")
+        below = processes_of(tool._worker._process.pid)
+        assert any("sleep" in line for line in below.values())
+    assert vanish(below)
+    assert not Path(folder, "file").exists()
+
+
+HOLD_ALL_PIPES = """
+import glob, os
+held = []
+for path in glob.glob('/proc/[0-9]*/fd/*'):
+    try: held.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError: pass
+print(len(held) > 0)
+"""
+
+
+@linux
+def test_code_cannot_keep_the_keeper_from_its_end():
+    with tool_of() as tool:
+        assert tool.run("", HOLD_ALL_PIPES) == "True"
+        below = processes_of(tool._worker._process.pid)
+        started = time.monotonic()
+        tool.close()
+        assert time.monotonic() - started < python_tool.END_SECONDS
+    assert vanish(below)
+
+
+@linux
+def test_the_death_of_the_keeper_leaves_nothing():
+    with tool_of() as tool:
+        below = processes_of(tool._worker._process.pid)
+        assert len(below) == 3
+        assert not any(os.getsid(pid) == os.getsid(0) for pid in below)  # Ctrl-C in a terminal does not reach them
+        tool._worker._process.kill()
+        assert vanish(below)
+        assert (
+            tool.run("", "1")
+            == "(Python was killed, perhaps for want of memory; variables, imports and files are lost)"
+        )
+        assert tool.run("", "1") == "1"
+
+
+@linux
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_the_death_of_the_parent_leaves_nothing(unsafe):
+    with tool_of(unsafe=unsafe):
+        pass
+    script = f"""
+from gptoss_mlx.chat.python_tool import PythonTool
+tool = PythonTool(unsafe={unsafe})
+print(tool.run("", "import os, subprocess; c = subprocess.Popen(['sleep', '1000']); print(os.getcwd())"), flush=True)
+tool.run("", "while True: pass")
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        folder = parent.stdout.readline().strip()
+        below = processes_of(parent.pid)
+        assert any("sleep" in line for line in below.values())
+        parent.kill()
+    assert vanish(below)
+    assert folder.startswith("/tmp/" if unsafe else "/mnt/data")
+    assert not unsafe or not Path(folder).exists()
+
+
+# The sandbox
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").write_text("the secret")
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+def test_home_and_other_files_cannot_be_read(home, tmp_path):
+    (tmp_path / "other").write_text("the secret")
+    with tool_of() as tool:
+        for path in (home / "secret", tmp_path / "other", Path(__file__)):
+            assert "Error: " in tool.run("", f"open({str(path)!r}).read()"), path
+    with tool_of(unsafe=True) as tool:
+        assert tool.run("", f"open({str(home / 'secret')!r}).read()") == "'the secret'"
+
+
+@linux
+def test_an_interpreter_at_home_works_and_shows_nothing_else(tmp_path, monkeypatch):
+    """As with pyenv and uv, and as when somebody made a virtual environment right in the home folder."""
+    venv = tmp_path / "home"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (venv / "secret").write_text("the secret")
+    monkeypatch.setenv("HOME", str(venv))
+    monkeypatch.setattr(python_tool.sys, "executable", str(venv / "bin" / "python"))
+    with tool_of() as tool:
+        shown = tool.run("", f"import os, sys, json, sqlite3\nsys.prefix, sorted(os.listdir({str(venv)!r}))")
+    assert shown.startswith(repr(str(venv)).join("(,"))
+    assert "secret" not in shown
+    assert "'bin', 'lib'" in shown
+
+
+@linux
+def test_the_environment_is_empty(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "abc123")
+    with tool_of() as tool:
+        names = set(json.loads(tool.run("", "import json, os\nprint(json.dumps(list(os.environ)))")))
+        assert names == {*python_tool.ENVIRONMENT, "HOME"}
+        found = "import glob\n[p for p in glob.glob('/proc/*/environ') if b'abc123' in open(p, 'rb').read()]"
+        assert tool.run("", found) == "[]"
+
+
+WRITE_EVERYWHERE = """
+import os
+written = []
+for folder, names, _ in os.walk('/'):
+    if folder.count('/') > 4 or folder.startswith(('/mnt/data', '/tmp', '/dev/shm', '/proc/')):
+        names.clear()
+        continue
+    try:
+        open(os.path.join(folder, 'escaped'), 'x').close()
+        written.append(folder)
+    except OSError:
+        pass
+written
+"""
+
+
+@linux
+def test_nothing_but_the_folders_in_memory_can_be_written(sandbox):
+    assert sandbox.run("", WRITE_EVERYWHERE) == "[]"
+    assert sandbox.run("", "import os, sys\nopen(os.__file__, 'a')").endswith("'")
+    for folder in ("/mnt/data", "/tmp", "/dev/shm"):
+        assert sandbox.run("", f"open('{folder}/mine', 'w').write('12')") == "2"
+
+
+def test_no_network(sandbox):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        address = server.getsockname()
+        shown = sandbox.run("", f"import socket\nsocket.create_connection({address}, timeout=5)")
+        assert "Error: " in shown.splitlines()[-1]
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert "gaierror" in sandbox.run("", "socket.getaddrinfo('example.org', 80)")
+
+
+@linux
+def test_no_unix_sockets_of_others(sandbox, tmp_path):
+    for address in ("\0gptoss-mlx-test", str(tmp_path / "agent")):
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(address)
+            server.listen()
+            shown = sandbox.run("", f"import socket\nsocket.socket(socket.AF_UNIX).connect({address!r})")
+            assert shown.splitlines()[-1].startswith(("ConnectionRefusedError", "FileNotFoundError"))
+
+
+CALL = """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *args):
+    failed = getattr(libc, name)(*args) < 0
+    return errno.errorcode[ctypes.get_errno()] if failed else "done"
+"""
+NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
+
+
+@linux
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("call('umount2', b'/proc', 2)", "'EPERM'"),
+        ("call('mount', b'none', b'/', None, 32 | 4096, None)", "'EPERM'"),  # read-write again
+        ("call('mount', b'/usr', b'/tmp', None, 4096, None)", "'EPERM'"),
+        ("call('unshare', 0x10000000)", "'ENOSPC'"),  # a user namespace, and with it capabilities
+        ("call('unshare', 0x20000)", "'EPERM'"),
+        ("call('chroot', b'/tmp')", "'EPERM'"),
+        ("call('setns', os.open('/proc/1/ns/user', os.O_RDONLY), 0)", "'EINVAL'"),  # it is the same one
+        ("call('ioctl', os.open('/proc/self/ns/user', os.O_RDONLY), 0xB702)", "'EPERM'"),  # the namespace around it
+        ("call('ioctl', os.open('/proc/self/ns/mnt', os.O_RDONLY), 0xB701)", "'EPERM'"),  # the one that owns the mounts
+        ("call('setuid', 0)", "'EINVAL'"),
+        ("call('prctl', 22, 0, 0, 0, 0)", "'EINVAL'"),  # no filter
+        *(
+            (f"call('syscall', {NUMBERS.get(name, 0)}, 0, 0, 0, 0, 0)", "'EPERM'")
+            for name in (*python_worker.DENIED, "pivot_root")
+        ),
+        ("import socket\nsocket.socket(40)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_VSOCK
+        ("import socket\nsocket.socket(38, 5)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_ALG
+        ("import socket\nsocket.socket(17, 3)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_PACKET
+        ("import socket\nsocket.if_nameindex()", "[(1, 'lo')]"),
+        ("os.mknod('disk', 0o60666, os.makedev(254, 0))", "PermissionError: [Errno 1] Operation not permitted"),
+        ("sorted(os.listdir('/dev'))", "['full', 'null', 'random', 'shm', 'urandom', 'zero']"),
+        ("sorted(os.listdir('/proc/1/root')) == sorted(os.listdir('/'))", "True"),
+        ("sorted(p for p in os.listdir('/proc') if p.isdigit())", "['1', '2']"),
+        ("os.path.exists('/sys'), os.path.exists('/run'), os.path.exists('/var')", "(False, False, False)"),
+        ("open('/proc/sys/user/max_user_namespaces', 'w')", "PermissionError: [Errno 13] Permission denied: "),
+        ("import glob\n[path for path in glob.glob('/proc/*') + glob.glob('/proc/sys/**', recursive=True)"
+         " if os.path.isfile(path) and os.access(path, os.W_OK) and 'ns_last_pid' not in path]", "[]"),
+        ("open('/proc/self/oom_score_adj').read()", "'1000\\n'"),
+        ("os.stat('/proc/self').st_uid == os.getuid() > 0", "True"),
+        ("open('/dev/tty')", "FileNotFoundError: [Errno 2] No such file or directory: '/dev/tty'"),
+        ("os.close(0)\nos.uname().nodename", "'sandbox'"),
+        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "ValueError: not allowed to raise"),
+        ("[line for line in open('/proc/self/status') if line.startswith(('CapEff', 'CapBnd', 'NoNewPrivs'))]",
+         "['CapEff:\\t0000000000000000\\n', 'CapBnd:\\t0000000000000000\\n', 'NoNewPrivs:\\t1\\n']"),
+    ],
+)  # fmt: skip
+def test_ways_out(sandbox, code, outcome):
+    assert sandbox.run("", CALL + code).splitlines()[-1].startswith(outcome)
+
+
+@linux
+def test_no_open_files_of_others():
+    with tool_of() as tool:
+        shown = tool.run(
+            "", "import glob, os\nfor p in glob.glob('/proc/*/fd/*'):\n  if os.path.exists(p): print(os.readlink(p))"
+        )
+    assert {line.split(":")[0] for line in shown.splitlines()} == {"/dev/null", "pipe"}
+
+
+@linux
+def test_no_signals_to_the_outside(sandbox):
+    for pid in (os.getpid(), sandbox._worker._process.pid):
+        assert sandbox.run("", f"import os\nos.kill({pid}, 9)").endswith(
+            "ProcessLookupError: [Errno 3] No such process"
+        )
+    assert sandbox.run("", "os.kill(1, 9)\nos.kill(1, 19)\n'alive'") == "'alive'"
+
+
+MACHINE_CODE = """
+import ctypes, mmap
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page.write(bytes.fromhex("{}"))
+ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+"""
+
+
+@linux
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="this is machine code of x86-64")
+@pytest.mark.parametrize(
+    "socket_of_vsock",
+    ["b867010000 bb28000000 b901000000 31d2 cd80 c3", "b829000040 bf28000000 be01000000 31d2 0f05 c3"],
+    ids=["i386", "x32"],
+)
+def test_no_calls_by_other_interfaces(sandbox, socket_of_vsock):
+    """There, calls have other numbers than those that the filter knows."""
+    shown = sandbox.run("", MACHINE_CODE.format(socket_of_vsock))
+    assert shown in (str(-errno.EPERM), str(-errno.ENOSYS))
+
+
+@linux
+def test_keys_of_others(sandbox):
+    """A key in the keyring of this session would be the sandbox's, too."""
+    assert ctypes.CDLL(None).syscall(NUMBERS["add_key"], b"user", b"gptoss-mlx-test", b"secret", 6, -3) > 0
+    shown = sandbox.run("", CALL + f"call('syscall', {NUMBERS['request_key']}, b'user', b'gptoss-mlx-test', None, 0)")
+    assert shown == "'EPERM'"
+
+
+# Where there is none
+
+
+def test_no_sandbox_for_this_system(monkeypatch):
+    monkeypatch.setattr(python_tool, "ISOLATION", {})
+    with pytest.raises(PythonUnavailable, match=f"there is none for {sys.platform}.*--unsafe-python"):
+        PythonTool()
+
+
+@linux
+def test_no_sandbox_where_namespaces_are_forbidden(sandbox):
+    """As in the sandbox itself, which has a look at its own source."""
+    settings = {"isolation": "namespaces", "memory": 2**30, "home": "/root", "requests": 0, "replies": 1}
+    shown = sandbox.run(
+        "",
+        f"""
+open('again.py', 'w').write({Path(python_worker.__file__).read_text()!r})
+import subprocess, sys
+done = subprocess.run([sys.executable, '-I', 'again.py', {json.dumps(settings)!r}], capture_output=True, text=True)
+done.returncode, done.stdout, done.stderr
+""",
+    )
+    assert shown == f"(1, '', 'unshare: {os.strerror(errno.ENOSPC)}\\n')"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")
+def test_no_sandbox_without_sandbox_exec(monkeypatch):
+    monkeypatch.setattr(python_tool, "ISOLATION", {sys.platform: "seatbelt"})
+    with pytest.raises(PythonUnavailable, match=r"\(/usr/bin/sandbox-exec: No such file or directory.*--unsafe-python"):
+        PythonTool()
+
+
+def test_seatbelt_profile():
+    profile = python_worker.seatbelt('/private/tmp/with "quotes"', "/Users/someone")
+    assert '(allow file-read* file-write* (subpath "/private/tmp/with \\"quotes\\""))' in profile
+    assert profile.count("(") == profile.count(")")
+    assert profile.index("(deny file-read* (subpath ") < profile.index("(allow file-read* file-map-executable ")
+    assert f'(literal "{Path(sys.base_prefix).resolve().parent}")' in profile
+
+
+def test_the_reason_is_told(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    worker.write_text("import sys; sys.exit('unshare: Operation not permitted')")
+    monkeypatch.setattr(python_tool, "WORKER", worker)
+    with pytest.raises(PythonUnavailable, match=r"\(unshare: Operation not permitted.*--unsafe-python"):
+        PythonTool()
+
+
+def test_a_sandbox_with_a_hole_is_none(monkeypatch):
+    """The worker, started as if something around it kept it from files and network."""
+    monkeypatch.setattr(python_tool, "ISOLATION", {sys.platform: "inside"})
+    with pytest.raises(PythonUnavailable, match=r"can be written|is there|can be reached"):
+        PythonTool()

@@ -1,0 +1,223 @@
+"""Random streams of token ids through the parser, for as long as one likes:
+
+    python tests/harmony/fuzz.py --minutes 10 [FOLDER ...]
+
+FOLDERs hold a tokenizer.json; without one it is the embedded model's. Prints every kind of finding once, with the
+shortest stream that shows it. `check` is what holds for any stream, and what `test_fuzz.py` tests too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+
+from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.harmony.messages import Message
+from gptoss_mlx.harmony.parse import (
+    STOPS,
+    Content,
+    Event,
+    IdParser,
+    Parser,
+    Preamble,
+    Reasoning,
+    Stop,
+    ToolCall,
+    is_call,
+)
+from gptoss_mlx.harmony.render import CHANNEL, MESSAGE, START, Special
+from gptoss_mlx.tokenizer import Tokenizer
+
+FRAGMENTS = (
+    "<|channel|>analysis<|message|>",
+    "<|channel|>final<|message|>",
+    "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
+    "<|end|><|start|>assistant",
+    "<|start|>assistant to=python<|channel|>analysis code<|message|>",
+    "<|call|>",
+    "<|return|>",
+)
+WORDS = ("assistant", "user", "analysis", "commentary", "final", " to=functions.f", " to=", "to=user", " json", "code")
+CHARACTERS = "aé\u2028日👍\ufffd\u0000\u202e <|>\n\t"
+UNKNOWN = (10**6, 2**31)  # ids behind the vocabulary, as padding rows of the logits are
+
+
+def stream(random: Random, tokenizer: Tokenizer) -> list[int]:
+    """Ids that look like Harmony now and then."""
+    specials, names = [*tokenizer.specials], [*tokenizer.specials.values()]
+    vocabulary = max(specials) + 1
+    sources: list[Callable[[], list[int]]] = [
+        lambda: tokenizer.encode_markup(random.choice(FRAGMENTS)),
+        lambda: [random.choice(specials)],
+        lambda: tokenizer.encode(random.choice(WORDS)),
+        lambda: tokenizer.encode(random.choice(names)),
+        lambda: tokenizer.encode("".join(random.choices(CHARACTERS, k=random.randrange(1, 9)))),
+        lambda: random.choices(_bytes_of(tokenizer), k=random.randrange(1, 12)),
+        lambda: [random.randrange(vocabulary)],
+        lambda: [random.choice(UNKNOWN)],
+    ]
+    weights = [random.choice([0, 1, 5]) for _ in sources]
+    ids: list[int] = []
+    for source in random.choices(sources, weights if any(weights) else None, k=random.choice([3, 10, 40])):
+        ids += source()
+    return ids
+
+
+def _bytes_of(tokenizer: Tokenizer) -> list[int]:
+    """Ids that are a part of a character."""
+    ids = [id_ for character in "é日👍" for id_ in tokenizer.encode(character)]
+    return [*range(256), *ids]
+
+
+def check(ids: list[int], tokenizer: Tokenizer) -> None:
+    """Raises AssertionError, or whatever the parser raises, where something does not hold for a stream of ids."""
+    pieces = pieces_of_ids(ids, tokenizer)
+    events, messages = _check_pieces(pieces)
+    parser = IdParser(tokenizer)
+    by_id = [event for id_ in ids for event in parser.feed(id_)] + [*parser.finish()]
+    assert joined(by_id) == joined(events), "ids give other events than their pieces"
+    assert parser.parser.messages == messages, "ids give other messages than their pieces"
+    for cut in (_merged(pieces), [part for piece in pieces for part in _letters(piece)]):
+        other_events, other_messages = _check_pieces(cut)
+        assert joined(other_events) == joined(events), "another cut of the text gives other events"
+        assert other_messages == messages, "another cut of the text gives other messages"
+
+
+def check_text(ids: list[int], tokenizer: Tokenizer) -> None:
+    """What arrives id by id is the text of all ids, up to how many U+FFFD stand for bytes that are none. Raises too."""
+    plain = [id_ for id_ in ids if id_ not in tokenizer.specials]
+    text, arriving = tokenizer.decode(plain), tokenizer.stream()
+    arrived = "".join([arriving.feed(id_) for id_ in plain]) + arriving.flush()
+    assert arrived.replace("\ufffd", "") == text.replace("\ufffd", ""), "characters are lost while text arrives"
+
+
+def pieces_of_ids(ids: Iterable[int], tokenizer: Tokenizer) -> list[str]:
+    """Special tokens, and the text between them as it arrives."""
+    pieces, arriving = [], tokenizer.stream()
+    for id_ in ids:
+        if name := tokenizer.specials.get(id_):
+            pieces += [arriving.flush(), Special(name)]
+        else:
+            pieces.append(arriving.feed(id_))
+    return [piece for piece in [*pieces, arriving.flush()] if piece]
+
+
+def _check_pieces(pieces: list[str]) -> tuple[list[Event], list[Message]]:
+    """Feeds the parser, and follows by simpler means which text belongs to headers and which to messages."""
+    parser, events = Parser(), []
+    header, body, in_body = "", "", False
+    for piece in [*pieces, None]:
+        seen = len(parser.messages)
+        events += parser.finish() if piece is None else parser.feed(piece)
+        assert len(parser.messages) <= seen + 1, "one piece ends two messages"
+        if isinstance(piece, str) and not isinstance(piece, Special):
+            header, body = (header, body + piece) if in_body else (header + piece, body)
+        elif piece == MESSAGE:
+            in_body = True
+        elif piece in (None, START, *STOPS) or (piece == CHANNEL and in_body):
+            _check_message(parser.messages[seen:], header, body, in_body)
+            header, body, in_body = "", "", False
+        else:
+            assert len(parser.messages) == seen, f"{piece} ends a message"
+    assert [event for event in events if isinstance(event, Stop)] == events[-1:], "not one Stop, at the end"
+    assert joined(events[:-1]) == joined(_events_of(parser.messages)), "events and messages differ"
+    return events, parser.messages
+
+
+def _check_message(messages: list[Message], header: str, body: str, in_body: bool) -> None:
+    if in_body:
+        assert "".join(message.content for message in messages) == body, "a message's text is not what was in it"
+    for message in messages:
+        assert message.role == "assistant" or message.role in header, "a role is invented"
+        for value in (message.channel, message.recipient):
+            assert value is None or (value and value in header), "a header's value is invented"
+        # What is left over of a header may come from several places of it.
+        for text in (message.content_type or "", "" if in_body else message.content):
+            letters = iter(header)
+            assert all(letter in letters for letter in text), "text of a header is invented"
+
+
+def _events_of(messages: Iterable[Message]) -> Iterable[Event]:
+    for message in messages:
+        if is_call(message):
+            yield ToolCall(message.recipient.removeprefix("functions."), message.content)
+        elif message.content:
+            kinds = {"final": Content, None: Content, "commentary": Preamble} if message.role == "assistant" else {}
+            yield kinds.get(message.channel, Reasoning)(message.content)
+
+
+def joined(events: Iterable[Event]) -> list[Event]:
+    """Events with neighbouring texts of one kind made one."""
+    out: list[Event] = []
+    for event in events:
+        if out and type(event) is type(out[-1]) and hasattr(event, "text"):
+            out[-1] = type(event)(out[-1].text + event.text)
+        else:
+            out.append(event)
+    return out
+
+
+def _merged(pieces: Iterable[str]) -> list[str]:
+    out: list[str] = []
+    for piece in pieces:
+        if out and not isinstance(piece, Special) and not isinstance(out[-1], Special):
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def _letters(piece: str) -> Iterable[str]:
+    return [piece] if isinstance(piece, Special) else piece
+
+
+def finding(ids: list[int], tokenizer: Tokenizer) -> str | None:
+    """What does not hold for a stream, in a few words."""
+    try:
+        check(ids, tokenizer)
+        check_text(ids, tokenizer)
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
+
+
+def shortened(ids: list[int], fails: Callable[[list[int]], bool]) -> list[int]:
+    """A stream that fails too, from which no part can be left out."""
+    size = len(ids)
+    while size := size // 2:
+        at = 0
+        while at < len(ids):
+            shorter = ids[:at] + ids[at + size :]
+            if fails(shorter):
+                ids = shorter
+            else:
+                at += size
+    return ids
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--minutes", type=float, default=1)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("folders", type=Path, nargs="*", default=[CHECKPOINT])
+    given = arguments.parse_args()
+    tokenizers = [Tokenizer.load(folder) for folder in given.folders]
+    found: dict[str, list[int]] = {}
+    seed, end = given.seed, time.monotonic() + 60 * given.minutes
+    while time.monotonic() < end:
+        tokenizer = tokenizers[seed % len(tokenizers)]
+        ids = stream(Random(seed), tokenizer)
+        if (what := finding(ids, tokenizer)) and what not in found:
+            found[what] = shortened(ids, lambda ids, what=what, by=tokenizer: finding(ids, by) == what)
+            print(f"seed {seed}: {what}\n    {found[what]}\n    {tokenizer.decode(found[what])!r}", flush=True)
+        seed += 1
+    print(f"{seed - given.seed:,} streams, {len(found)} kinds of findings")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
