@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 CLIPBOARD_PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
 CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
 KEYS = """\
-Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves. A line that ends in \\ goes on in
-the next one, and so does Alt-Enter; a message between two lines of \"\"\" may have any number of lines.
-//word sends /word. @file adds a file, !command sends what a command prints."""
+Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves. A line that ends in \\ goes on
+in the next one, and so does Alt-Enter; between two lines of \"\"\" there may be any number of lines.
+//word sends /word, @file adds a file, and !command sends what a command prints."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,23 @@ def _help(chat: Chat, _: str) -> None:
     chat.screen.note("\n".join([*lines, KEYS]))
 
 
-def _begin(chat: Chat) -> None:
-    """A new session; the one before stays as it was kept."""
-    chat.session.reset()
+def _leave(chat: Chat) -> None:
+    """What is kept stays as it is; a new session keeps what follows."""
     chat.reasoning.clear()
     if chat.keeper:
         chat.keeper.leave()
 
 
 def _reset(chat: Chat, _: str) -> None:
-    _begin(chat)
+    chat.session.reset()
+    _leave(chat)
     chat.screen.note("new conversation")
 
 
 def _system(chat: Chat, text: str) -> None:
     chat.session.instructions = text or None
-    _begin(chat)
+    chat.session.reset()
+    _leave(chat)
     chat.screen.note("new conversation with these instructions" if text else "new conversation without instructions")
 
 
@@ -111,7 +112,9 @@ def _edit(chat: Chat, _: str) -> None:
 
 
 def _continue(chat: Chat, _: str) -> None:
-    chat.answer(chat.session.resume)
+    messages = chat.session.messages
+    is_open = messages and messages[-1].role == "assistant" and kind_of(messages[-1]) is Content
+    chat.answer(chat.session.resume, messages[-1].content if is_open else "")
 
 
 def _copy(chat: Chat, what: str) -> None:
@@ -204,7 +207,8 @@ def _model(chat: Chat, name: str) -> None:
     except GptOssError:
         _switch(chat, before, transcript)
         raise
-    chat.screen.note(f"{folder.name}: the next turn reads the conversation again")
+    _leave(chat)  # what was kept has the KV state of the model before
+    chat.screen.note(f"{folder.name}: the next turn reads the conversation again, and a new session keeps it")
 
 
 def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
@@ -250,9 +254,7 @@ def _save(chat: Chat, name: str) -> None:
 def _load(chat: Chat, name: str) -> None:
     transcript = Transcript.read(Path(name).expanduser())
     chat.session.restore(transcript)
-    chat.reasoning.clear()
-    if chat.keeper:
-        chat.keeper.leave()
+    _leave(chat)
     chat.screen.note(f"{len(transcript.messages)} messages from {name}")
 
 
@@ -295,7 +297,7 @@ COMMANDS = {
         Command("/continue", "go on with an answer that broke off", _continue),
         Command("/undo", "take back the last question and its answer", _undo),
         Command("/edit", "take it back, to ask it differently", _edit),
-        Command("/copy [code]", "the last answer, or its last code block, to the clipboard", _copy),
+        Command("/copy [code]", "the last answer, or its last code, to the clipboard", _copy),
         Command(
             f"/reasoning [{'|'.join(EFFORTS)}|show|hide]", "how long to think, and whether it is shown", _reasoning
         ),

@@ -63,6 +63,9 @@ class Screen(Protocol):
     def prefill(self, done: int, total: int) -> None:
         """So many tokens of a prompt have been read."""
 
+    def resume(self, text: str) -> None:
+        """More will follow of an answer that has shown `text` before."""
+
     def reasoning(self, text: str) -> None: ...
     def thought(self, tokens: int, seconds: float) -> None:
         """A stretch of reasoning is over."""
@@ -93,6 +96,9 @@ class PlainScreen:
         self._open: tuple[TextIO, str] | None = None  # the stream and the word of the line that is being written
 
     def prefill(self, done: int, total: int) -> None:
+        pass
+
+    def resume(self, text: str) -> None:
         pass
 
     def reasoning(self, text: str) -> None:
@@ -154,18 +160,22 @@ class RichScreen:
         self._region = Region(self._console)
         self._progress = PrefillProgress(self._console)
         self._thinking = ""  # the last of the reasoning, more than can be seen of it
-        self._line_open = False  # whether reasoning in full has left the cursor behind it
+        self._dim = False  # whether the cursor is behind reasoning that is shown in full
         self._block = ""  # of the answer, which may still change
 
     def prefill(self, done: int, total: int) -> None:
-        self._close()
+        _echo(False)  # what is typed now waits for the next prompt unseen, and moves nothing that is drawn
+        self._region.clear()
         self._progress(done, total)
+
+    def resume(self, text: str) -> None:
+        self._block = finished_blocks(text)[1]
 
     def reasoning(self, text: str) -> None:
         self._finish_block()
         if self.show_reasoning:
-            self._print(text, end="")
-            self._line_open = True
+            self._write(("" if self._dim else "\x1b[2m") + printable(text))
+            self._dim = True
             return
         self._thinking = (self._thinking + text)[-MOST_THINKING:]
         shown = "\n".join(self._thinking.split("\n")[-REASONING_ROWS:])
@@ -179,31 +189,32 @@ class RichScreen:
         self._block += text
         if "\n" in text:
             done, self._block = finished_blocks(self._block)
-            if done:
+            if done.strip():
                 self._print_markdown(done)
         if self._block.strip():
             self._region.draw(_Markdown(self._block))
 
     def call(self, name: str, text: str) -> None:
         self._close()
-        self._print(call_text(name, text), style="bold")
+        # What is wider than the terminal is broken by the terminal, so that it can be copied as it is.
+        self._console.print(_text(call_text(name, text), "bold"), soft_wrap=True)
 
     def result(self, name: str, text: str) -> None:
         self.note(shortened(printable(text).expandtabs(), self._console.width - 1))
 
     def note(self, text: str) -> None:
         self._close()
-        self._print(text)
+        self._console.print(_text(text))
 
     def clipboard(self, text: str) -> bool:
         encoded = base64.b64encode(text.encode(errors="replace")).decode()
-        self._console.file.write(f"\x1b]52;c;{encoded}\a")
-        self._console.file.flush()
+        self._write(f"\x1b]52;c;{encoded}\a")
         return True
 
     def end(self) -> None:
         self._progress.stop()
         self._close()
+        _echo(True)
 
     def _close(self) -> None:
         """Leave nothing that would be redrawn, and the cursor at the beginning of a line."""
@@ -214,9 +225,9 @@ class RichScreen:
         if self._thinking:
             self._region.clear()
             self._thinking = ""
-        if self._line_open:
-            self._console.print()
-            self._line_open = False
+        if self._dim:
+            self._write("\x1b[0m\n")
+            self._dim = False
 
     def _finish_block(self) -> None:
         if self._block.strip():
@@ -225,20 +236,18 @@ class RichScreen:
 
     def _print_markdown(self, text: str) -> None:
         self._region.clear()
-        self._console.print(_Markdown(text))
-        self._console.print()
+        self._write("\n".join(rows_of(_Markdown(text), self._console)) + "\n\n")
 
-    def _print(self, text: str, *, style: str = "dim", end: str = "\n") -> None:
-        """As it is: what is wider than the terminal is broken by the terminal, so that it can be copied."""
-        self._console.print(_text(text, style), end=end, soft_wrap=True)
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
 
 
 class Region:
     """The last rows of a terminal, drawn again and again in place.
 
     Between two drawings the cursor stays at the beginning of its first row: there it is wherever a change of the
-    window's size moves the rows to, and to erase them is to erase all that follows. It is hidden meanwhile, and what
-    is typed waits for the next prompt unseen.
+    window's size moves the rows to, and to erase them is to erase all that follows. It is hidden meanwhile.
     """
 
     INTERVAL = 1 / 12  # seconds between two drawings, at least
@@ -254,14 +263,11 @@ class Region:
         started = time.monotonic()
         if started < self._next:
             return
-        with self._console.capture() as drawing:
-            self._console.print(content, end="")
-        room = self._console.height - 1
-        rows = drawing.get().rstrip("\n").split("\n")[-min(most or room, room) :]
+        room = max(self._console.height - 1, 1)
+        rows = rows_of(content, self._console)[-min(most or room, room) :]
         if not self._drawn:
-            self._write("\x1b[?25l")
-            _echo(False)
             self._drawn = True
+            self._write("\x1b[?25l")
         up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
         self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
         now = time.monotonic()
@@ -270,12 +276,19 @@ class Region:
     def clear(self) -> None:
         if self._drawn:
             self._write("\r\x1b[J\x1b[?25h")
-            _echo(True)
             self._drawn = False
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
         self._console.file.flush()
+
+
+def rows_of(content: RenderableType, console: Console) -> list[str]:
+    """The rows of a content as they are written, without blank ones around them, and without the blanks that fill them
+    up: those would become rows of their own in a window that is made narrower."""
+    with console.capture() as captured:
+        console.print(content, end="")
+    return "\n".join(row.rstrip(" ") for row in captured.get().split("\n")).strip("\n").split("\n")
 
 
 def _echo(on: bool) -> None:

@@ -14,36 +14,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..engine import ContextFull
 from ..errors import GptOssError
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
 from .attachments import expand, run_command
 from .commands import COMMANDS, run_line
-from .input import Input, PipedInput, TypedInput
+from .input import DumbInput, Input, PipedInput, TypedInput
 from .screen import PlainScreen, RichScreen, Screen, printable
 from .session import Dropped, Session, Thought, ToolResult, TurnStats
 
+if TYPE_CHECKING:
+    from .keeper import Keeper
+
 BROKE_OFF = "(broke off: --max-tokens or the end of the context; /continue goes on)"
 FULL = "/reset starts anew, /save keeps this one, and chat --when-full drop would go on without the oldest turns"
-
-
-class Keeper(Protocol):
-    """Keeps the session on disk."""
-
-    @property
-    def name(self) -> str | None:
-        """None while there is nothing to keep."""
-
-    def keep(self, session: Session, *, kv: bool) -> None:
-        """Write the conversation, and the KV state if `kv`. Raises GptOssError."""
-
-    def rename(self, name: str) -> None:
-        """Raises GptOssError."""
-
-    def leave(self) -> None:
-        """What is kept stays; the next session is a new one."""
 
 
 def run(
@@ -61,30 +47,25 @@ def run(
     `load` makes the session of another model, for /model. `yes`: tools run unasked. `plain`: nothing is redrawn, and
     words say what each thing is.
     """
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if not is_terminal:
-        screen: Screen = PlainScreen(show_reasoning=show_reasoning)
-    elif plain or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
-        screen = PlainScreen(show_reasoning=show_reasoning, words=True)
+    is_asked = sys.stdin is not None and sys.stdin.isatty()
+    is_shown = is_asked and sys.stdout.isatty()
+    is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    if is_drawn:
+        screen: Screen = RichScreen(show_reasoning=show_reasoning)
     else:
-        screen = RichScreen(show_reasoning=show_reasoning)
-    chat = Chat(session, screen, keeper, load, is_asked=is_terminal, yes=yes)
+        screen = PlainScreen(show_reasoning=show_reasoning, words=is_shown)
+    chat = Chat(session, screen, keeper, load, is_asked=is_asked, yes=yes)
     del session  # /model has to be able to let go of it
-    if not is_terminal:
-        messages: Input = PipedInput()
-    elif isinstance(screen, PlainScreen):
-        messages = PlainInput()
-    else:
+    if is_drawn:
         usages = {name: command.usage for name, command in COMMANDS.items()}
-        messages = TypedInput(lambda: chat.session, usages, history)
-    if is_terminal:
+        messages: Input = TypedInput(lambda: chat.session, usages, history)
+    else:
+        messages = DumbInput() if is_asked else PipedInput()
+    if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
-    try:
-        chat.run(messages)
-    except BrokenPipeError:  # whoever read the answers has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    chat.run(messages)
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
@@ -95,20 +76,8 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
         screen = PlainScreen(show_reasoning=show_reasoning)
     screen.note(f"> {text}")
     Chat(session, screen).answer(partial(session.send, text))
-    stats = session.stats[-1]
-    screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
-
-
-class PlainInput:
-    """A terminal on which nothing is redrawn: a line is edited as the system does it."""
-
-    def read(self, status: str, draft: str = "") -> str | None:
-        if draft:
-            print(f"it was: {printable(draft)}", file=sys.stderr)
-        try:
-            return input("> ")
-        except EOFError:
-            return None
+    for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
+        screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
 
 
 @dataclass
@@ -139,23 +108,20 @@ class Chat:
         session.approve = self._approve
 
     def run(self, messages: Input) -> None:
-        pressed = False  # Ctrl-C, with nothing said since
+        """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
         while not self.over:
             draft, self.draft = self.draft, ""
             try:
                 text = messages.read(self._status(), draft)
                 if text is None:
                     return
-                pressed = False
                 self._take(text)
-            except KeyboardInterrupt:
-                if pressed:
-                    return
-                pressed = True
-                self.screen.note("Ctrl-D or /exit leaves")
+            except KeyboardInterrupt:  # of what is neither a prompt nor an answer
+                self.screen.note("(stopped)")
 
-    def answer(self, start: Callable[..., Iterator[Event]]) -> None:
-        """Show an answer while it arrives, and keep it. `start` takes `on_prefill`. Ctrl-C stops the answer."""
+    def answer(self, start: Callable[..., Iterator[Event]], so_far: str = "") -> None:
+        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it. `start` takes
+        `on_prefill`."""
         self.reasoning.clear()
         accepted = False
 
@@ -168,6 +134,7 @@ class Chat:
 
         try:
             with closing(start(on_prefill=on_prefill)) as events:
+                self.screen.resume(so_far)
                 self._show(events)
         except KeyboardInterrupt:
             self.screen.note("(stopped; /continue goes on)")
@@ -177,7 +144,7 @@ class Chat:
                 self._keep(kv=True)
 
     def _take(self, text: str) -> None:
-        """Do what a line says: run a command, or send a message."""
+        """Run a command, or send a message."""
         try:
             if text.startswith("/") and not text.startswith("//"):
                 run_line(self, text)
@@ -195,9 +162,9 @@ class Chat:
             return text
         if text.startswith("!"):
             output = run_command(text[1:])
-            self.screen.result(text[1:], output)
+            self.screen.result(text, output)
             return output
-        expanded = expand(text, lambda question: self._reply(f"{question} [y]es, [n]o ", "yn") == "y")
+        expanded = expand(text)
         for note in expanded.notes:
             self.screen.note(note)
         return expanded.text
@@ -232,26 +199,14 @@ class Chat:
         if not self.is_asked:
             self.screen.note("(not run: nobody is here to allow it, and --yes was not given)")
             return False
-        reply = self._reply("run this? [y]es, [n]o, [a]lways for this tool ", "yna")
+        lines = preview.strip().count("\n") + 1  # more than the window shows, perhaps
+        question = f"run {'this' if lines == 1 else f'these {lines} lines'}? [y]es, [n]o, [a]lways for this tool "
+        self.screen.end()
+        while (reply := _reply(question)) not in ("y", "n", "a"):
+            pass
         if reply == "a":
             self._allowed.add(call.name)
         return reply != "n"
-
-    def _reply(self, question: str, letters: str) -> str:
-        """One of the letters, as a person types it now; what was typed before is no answer to this."""
-        self.screen.end()
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        while True:
-            try:
-                reply = input(printable(question)).strip().lower()[:1]
-            except EOFError:
-                reply = "n"
-                print()
-            except KeyboardInterrupt:
-                print()
-                raise
-            if reply and reply in letters:
-                return reply
 
     def _keep(self, *, kv: bool) -> None:
         """A disk that is full, say, ends no conversation."""
@@ -272,4 +227,19 @@ class Chat:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
         if self.keeper and self.keeper.name:
             parts.append(self.keeper.name)
-        return printable("  ".join(parts))
+        return printable(" · ".join(parts))
+
+
+def _reply(question: str) -> str:
+    """The first letter of what a person answers; what was typed before the question is no answer to it."""
+    shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+    termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    print(question, end="", file=shown, flush=True)
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        print(file=shown)
+        raise
+    if not line:
+        print(file=shown)
+    return line.strip().lower()[:1] if line else "n"
