@@ -1,18 +1,26 @@
-"""The chat as a person uses it: in a real pseudo-terminal, through pipes, and with every socket closed."""
+"""The chat through pipes and with every socket closed, and what its commands do; how it looks, test_screens says."""
 
 import io
-import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
+import weakref
+from dataclasses import replace
+from functools import partial
 
-import pexpect
 import pytest
 from rich.console import Console
+from rich.text import Text
 
-from gptoss_mlx import progress
-from gptoss_mlx.chat.terminal import finished_blocks, printable
+from gptoss_mlx import Sampling, Session, load, progress
+from gptoss_mlx.chat.commands import COMMANDS, run_line
+from gptoss_mlx.chat.screen import PlainScreen, Region, finished_blocks, printable, shortened
+from gptoss_mlx.chat.terminal import Chat
+from gptoss_mlx.demo import FUNCTIONS
+from gptoss_mlx.errors import GptOssError
 
 GREEDY = ["--temperature", "0"]
 # Every way to a network, and every library on the path that could take one.
@@ -47,126 +55,274 @@ def test_no_network(environment, demo_folder):
     assert done.stdout == "12 + 30 = 42\nimported\n"
 
 
-def test_commands(run, demo_folder, tmp_path):
-    lines = [
-        "My locker code is 4711.",
-        f"/save {tmp_path}/talk.json",
-        "/stats",
-        "/reset",
-        f"/load {tmp_path}/talk.json",
-        "What is my locker code?",
-        "/reasoning high",
-        "/reasoning extreme",
-        "/system Be brief.",
-        "/help",
-        "/load",
-        f"/load {tmp_path}/nothing",
-        "/fly",
-        "/exit",
-        "never sent",
-    ]
-    done = run("chat", demo_folder, *GREEDY, stdin="\n".join(lines))
+def test_a_pipe_refuses_what_nobody_can_allow(chat, capsys):
+    chat.session = session = replaced(chat, asks=True)
+    chat.use(session)
+    say(chat, "What is the weather in Bermi?")
+    assert "--yes was not given" in capsys.readouterr().err
+    assert "did not allow" in session.messages[3].content
+    chat.yes = True
+    say(chat, "What is the weather in Bermi?")
+    assert capsys.readouterr().out == "It is 15 degrees and sunny in Bermi.\n"
+
+
+def test_an_answer_that_nobody_reads(command, environment, demo_folder):
+    questions = b"What is 12 + 30?\n" * 3
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [*command, "chat", demo_folder, *GREEDY],
+        input=questions,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    os.close(writer)
+    assert b"Traceback" not in done.stderr
+    assert b"Exception" not in done.stderr
+
+
+def test_a_terminal_without_unicode(run, endless_folder):
+    options = ["--max-tokens", "40", "--show-reasoning"]
+    done = run("chat", endless_folder, *GREEDY, *options, stdin="Hello\n", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
-    assert done.stdout.splitlines() == [
-        "I will remember that your locker code is 4711.",
-        "Your locker code is 4711.",
-    ]
-    for said in (
-        "saved to",
-        "turn 1:",
-        "new conversation",
-        "3 messages from",
-        "reasoning high",
-        "usage: /reasoning none|low|medium|high (it is high)",
-        "with these instructions",
-        "/exit ",
-        "usage: /load FILE",
-        "error: cannot read",
-        "there is no command /fly",
-    ):
-        assert said in done.stderr, said
+    assert (done.stdout + done.stderr).isascii()
+
+
+@pytest.fixture(scope="module")
+def model(demo_folder):
+    return load(demo_folder)
+
+
+class Keeper:
+    """Writes down what it is told."""
+
+    name = "talk"
+
+    def __init__(self):
+        self.told = []
+
+    def keep(self, session, *, kv):
+        self.told.append((kv, len(session.messages)))
+
+    def rename(self, name):
+        self.name = name
+
+    def leave(self):
+        self.told.append("leave")
 
 
 @pytest.fixture
-def terminal(command, environment, demo_folder):
-    """A chat in a pseudo-terminal of 30 lines by 100 columns."""
-
-    def spawn(*args, folder=demo_folder):
-        child = pexpect.spawn(
-            command[0],
-            [*command[1:], "chat", str(folder), *args],
-            env=environment | {"PROMPT_TOOLKIT_NO_CPR": "1"},
-            dimensions=(30, 100),
-            encoding="utf-8",
-            timeout=30,
-        )
-        child.expect(">")
-        return child
-
-    return spawn
+def chat(model):
+    session = Session(model, functions=FUNCTIONS, sampling=Sampling(temperature=0))
+    return Chat(session, PlainScreen(show_reasoning=None), Keeper())
 
 
-def plain(text):
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[>=]", "", text)
+def replaced(chat, **changes):
+    functions = [replace(function, **changes) for function in FUNCTIONS]
+    return Session(chat.session.model, functions=functions, sampling=Sampling(temperature=0))
 
 
-def test_terminal_streams_and_tells_speed_and_context(terminal):
-    child = terminal(*GREEDY)
-    child.sendline("What is 12 + 30?")
-    child.expect(r"12 \+ 30 = 42")
-    child.expect(r"tokens/s, \d+/131072\]")
-    child.sendline("/exit")
-    child.expect(pexpect.EOF)
-    child.close()
-    assert child.exitstatus == 0
+def say(chat, text):
+    chat.answer(partial(chat.session.send, text))
 
 
-def test_terminal_shows_reasoning_dim_or_hides_it(terminal):
-    child = terminal(*GREEDY)
-    child.sendline("What is 12 + 30?")
-    child.expect(r"tokens/s, \d+/131072\]")
-    assert "\x1b[2m" in child.before
-    assert "2+0+0=02" in plain(child.before)
-    child.sendeof()
-    child.expect(pexpect.EOF)
-    child = terminal(*GREEDY, "--hide-reasoning")
-    child.sendline("What is 12 + 30?")
-    child.expect(r"tokens/s, \d+/131072\]")
-    assert "2+0+0=02" not in plain(child.before)
-    child.sendeof()
-    child.expect(pexpect.EOF)
+def notes(chat, capsys, *lines):
+    """What is said to these lines."""
+    capsys.readouterr()
+    for line in lines:
+        try:
+            run_line(chat, line)
+        except GptOssError as error:
+            chat.screen.note(f"error: {error}")
+    return capsys.readouterr().err.splitlines()
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_the_session(terminal, endless_folder):
-    child = terminal(*GREEDY, folder=endless_folder)
-    child.sendline("Hello")
-    time.sleep(2)
-    child.sendintr()
-    child.expect(r"\(stopped\)")
-    child.expect(">")
-    child.sendline("/stats")
-    child.expect(r"context \d+ of 131072")
-    child.expect(">")
-    child.sendintr()  # at an empty prompt: leave
-    child.expect(pexpect.EOF)
-    assert "Traceback" not in child.before
+def test_help_has_every_command(chat, capsys):
+    said = notes(chat, capsys, "/HELP")
+    assert [line.split()[0] for line in said[: len(COMMANDS)]] == list(COMMANDS)
+    assert max(map(len, said)) < 100
 
 
-def test_terminal_takes_several_lines(terminal, tmp_path):
-    child = terminal(*GREEDY, "--max-tokens", "5")
-    for line in ("one\\", "two", '"""', "three", "four", '"""'):
-        child.sendline(line)
-        child.expect(r"\.\.\.|tokens/s, \d+/131072\]")
-    child.sendline(f"/save {tmp_path}/talk.json")
-    child.expect("saved to")
-    child.sendline("/exit")
-    child.expect(pexpect.EOF)
-    messages = json.loads((tmp_path / "talk.json").read_text())["messages"]
-    assert [message["content"] for message in messages if message["role"] == "user"] == ["one\ntwo", "three\nfour"]
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/fly", "there is no command /fly: /help lists them"),
+        ("/rety", "there is no command /rety: is it /retry?"),
+        ("/", "there is no command /: /help lists them"),
+        ("/load", "usage: /load FILE"),
+        ("/undo it", "usage: /undo"),
+        ("/export talk.txt", "usage: /export FILE.md|FILE.json"),
+        ("/copy it", "usage: /copy [code]"),
+        ("/reasoning extreme", "usage: /reasoning [none|low|medium|high|show|hide]"),
+        ("/reasoning", "reasoning medium"),
+        ("/load nowhere/nothing", "error: cannot read nowhere/nothing: No such file or directory"),
+        ("/save nowhere/talk.json", "error: cannot write nowhere/talk.json: No such file or directory"),
+        ("/copy", "error: nothing has been answered yet"),
+        ("/retry", "error: nothing has been asked yet"),
+        ("/edit", "error: nothing has been asked yet"),
+        ("/continue", "error: the last answer is complete: there is nothing to go on with"),
+        ("/model other", "error: no other model can be loaded here"),
+        ("/load \x1b[2J", "error: cannot read \\x1b[2J: No such file or directory"),
+    ],
+)
+def test_what_a_command_says(chat, capsys, line, said):
+    assert notes(chat, capsys, line) == [said]
 
 
-def test_control_characters_never_reach_the_terminal():
-    assert printable("a\x1b[2Jb\x07\u202ec\td\n") == "a\ufffd[2Jb\ufffd\ufffdc\td\n"
+def test_a_message_with_a_slash(run, demo_folder, tmp_path):
+    done = run("chat", demo_folder, *GREEDY, stdin=f"//help me\n/save {tmp_path}/talk.json\n")
+    assert '"content": "/help me"' in (tmp_path / "talk.json").read_text()
+    assert "/retry" not in done.stderr
+
+
+def test_questions_taken_back_and_asked_again(chat, capsys):
+    say(chat, "What is 12 + 30?")
+    say(chat, "What is 40 - 7?")
+    assert notes(chat, capsys, "/undo") == ["taken back: What is 40 - 7?"]
+    run_line(chat, "/retry")
+    assert capsys.readouterr().out == "12 + 30 = 42\n"
+    run_line(chat, "/edit")
+    assert (chat.draft, chat.session.messages) == ("What is 12 + 30?", ())
+
+
+def test_effort(chat, capsys):
+    again = ": the next turn reads the conversation again"
+    assert notes(chat, capsys, "/reasoning low") == ["reasoning low"]
+    say(chat, "What is 12 + 30?")
+    lines = ["/reasoning none", "/reasoning low", "/reasoning high", "/reasoning high"]
+    assert notes(chat, capsys, *lines) == [
+        "reasoning none",
+        "reasoning low",
+        "reasoning high" + again,
+        "reasoning high",
+    ]
+
+
+def test_reasoning_is_shown_or_folded(chat, capsys):
+    say(chat, "What is 12 + 30?")
+    assert capsys.readouterr().err == ""
+    assert "2+0+0=02" in notes(chat, capsys, "/reasoning show")[0]
+    say(chat, "What is 12 + 30?")
+    assert "2+0+0=02" in capsys.readouterr().err
+    run_line(chat, "/reasoning hide")
+    capsys.readouterr()
+    say(chat, "What is 12 + 30?")
+    assert capsys.readouterr().err == ""
+
+
+def test_files(chat, capsys, tmp_path):
+    say(chat, "My locker code is 4711.")
+    said = notes(chat, capsys, f"/save {tmp_path}/a.json", f"/export {tmp_path}/b.json", f"/export {tmp_path}/c.md")
+    assert said == [f"saved to {tmp_path}/a.json", f"written to {tmp_path}/b.json", f"written to {tmp_path}/c.md"]
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert "## My locker code is 4711." in (tmp_path / "c.md").read_text()
+    assert notes(chat, capsys, "/reset", f"/load {tmp_path}/a.json")[1] == f"3 messages from {tmp_path}/a.json"
+    say(chat, "What is my locker code?")
+    assert capsys.readouterr().out == "Your locker code is 4711.\n"
+
+
+def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys):
+    say(chat, "What is 12 + 30?")
+    assert chat.keeper.told == [(False, 1), (True, 3)]
+    assert notes(chat, capsys, "/save", "/save sums", "/save") == ["kept as talk", "kept as sums", "kept as sums"]
+    notes(chat, capsys, "/reset", "/system Be brief.", "/system")
+    assert chat.keeper.told[2:] == ["leave"] * 3
+    assert chat.session.instructions is None
+
+
+def test_a_session_that_is_stopped_is_kept_and_goes_on(chat, capsys, monkeypatch):
+    def stop_at_the_answer(text):
+        os.kill(os.getpid(), signal.SIGINT)
+        print(text, end="")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(chat.screen, "content", stop_at_the_answer)
+        say(chat, "What is 12 + 30?")
+    assert capsys.readouterr() == ("1", "(stopped; /continue goes on)\n")
+    assert chat.keeper.told == [(False, 1), (True, 2)]
+    run_line(chat, "/continue")
+    assert chat.session.messages[-1].content == "12 + 30 = 42"
+
+
+def test_a_disk_that_is_full_is_told_once(chat, capsys, monkeypatch):
+    def full(*args, **options):
+        raise GptOssError("cannot write talk.json: No space left on device")
+
+    monkeypatch.setattr(chat.keeper, "keep", full)
+    say(chat, "What is 12 + 30?")
+    say(chat, "What is 12 + 30?")
+    assert capsys.readouterr() == (
+        "12 + 30 = 42\n" * 2,
+        "(this session is not kept: cannot write talk.json: No space left on device)\n",
+    )
+
+
+def test_another_model_goes_on_with_the_conversation(chat, capsys, demo_folder, endless_folder):
+    loaded = []
+
+    def load_session(name):
+        assert before() is None, "two models at once"
+        loaded.append(name)
+        if name == str(endless_folder):
+            raise GptOssError("out of memory")
+        return Session(load(name), sampling=Sampling(temperature=0))
+
+    before = weakref.ref(chat.session)
+    chat.load = load_session
+    say(chat, "My locker code is 4711.")
+    assert notes(chat, capsys, "/model")[0].startswith(f"model in {demo_folder}")
+    assert "the next turn reads" in notes(chat, capsys, f"/model {demo_folder}")[0]
+    assert notes(chat, capsys, f"/model {endless_folder}") == ["error: out of memory"]
+    assert loaded == [str(demo_folder), str(endless_folder), str(demo_folder)]
+    say(chat, "What is my locker code?")
+    assert capsys.readouterr().out == "Your locker code is 4711.\n"
+    assert not chat.over
+
+
+def test_context_adds_up(chat, capsys):
+    say(chat, "What is 12 + 30?")
+    say(chat, "What is the weather in Bermi?")
+    said = notes(chat, capsys, "/context")
+    numbers = [int(re.search(r"([\d,]+) tokens", line)[1].replace(",", "")) for line in said[:-1]]
+    assert sum(numbers[:-2]) == numbers[-2] == len(chat.session._ids_so_far())
+    assert sum(numbers[-2:]) == chat.session.model.context
+    assert re.match(r"KV state: \d+ positions in 0.\d MB, marks: \d+", said[-1])
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        ("a\n```py\none\n```\nb\n~~~~\ntwo\n```\n~~~~\nc", "two\n```\n"),
+        ("```\nopen\n", "open\n"),
+        ("``` ``` none", None),
+    ],
+)
+def test_the_last_code_block_is_copied(chat, capsys, monkeypatch, tmp_path, answer, code):
+    program = tmp_path / "wl-copy"
+    program.write_text(f"#!/bin/sh\ncat > {tmp_path}/clipboard\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    say(chat, "What is 12 + 30?")
+    transcript = chat.session.transcript
+    messages = (*transcript.messages[:-1], replace(transcript.messages[-1], content=answer))
+    chat.session.restore(replace(transcript, messages=messages))
+    said = notes(chat, capsys, "/copy code")
+    if code is None:
+        assert said == ["error: there is no code block in the last answer"]
+    else:
+        assert said == [f"copied {len(code)} characters through wl-copy"]
+        assert (tmp_path / "clipboard").read_text() == code
+
+
+def test_control_characters_become_marks():
+    assert printable("a\x1b[2Jb\x07\u202ec\td\r\n\x9b\ud800") == "a\ufffd[2Jb\ufffd\ufffdc\td\n\ufffd\ufffd"
+
+
+def test_a_long_result_is_counted():
+    assert shortened("one\n", 10) == "one"
+    assert shortened("\n".join("abcdefghijkl"), 10) == "a\nb\nc\nd\n... 8 more lines"
+    assert shortened("0123456789\n01234567890", 10) == "0123456789\n012345 ..."
 
 
 @pytest.mark.parametrize(("wait", "shown"), [(0.0, True), (60.0, False)])
@@ -174,11 +330,28 @@ def test_a_long_prompt_shows_how_far_it_was_read(monkeypatch, wait, shown):
     monkeypatch.setattr(progress, "SHOWN_AFTER", wait)
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     reading = progress.PrefillProgress(console)
-    reading(0, 1000)
-    reading(256, 1000)
+    reading(0, 10000)
+    time.sleep(0.1)
+    reading(2500, 10000)
     time.sleep(0.5)
-    reading(1000, 1000)
-    assert ("reading 256 of 1000 tokens" in console.file.getvalue()) == shown
+    reading(10000, 10000)
+    written = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())
+    assert bool(re.search(r"reading \S+ 2,500/10,000 tokens, [\d,]+ tokens/s, 0 s left", written)) == shown
+
+
+def test_nothing_is_shown_of_a_prompt_where_there_is_no_terminal():
+    console = Console(file=io.StringIO())
+    progress.PrefillProgress(console)(0, 10)
+    assert console.file.getvalue() == ""
+
+
+def test_drawing_takes_little_of_the_time():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    region = Region(console)
+    started = time.monotonic()
+    while time.monotonic() < started + 0.5:
+        region.draw(Text("more"))
+    assert 1 <= console.file.getvalue().count("more") <= 7
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""A person's terminal for tests: a program in a pseudo-terminal, and a terminal emulator that shows what it drew."""
+
+import contextlib
+import os
+import re
+import time
+from pathlib import Path
+
+import pexpect
+import pyte
+
+ROWS, COLUMNS = 30, 100
+GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
+# What differs from run to run and from machine to machine.
+VARYING = [
+    (r"thought for \d+\.\d s", "thought for #.# s"),
+    (r"\d+\.\d tokens/s", "#.# tokens/s"),
+    (r"[\d,]+ tokens/s, \d+ s left", "# tokens/s, # s left"),
+    (r"[\d,]+/131,072 tokens \(\d+%\)", "#/131,072 tokens (#%)"),  # it depends on how much was read ahead
+    (r"KV state: .*", "KV state: #"),
+]
+
+
+class Terminal:
+    """`seen` are the rows on the screen, `sent` all that the program has written to it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], **changes: str):
+        unwanted = {"COLUMNS", "LINES", "NO_COLOR", "PROMPT_TOOLKIT_NO_CPR"}
+        env = {k: v for k, v in environment.items() if k not in unwanted} | {"TERM": "xterm-256color"} | changes
+        self.child = pexpect.spawn(command[0], command[1:], env=env, dimensions=(ROWS, COLUMNS), timeout=30)
+        self.screen = pyte.HistoryScreen(COLUMNS, ROWS, history=1000)
+        self.screen.write_process_input = self.child.send  # a terminal answers where its cursor is
+        self._stream = pyte.ByteStream(self.screen)
+        self.child.delaybeforesend = None
+        self.sent = b""
+
+    @property
+    def seen(self) -> str:
+        return "\n".join(row.rstrip() for row in self.screen.display).rstrip() + "\n"
+
+    def wait(self, pattern: str, seconds: float = 30) -> None:
+        """Until the screen shows what the pattern describes, and nothing more arrives."""
+        until = time.monotonic() + seconds
+        quiet = False
+        while not (quiet and re.search(pattern, self.seen, re.MULTILINE)):
+            assert time.monotonic() < until, f"no {pattern!r} on\n{self.seen}"
+            quiet = not self._read()
+
+    def line(self, text: str) -> None:
+        """Type a line."""
+        self.child.send(text + "\r")
+
+    def key(self, letter: str) -> None:
+        """Press a key together with Ctrl."""
+        self.child.sendcontrol(letter)
+
+    def resize(self, columns: int) -> None:
+        self.screen.resize(ROWS, columns)
+        self.child.setwinsize(ROWS, columns)
+
+    def exit_status(self) -> int:
+        """Of the program, which ends now."""
+        while self.child.isalive() or self._read():
+            self._read()
+        self.child.close()
+        return self.child.exitstatus
+
+    def _read(self) -> bool:
+        with contextlib.suppress(pexpect.TIMEOUT, pexpect.EOF):
+            data = self.child.read_nonblocking(65536, timeout=0.06)
+            self.sent += data
+            self._stream.feed(data)
+            return True
+        return False
+
+
+def golden(name: str, seen: str) -> None:
+    """The screen is the one that is kept, apart from figures that vary."""
+    for pattern, instead in VARYING:
+        seen = re.sub(pattern, instead, seen)
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("REGENERATE_SCREENS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(seen, encoding="utf-8")
+    assert seen == path.read_text(encoding="utf-8")
