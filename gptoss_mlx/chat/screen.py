@@ -37,7 +37,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """The first lines, cut to `width` columns, and how many more there are."""
+    """The first lines, cut to `width` characters, and how many more there are."""
     lines = text.strip("\n").split("\n")
     shown = [line if len(line) <= width else f"{line[: width - 4]} ..." for line in lines[:RESULT_LINES]]
     if more := len(lines) - len(shown):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -38,13 +39,18 @@ class Terminal:
     def seen(self) -> str:
         return "\n".join(row.rstrip() for row in self.screen.display).rstrip() + "\n"
 
-    def wait(self, pattern: str, seconds: float = 30) -> None:
-        """Until the screen shows what the pattern describes, and nothing more arrives."""
+    def wait(self, pattern: str) -> None:
+        """Until the screen shows what the pattern describes."""
+        found = self.read_until(lambda: re.search(pattern, self.seen, re.MULTILINE), 30)
+        assert found, f"no {pattern!r} on\n{self.seen}"
+
+    def read_until(self, condition: Callable[[], object], seconds: float) -> bool:
+        """Whether it comes true while nothing more arrives."""
         until = time.monotonic() + seconds
-        quiet = False
-        while not (quiet and re.search(pattern, self.seen, re.MULTILINE)):
-            assert time.monotonic() < until, f"no {pattern!r} on\n{self.seen}"
-            quiet = not self._read()
+        while time.monotonic() < until:
+            if not self._read() and condition():
+                return True
+        return False
 
     def line(self, text: str) -> None:
         """Type a line."""
@@ -74,12 +80,19 @@ class Terminal:
         return False
 
 
-def golden(name: str, seen: str) -> None:
-    """The screen is the one that is kept, apart from figures that vary."""
-    for pattern, instead in VARYING:
-        seen = re.sub(pattern, instead, seen)
+def golden(name: str, terminal: Terminal) -> None:
+    """The screen is, or becomes, the one that is kept, apart from what varies."""
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("REGENERATE_SCREENS"):
+        terminal.read_until(lambda: False, 1)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(seen, encoding="utf-8")
-    assert seen == path.read_text(encoding="utf-8")
+        path.write_text(masked(terminal.seen), encoding="utf-8")
+    expected = path.read_text(encoding="utf-8")
+    terminal.read_until(lambda: masked(terminal.seen) == expected, 5)
+    assert masked(terminal.seen) == expected
+
+
+def masked(seen: str) -> str:
+    for pattern, instead in VARYING:
+        seen = re.sub(pattern, instead, seen)
+    return seen

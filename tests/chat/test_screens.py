@@ -60,20 +60,20 @@ def test_answers_help_and_context(chat):
     terminal = chat(keep="talk")
     terminal.line("What is gptoss-mlx?")
     terminal.wait(r"machine\.\n\n>$")
-    golden("answer", terminal.seen)
+    golden("answer", terminal)
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/context")
     terminal.wait(r"marks: .*\n>$")
-    golden("context", terminal.seen)
+    golden("context", terminal)
     terminal.line("/help")
     terminal.wait(r"prints\.\n>$")
-    golden("help", terminal.seen)
+    golden("help", terminal)
     terminal.line("/reasoning show")
     terminal.wait(r"632|02\.?.*\n>$")
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
-    golden("reasoning-shown", terminal.seen)
+    golden("reasoning-shown", terminal)
     terminal.line("/exit")
     assert terminal.exit_status() == 0
 
@@ -82,15 +82,15 @@ def test_reasoning_and_an_answer_while_they_arrive(chat, tmp_path):
     terminal = chat(pauses=[12, 43], every_event=True)
     terminal.line("What is gptoss-mlx?")
     terminal.wait("question about")
-    golden("reasoning-arrives", terminal.seen)
+    golden("reasoning-arrives", terminal)
     terminal.line("/reasoning")  # typed too early: seen when it can be read
     release(tmp_path, 12)
     terminal.wait("gptoss-mlx converts")
-    golden("answer-arrives", terminal.seen)
+    golden("answer-arrives", terminal)
     terminal.resize(50)
     release(tmp_path, 43)
     terminal.wait(r"^reasoning medium\n>$")
-    golden("resized-to-50-columns", terminal.seen)
+    golden("resized-to-50-columns", terminal)
 
 
 def test_ctrl_c_stops_an_answer_that_goes_on_later(chat, tmp_path):
@@ -102,7 +102,7 @@ def test_ctrl_c_stops_an_answer_that_goes_on_later(chat, tmp_path):
     terminal.wait(r"goes on\)\n>$")
     terminal.line("/continue")
     terminal.wait(r"machine\.\n\n>$")
-    golden("stopped", terminal.seen)
+    golden("stopped", terminal)
     terminal.key("c")
     terminal.wait(r"leaves\n>$")
     terminal.key("c")
@@ -117,12 +117,12 @@ def test_a_tool_asks_first(chat, tmp_path):
     terminal.line("y")  # typed too early to be an answer
     release(tmp_path, 5)
     terminal.wait(r"for this tool$")
-    golden("tool-asks", terminal.seen)
+    golden("tool-asks", terminal)
     terminal.line("maybe")
     terminal.wait(r"maybe\nrun this.*tool$")
     terminal.line("n")
     terminal.wait(r"\n\n>$")
-    golden("tool-refused", terminal.seen)
+    golden("tool-refused", terminal)
     terminal.line("/reset")
     terminal.wait(r"new conversation\n>$")
     terminal.line("What is the weather in Bermi?")
@@ -133,15 +133,7 @@ def test_a_tool_asks_first(chat, tmp_path):
     terminal.wait(r"Bermi\.\n(.*\n)+.*Bermi\.\n\n>$")
     terminal.line("/tools")
     terminal.wait(r"last: .*\n>$")
-    golden("tool-always", terminal.seen)
-
-
-def test_a_tool_runs_unasked(chat):
-    terminal = chat(asks=True, yes=True)
-    terminal.line("What is the weather in Bermi?")
-    terminal.wait(r"Bermi\.\n\n>$")
-    assert "run this" not in terminal.seen
-    assert 'get_weather {"location": "Bermi"}' in terminal.seen
+    golden("tool-always", terminal)
 
 
 def test_what_goes_wrong(chat):
@@ -153,7 +145,7 @@ def test_what_goes_wrong(chat):
     terminal.wait(r"goes on\)\n>$")
     terminal.line("What is 347 + 285 and what is 285 + 347 and what is the sum of the two in the end?")
     terminal.wait(r"error: .*context(.*\n)+>$")
-    golden("errors", terminal.seen)
+    golden("errors", terminal)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +160,7 @@ def test_terminals_without_looks(chat, name, variables, options):
     terminal.wait(r"Bermi\.\n+>$")
     terminal.line("/edit")
     terminal.wait(r"Bermi\?$|Bermi\?\n>$")
-    golden(name, terminal.seen)
+    golden(name, terminal)
     if name == "no-color":
         assert not re.search(rb"\x1b\[[0-9;]*\b(3[0-8]|4[0-8]|9\d|10\d)\b[0-9;]*m", terminal.sent)
     else:
@@ -189,7 +181,7 @@ screen.prefill(2000, 8000)
 input()
 screen.prefill(8000, 8000)"""
     terminal = drawn(lines, wait="2,000/8,000 tokens.*left$")
-    golden("long-prompt", terminal.seen)
+    golden("long-prompt", terminal)
     terminal.line("")
     terminal.wait("done")
     assert terminal.seen == "done\n"
@@ -204,7 +196,7 @@ screen.reasoning("40")
 input()
 screen.thought(400, 4.2)"""
     terminal = drawn(lines, wait="^40")
-    golden("reasoning-window", terminal.seen)
+    golden("reasoning-window", terminal)
     terminal.line("")
     terminal.wait("done")
     assert terminal.seen == "thought for 4.2 s, 400 tokens\ndone\n"
@@ -240,7 +232,7 @@ def double(x):
 
 def test_markdown(drawn):
     terminal = drawn(f"for letter in {MARKDOWN!r}: screen.content(letter)\nscreen.end()")
-    golden("markdown", terminal.seen)
+    golden("markdown", terminal)
 
 
 def test_a_code_block_longer_than_the_screen(drawn):
@@ -253,10 +245,10 @@ input()
 screen.content("```\\n\\nIt ends.\\n")
 screen.end()"""
     terminal = drawn(lines, wait="line 59")
-    golden("long-code-arrives", terminal.seen)
+    golden("long-code-arrives", terminal)
     terminal.line("")
     terminal.wait("done")
-    golden("long-code", terminal.seen)
+    golden("long-code", terminal)
     above = ["".join(cell.data for _, cell in sorted(row.items())) for row in terminal.screen.history.top]
     everything = "\n".join(above) + terminal.seen
     assert [int(number) for number in re.findall(r"line (\d+)", everything)] == list(range(60))
@@ -288,9 +280,8 @@ screen.end()"""
     assert not re.search(r"\r(?![\r\n])[^\r\n]*evil", text) or "RichScreen" in screen
 
 
-@pytest.mark.parametrize("name", ["pbcopy", "xclip"])
-def test_copy(chat, tmp_path, name):
-    program = tmp_path / "bin" / name
+def test_copy(chat, tmp_path):
+    program = tmp_path / "bin" / "pbcopy"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ncat > {tmp_path}/clipboard\n")
     program.chmod(0o755)
@@ -298,7 +289,7 @@ def test_copy(chat, tmp_path, name):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/copy")
-    terminal.wait(f"copied 12 characters through {name} and the terminal")
+    terminal.wait("copied 12 characters through pbcopy and the terminal")
     assert (tmp_path / "clipboard").read_text() == "12 + 30 = 42"
     assert b"\x1b]52;c;MTIgKyAzMCA9IDQy\x07" in terminal.sent
 
