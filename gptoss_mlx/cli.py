@@ -436,28 +436,42 @@ def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **o
     store = Store(sessions_folder())
     kept = None if resume is None else store.find(resume)
     more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
-    loaded = _load(model or _model_of(kept), options)
-    remember(loaded.path)
     from .chat.keeper import Keeper
     from .chat.terminal import run
 
     keeper = Keeper(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
-    session = _session(loaded, options, **more)
-    del loaded  # /model has to be able to let go of it
-    if kept:
-        _resume(session, keeper, kept.state_bytes > 0)
-        for name, value in (("system", "instructions"), ("reasoning", "reasoning_effort")):
-            if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
-                setattr(session, value, options[name])
+
+    def load(name: str) -> Session:
+        session = _session(_load(name, options), options, **more)
+        remember(session.model.path)
+        return session
+
+    name = model or _model_of(kept)
     run(
-        session,
+        _resumed(load(name), keeper, options) if kept else load(name),
         show_reasoning=show_reasoning,
         history=home() / "history",
         keeper=keeper,
-        load=lambda name: _session(_load(name, options), options, **more),
+        load=load,
         yes=options["yes"],
         plain=options["plain"],
     )
+
+
+def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Session:
+    """The session as it was kept, but for what the command line says; tells what going on will cost."""
+    had_state = keeper.has_state
+    read = keeper.resume(session)
+    turns = sum(message.role == "user" for message in session.messages)
+    line = f"{keeper.name} goes on, after {turns} turn{'s' * (turns != 1)}"
+    if not read:
+        why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
+        line += f"; {why}, so that it is read again"
+    click.echo(line, err=True)
+    for name, setting in (("system", "instructions"), ("reasoning", "reasoning_effort")):
+        if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            setattr(session, setting, options[name])
+    return session
 
 
 def _model_of(kept: Kept | None) -> str:
@@ -465,17 +479,6 @@ def _model_of(kept: Kept | None) -> str:
     from .chat.transcript import Transcript
 
     return str((kept and Transcript.read(kept.transcript).model) or last_used() or "gpt-oss-20b")
-
-
-def _resume(session: Session, keeper: Keeper, had_state: bool) -> None:
-    """Restore, and say what it will cost."""
-    read = keeper.resume(session)
-    turns = sum(message.role == "user" for message in session.messages)
-    line = f"{keeper.name} goes on, after {turns} turns"
-    if not read:
-        why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
-        line += f"; {why}, so that it is read again"
-    click.echo(line, err=True)
 
 
 @cli.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")

@@ -179,6 +179,12 @@ class Session:
         return self.timeline.cache.offset
 
     @property
+    def token_counts(self) -> tuple[int, list[int]]:
+        """Of the instructions and tools, and of each message: what it takes in the next prompt, 0 if it is dropped."""
+        kept = zip(self._said, is_stale(self.messages), strict=True)
+        return len(self._head()), [0 if dropped else len(said.ids) for said, dropped in kept]
+
+    @property
     def transcript(self) -> Transcript:
         """The conversation as it can be kept, and `restore`d."""
         ids = tuple(said.ids if said.message.role == "assistant" else None for said in self._said)

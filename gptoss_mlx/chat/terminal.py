@@ -65,7 +65,11 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
-    chat.run(messages)
+    try:
+        chat.run(messages)
+    finally:
+        if chat.session:
+            chat.session.close()
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:

@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 import gptoss_mlx
-from gptoss_mlx import GptOssError, Sampling, Session
+from gptoss_mlx import GptOssError, Sampling, Session, engine
 from gptoss_mlx.cache import MOST_MARKS
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.session import Thought, ToolResult
@@ -419,3 +419,24 @@ def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
         said += answer(events)
     assert said == text
     jsonschema.validate(json.loads(text), SCHEMA)
+
+
+def test_a_token_computed_ahead_changes_nothing(model, monkeypatch):
+    """As on a GPU, where the state already holds the token that ends an answer."""
+    questions = [question for question in QUESTIONS if "Weather" not in question]
+    sessions = []
+    for ahead in (False, True):
+        monkeypatch.setitem(engine.LOOK_AHEAD, mx.DeviceType.cpu, ahead)
+        session = make_session(model)
+        for question in questions:
+            list(session.send(question))
+        session.undo()
+        events = session.send("What is gptoss-mlx?")
+        next(event for event in events if isinstance(event, Content))
+        events.close()
+        assert len(session.timeline.ids) == session.context_used
+        list(session.resume())
+        sessions.append(session)
+    plain, ahead = sessions
+    assert ahead.messages == plain.messages
+    assert ahead.stats[-1].finished
