@@ -254,10 +254,10 @@ class Session:
     def settle(self, tokens: int) -> int:
         """Read ahead what the next prompt will begin with, `tokens` at most; returns how many are left.
 
-        After an answer that is its reasoning's place: what follows was sampled behind it, and has to be read without.
-        Nothing is read while an answer can be resumed.
+        At first the instructions and tools; later an answer, which was sampled behind its reasoning and has to be read
+        without. Nothing is read while an answer can be resumed.
         """
-        if self._draft or not self._said:
+        if self._draft:
             return 0
         ids = [*self._ids_so_far(), *encode((START, "user", MESSAGE), self.tokenizer)]
         if len(ids) >= self.model.context:

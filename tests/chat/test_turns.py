@@ -191,19 +191,23 @@ def test_undo_edit_and_retry_read_only_what_differs(model):
 
 def test_settled_only_the_message_is_left(model):
     session = make_session(model)
-    for question in QUESTIONS[:3]:
-        list(session.send(question))
+    opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
+
+    def settled_and_asked(question):
         steps = 0
         while session.settle(5):
             steps += 1
-        assert steps > 1
         assert session.settle(5) == 0
-        before = session.transcript
-        _, stats = turn(session.send("What is 12 + 30?"))
-        opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
-        assert stats.prefilled == length(session, [Message("user", "What is 12 + 30?")]) - opening + START_OF_ANSWER
-        session.undo()
-        assert session.transcript == before
+        _, stats = turn(session.send(question))
+        assert stats.prefilled == length(session, [Message("user", question)]) - opening + START_OF_ANSWER
+        return steps
+
+    assert settled_and_asked(QUESTIONS[0]) > 1  # the instructions and tools
+    assert settled_and_asked(QUESTIONS[2]) > 1  # the first answer
+    session.undo()
+    assert settled_and_asked("What is 55 + 28?") == 0
+    session.reset()
+    assert settled_and_asked("What is 31 + 31?") == 0  # the instructions are still there
 
 
 def test_marks_stay_few(model):
