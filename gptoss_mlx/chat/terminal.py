@@ -23,7 +23,8 @@ from .attachments import expand, run_command
 from .commands import COMMANDS, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
 from .screen import PlainScreen, RichScreen, Screen, printable
-from .session import Dropped, Session, Thought, ToolResult, TurnStats
+from .session import Session
+from .turn import Dropped, Thought, ToolResult, TurnStats
 
 if TYPE_CHECKING:
     from .keeper import Keeper
