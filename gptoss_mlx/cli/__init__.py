@@ -32,7 +32,7 @@ def main() -> NoReturn:
     except MemoryError:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
     except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
-        _fail(printable(str(error)))
+        _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 
 
 def _fail(text: str) -> NoReturn:
