@@ -30,7 +30,20 @@ BARS = {
     "tools unused": 0.95,
     "project": 0.95,
 }
-UNBARRED = ("small talk", "statement", "echo", "follow-up")
+UNBARRED = (
+    "small talk",
+    "statement",
+    "echo",
+    "follow-up",
+    "instructions",
+    "tool error",
+    "later turn",
+    "later call",
+    "long talk",
+    "no reasoning",
+    "closed reasoning",
+)
+RESULTS = {"tool result": "tool call", "tool error": "tool error"}  # judged by what is said of a call's result
 
 
 @dataclass(frozen=True)
@@ -81,8 +94,8 @@ def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[
 
 
 def examine(model: Model, tokenizer: Tokenizer, task: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
-    check = result_is_used if task == "tool result" else is_right
-    for sample in samples("tool call" if task == "tool result" else task, count):
+    check = result_is_used if task in RESULTS else is_right
+    for sample in samples(RESULTS.get(task, task), count):
         yield sample, *check(model, tokenizer, sample)
 
 
@@ -98,7 +111,7 @@ def main() -> None:
         outcomes = list(examine(model, tokenizer, task, args.count))
         right = sum(ok for _, ok, _ in outcomes)
         bar = f"  bar {BARS[task]:.0%}" if task in BARS else ""
-        print(f"{task:12} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
+        print(f"{task:16} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
         if args.show_wrong:
             for sample, ok, reply in outcomes:
                 if not ok:
