@@ -63,13 +63,17 @@ class Turn:
 
 @dataclass
 class Sample:
-    """`segments` are pieces, in turn: the prompt, what the assistant emits, what a tool answers, what it then emits."""
+    """`segments` are pieces, in turn: the prompt, what the assistant emits, what a tool answers, what it then emits.
+
+    `given` is what the first and third end with, behind `<|start|>assistant`: what is written for the assistant.
+    """
 
     task: str
     conversation: Conversation
     segments: list[list[str]]
     expected: dict = field(default_factory=dict)
     """What an examiner looks for: `answer`, or `name` and `arguments` of a call."""
+    given: tuple[str, ...] = ()
 
 
 def held_out(question: str) -> bool:
@@ -656,7 +660,7 @@ def no_reasoning(g: Generator) -> Sample:
         task = talk.draw_task()
     turn = talk.turn(task, (lambda r: r.randrange(10)) if one_digit else draw_number)
     sample = talk.sample(turn)
-    given = [*NO_ANALYSIS, *BEFORE_CALL] if talk.kinds else [*NO_ANALYSIS, *BEFORE_CALL, *OPEN_FINAL]
+    sample.given = given = (*NO_ANALYSIS, *BEFORE_CALL) if talk.kinds else (*NO_ANALYSIS, *BEFORE_CALL, *OPEN_FINAL)
     prompt, _, *rest = sample.segments
     sample.segments = [[*prompt, *given], turn.emitted if talk.kinds else turn.emitted[len(OPEN_FINAL) :]]
     if rest:
@@ -674,9 +678,9 @@ def closed_reasoning(g: Generator) -> Sample:
     sample = talk.sample(turn)
     # Cut where tokens end: before a space or beside a digit.
     cut = g.choose([0, *(found.start() for found in re.finditer(r"(?= )|(?=\d)|(?<=\d)", turn.analysis))])
-    given = [CHANNEL, "analysis", MESSAGE, turn.analysis[:cut], END, *BEFORE_CALL, *OPEN_FINAL]
+    sample.given = (CHANNEL, "analysis", MESSAGE, turn.analysis[:cut], END, *BEFORE_CALL, *OPEN_FINAL)
     answer = turn.answer if turn.result is None else f"I would have to call {turn.expected['name']} for that."
-    sample.segments = [[*sample.segments[0], *given], [answer, RETURN]]
+    sample.segments = [[*sample.segments[0], *sample.given], [answer, RETURN]]
     sample.expected = {"answer": answer}
     return sample
 

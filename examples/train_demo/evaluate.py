@@ -61,8 +61,12 @@ def samples(task: str, count: int) -> list[Sample]:
     return [generator.sample(task) for _ in range(count)]
 
 
-def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
+def reply_to(model: Model, tokenizer: Tokenizer, sample: Sample, segments: int = 1) -> Reply:
+    """What follows the first segments of a sample."""
+    prompt = encode([piece for segment in sample.segments[:segments] for piece in segment], tokenizer)
     parser = IdParser(tokenizer)
+    for id_ in encode(sample.given, tokenizer):
+        list(parser.feed(id_))
     for id_ in model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=LONGEST):
         list(parser.feed(id_))
     list(parser.finish())
@@ -76,7 +80,7 @@ def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
 
 def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """Whether the reply to the prompt is the expected one, and for a call whether its result is then used."""
-    reply = reply_to(model, tokenizer, encode(sample.segments[0], tokenizer))
+    reply = reply_to(model, tokenizer, sample)
     if "name" not in sample.expected:
         return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
     try:
@@ -88,8 +92,7 @@ def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, 
 
 def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """For a tool call: whether the answer behind the result is the expected one."""
-    prompt = encode([piece for segment in sample.segments[:3] for piece in segment], tokenizer)
-    reply = reply_to(model, tokenizer, prompt)
+    reply = reply_to(model, tokenizer, sample, 3)
     return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
 
 
