@@ -637,9 +637,9 @@ def later_call(g: Generator) -> Sample:
 
 
 def long_talk(g: Generator) -> Sample:
-    """Anything behind nine to twenty turns."""
+    """Anything behind nine to twenty-six turns."""
     talk = Talk(g, tools=g.random.random() < 0.8)
-    talk.go_on(g.random.randint(9, 20))
+    talk.go_on(g.random.randint(9, 26))
     return talk.sample(talk.turn(talk.draw_task()))
 
 

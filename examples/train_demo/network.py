@@ -1,7 +1,7 @@
 """The gpt-oss architecture in PyTorch, for training: the same arithmetic as gptoss_mlx/model.py, with gradients.
 
 `quantize` replaces the weights by what MXFP4 and MLX's 4-bit affine form will make of them, and lets gradients pass.
-Where training starts, `prepare_copying` says. Shapes never depend on values, so that a GPU need not be waited for.
+Where training starts, `prepare_copying` says.
 """
 
 from __future__ import annotations
@@ -164,20 +164,37 @@ class Layer(nn.Module):
         return F.linear(y.transpose(1, 2).flatten(2), stored(self.o_proj), self.o_bias)
 
     def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [T, width] -> [T, width], and how unevenly they were divided (1 is even).
-
-        Every expert computes every token, and those that were not chosen count 0: twice the work, in three products.
-        """
-        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
+        """Tokens [T, width] -> [T, width], and how unevenly they were divided (1 is even)."""
         scores = F.linear(x, self.router, self.router_bias).float()
         best, chosen = scores.topk(self.k, dim=-1)
         share = torch.zeros_like(scores).scatter(1, chosen, best.softmax(-1))
-        g = F.linear(x, gate.flatten(0, 1), self.gate_bias.flatten()).clamp(max=self.limit)
-        u = F.linear(x, up.flatten(0, 1), self.up_bias.flatten()).clamp(-self.limit, self.limit)
-        z = ((u + 1) * g * torch.sigmoid(1.702 * g)).unflatten(1, (self.experts, -1)) * share[..., None].to(g.dtype)
-        out = F.linear(z.flatten(1), down.transpose(0, 1).flatten(1)) + share @ self.down_bias
+        out = (self.every_expert if x.is_cuda else self.chosen_experts)(x, share)
         load = (share > 0).float().mean(0) / self.k
         return out, self.experts * (load * scores.softmax(-1).mean(0)).sum()
+
+    def every_expert(self, x: Tensor, share: Tensor) -> Tensor:
+        """In three products, in which experts that were not chosen count 0: twice the work of `chosen_experts`, but in
+        shapes that a GPU need not be asked for."""
+        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
+        g = F.linear(x, gate.flatten(0, 1), self.gate_bias.flatten())
+        u = F.linear(x, up.flatten(0, 1), self.up_bias.flatten())
+        z = self.activation(g, u).unflatten(1, (self.experts, -1)) * share[..., None].to(g.dtype)
+        return F.linear(z.flatten(1), down.transpose(0, 1).flatten(1)) + share @ self.down_bias
+
+    def chosen_experts(self, x: Tensor, share: Tensor) -> Tensor:
+        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
+        out = torch.zeros_like(x, dtype=torch.float32)
+        for e in range(self.experts):
+            token = share[:, e].nonzero()[:, 0]
+            g = F.linear(x[token], gate[e], self.gate_bias[e])
+            u = F.linear(x[token], up[e], self.up_bias[e])
+            z = F.linear(self.activation(g, u), down[e], self.down_bias[e])
+            out = out.index_add(0, token, z.float() * share[token, e, None])
+        return out
+
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
 @torch.no_grad()

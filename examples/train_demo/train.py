@@ -30,7 +30,7 @@ from network import Network
 from vocabulary import make_tokenizer
 
 SAVE_EVERY = 120  # seconds
-REPORT_EVERY = 50  # steps
+REPORT_EVERY = 20  # steps
 Batch = tuple[Tensor, Tensor]
 
 
@@ -57,24 +57,16 @@ def main() -> None:
         restore(network, args.source)
     network.to(device)
     optimizers = make_optimizers(network)
-    first, trained, state = 0, 0.0, args.out / "state.pt"
-    if state.exists():
-        saved = torch.load(state, weights_only=True, map_location=device)
-        network.load_state_dict(saved["network"])
-        for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(part)
-        first, trained = saved["step"], saved["seconds"]
+    state = args.out / "state.pt"
+    first, trained = load(state, network, optimizers) if state.exists() else (0, 0.0)
 
     seed = settings.SEED + 1000 * first
     copying = 0 if args.source else max(0, settings.COPYING_STEPS - first)
     batches = chain(copying_batches(tokenizer, seed, copying), generated_batches(args.out, seed, device))
     exam = {task: exam_rows(task, tokenizer) for task in EXAM}
-    waited, tokens = 0.0, 0
     started = saved_at = time.monotonic()
-    step, share = first, 0.0
-    while share < 1:
-        seconds = trained + time.monotonic() - started
-        share = seconds / (60 * args.minutes) if args.minutes else step / args.steps
+    step, seconds, waited, tokens = first, trained, 0.0, 0
+    while (share := seconds / (60 * args.minutes) if args.minutes else step / args.steps) < 1:
         factor = continued_rate(step, share) if args.source else rate(step, share)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -82,30 +74,40 @@ def main() -> None:
         if args.source or share >= settings.QUANTIZE_FROM:
             network.quantize()
         asked = time.monotonic()
-        ids, weights = next(batches)
+        batch = next(batches)
         waited += time.monotonic() - asked
-        tokens += ids.numel()
-        loss, balance = train_step(
-            network, optimizers, ids.to(device, non_blocking=True), weights.to(device, non_blocking=True)
-        )
+        tokens += batch[0].numel()
+        loss, balance = train_step(network, optimizers, *(part.to(device, non_blocking=True) for part in batch))
         step += 1
+        seconds = trained + time.monotonic() - started
         if step % REPORT_EVERY == 0:
             report = f"step {step} ({share:.1%}) loss {loss.item():.4f} balance {balance.item():.3f}"
             passed = time.monotonic() - started
             print(f"{report} {tokens / passed:,.0f} tokens/s, {waited / passed:.0%} waiting for them", flush=True)
-        if time.monotonic() - saved_at > SAVE_EVERY or share >= 1:
-            save(state, network, optimizers, step, seconds)
-            export(network, settings.CONFIG, args.out, args.out / "checkpoint")
-            right = ", ".join(f"{task} {examine(network, rows):.0%}" for task, rows in exam.items())
-            print(f"step {step} right: {right}", flush=True)
+        if time.monotonic() - saved_at > SAVE_EVERY:
+            keep(args.out, network, optimizers, step, seconds)
+            print_exam(network, exam)
             saved_at = time.monotonic()
+    keep(args.out, network, optimizers, step, seconds)
+    print_exam(network, exam)
 
 
-def save(path: Path, network: Network, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
-    partial = path.with_name(f"{path.name}.partial")
+def keep(out: Path, network: Network, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+    """Write the state and the checkpoint, each of them whole at every moment."""
+    partial = out / "state.pt.partial"
     parts = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"network": network.state_dict(), "optimizers": parts, "step": step, "seconds": seconds}, partial)
-    partial.replace(path)
+    partial.replace(out / "state.pt")
+    export(network, settings.CONFIG, out, out / "checkpoint")
+
+
+def load(state: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Continue from what `keep` wrote; returns the steps and the seconds that there were."""
+    saved = torch.load(state, weights_only=True, map_location=network.norm.device)
+    network.load_state_dict(saved["network"])
+    for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(part)
+    return saved["step"], saved["seconds"]
 
 
 def train_step(
@@ -196,6 +198,10 @@ def examine(network: Network, rows: list[Row]) -> float:
             likeliest = network.logits(network(ids[:, :-1])).argmax(-1)
         right += ((likeliest == ids[:, 1:]) | (weights[:, 1:] < 1)).all(1).sum().item()
     return right / len(rows)
+
+
+def print_exam(network: Network, exam: dict[str, list[Row]]) -> None:
+    print("right: " + ", ".join(f"{task} {examine(network, rows):.0%}" for task, rows in exam.items()), flush=True)
 
 
 class Muon(torch.optim.Optimizer):
