@@ -95,8 +95,8 @@ def as_sampled(pieces: list[str]) -> list[str]:
     rest = iter(pieces)
     for piece in rest:
         if piece.startswith(f" to={FUNCTIONS}"):
-            assert [next(rest) for _ in range(3)] == [CHANNEL, "commentary", " "]
-            sampled += [CHANNEL, f"commentary{piece} "]
+            marker, channel, _ = (next(rest) for _ in range(3))
+            sampled += [marker, f"{channel}{piece} "]
         else:
             sampled.append(piece)
     return sampled
