@@ -30,7 +30,20 @@ BARS = {
     "tools unused": 0.95,
     "project": 0.95,
 }
-UNBARRED = ("small talk", "statement", "echo", "follow-up")
+UNBARRED = (
+    "small talk",
+    "statement",
+    "echo",
+    "follow-up",
+    "instructions",
+    "tool error",
+    "later turn",
+    "later call",
+    "long talk",
+    "no reasoning",
+    "closed reasoning",
+)
+RESULTS = {"tool result": "tool call", "tool error": "tool error"}  # judged by what is said of a call's result
 
 
 @dataclass(frozen=True)
@@ -48,8 +61,12 @@ def samples(task: str, count: int) -> list[Sample]:
     return [generator.sample(task) for _ in range(count)]
 
 
-def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
+def reply_to(model: Model, tokenizer: Tokenizer, sample: Sample, segments: int = 1) -> Reply:
+    """What follows the first segments of a sample."""
+    prompt = encode([piece for segment in sample.segments[:segments] for piece in segment], tokenizer)
     parser = IdParser(tokenizer)
+    for id_ in encode(sample.given, tokenizer):
+        list(parser.feed(id_))
     for id_ in model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=LONGEST):
         list(parser.feed(id_))
     list(parser.finish())
@@ -63,7 +80,7 @@ def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
 
 def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """Whether the reply to the prompt is the expected one, and for a call whether its result is then used."""
-    reply = reply_to(model, tokenizer, encode(sample.segments[0], tokenizer))
+    reply = reply_to(model, tokenizer, sample)
     if "name" not in sample.expected:
         return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
     try:
@@ -75,14 +92,13 @@ def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, 
 
 def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """For a tool call: whether the answer behind the result is the expected one."""
-    prompt = encode([piece for segment in sample.segments[:3] for piece in segment], tokenizer)
-    reply = reply_to(model, tokenizer, prompt)
+    reply = reply_to(model, tokenizer, sample, 3)
     return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
 
 
 def examine(model: Model, tokenizer: Tokenizer, task: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
-    check = result_is_used if task == "tool result" else is_right
-    for sample in samples("tool call" if task == "tool result" else task, count):
+    check = result_is_used if task in RESULTS else is_right
+    for sample in samples(RESULTS.get(task, task), count):
         yield sample, *check(model, tokenizer, sample)
 
 
@@ -98,7 +114,7 @@ def main() -> None:
         outcomes = list(examine(model, tokenizer, task, args.count))
         right = sum(ok for _, ok, _ in outcomes)
         bar = f"  bar {BARS[task]:.0%}" if task in BARS else ""
-        print(f"{task:12} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
+        print(f"{task:16} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
         if args.show_wrong:
             for sample, ok, reply in outcomes:
                 if not ok:
