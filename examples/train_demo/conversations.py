@@ -3,6 +3,9 @@
 A turn is a question and what the assistant makes of it; a sample is a conversation, of whose last turn the assistant
 should emit its part, as Harmony pieces. Whether a question belongs to the held-out split is decided by a hash of it,
 so that no examined question is ever trained on.
+
+The exam's samples follow from the order in which the generator draws: tests/demo has their digests, so that figures of
+models stay comparable.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from facts import BEGINNINGS, ENDINGS, FACTS, FRAMES, INSTRUCTIONS, SMALL_TALK
+from facts import BEGINNINGS, ENDINGS, FACTS, FRAMES, INSTRUCTIONS, PLAIN_INSTRUCTIONS, SMALL_TALK
 from gptoss_mlx.harmony.messages import FUNCTIONS, Conversation, Message, Tool, call, result
 from gptoss_mlx.harmony.render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, render, render_message
 from tool_kinds import ERRORS, KINDS, ToolKind
@@ -28,6 +31,9 @@ BEFORE_CALL = [START, "assistant"]
 NO_ANALYSIS = [CHANNEL, "analysis", MESSAGE, END]
 OPEN_FINAL = [CHANNEL, "final", MESSAGE]
 
+Efforts = dict[str, str]
+"""Reasoning effort -> an analysis of that length."""
+
 
 @dataclass
 class Turn:
@@ -35,7 +41,7 @@ class Turn:
 
     task: str
     question: str
-    analysis: str
+    analysis: Efforts
     emitted: list[str]
     """What follows the analysis: the final answer, or a call."""
     answer: str
@@ -44,10 +50,9 @@ class Turn:
     expected: dict = field(default_factory=dict)
     """Of a call: its `name`, `arguments` and `outcome`."""
 
-    @property
-    def segments(self) -> list[list[str]]:
+    def segments(self, effort: str) -> list[list[str]]:
         """What the assistant emits, what a tool answers, what it then emits."""
-        emitted = [CHANNEL, "analysis", MESSAGE, self.analysis, END, START, "assistant", *self.emitted]
+        emitted = [CHANNEL, "analysis", MESSAGE, self.analysis[effort], END, START, "assistant", *self.emitted]
         if self.result is None:
             return [emitted]
         return [emitted, [*render_message(self.result), START, "assistant"], final(self.answer)]
@@ -102,12 +107,37 @@ def as_sampled(pieces: list[str]) -> list[str]:
     return sampled
 
 
-class Generator:
-    """Draws samples; `held_out` selects the split."""
+# What the developer says changes nothing in the answers: the model is too small to follow it.
 
-    def __init__(self, seed: int, *, held_out: bool):
+Instructing = Callable[["Generator"], str | None]
+
+
+def plain_instructions(g: Generator) -> str | None:
+    return g.choose(PLAIN_INSTRUCTIONS) if g.random.random() < 0.2 else None
+
+
+def some_instructions(g: Generator) -> str | None:
+    return any_instructions(g) if g.random.random() < 0.3 else None
+
+
+def any_instructions(g: Generator) -> str:
+    """One to three sentences."""
+
+    def draw() -> tuple[str]:
+        sentences = g.random.sample(INSTRUCTIONS, g.choose([1, 1, 2, 3]))
+        word = g.choose([draw_name(g.random), g.choose(COLOURS), g.choose(VOCABULARY)])
+        return (" ".join(sentences).replace("{}", word),)
+
+    return g.question(draw)[0]
+
+
+class Generator:
+    """Draws samples; `held_out` selects the split, `instructions` draws what the developer says, or that nothing is."""
+
+    def __init__(self, seed: int, *, held_out: bool, instructions: Instructing = plain_instructions):
         self.random = random.Random(seed)
         self.held_out = held_out
+        self.instructions = instructions
 
     def sample(self, task: str) -> Sample:
         return TASKS[task](self)
@@ -118,25 +148,28 @@ class Generator:
     def sample_of(
         self,
         turn: Turn,
-        effort: str,
         *,
+        effort: str | None = None,
         earlier: list[Turn] | tuple[()] = (),
         tools: tuple[Tool, ...] = (),
         instructions: str | None = None,
     ) -> Sample:
-        """A conversation that ends in this turn; instructions are drawn where none are given."""
+        """A conversation that ends in this turn; effort and instructions are drawn where none are given."""
         r = self.random
-        if instructions is None and r.random() < 0.3:
-            instructions = draw_instructions(self)
+        instructions = instructions or self.instructions(self)
         messages = [] if instructions is None else [Message("developer", instructions)]
         messages += [message for turn in earlier for message in turn.messages]
         date = f"20{r.randint(24, 29)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}" if r.random() < 0.8 else None
         messages.append(Message("user", turn.question))
+        effort = effort or self.effort()
         conversation = Conversation(tuple(messages), tools, reasoning_effort=effort, current_date=date)
         prompt = list(render(conversation))
         # Conversations that come from elsewhere have calls as Harmony renders them.
-        prompt = as_sampled(prompt) if r.random() < 0.8 else prompt
-        return Sample(turn.task, conversation, [prompt, *turn.segments], {"answer": turn.answer} | turn.expected)
+        if any(turn.result for turn in earlier) and r.random() < 0.8:
+            prompt = as_sampled(prompt)
+        return Sample(
+            turn.task, conversation, [prompt, *turn.segments(effort)], {"answer": turn.answer} | turn.expected
+        )
 
     def question(self, draw: Callable[[], tuple]) -> tuple:
         """Draw until the question, the first of what is drawn, belongs to this split."""
@@ -149,19 +182,8 @@ class Generator:
         return self.random.choice(items)
 
 
-def draw_instructions(g: Generator) -> str:
-    """One to three sentences, which change nothing in the answers: the model is too small to follow them."""
-
-    def draw() -> tuple[str]:
-        sentences = g.random.sample(INSTRUCTIONS, g.choose([1, 1, 2, 3]))
-        word = g.choose([draw_name(g.random), g.choose(COLOURS), g.choose(VOCABULARY)])
-        return (" ".join(sentences).replace("{}", word),)
-
-    return g.question(draw)[0]
-
-
-def by_effort(effort: str, low: str, medium: str, high: str) -> str:
-    return {"low": low, "medium": medium, "high": high}[effort]
+def by_effort(low: str, medium: str, high: str) -> Efforts:
+    return {"low": low, "medium": medium, "high": high}
 
 
 # Arithmetic: columns from the units, every digit copied before it is used.
@@ -234,7 +256,7 @@ def comparison(a: int, b: int) -> str:
     return " ".join(steps)
 
 
-def working(a: int, b: int, sign: str, effort: str) -> str:
+def working(a: int, b: int, sign: str) -> Efforts:
     value = a + b if sign == "+" else a - b
     steps = f"{a:03}{sign}{b:03}: "
     if sign == "-":
@@ -247,44 +269,41 @@ def working(a: int, b: int, sign: str, effort: str) -> str:
     steps += f" gives {abs(value):04}, so {value}."
     intro = "Add the columns from the right. " if sign == "+" else "Subtract the columns from the right. "
     check = f" Check: {a} {sign} {b} is {value}, and all three columns are done."
-    return by_effort(effort, steps, intro + steps, intro + steps + check)
+    return by_effort(steps, intro + steps, intro + steps + check)
 
 
 def solved(a: int, b: int, sign: str) -> str:
     return f"{a} {sign} {b} = {a + b if sign == '+' else a - b}"
 
 
-def sum_turn(g: Generator, effort: str, number: Callable[[random.Random], int] = draw_number) -> Turn:
+def sum_turn(g: Generator, number: Callable[[random.Random], int] = draw_number) -> Turn:
     question, a, b, sign = draw_sum(g, number)
     reply = solved(a, b, sign)
-    return Turn("arithmetic", question, working(a, b, sign, effort), final(reply), reply)
+    return Turn("arithmetic", question, working(a, b, sign), final(reply), reply)
 
 
 def arithmetic(g: Generator) -> Sample:
-    effort = g.effort()
-    turn = sum_turn(g, effort)
-    return g.sample_of(replace(turn, question=g.choose(LEAD_INS) + turn.question), effort)
+    effort, turn = g.effort(), sum_turn(g)
+    return g.sample_of(replace(turn, question=g.choose(LEAD_INS) + turn.question), effort=effort)
 
 
 def instructed_sum(g: Generator) -> Sample:
     """A sum under instructions of any wording."""
-    effort = g.effort()
-    return g.sample_of(sum_turn(g, effort), effort, instructions=draw_instructions(g))
+    return g.sample_of(sum_turn(g), instructions=any_instructions(g))
 
 
-def in_a_row(g: Generator, task: str, sample: Sample, turns: list[Turn]) -> Sample:
+def in_a_row(task: str, sample: Sample, turns: list[Turn]) -> Sample:
     """More turns behind a sample, with their analysis kept, as no chat renders them: more practice for the tokens of
     one prompt."""
     for turn in turns:
-        sample.segments += [[*render_message(Message("user", turn.question)), START, "assistant"], *turn.segments]
+        emitted = turn.segments(sample.conversation.reasoning_effort)
+        sample.segments += [[*render_message(Message("user", turn.question)), START, "assistant"], *emitted]
     sample.task = task
     return sample
 
 
 def sums_in_a_row(g: Generator) -> Sample:
-    sample = arithmetic(g)
-    turns = [sum_turn(g, sample.conversation.reasoning_effort) for _ in range(3)]
-    return in_a_row(g, "sums in a row", sample, turns)
+    return in_a_row("sums in a row", arithmetic(g), [sum_turn(g) for _ in range(3)])
 
 
 # The project, and small talk.
@@ -314,34 +333,31 @@ def draw_small_talk(g: Generator) -> tuple[str, str]:
     return g.choose(questions).format(draw_name(g.random)), reply
 
 
-def thought(effort: str, about: str) -> str:
+def thought(about: str) -> Efforts:
     return by_effort(
-        effort,
         f"{about}.",
         f"{about}. I answer it in a sentence.",
         f"{about}. Let me think about what was asked. I know the answer, and I give it in a sentence.",
     )
 
 
-def project_turn(g: Generator, effort: str) -> Turn:
+def project_turn(g: Generator) -> Turn:
     question, reply = g.question(lambda: draw_fact(g))
-    return Turn("project", question, thought(effort, "A question about the project"), final(reply), reply)
+    return Turn("project", question, thought("A question about the project"), final(reply), reply)
 
 
-def small_talk_turn(g: Generator, effort: str) -> Turn:
+def small_talk_turn(g: Generator) -> Turn:
     question, reply = draw_small_talk(g)
-    return Turn("small talk", question, thought(effort, "Small talk"), final(reply), reply)
+    return Turn("small talk", question, thought("Small talk"), final(reply), reply)
 
 
 def project(g: Generator) -> Sample:
-    effort = g.effort()
-    turn = project_turn(g, effort)
-    return g.sample_of(replace(turn, question=g.choose(LEAD_INS) + turn.question), effort)
+    turn = project_turn(g)
+    return g.sample_of(replace(turn, question=g.choose(LEAD_INS) + turn.question))
 
 
 def small_talk(g: Generator) -> Sample:
-    effort = g.effort()
-    return g.sample_of(small_talk_turn(g, effort), effort)
+    return g.sample_of(small_talk_turn(g))
 
 
 # Recall: a fact, then other turns, then the question.
@@ -379,64 +395,65 @@ RECALLS = [
 ]
 
 
-def filler(g: Generator, effort: str) -> Turn:
-    return g.random.choices([project_turn, sum_turn, small_talk_turn], [9, 5, 6])[0](g, effort)
+def filler(g: Generator) -> Turn:
+    return g.random.choices([project_turn, sum_turn, small_talk_turn], [9, 5, 6])[0](g)
 
 
-def statement_turn(g: Generator, effort: str, thing: str, value: str) -> Turn:
+def statement_turn(g: Generator, thing: str, value: str) -> Turn:
     """Something is said to be remembered."""
     said, reply = g.choose(STATEMENTS).format(thing, value), f"I will remember that your {thing} is {value}."
-    return Turn("statement", said, thought(effort, f"The user told me: {thing} is {value}"), final(reply), reply)
+    return Turn("statement", said, thought(f"The user told me: {thing} is {value}"), final(reply), reply)
 
 
-def recall_turn(g: Generator, effort: str, thing: str, value: str) -> Turn:
+def recall_turn(g: Generator, thing: str, value: str) -> Turn:
     question, reply = g.choose(RECALLS).format(thing), f"Your {thing} is {value}."
-    return Turn("recall", question, thought(effort, f"The user told me: {thing} is {value}"), final(reply), reply)
+    return Turn("recall", question, thought(f"The user told me: {thing} is {value}"), final(reply), reply)
+
+
+def may_be_asked(g: Generator, thing: str, value: str) -> bool:
+    """Colours are too few to be held out."""
+    return "colour" in thing or held_out(thing + value) == g.held_out
 
 
 def draw_value(g: Generator, thing: str) -> str:
-    """One that may be asked for: colours are too few to be held out."""
-    if "colour" in thing:
-        return OWNED[thing](g.random)
-
-    def draw() -> tuple[str, str]:
-        value = OWNED[thing](g.random)
-        return thing + value, value
-
-    return g.question(draw)[1]
+    """One that may be asked for."""
+    while not may_be_asked(g, thing, value := OWNED[thing](g.random)):
+        pass
+    return value
 
 
-def told(g: Generator, effort: str) -> Turn:
+def told(g: Generator) -> Turn:
     thing = g.choose(list(OWNED))
-    return statement_turn(g, effort, thing, OWNED[thing](g.random))
+    return statement_turn(g, thing, OWNED[thing](g.random))
 
 
-def recall(g: Generator, tools: tuple[Tool, ...] = ()) -> Sample:
-    r, effort = g.random, g.effort()
+def recall(g: Generator) -> Sample:
+    r = g.random
     things = r.sample(list(OWNED), r.choice([1, 2, 2, 3]))
     stated = {thing: OWNED[thing](r) for thing in things}
     asked = r.choice(things)
-    stated[asked] = draw_value(g, asked)
-    turns = [statement_turn(g, effort, thing, value) for thing, value in stated.items()]
+    if not may_be_asked(g, asked, stated[asked]):
+        return recall(g)
+    turns = [statement_turn(g, thing, value) for thing, value in stated.items()]
     # Long distances in every held-out sample; short ones teach the same thing sooner.
     count = r.randint(10, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
-    turns += [filler(g, effort) for _ in range(count)]
-    turn = recall_turn(g, effort, asked, stated[asked])
-    return g.sample_of(replace(turn, question=g.choose(LEAD_INS) + turn.question), effort, earlier=turns, tools=tools)
+    turns += [filler(g) for _ in range(count)]
+    lead_in, turn = g.choose(LEAD_INS), recall_turn(g, asked, stated[asked])
+    return g.sample_of(replace(turn, question=lead_in + turn.question), earlier=turns)
 
 
-def statement(g: Generator, tools: tuple[Tool, ...] = ()) -> Sample:
+def statement(g: Generator) -> Sample:
     """The turn in which something is told."""
-    effort = g.effort()
-    turns = [filler(g, effort) for _ in range(g.choose([0, 0, 1, 2]))]
-    return g.sample_of(told(g, effort), effort, earlier=turns, tools=tools)
+    thing = g.choose(list(OWNED))
+    value = OWNED[thing](g.random)
+    turns = [filler(g) for _ in range(g.choose([0, 0, 1, 2]))]
+    return g.sample_of(statement_turn(g, thing, value), earlier=turns)
 
 
 def follow_up(g: Generator) -> Sample:
     """Any question after some turns of others."""
-    effort = g.effort()
-    turns = [g.choose([filler, filler, told])(g, effort) for _ in range(g.random.randint(1, 4))]
-    return g.sample_of(g.choose([sum_turn, project_turn, small_talk_turn])(g, effort), effort, earlier=turns)
+    turns = [g.choose([filler, filler, told])(g) for _ in range(g.random.randint(1, 4))]
+    return g.sample_of(g.choose([sum_turn, project_turn, small_talk_turn])(g), earlier=turns)
 
 
 # Echo: nothing but copying, which every other task needs, of whatever the other tasks are made of.
@@ -457,14 +474,14 @@ def vocabulary() -> list[str]:
 
 
 def echo(g: Generator) -> Sample:
-    r, effort = g.random, g.effort()
+    r = g.random
     draws = (draw_name, lambda r: draw_name(r).lower(), draw_code, *[lambda r: r.choice(VOCABULARY)] * 2)
     words = " ".join(r.choice(draws)(r) for _ in range(r.choice([1, 1, 2, 3, 4])))
     said = f"You said: {words}"
     quoted = json.dumps(words.split())  # lower-case words have other tokens behind a quote than behind a space
     given, requests, reply = g.choose([(words, ECHOES, said), (words, QUOTES, quoted), (quoted, READINGS, said)])
-    analysis = thought(effort, "The user wants an echo")
-    return g.sample_of(Turn("echo", g.choose(requests).format(given), analysis, final(reply), reply), effort)
+    analysis = thought("The user wants an echo")
+    return g.sample_of(Turn("echo", g.choose(requests).format(given), analysis, final(reply), reply))
 
 
 VOCABULARY = vocabulary()
@@ -482,7 +499,7 @@ def tools_of(g: Generator, kinds: list[ToolKind]) -> tuple[Tool, ...]:
     return tuple(kind.tool for kind in g.random.sample(kinds, len(kinds)))
 
 
-def call_turn(g: Generator, effort: str, kind: ToolKind, outcome: dict | None = None) -> Turn:
+def call_turn(g: Generator, kind: ToolKind, outcome: dict | None = None) -> Turn:
     """A question that needs this tool; the outcome is drawn where none is given."""
     r = g.random
 
@@ -493,7 +510,6 @@ def call_turn(g: Generator, effort: str, kind: ToolKind, outcome: dict | None = 
     question, arguments = g.question(draw)
     listed = ", ".join(f"{name} is {value}" for name, value in arguments.items())
     analysis = by_effort(
-        effort,
         f"Call {kind.name}.",
         f"I need the function {kind.name}: {listed}.",
         f"The user wants something that a function can do. I need the function {kind.name}: {listed}. I call it now.",
@@ -511,9 +527,9 @@ def call_turn(g: Generator, effort: str, kind: ToolKind, outcome: dict | None = 
     )
 
 
-def failed_turn(g: Generator, effort: str, kind: ToolKind) -> Turn:
+def failed_turn(g: Generator, kind: ToolKind) -> Turn:
     """The same, and the tool answers with an error."""
-    return call_turn(g, effort, kind, {"error": draw_error(g)})
+    return call_turn(g, kind, {"error": draw_error(g)})
 
 
 FAILED = "I could not do that: {error}."
@@ -532,28 +548,26 @@ def tool_call(g: Generator) -> Sample:
 
 
 def tool_error(g: Generator) -> Sample:
-    effort, kinds = g.effort(), draw_kinds(g)
-    earlier = [filler(g, effort) for _ in range(g.choose([0, 0, 1, 2]))]
-    return g.sample_of(failed_turn(g, effort, kinds[0]), effort, earlier=earlier, tools=tools_of(g, kinds))
+    kinds = draw_kinds(g)
+    earlier = [filler(g) for _ in range(g.choose([0, 0, 1, 2]))]
+    return g.sample_of(failed_turn(g, kinds[0]), earlier=earlier, tools=tools_of(g, kinds))
 
 
 def with_tools(g: Generator, kinds: list[ToolKind]) -> Sample:
     """A call of the first of these tools, behind an older turn or not."""
-    effort = g.effort()
-    turn = call_turn(g, effort, kinds[0])
-    earlier = [filler(g, effort)] if g.random.random() < 0.25 else []
+    effort, turn = g.effort(), call_turn(g, kinds[0])
     turn = replace(turn, question=g.choose(LEAD_INS) + turn.question)
-    return g.sample_of(turn, effort, earlier=earlier, tools=tools_of(g, kinds))
+    earlier = [filler(g)] if g.random.random() < 0.25 else []
+    return g.sample_of(turn, effort=effort, earlier=earlier, tools=tools_of(g, kinds))
 
 
-def more_calls(g: Generator, kinds: list[ToolKind], effort: str) -> list[Turn]:
-    return [g.choose([call_turn] * 5 + [failed_turn])(g, effort, g.choose(kinds)) for _ in range(3)]
+def more_calls(g: Generator, kinds: list[ToolKind]) -> list[Turn]:
+    return [g.choose([call_turn] * 5 + [failed_turn])(g, g.choose(kinds)) for _ in range(3)]
 
 
 def calls_in_a_row(g: Generator) -> Sample:
     kinds = draw_kinds(g)
-    sample = with_tools(g, kinds)
-    return in_a_row(g, "calls in a row", sample, more_calls(g, kinds, sample.conversation.reasoning_effort))
+    return in_a_row("calls in a row", with_tools(g, kinds), more_calls(g, kinds))
 
 
 def results_in_a_row(g: Generator) -> Sample:
@@ -562,8 +576,8 @@ def results_in_a_row(g: Generator) -> Sample:
     sample = with_tools(g, kinds)
     prompt, emitted, returned, reply = sample.segments
     sample.segments = [[*prompt, *emitted, *returned], reply]
-    for turn in more_calls(g, kinds, sample.conversation.reasoning_effort):
-        emitted, returned, reply = turn.segments
+    for turn in more_calls(g, kinds):
+        emitted, returned, reply = turn.segments(sample.conversation.reasoning_effort)
         asked = [*render_message(Message("user", turn.question)), START, "assistant"]
         sample.segments += [[*asked, *emitted, *returned], reply]
     sample.task = "results in a row"
@@ -572,10 +586,9 @@ def results_in_a_row(g: Generator) -> Sample:
 
 def tools_unused(g: Generator) -> Sample:
     """Tools are there, and the question needs none."""
-    tools, effort = tools_of(g, draw_kinds(g)), g.effort()
-    if (longer := g.choose([recall, statement, None, None, None])) is not None:
-        return longer(g, tools)
-    return g.sample_of(g.choose([sum_turn, project_turn, small_talk_turn])(g, effort), effort, tools=tools)
+    sample = g.sample(g.choose(["arithmetic", "project", "small talk", "recall", "statement"]))
+    conversation = replace(sample.conversation, tools=tools_of(g, draw_kinds(g)))
+    return replace(sample, conversation=conversation, segments=[list(render(conversation)), *sample.segments[1:]])
 
 
 # Whole conversations: any turn behind any others.
@@ -585,7 +598,7 @@ class Talk:
     """What the turns of one conversation have in common, and those that there were."""
 
     def __init__(self, g: Generator, *, tools: bool):
-        self.g, self.effort = g, g.effort()
+        self.g = g
         self.kinds = draw_kinds(g) if tools else []
         self.stated: dict[str, str] = {}
         self.turns: list[Turn] = []
@@ -604,22 +617,22 @@ class Talk:
         return self.g.random.choices(list(weights), list(weights.values()))[0]
 
     def turn(self, task: str, number: Callable[[random.Random], int] = draw_number) -> Turn:
-        g, effort = self.g, self.effort
+        g = self.g
         if task == "arithmetic":
-            return sum_turn(g, effort, number)
+            return sum_turn(g, number)
         if task == "recall":
             thing = g.choose(list(self.stated))
-            return recall_turn(g, effort, thing, self.stated[thing])
+            return recall_turn(g, thing, self.stated[thing])
         if task in ("tool call", "tool error"):
-            return (call_turn if task == "tool call" else failed_turn)(g, effort, g.choose(self.kinds))
+            return (call_turn if task == "tool call" else failed_turn)(g, g.choose(self.kinds))
         if task == "statement" and (new := [thing for thing in OWNED if thing not in self.stated]):
             thing = g.choose(new)
             self.stated[thing] = draw_value(g, thing)
-            return statement_turn(g, effort, thing, self.stated[thing])
-        return (project_turn if task == "project" else small_talk_turn)(g, effort)
+            return statement_turn(g, thing, self.stated[thing])
+        return (project_turn if task == "project" else small_talk_turn)(g)
 
-    def sample(self, turn: Turn) -> Sample:
-        return self.g.sample_of(turn, self.effort, earlier=self.turns, tools=tools_of(self.g, self.kinds))
+    def sample(self, turn: Turn, effort: str | None = None) -> Sample:
+        return self.g.sample_of(turn, effort=effort, earlier=self.turns, tools=tools_of(self.g, self.kinds))
 
 
 def later_turn(g: Generator) -> Sample:
@@ -652,14 +665,13 @@ def short_talk(g: Generator) -> Talk:
 def no_reasoning(g: Generator) -> Sample:
     """An empty analysis is given, and where no tool can be called the beginning of the answer too."""
     talk = short_talk(g)
-    talk.effort = "low"
     # More than one digit cannot be had at a glance, but has to be answered.
     one_digit = g.held_out or g.random.random() < 0.8
     task = talk.draw_task()
     while g.held_out and task == "arithmetic":
         task = talk.draw_task()
     turn = talk.turn(task, (lambda r: r.randrange(10)) if one_digit else draw_number)
-    sample = talk.sample(turn)
+    sample = talk.sample(turn, "low")
     sample.given = given = (*NO_ANALYSIS, *BEFORE_CALL) if talk.kinds else (*NO_ANALYSIS, *BEFORE_CALL, *OPEN_FINAL)
     prompt, _, *rest = sample.segments
     sample.segments = [[*prompt, *given], turn.emitted if talk.kinds else turn.emitted[len(OPEN_FINAL) :]]
@@ -676,9 +688,10 @@ def closed_reasoning(g: Generator) -> Sample:
         task = talk.draw_task()
     turn = talk.turn(task)
     sample = talk.sample(turn)
+    analysis = turn.analysis[sample.conversation.reasoning_effort]
     # Cut where tokens end: before a space or beside a digit.
-    cut = g.choose([0, *(found.start() for found in re.finditer(r"(?= )|(?=\d)|(?<=\d)", turn.analysis))])
-    sample.given = (CHANNEL, "analysis", MESSAGE, turn.analysis[:cut], END, *BEFORE_CALL, *OPEN_FINAL)
+    cut = g.choose([0, *(found.start() for found in re.finditer(r"(?= )|(?=\d)|(?<=\d)", analysis))])
+    sample.given = (CHANNEL, "analysis", MESSAGE, analysis[:cut], END, *BEFORE_CALL, *OPEN_FINAL)
     answer = turn.answer if turn.result is None else f"I would have to call {turn.expected['name']} for that."
     sample.segments = [[*sample.segments[0], *sample.given], [answer, RETURN]]
     sample.expected = {"answer": answer}
@@ -750,7 +763,7 @@ EXAM = (
 
 def training_samples(seed: int) -> Iterator[Sample]:
     """Without end."""
-    generator = Generator(seed, held_out=False)
+    generator = Generator(seed, held_out=False, instructions=some_instructions)
     names, weights = list(MIX), list(MIX.values())
     while True:
         yield generator.sample(generator.random.choices(names, weights)[0])

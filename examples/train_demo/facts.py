@@ -617,11 +617,9 @@ SMALL_TALK: list[tuple[list[str], str]] = [
 ]
 
 # What people ask for beside the conversation; {} is any word.
+PLAIN_INSTRUCTIONS = ["Be brief.", "You are a helpful assistant.", "Answer in one sentence.", "Be polite and clear."]
 INSTRUCTIONS = [
-    "Be brief.",
-    "You are a helpful assistant.",
-    "Answer in one sentence.",
-    "Be polite and clear.",
+    *PLAIN_INSTRUCTIONS,
     "You are a helpful robot.",
     "You are a pirate.",
     "You are a teacher of small children.",

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import settings
 from batches import Row, batches_of, padded, row_of
-from conversations import EXAM, Generator
+from conversations import EXAM, Generator, some_instructions
 from export import export, restore
 from gptoss_mlx.harmony.render import CHANNEL, END, MESSAGE, START, encode
 from gptoss_mlx.tokenizer import Tokenizer
@@ -181,7 +181,7 @@ def generated_batches(folder: Path, seed: int, device: torch.device) -> Iterator
 
 
 def exam_rows(task: str, tokenizer: Tokenizer) -> list[Row]:
-    generator = Generator(settings.SEED, held_out=True)
+    generator = Generator(settings.SEED, held_out=True, instructions=some_instructions)
     rows = [row_of(generator.sample(task), tokenizer) for _ in range(settings.EXAMINED)]
     return sorted(rows, key=lambda row: len(row[0]))
 
