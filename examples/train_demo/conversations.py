@@ -14,7 +14,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from facts import BEGINNINGS, ENDINGS, FACTS, FRAMES, INSTRUCTIONS, PLAIN_INSTRUCTIONS, SMALL_TALK
@@ -376,6 +376,7 @@ OWNED: dict[str, Callable[[random.Random], str]] = {
     "favourite colour": lambda r: r.choice(COLOURS),
     "bike's colour": lambda r: r.choice(COLOURS),
 }
+COPIED = [thing for thing in OWNED if "colour" not in thing]  # names and codes
 STATEMENTS = [
     "My {} is {}.",
     "Please remember: my {} is {}.",
@@ -412,7 +413,7 @@ def recall_turn(g: Generator, thing: str, value: str) -> Turn:
 
 def may_be_asked(g: Generator, thing: str, value: str) -> bool:
     """Colours are too few to be held out."""
-    return "colour" in thing or held_out(thing + value) == g.held_out
+    return thing not in COPIED or held_out(thing + value) == g.held_out
 
 
 def draw_value(g: Generator, thing: str) -> str:
@@ -427,19 +428,24 @@ def told(g: Generator) -> Turn:
     return statement_turn(g, thing, OWNED[thing](g.random))
 
 
-def recall(g: Generator) -> Sample:
+def recall(g: Generator, askable: Collection[str] = OWNED) -> Sample:
+    """Held-out samples ask for colours more often than training does: what is drawn for them is never refused."""
     r = g.random
     things = r.sample(list(OWNED), r.choice([1, 2, 2, 3]))
     stated = {thing: OWNED[thing](r) for thing in things}
     asked = r.choice(things)
-    if not may_be_asked(g, asked, stated[asked]):
-        return recall(g)
+    if asked not in askable or not may_be_asked(g, asked, stated[asked]):
+        return recall(g, askable)
     turns = [statement_turn(g, thing, value) for thing, value in stated.items()]
     # Long distances in every held-out sample; short ones teach the same thing sooner.
     count = r.randint(10, 12) if g.held_out else r.choice([0, 0, 1, 1, 2, 4, 8, 12])
     turns += [filler(g) for _ in range(count)]
     lead_in, turn = g.choose(LEAD_INS), recall_turn(g, asked, stated[asked])
     return g.sample_of(replace(turn, question=lead_in + turn.question), earlier=turns)
+
+
+def recall_of_copied(g: Generator) -> Sample:
+    return recall(g, COPIED)
 
 
 def statement(g: Generator) -> Sample:
@@ -705,6 +711,7 @@ TASKS: dict[str, Callable[[Generator], Sample]] = {
     "project": project,
     "small talk": small_talk,
     "recall": recall,
+    "names and codes": recall_of_copied,
     "statement": statement,
     "echo": echo,
     "tool call": tool_call,
