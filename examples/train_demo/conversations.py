@@ -168,7 +168,7 @@ class Generator:
         if any(turn.result for turn in earlier) and r.random() < 0.8:
             prompt = as_sampled(prompt)
         return Sample(
-            turn.task, conversation, [prompt, *turn.segments(effort)], {"answer": turn.answer} | turn.expected
+            turn.task, conversation, [prompt, *turn.segments(effort)], turn.expected | {"answer": turn.answer}
         )
 
     def question(self, draw: Callable[[], tuple]) -> tuple:
