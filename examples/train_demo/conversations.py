@@ -158,18 +158,17 @@ class Generator:
         r = self.random
         instructions = instructions or self.instructions(self)
         messages = [] if instructions is None else [Message("developer", instructions)]
-        messages += [message for turn in earlier for message in turn.messages]
+        messages += [message for before in earlier for message in before.messages]
         date = f"20{r.randint(24, 29)}-{r.randint(1, 12):02}-{r.randint(1, 28):02}" if r.random() < 0.8 else None
         messages.append(Message("user", turn.question))
         effort = effort or self.effort()
         conversation = Conversation(tuple(messages), tools, reasoning_effort=effort, current_date=date)
         prompt = list(render(conversation))
         # Conversations that come from elsewhere have calls as Harmony renders them.
-        if any(turn.result for turn in earlier) and r.random() < 0.8:
+        if any(before.result for before in earlier) and r.random() < 0.8:
             prompt = as_sampled(prompt)
-        return Sample(
-            turn.task, conversation, [prompt, *turn.segments(effort)], turn.expected | {"answer": turn.answer}
-        )
+        expected = turn.expected | {"answer": turn.answer}
+        return Sample(turn.task, conversation, [prompt, *turn.segments(effort)], expected)
 
     def question(self, draw: Callable[[], tuple]) -> tuple:
         """Draw until the question, the first of what is drawn, belongs to this split."""
