@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from ..errors import GptOssError
 from ..harmony.messages import FUNCTIONS
 from ..harmony.parse import Content, kind_of
-from ..harmony.render import encode, is_stale, render_message
 from ..memory import size_text
 from ..models import resolve
 from .session import EFFORTS
@@ -207,8 +206,7 @@ def _model(chat: Chat, name: str) -> None:
     except GptOssError:
         _switch(chat, before, transcript)
         raise
-    _leave(chat)  # what was kept has the KV state of the model before
-    chat.screen.note(f"{folder.name}: the next turn reads the conversation again, and a new session keeps it")
+    chat.screen.note(f"{folder.name}: the next turn reads the conversation again")
 
 
 def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
@@ -219,17 +217,14 @@ def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
 
 
 def _context(chat: Chat, _: str) -> None:
-    session = chat.session
-    transcript, cache = session.transcript, session.timeline.cache
-    head = len(session._head())
-    rows, total = [("instructions and tools", head)], head
-    for message, ids, stale in zip(transcript.messages, transcript.ids, is_stale(transcript.messages), strict=True):
-        tokens = 0 if stale else len(ids or encode(render_message(message), session.tokenizer))
+    session, cache = chat.session, chat.session.timeline.cache
+    head, counts = session.token_counts
+    rows, total = [("instructions and tools", head)], head + sum(counts)
+    for message, tokens in zip(session.messages, counts, strict=True):
         if message.role == "user":
             title = " ".join(message.content[:200].split())
             rows.append((f"turn {len(rows)}: {title if len(title) <= 40 else title[:36] + ' ...'}", 0))
         rows[-1] = rows[-1][0], rows[-1][1] + tokens
-        total += tokens
     rows += [("in all", total), (f"left of {session.model.context:,}", session.model.context - total)]
     lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
     marks = ", ".join(f"{mark.offset:,}" for mark in session.timeline.marks) or "none"

@@ -34,6 +34,11 @@ class Keeper:
     def name(self) -> str | None:
         return self._kept and self._kept.name
 
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a KV state on disk, of whatever model."""
+        return self._kept is not None and self._kept.state_bytes > 0
+
     def resume(self, session: Session) -> int:
         """Restore what was kept; returns how many positions of the KV state could be used. Raises GptOssError."""
         session.restore(Transcript.read(self._kept.transcript))
@@ -51,7 +56,8 @@ class Keeper:
             self._lock = _lock(self._kept)
         session.transcript.write(self._kept.transcript)
         if kv and self._kv_limit is not None:
-            self._state = self._state or StateFiles(self._kept.state, session.model)
+            if self._state is None or self._state.model is not session.model:
+                self._state = StateFiles(self._kept.state, session.model)
             self._state.save(session.timeline)
             self._store.bound_states(self._kv_limit, self._kept)
 

@@ -34,8 +34,8 @@ class StateFiles:
     """What of a timeline is in `folder`, which exists. Only one process at a time may use it."""
 
     def __init__(self, folder: Path, model: Model):
-        self.folder = folder
-        self._model = fingerprint(model)
+        self.folder, self.model = folder, model
+        self._fingerprint = fingerprint(model)
         self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
 
@@ -110,7 +110,7 @@ class StateFiles:
         return self.folder / f"{start:09}-{end:09}{SUFFIX}"
 
     def _metadata(self, start: int) -> dict[str, str]:
-        return {"format": FORMAT, "model": self._model, "before": _digest(self._ids[:start])}
+        return {"format": FORMAT, "model": self._fingerprint, "before": _digest(self._ids[:start])}
 
 
 class _Unusable(Exception):

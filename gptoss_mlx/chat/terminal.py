@@ -23,7 +23,8 @@ from .attachments import expand, run_command
 from .commands import COMMANDS, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
 from .screen import PlainScreen, RichScreen, Screen, printable
-from .session import Dropped, Session, Thought, ToolResult, TurnStats
+from .session import Session
+from .turn import Dropped, Thought, ToolResult, TurnStats
 
 if TYPE_CHECKING:
     from .keeper import Keeper
@@ -65,7 +66,11 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
-    chat.run(messages)
+    try:
+        chat.run(messages)
+    finally:
+        if chat.session:
+            chat.session.close()
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:

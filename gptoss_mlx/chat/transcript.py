@@ -1,8 +1,8 @@
 """A conversation as it is kept in a file: readable JSON that goes both ways, and Markdown for people.
 
     {"format": "gptoss-mlx conversation 1", "model": ..., "instructions": ..., "reasoning_effort": ...,
-     "current_date": ..., "messages": [{"role": ..., "content": ..., "channel": ..., "recipient": ...,
-     "content_type": ..., "ids": ...}, ...]}
+     "current_date": ..., "unfinished": ..., "messages": [{"role": ..., "content": ..., "channel": ...,
+     "recipient": ..., "content_type": ..., "ids": ...}, ...]}
 
 `ids`, of the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: read
 again they cost nothing where the KV state was kept. Everything else can be told without them.
@@ -35,6 +35,8 @@ class Transcript:
     messages: tuple[Message, ...]
     ids: tuple[tuple[int, ...] | None, ...]
     """Of each message; None where it can only be rendered."""
+    unfinished: bool = False
+    """Whether the last answer broke off."""
 
     def write(self, path: Path) -> None:
         """As JSON; an existing file is replaced in one step. Raises GptOssError."""
@@ -52,6 +54,7 @@ class Transcript:
             "instructions": self.instructions,
             "reasoning_effort": self.reasoning_effort,
             "current_date": self.current_date,
+            "unfinished": self.unfinished,
             "messages": messages,
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
@@ -77,6 +80,7 @@ class Transcript:
                 current_date=_text(data["current_date"]),
                 messages=tuple(message for message, _ in entries),
                 ids=tuple(ids for _, ids in entries),
+                unfinished=data.get("unfinished") is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GptOssError(f"{path} is damaged: {error}") from None

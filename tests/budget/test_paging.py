@@ -19,7 +19,7 @@ from evaluate import BARS, examine
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, Session, checkpoint, kernels, load
 from gptoss_mlx.budget import BudgetTooSmall, Device, Settings, make_plan
-from gptoss_mlx.chat.session import Dropped, TurnStats
+from gptoss_mlx.chat.turn import Dropped, TurnStats
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.engine import ContextFull
 from gptoss_mlx.experts import SlotTable

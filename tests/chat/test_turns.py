@@ -1,5 +1,6 @@
 """What a turn costs, and that going back, on or anew changes nothing in what is said."""
 
+import dataclasses
 import json
 
 import jsonschema
@@ -7,15 +8,17 @@ import mlx.core as mx
 import pytest
 
 import gptoss_mlx
-from gptoss_mlx import GptOssError, Sampling, Session
+from gptoss_mlx import GptOssError, Sampling, Session, engine
+from gptoss_mlx.budget import Settings
 from gptoss_mlx.cache import MOST_MARKS
 from gptoss_mlx.chat import session as chat_session
-from gptoss_mlx.chat.session import Thought, ToolResult
 from gptoss_mlx.chat.tools import Function
+from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
+from gptoss_mlx.timeline import Timeline
 from gptoss_mlx.tokenizer import Tokenizer
 
 QUESTIONS = [
@@ -173,19 +176,23 @@ def test_undo_edit_and_retry_read_only_what_differs(model):
 
 def test_settled_only_the_message_is_left(model):
     session = make_session(model)
-    for question in QUESTIONS[:3]:
-        list(session.send(question))
+    opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
+
+    def settled_and_asked(question):
         steps = 0
         while session.settle(5):
             steps += 1
-        assert steps > 1
         assert session.settle(5) == 0
-        before = session.transcript
-        _, stats = turn(session.send("What is 12 + 30?"))
-        opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
-        assert stats.prefilled == length(session, [Message("user", "What is 12 + 30?")]) - opening + START_OF_ANSWER
-        session.undo()
-        assert session.transcript == before
+        _, stats = turn(session.send(question))
+        assert stats.prefilled == length(session, [Message("user", question)]) - opening + START_OF_ANSWER
+        return steps
+
+    assert settled_and_asked(QUESTIONS[0]) > 1  # the instructions and tools
+    assert settled_and_asked(QUESTIONS[2]) > 1  # the first answer
+    session.undo()
+    assert settled_and_asked("What is 55 + 28?") == 0
+    session.reset()
+    assert settled_and_asked("What is 31 + 31?") == 0  # the instructions are still there
 
 
 def test_marks_stay_few(model):
@@ -401,3 +408,105 @@ def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
         said += answer(events)
     assert said == text
     jsonschema.validate(json.loads(text), SCHEMA)
+
+
+def test_a_token_computed_ahead_changes_nothing(model, monkeypatch):
+    """As on a GPU, where the state already holds the token that ends an answer."""
+    questions = [question for question in QUESTIONS if "Weather" not in question]
+    sessions = []
+    for ahead in (False, True):
+        monkeypatch.setitem(engine.LOOK_AHEAD, mx.DeviceType.cpu, ahead)
+        session = make_session(model)
+        for question in questions:
+            list(session.send(question))
+        session.undo()
+        events = session.send("What is gptoss-mlx?")
+        next(event for event in events if isinstance(event, Content))
+        events.close()
+        assert len(session.timeline.ids) == session.context_used
+        list(session.resume())
+        sessions.append(session)
+    plain, ahead = sessions
+    assert ahead.messages == plain.messages
+    assert ahead.stats[-1].finished
+
+
+def weather_of(location):
+    return {"temperature": 21, "sky": "cloudy"}
+
+
+def weather_session(model, **options):
+    return make_session(model, functions=[Function(FUNCTIONS[0].tool, weather_of)], **options)
+
+
+@pytest.mark.parametrize("kind", [ToolCall, ToolResult])
+def test_stopped_around_a_call_it_goes_on_with_the_call(model, kind):
+    """The answer is made of what the tool says, not invented."""
+    session = weather_session(model)
+    events = session.send("What is the weather in Bermi?")
+    next(event for event in events if isinstance(event, kind))
+    events.close()
+    kept = weather_session(model)
+    kept.restore(session.transcript)
+    for each in (session, kept):
+        events, stats = turn(each.resume())
+        assert stats.finished
+        assert "21 degrees" in answer(events)
+
+
+def test_what_was_broken_off_is_known_after_a_restart(model):
+    whole = make_session(model, functions=())
+    list(whole.send("What is gptoss-mlx?"))
+    for count in (1, 5, 12, 25, 33):
+        session = make_session(model, functions=(), max_tokens=count)
+        list(session.send("What is gptoss-mlx?"))
+        kept = make_session(model, functions=())
+        kept.restore(session.transcript)
+        assert turn(kept.resume())[1].finished
+        assert kept.messages == whole.messages
+
+
+def test_ids_outside_the_vocabulary_are_not_taken(model):
+    session = make_session(model, functions=())
+    list(session.send("Hello"))
+    transcript = session.transcript
+    for wrong in (-7, 10**9):
+        ids = (*transcript.ids[:-1], (*transcript.ids[-1][:-1], wrong, transcript.ids[-1][-1]))
+        session.restore(dataclasses.replace(transcript, ids=ids))
+        assert turn(session.send("Hello"))[1].finished
+        session.restore(transcript)
+
+
+def test_a_result_that_is_too_long_is_told_so(demo_folder):
+    model = gptoss_mlx.load(demo_folder, Settings(600, 16, 64))
+    session = make_session(model, functions=[Function(FUNCTIONS[0].tool, lambda location: "no " * 2000)])
+    events, stats = turn(session.send("What is the weather in Bermi?"))
+    (result,) = [event for event in events if isinstance(event, ToolResult)]
+    assert "the context has room for" in json.loads(result.output)["error"]
+    assert stats.finished
+
+
+def test_an_answer_at_the_end_of_the_context_goes_on_where_turns_are_dropped(demo_folder):
+    model = gptoss_mlx.load(demo_folder, Settings(260, 16, 64))
+    session = make_session(model, functions=(), drop_when_full=True)
+    stats = None
+    for number in range(8):
+        _, stats = turn(session.send(f"What is {number} + 30?"))
+        while not stats.finished:
+            _, stats = turn(session.resume())
+    assert session.messages[-1].content == "7 + 30 = 37"
+
+
+def test_an_answer_without_a_header_is_not_by_the_schema(model, script):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    script("<|channel|>final well<|return|>")
+    assert not turn(session.send("Hello"))[1].finished
+
+
+def test_going_back_step_by_step(model):
+    ids = [1 + number % 1000 for number in range(300)]
+    stepped, straight = Timeline(model), Timeline(model)
+    for end in (300, 299, 298):
+        stepped.prepare(ids[:end], 1000)
+    ours, theirs = stepped.read([*ids[:298], 7]), straight.read([*ids[:298], 7])
+    assert mx.abs(ours - theirs).max() < 0.01

@@ -13,7 +13,7 @@ import pytest
 
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import DEFAULT_RECIPE, RECIPES
-from gptoss_mlx import cli
+from gptoss_mlx.cli import checkpoints
 
 COMMANDS = [
     "convert",
@@ -56,7 +56,7 @@ def test_help_shows_an_example(run, name):
 def test_recipes_in_the_help_are_those_that_there_are(run):
     text = " ".join(run("convert", "--help").stdout.split())
     assert all(f"{recipe.name} {recipe.summary}" in text for recipe in RECIPES.values())
-    assert cli.DEFAULT_RECIPE == DEFAULT_RECIPE
+    assert checkpoints.DEFAULT_RECIPE == DEFAULT_RECIPE
 
 
 def test_help_starts_quickly_and_imports_little(command, environment):

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from .chat.store import Store, remove_state, sessions_folder
-from .completion import complete_sessions
-from .errors import GptOssError, printable
-from .memory import size_text
+from ..chat.store import Store, remove_state, sessions_folder
+from ..completion import complete_sessions
+from ..errors import GptOssError, printable
+from ..memory import size_text
 
 
 @click.group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
@@ -29,7 +29,7 @@ def sessions(context: click.Context) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(as_json: bool = False) -> None:
     """List the sessions, the latest first."""
-    from .chat.transcript import Transcript
+    from ..chat.transcript import Transcript
 
     rows = []
     for kept in Store(sessions_folder()):
@@ -79,8 +79,8 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def _write(name: str, form: str, output: Path | None) -> None:
-    from .chat.screen import printable as shown
-    from .chat.transcript import Transcript, replace_file
+    from ..chat.screen import printable as shown
+    from ..chat.transcript import Transcript, replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
     text = transcript.as_markdown() if form == "markdown" else transcript.as_json()
@@ -115,3 +115,6 @@ def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     for kept in found:
         remove_state(kept.state) if kv_only else store.delete(kept)
         click.echo(f"deleted {what}{kept.name}")
+
+
+COMMANDS = (sessions,)

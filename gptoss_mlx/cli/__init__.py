@@ -1,0 +1,79 @@
+"""The command line: click commands, each a few lines over the modules that do the work.
+
+Imports click and what start-up needs; everything heavy is imported inside the command that needs it. Errors are one
+line on standard error: exit status 1, 2 for wrong usage, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+
+from ..errors import GptOssError, printable
+from . import chat, checkpoints, harmony, machine, sessions, settings
+
+PROGRAM = "gptoss-mlx"
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; nothing that a user does shows a traceback."""
+    try:
+        sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except GptOssError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except MemoryError:
+        _fail("out of memory: choose a smaller recipe, or a machine with more")
+    except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
+        _fail(printable(str(error)))
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"error: {' '.join(text.split())}", err=True)
+    sys.exit(1)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: gptoss-mlx chat gpt-oss-20b",
+)
+@click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """gpt-oss on the machine that you own: convert it, chat offline, measure it.
+
+    Without a command, in a terminal: goes on with the model used last, or says what this machine can do.
+    """
+    from .. import preferences
+
+    context.obj = found = preferences.read(cli)
+    context.default_map = found.defaults
+    if found.problems and context.invoked_subcommand != "config":
+        raise GptOssError(found.problems[0])
+    if context.invoked_subcommand is None:
+        _without_command(context)
+
+
+def _without_command(context: click.Context) -> None:
+    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+    from ..welcome import command_lines
+
+    for name, *arguments in command_lines(context.default_map["chat"].get("model")):
+        command = cli.commands[name]
+        with command.make_context(name, arguments, parent=context) as below:
+            command.invoke(below)
+
+
+for module in (chat, checkpoints, harmony, machine, sessions, settings):
+    for command in module.COMMANDS:
+        cli.add_command(command)

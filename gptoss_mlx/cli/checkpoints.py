@@ -1,0 +1,221 @@
+"""`convert`, `inspect`, `compare`, `verify` and `upload`: the commands about files of weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..completion import complete_models, complete_recipes, complete_sources
+from ..errors import GptOssError
+from ..memory import size_text
+from ..models import SHORT_NAMES, ModelMissing, resolve
+from .loading import convert_with_progress, print_report
+from .options import model_argument
+
+if TYPE_CHECKING:
+    from gptoss_convert.inspection import Subject
+
+DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
+
+
+@click.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
+@click.argument("source", shell_complete=complete_sources)
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    default=DEFAULT_RECIPE,
+    show_default=True,
+    shell_complete=complete_recipes,
+    help="One below, or a .toml.",
+)
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
+)
+@click.option("--keep-source", is_flag=True, help="Keep what is downloaded in the hub's cache.")
+@click.option("--verify", "compare", is_flag=True, help="Compare the result with its source, as `compare` does.")
+@click.option("--upload", "repository", metavar="OWNER/NAME", help="Upload the result, as `upload` does.")
+@click.option("--dry-run", is_flag=True, help="Instead of uploading, print the model card and the files.")
+def convert(
+    source: str,
+    dest: Path,
+    recipe: str,
+    calibrate: Path | None,
+    compare: bool,
+    repository: str | None,
+    dry_run: bool,
+    **options: Any,
+) -> None:
+    """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST. What is interrupted goes on when run again.
+
+    \b
+    mxfp4-q4        experts as published, all else 4-bit
+    mxfp4-q8        experts as published, all else 8-bit
+    mxfp4-bf16      experts as published, all else untouched
+    q4              everything 4-bit affine, for runtimes without MXFP4
+    mxfp4-q4-small  attention 4-bit, all else MXFP4 (the smallest)
+    mxfp4-mixed     experts as published, head 4-bit, all else 8-bit
+    """
+    from gptoss_convert.recipes import RecipeError
+
+    if dry_run and repository is None:
+        raise click.UsageError("--dry-run goes with --upload OWNER/NAME")
+    text = _text(calibrate) if calibrate else None
+    try:
+        report = convert_with_progress(
+            SHORT_NAMES.get(source, source), dest, recipe=recipe, calibration=text, verify=compare, **options
+        )
+    except RecipeError as error:
+        raise click.UsageError(str(error)) from None
+    print_report(report)
+    if report.fidelity:
+        from gptoss_convert.fidelity_report import print_fidelity
+
+        print_fidelity(report.fidelity)
+    if repository:
+        _upload(dest, repository, dry_run)
+
+
+@click.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
+@click.argument("path", shell_complete=complete_models)
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
+@click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
+@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
+    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
+
+    PATH is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id. What has not been converted here is looked at on the hub:
+    its headers are downloaded, and with --tensor the bytes of that tensor.
+    """
+    from dataclasses import asdict
+
+    from gptoss_convert import inspection, inspection_report
+
+    subject = _subject(path, revision)
+    if tensor is not None:
+        found = inspection.statistics(subject, tensor)
+        click.echo(json.dumps(asdict(found), indent=1)) if as_json else inspection_report.print_statistics(found)
+    elif show_tensors:
+        listed = [asdict(each) | {"nbytes": each.nbytes} for each in subject.tensors.values()]
+        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(subject.tensors)
+    else:
+        made = inspection.inspect(subject)
+        click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else inspection_report.print_inspection(made)
+
+
+def _subject(name: str, revision: str | None) -> Subject:
+    """A folder that is here; else, or where a revision is asked for, the repository on the hub."""
+    from gptoss_convert.inspection import Subject
+
+    if revision is not None and Path(name).expanduser().is_dir():
+        raise click.UsageError("--revision is for a hub id, and this is a folder")
+    if revision is None:
+        try:
+            return Subject.of_folder(resolve(name))
+        except ModelMissing as missing:
+            name = missing.repository
+    from gptoss_convert.hub import Repository
+
+    return Subject.of_repository(Repository.open(SHORT_NAMES.get(name, name), revision))
+
+
+@click.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
+@click.argument("source", type=click.Path(path_type=Path))
+@model_argument()
+@click.option(
+    "--text",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_default="a built-in text",
+    help="What to predict.",
+)
+@click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def compare(source: Path, model: str, file: Path | None, tokens: int, show_tensors: bool, as_json: bool) -> None:
+    """Say how far MODEL, a converted folder, is from the checkpoint SOURCE that it was made from.
+
+    Of every tensor the error; and on a text, computed in FP32 with the weights of each, the divergence of the
+    predictions (KL, in nats), the perplexity of both, and how often they agree on the likeliest token.
+    """
+    from gptoss_convert import fidelity
+    from gptoss_convert.sources import Source
+
+    from ..progress import conversion_progress
+
+    text = _text(file or fidelity.TEXT)
+    with conversion_progress() as show:
+        found = fidelity.compare(Source(source), resolve(model), text, tokens, show)
+    if as_json:
+        click.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    from gptoss_convert.fidelity_report import print_differences, print_fidelity
+
+    if show_tensors:
+        print_differences(found)
+    print_fidelity(found)
+
+
+@click.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
+@model_argument()
+def verify(model: str) -> None:
+    """Read every byte of a converted folder, and check it against the checksums that its conversion wrote."""
+    from gptoss_convert import Progress
+    from gptoss_convert.verification import verify as check
+
+    from ..progress import conversion_progress
+
+    folder = resolve(model)
+    with conversion_progress() as show:
+        wrong = check(folder, lambda done, total: show(Progress("verify", done, total)))
+    for line in wrong:
+        click.echo(line)
+    if wrong:
+        raise GptOssError(f"{folder} is damaged: convert it again")
+    click.echo("every file is what was written")
+
+
+@click.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
+@model_argument()
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
+def upload(model: str, repository: str, dry_run: bool) -> None:
+    """Upload MODEL, a converted folder, to the hub repository OWNER/NAME, with a model card.
+
+    The repository is made if it is not there yet, and so is the card if the folder has no README.md. An upload that
+    broke off goes on when it is run again.
+    """
+    _upload(resolve(model), repository, dry_run)
+
+
+def _upload(folder: Path, repository: str, dry_run: bool) -> None:
+    from gptoss_convert.publishing import CARD, contents, size_of
+    from gptoss_convert.publishing import upload as run
+
+    if not dry_run:
+        click.echo(run(folder, repository, lambda name, size: click.echo(f"{name}, {size_text(size)}", err=True)))
+        return
+    files = contents(folder, repository)
+    click.echo(files[CARD].decode())
+    for name, content in files.items():
+        click.echo(f"{size_text(size_of(content)):>10}  {name}")
+    click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GptOssError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise GptOssError(f"{file} is not text in UTF-8") from None
+
+
+COMMANDS = (convert, inspect, compare, verify, upload)

@@ -1,0 +1,47 @@
+"""`harmony`: the conversation format, as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+def harmony() -> None:
+    """Look at the conversation format: what a model is fed, and what its output means."""
+
+
+@harmony.command(epilog="Example: gptoss-mlx harmony render conversation.json")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def render(files: tuple[Path, ...]) -> None:
+    """Print the prompt of a conversation in JSON. Several files give one JSON line each."""
+    from ..harmony.files import render_file
+
+    if len(files) == 1:
+        click.echo(render_file(files[0]), nl=False)
+    else:
+        _print_lines(files, render_file)
+
+
+@harmony.command(epilog="Example: gptoss-mlx harmony parse output.txt")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def parse(files: tuple[Path, ...]) -> None:
+    """Print what raw model output means, as JSON. Several files give one JSON line each."""
+    from ..harmony.files import parse_file
+
+    if len(files) == 1:
+        click.echo(json.dumps(parse_file(files[0]), indent=1, ensure_ascii=False))
+    else:
+        _print_lines(files, parse_file)
+
+
+def _print_lines(files: tuple[Path, ...], read: Callable[[Path], Any]) -> None:
+    for file in files:
+        click.echo(json.dumps({"file": str(file), "output": read(file)}, ensure_ascii=False))
+
+
+COMMANDS = (harmony,)

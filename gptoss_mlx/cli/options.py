@@ -1,0 +1,46 @@
+"""Options and arguments that several commands have, each declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import click
+
+from ..completion import complete_models
+from ..memory import parse_size
+
+
+class Size(click.ParamType):
+    """An amount of memory as people write it; it stays text."""
+
+    name = "size"
+
+    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        parse_size(value)
+        return value
+
+
+model_argument = partial(click.argument, "model", shell_complete=complete_models)
+
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    envvar="GPTOSS_MLX_THREADS",
+    show_envvar=True,
+    show_default="one for each fast core",
+    help="Threads on a CPU.",
+)
+
+
+def memory_options(command: Callable) -> Callable:
+    """The options that decide what a model may take; they arrive under their own names."""
+    options = [
+        click.option("--memory", type=Size(), show_default="what is available", help="What to keep to: 16GB, 8GiB."),
+        click.option("--context", type=int, show_default="what fits", help="Tokens that a conversation may have."),
+        click.option("--kv-bits", type=click.Choice(["8", "16"]), show_default="what fits", help="Of keys and values."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
