@@ -23,20 +23,20 @@ from gptoss_mlx.tokenizer import Tokenizer
 
 QUESTIONS = [
     "My locker code is 4711.",
-    "Weather in Bermi?",
+    "What is the weather in Bermi?",
     "What is 12 + 30?",
     "What is gptoss-mlx?",
-    "Weather in Tolka?",
+    "What is the weather in Tolka?",
     "What is 81 - 20?",
     "What is my locker code?",
-    "Weather in Runo?",
+    "What is the weather in Runo?",
     "What is 40 - 7?",
     "My dog's name is Selmo.",
-    "Weather in Maket?",
+    "What is the weather in Maket?",
     "What is 55 + 28?",
     "What is my dog's name?",
     "What is 31 + 31?",
-    "Weather in Lida?",
+    "What is the weather in Lida?",
     "What is 90 - 31?",
     "What is my locker code?",
     "What is 81 - 20?",
@@ -98,32 +98,15 @@ def script(model, monkeypatch):
     assert not Scripted.waiting
 
 
-def ask(session, question, monkeypatch):
-    """Send; a question about the weather is answered by a call of the function, whatever the model would do."""
-    if "Weather" in question:
-        place = question.split()[-1].rstrip("?")
-        text = CALL.replace("functions.f", "functions.get_weather").replace('"x": 1', f'"location": "{place}"')
-        monkeypatch.setattr(chat_session, "Sampler", Scripted)
-        thought, said = "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant", "It is sunny."
-        Scripted.waiting = session.tokenizer.encode_markup(
-            f"{thought}{text}<|channel|>final<|message|>{said}<|return|>"
-        )
-    events = turn(session.send(question))
-    monkeypatch.undo()
-    return events
-
-
-def test_twenty_turns_prefill_only_what_is_new(model, monkeypatch):
+def test_twenty_turns_prefill_only_what_is_new(model):
     """Of an earlier turn, what is left without its reasoning; of this one, the question and what tools answered."""
     session = make_session(model)
     new = len(session._head()) + START_OF_ANSWER
-    calls = 0
     for question in QUESTIONS:
         before = len(session.messages)
-        _, stats = ask(session, question, monkeypatch)
+        _, stats = turn(session.send(question))
         said = session.messages[before:]
-        assert [message.role for message in said].count("functions.get_weather") == ("Weather" in question)
-        calls += "Weather" in question
+        assert [message.role for message in said].count("functions.get_weather") == ("weather" in question)
         new += length(session, said[:1])
         results = [message for message in said if message.role.startswith("functions.")]
         if results:
@@ -132,18 +115,17 @@ def test_twenty_turns_prefill_only_what_is_new(model, monkeypatch):
         # What the next prompt has beside its question: this turn without its reasoning; if there was none, it is held.
         left = [message for message in said[1:] if message.channel != "analysis"]
         new = length(session, left) if len(left) < len(said[1:]) else UNFED + START_OF_ANSWER
-    assert calls == 5
     assert session.context_used < model.context
 
 
-def test_results_equal_a_cold_start(model, monkeypatch):
+def test_results_equal_a_cold_start(model):
     """Each turn again, by a session that reads the whole conversation so far in one go."""
     session = make_session(model)
     for question in QUESTIONS:
         cold = make_session(model)
         cold.restore(session.transcript)
-        events, stats = ask(session, question, monkeypatch)
-        cold_events, cold_stats = ask(cold, question, monkeypatch)
+        events, stats = turn(session.send(question))
+        cold_events, cold_stats = turn(cold.send(question))
         assert events == cold_events, question
         assert session.transcript == cold.transcript
         assert stats.prefilled < cold_stats.prefilled or question is QUESTIONS[0]
