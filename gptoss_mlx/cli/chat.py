@@ -202,22 +202,22 @@ def _piped() -> str:
 
 def _approval(yes: bool) -> Approve:
     """Show on standard error what a tool would do, and ask where somebody can answer."""
-    from ..chat.screen import printable
+    from ..chat.screen import call_text
 
     def approve(call: ToolCall, preview: str) -> bool:
-        click.echo(printable(f"{call.name} {preview}"), err=True)
+        click.echo(call_text(call.name, preview), err=True)
         return yes or (sys.stdin.isatty() and sys.stderr.isatty() and click.confirm("run this?", err=True))
 
     return approve
 
 
 def _generate(session: Session, text: str) -> None:
-    from ..chat.screen import printable
+    from ..chat.screen import without_controls
     from ..harmony.parse import Content
     from ..progress import prefill_progress
 
     written = ""
-    show = printable if sys.stdout.isatty() else str
+    show = without_controls if sys.stdout.isatty() else str
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
