@@ -86,7 +86,6 @@ def main() -> None:
             print(f"{report} {tokens / passed:,.0f} tokens/s, {waited / passed:.0%} waiting for them", flush=True)
         if time.monotonic() - saved_at > SAVE_EVERY:
             keep(args.out, network, optimizers, step, seconds)
-            print_exam(network, exam)
             saved_at = time.monotonic()
     keep(args.out, network, optimizers, step, seconds)
     print_exam(network, exam)
