@@ -142,7 +142,7 @@ class _Unusable(Exception):
 
 
 class _AnotherModel(_Unusable):
-    pass
+    """A file that another model, or another recipe, has left."""
 
 
 def fingerprint(model: Model) -> str:

@@ -93,7 +93,7 @@ class Store:
     def hold(self, kept: Kept) -> Held:
         """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
         try:
-            make_private(self.folder)
+            os.close(_open_private(self.folder))
             return Held(self, kept, _lock(kept))
         except OSError as error:
             raise GptOssError(f"cannot use {kept.state}: {reason(error)}") from None
@@ -139,7 +139,8 @@ class Held:
 
     def __init__(self, store: Store, kept: Kept, lock: int):
         """`lock`: a descriptor of the folder of the KV state, which is locked as long as it is open."""
-        self.kept, self._store, self._lock = kept, store, lock
+        self.kept, self._store = kept, store
+        self._lock: int | None = lock
 
     def __enter__(self) -> Held:
         return self
@@ -148,9 +149,14 @@ class Held:
         self.release()
 
     def release(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-        self._lock = -1
+        """Let go of it; without a transcript, an empty folder does not stay."""
+        if self._lock is None:
+            return
+        with suppress(OSError):
+            if not self.kept.transcript.exists() and _is_at(self._lock, self.kept.state):
+                self.kept.state.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
     def rename(self, name: str) -> None:
         """Raises GptOssError where the name cannot be had."""
@@ -178,11 +184,9 @@ class Held:
         self.release()
 
     def remove_state(self) -> None:
-        """What is left of a session whose transcript is gone goes too. Raises GptOssError."""
+        """Raises GptOssError."""
         try:
             clear(self.kept.state)
-            if not self.kept.transcript.exists():
-                self.kept.state.rmdir()
         except OSError as error:
             raise GptOssError(f"cannot remove the KV state {self.kept.state}: {reason(error)}") from None
 
@@ -196,19 +200,20 @@ def clear(folder: Path, but: Collection[Path] = ()) -> None:
             path.unlink(missing_ok=True)
 
 
-def make_private(folder: Path) -> None:
-    """Make it a folder that only its owner can read, if it is not there or is another's to read. Raises OSError."""
+def _open_private(folder: Path) -> int:
+    """Open a folder, made if there is none, as one that only its owner can read. Raises OSError."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700, parents=True)
-    with suppress(OSError):  # a disk that knows no owners
-        folder.chmod(0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # another's folder, or a disk that knows no owners
+        os.fchmod(descriptor, 0o700)
+    return descriptor
 
 
 def _lock(kept: Kept) -> int:
     """Make and lock the folder of the KV state. Raises InUse, OSError."""
     while True:
-        make_private(kept.state)
-        descriptor = os.open(kept.state, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = _open_private(kept.state)
         try:
             with suppress(OSError):  # file systems without locks are used without
                 _flock(descriptor, kept)

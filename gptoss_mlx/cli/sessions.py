@@ -42,7 +42,7 @@ def list_(as_json: bool = False) -> None:
         row = {"name": kept.name, "turns": turns, "changed": kept.changed, "state_bytes": kept.state_bytes}
         rows.append(row | {"title": title})
     if as_json:
-        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(rows, indent=1))
     elif rows:
         _print_table(rows)
     else:
@@ -89,7 +89,8 @@ def _write(name: str, form: str, output: Path | None) -> None:
     if output is not None:
         replace_file(output, text)
     else:
-        click.echo(shown(text) if sys.stdout.isatty() else text, nl=False)
+        # With `color`, because without it click takes escapes out of the text.
+        click.echo(shown(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions rename hello trip-to-oslo")
