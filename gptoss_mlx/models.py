@@ -33,12 +33,17 @@ class ModelMissing(GptOssError):
         return f"{self.name} is not here yet: run `gptoss-mlx convert {self.repository} {self.folder}`"
 
 
+def user_home() -> Path:
+    """Raises GptOssError for a user without a home."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models and sessions") from None
+
+
 def home() -> Path:
     """Where converted models and the chat's history are kept. Raises GptOssError for a user without a home."""
-    try:
-        return Path(os.environ.get("GPTOSS_MLX_HOME") or Path.home() / ".cache" / "gptoss-mlx")
-    except RuntimeError:
-        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models") from None
+    return Path(os.environ.get("GPTOSS_MLX_HOME") or user_home() / ".cache" / "gptoss-mlx")
 
 
 def kept_at(repository: str) -> Path:

@@ -2,8 +2,8 @@
 
 A turn adds the stretch that is new; what is no longer part of the conversation is removed. A stretch names the model
 and says, by a SHA-256 of all ids before it, what it continues: so nothing has to agree with any other file, and what
-does not fit is as good as not there. Where a stretch ends in a mark, it holds the rings of the sliding layers too; the
-state can go on from there.
+does not fit, or was removed by others, is as good as not there. Where a stretch ends in a mark, it holds the rings of
+the sliding layers too; the state can go on from there.
 
     000000812-000001044.safetensors: ids [end - start] uint32, `full.*` and `ring.*` as `cache.Cache` names them
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,36 +27,52 @@ from ..engine import Model
 from ..errors import GptOssError
 from ..foreign import reason
 from ..timeline import Timeline, common_prefix
+from .store import clear
 
 FORMAT = "gptoss-mlx KV state 1"
 SUFFIX = ".safetensors"
 
+GONE = "its KV state is gone"
+ANOTHER_MODEL = "its KV state is of another model or recipe"
+UNREADABLE = "its KV state cannot be read"
+
 
 class StateFiles:
-    """What of a timeline is in `folder`, which exists. Only one process at a time may use it."""
+    """What of a timeline is in `folder`. Only one process at a time may write there; any may remove what it finds."""
 
     def __init__(self, folder: Path, model: Model):
+        """Raises GptOssError where the model's files cannot be read."""
         self.folder, self.model = folder, model
         self._fingerprint = fingerprint(model)
         self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
+        self.missing: str | None = GONE
+        """Why `load` found nothing to use, in words."""
 
     def load(self, timeline: Timeline) -> int:
         """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
         timeline.clear()
         marks: list[Mark] = []
+        why = GONE
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            why = UNREADABLE
             try:
                 mark = self._load(path, timeline.cache)
-            except (CheckpointError, _Unusable):
+            except _AnotherModel:
+                why = ANOTHER_MODEL
+                break
+            except (CheckpointError, RuntimeError, _Unusable):
                 break
             marks += [mark] if mark else []
         timeline.adopt(self._ids, marks)
+        self.missing = None if marks else why
         return timeline.cache.offset
 
     def _load(self, path: Path, cache: Cache) -> Mark | None:
         """Append a stretch to the cache; its mark, if it ends in one."""
         header = read_header(path)
+        if header.metadata.get("model", self._fingerprint) != self._fingerprint:
+            raise _AnotherModel
         start, ids = len(self._ids), header.tensors.get("ids")
         length = ids.shape[0] if ids and ids.dtype == "U32" and len(ids.shape) == 1 else 0
         if header.metadata != self._metadata(start) or not 0 < length <= cache.context - start:
@@ -70,41 +88,47 @@ class StateFiles:
         return Mark(start + length, rings) if rings else None
 
     def save(self, timeline: Timeline) -> None:
-        """Make the folder hold the state up to the last mark. Raises GptOssError; what was there then, still is."""
+        """Make the folder hold the state up to the last mark. Raises GptOssError; what is there then can be used."""
         same = common_prefix(self._ids, timeline.ids)
-        self._stretches = [(start, end) for start, end in self._stretches if end <= same]
-        self._sweep()
-        start = self._stretches[-1][1] if self._stretches else 0
-        self._ids = timeline.ids[:start]
-        for mark in timeline.marks:
-            while start < mark.offset:
-                end = min(start + STRETCH, mark.offset)
-                self._save(start, end, timeline, mark if end == mark.offset else None)
-                start = end
+        try:
+            held = takewhile(lambda stretch: stretch[1] <= same and self._path(*stretch).is_file(), self._stretches)
+            self._stretches = list(held)
+            start = self._stretches[-1][1] if self._stretches else 0
+            self._ids = timeline.ids[:start]
+            # What has another content: of the conversation before, of another model, of a killed process.
+            clear(self.folder, but=[self._path(*stretch) for stretch in self._stretches])
+            for mark in timeline.marks:
+                while start < mark.offset:
+                    end = min(start + STRETCH, mark.offset)
+                    self._save(start, end, timeline, mark if end == mark.offset else None)
+                    start = end
+        except OSError as error:
+            raise GptOssError(f"cannot keep the KV state in {self.folder}: {reason(error)}") from None
 
     def _save(self, start: int, end: int, timeline: Timeline, mark: Mark | None) -> None:
+        """Raises OSError, GptOssError."""
         ids = timeline.ids[start:end]
         arrays = {"ids": mx.array(ids, mx.uint32)}
         arrays |= {f"full.{name}": part for name, part in timeline.cache.stretch(start, end).items()}
         arrays |= {f"ring.{name}": ring for name, ring in (mark.rings if mark else {}).items()}
+        mx.eval(arrays)
         path = self._path(start, end)
         partial = path.with_name(f".{path.name}")  # MLX wants the suffix
         try:
-            mx.save_safetensors(str(partial), arrays, self._metadata(start))
+            partial.touch(mode=0o600)
+            try:
+                mx.save_safetensors(str(partial), arrays, self._metadata(start))
+            except RuntimeError:  # in MLX's words
+                raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            raise GptOssError(f"cannot keep the KV state in {self.folder}: {reason(error)}") from None
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
         self._stretches.append((start, end))
         self._ids += ids
-
-    def _sweep(self) -> None:
-        """Remove what has another content: of the conversation before, of another model, of a killed process."""
-        known = {self._path(*stretch) for stretch in self._stretches}
-        for path in set(self.folder.iterdir()) - known:
-            path.unlink(missing_ok=True)
 
     def _path(self, start: int, end: int) -> Path:
         return self.folder / f"{start:09}-{end:09}{SUFFIX}"
@@ -117,16 +141,24 @@ class _Unusable(Exception):
     """A file that holds something else."""
 
 
+class _AnotherModel(_Unusable):
+    """A file that another model, or another recipe, has left."""
+
+
 def fingerprint(model: Model) -> str:
-    """Differs where a KV state could differ: another model, another recipe, another form of keys and values."""
+    """Differs where a KV state could differ: another model, another recipe, another form of keys and values. Raises
+    GptOssError."""
     digest = hashlib.sha256(f"{backend()} {model.settings.kv_bits}".encode())
-    for name in ("config.json", "tokenizer.json", "provenance.json"):
-        path = model.path / name
-        digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
-    for path in sorted(model.path.glob(f"*{SUFFIX}")):
-        status = path.stat()
-        # Which conversion it was, where there is no provenance.json with its checksums.
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    try:
+        for name in ("config.json", "tokenizer.json", "provenance.json"):
+            path = model.path / name
+            digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
+        for path in sorted(model.path.glob(f"*{SUFFIX}")):
+            status = path.stat()
+            # Which conversion it was, where there is no provenance.json with its checksums.
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
+    except OSError as error:
+        raise GptOssError(f"cannot read the model in {model.path}: {reason(error)}") from None
     return digest.hexdigest()
 
 

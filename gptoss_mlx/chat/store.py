@@ -1,31 +1,42 @@
 """Sessions on disk: of each a readable transcript, NAME.json, and beside it the KV state, the folder NAME.kv.
 
-Knows names and files; what is in them, `transcript` and `state_files` know. A state can be thrown away at any time, and
-is, the oldest first, when all of them take more than they may: a session without one is read again.
+Knows names, files and who may change them; what is in them, `transcript` and `state_files` know. A state can be thrown
+away at any time, and is, the oldest first, when all of them take more than they may: a session without one is read
+again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
+from ..foreign import reason
+from ..models import user_home
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
+LONGEST_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
 def sessions_folder() -> Path:
-    """Where the platform keeps what programs made for a person; with GPTOSS_MLX_HOME, there."""
+    """Where the platform keeps what programs made for a person; with GPTOSS_MLX_HOME, there. Raises GptOssError for a
+    user without a home."""
     if own := os.environ.get("GPTOSS_MLX_HOME"):
         return Path(own) / "sessions"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "gptoss-mlx" / "sessions"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gptoss-mlx" / "sessions"
+        return user_home() / "Library" / "Application Support" / "gptoss-mlx" / "sessions"
+    return Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share") / "gptoss-mlx" / "sessions"
+
+
+class InUse(GptOssError):
+    """A session that another process holds, or another chat of this one."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +50,21 @@ class Kept:
 
     @property
     def changed(self) -> float:
-        """When the conversation last changed, as seconds since 1970."""
+        """When the conversation last changed, as seconds since 1970; 0 for a state without a conversation."""
         try:
             return self.transcript.stat().st_mtime
-        except OSError:  # deleted meanwhile
+        except OSError:
             return 0.0
 
     @property
     def state_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.state.glob("*") if path.is_file())
+        """Of what is gone meanwhile, 0."""
+        total = 0
+        with suppress(OSError), os.scandir(self.state) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else 0
+        return total
 
 
 class Store:
@@ -73,50 +90,151 @@ class Store:
             raise GptOssError(f"several sessions begin with {name!r}: {', '.join(each.name for each in found[:5])}")
         return found[0]
 
-    def new(self, title: str) -> Kept:
-        """A session that is not there yet, named after `title`."""
+    def hold(self, kept: Kept) -> Held:
+        """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
+        try:
+            os.close(_open_private(self.folder))
+            return Held(self, kept, _lock(kept))
+        except OSError as error:
+            raise GptOssError(f"cannot use {kept.state}: {reason(error)}") from None
+
+    def new(self, title: str) -> Held:
+        """A session that was not there yet, named after `title`. Raises GptOssError."""
         words = "-".join(re.findall(r"[^\W_]+", title.lower()))[:40].rstrip("-") or "session"
-        names = (words if count == 1 else f"{words}-{count}" for count in range(1, sys.maxsize))
-        return next(kept for kept in map(self._kept, names) if not kept.transcript.exists() and not kept.state.exists())
+        taken = self.taken()
+        for name in (words if count == 1 else f"{words}-{count}" for count in range(1, sys.maxsize)):
+            if name.casefold() not in taken:
+                with suppress(InUse):  # another process has just begun one of this name
+                    held = self.hold(self._kept(name))
+                    if not held.kept.transcript.exists():
+                        return held
+                    held.release()
+        raise AssertionError("there is always another number")
 
-    def rename(self, kept: Kept, name: str) -> Kept:
-        """Raises GptOssError where the name cannot be had."""
-        if not NAME.fullmatch(name):
-            raise GptOssError(f"{name!r} is no name for a session: letters, digits, blanks and . , + - _, at most 80")
-        renamed = self._kept(name)
-        if renamed.transcript.exists() or renamed.state.exists():
-            raise GptOssError(f"there is a session {name!r} already")
-        try:
-            if kept.state.exists():
-                kept.state.rename(renamed.state)
-            kept.transcript.rename(renamed.transcript)
-        except OSError as error:
-            raise GptOssError(f"cannot rename {kept.transcript}: {error.strerror}") from None
-        return renamed
+    def taken(self, but: str | None = None) -> set[str]:
+        """The names that are in use, but for one; as all letters are the same to some disks, in one form of them."""
+        paths = [*self.folder.glob("*.json"), *self.folder.glob("*.kv")]
+        return {path.stem.casefold() for path in paths if path.stem != but}
 
-    def delete(self, kept: Kept) -> None:
-        """Raises GptOssError."""
-        try:
-            shutil.rmtree(kept.state, ignore_errors=True)
-            kept.transcript.unlink()
-        except OSError as error:
-            raise GptOssError(f"cannot delete {kept.transcript}: {error.strerror}") from None
-
-    def bound_states(self, limit: int, newest: Kept) -> None:
-        """Throw KV states away, the oldest first and `newest` last, until they take no more than `limit` bytes."""
-        others = [kept for kept in self if kept != newest]
-        sizes = {kept.name: kept.state_bytes for kept in (newest, *others)}
-        for kept in (*reversed(others), newest):
+    def bound_states(self, limit: int, newest: Held) -> None:
+        """Throw KV states away, the oldest first and `newest` last, until they take no more than `limit` bytes; those
+        that others hold stay, and those that cannot be removed. Raises GptOssError for `newest`."""
+        states = [self._kept(path.stem) for path in self.folder.glob("*.kv")]
+        sizes = {kept: kept.state_bytes for kept in sorted(states, key=lambda kept: kept.changed)}
+        for kept in [kept for kept in sizes if kept != newest.kept]:
             if sum(sizes.values()) <= limit:
                 return
-            remove_state(kept.state)
-            sizes[kept.name] = 0
+            with suppress(GptOssError), self.hold(kept) as held:
+                held.remove_state()
+                sizes[kept] = 0
+        if sum(sizes.values()) > limit:
+            newest.remove_state()
 
     def _kept(self, name: str) -> Kept:
         return Kept(name, self.folder / f"{name}.json", self.folder / f"{name}.kv")
 
 
-def remove_state(folder: Path) -> None:
-    """Remove a KV state; the folder stays, because it is what a process locks."""
-    for path in folder.glob("*"):
-        path.unlink(missing_ok=True)
+class Held:
+    """A session that only its holder changes, until `release` or the end of the process."""
+
+    def __init__(self, store: Store, kept: Kept, lock: int):
+        """`lock`: a descriptor of the folder of the KV state, which is locked as long as it is open."""
+        self.kept, self._store = kept, store
+        self._lock: int | None = lock
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of it; without a transcript, an empty folder does not stay."""
+        if self._lock is None:
+            return
+        with suppress(OSError):
+            if not self.kept.transcript.exists() and _is_at(self._lock, self.kept.state):
+                self.kept.state.rmdir()
+        os.close(self._lock)
+        self._lock = None
+
+    def rename(self, name: str) -> None:
+        """Raises GptOssError where the name cannot be had."""
+        if not NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
+            rule = f"letters, digits, blanks and . , + - _, at most 80 and {LONGEST_NAME} bytes"
+            raise GptOssError(f"{name!r} is no name for a session: {rule}")
+        if name.casefold() in self._store.taken(but=self.kept.name):
+            raise GptOssError(f"there is a session {name!r} already")
+        renamed = self._store._kept(name)
+        try:
+            self.kept.transcript.rename(renamed.transcript)
+            self.kept.state.rename(renamed.state)
+        except OSError as error:
+            raise GptOssError(f"cannot rename {self.kept.transcript}: {reason(error)}") from None
+        self.kept = renamed
+
+    def delete(self) -> None:
+        """Remove it and let go of it. Raises GptOssError."""
+        try:
+            self.kept.transcript.unlink(missing_ok=True)
+            if self.kept.state.exists():
+                shutil.rmtree(self.kept.state)
+        except OSError as error:
+            raise GptOssError(f"cannot delete {self.kept.transcript}: {reason(error)}") from None
+        self.release()
+
+    def remove_state(self) -> None:
+        """Raises GptOssError."""
+        try:
+            clear(self.kept.state)
+        except OSError as error:
+            raise GptOssError(f"cannot remove the KV state {self.kept.state}: {reason(error)}") from None
+
+
+def clear(folder: Path, but: Collection[Path] = ()) -> None:
+    """Remove what is in a folder, `but` for some; the folder stays, because it is what is locked. Raises OSError."""
+    for path in set(folder.iterdir()).difference(but):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _open_private(folder: Path) -> int:
+    """Open a folder, made if there is none, as one that only its owner can read. Raises OSError."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700, parents=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with suppress(OSError):  # another's folder, or a disk that knows no owners
+        os.fchmod(descriptor, 0o700)
+    return descriptor
+
+
+def _lock(kept: Kept) -> int:
+    """Make and lock the folder of the KV state. Raises InUse, OSError."""
+    while True:
+        descriptor = _open_private(kept.state)
+        try:
+            with suppress(OSError):  # file systems without locks are used without
+                _flock(descriptor, kept)
+            if _is_at(descriptor, kept.state):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, kept: Kept) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InUse(f"the session {kept.name!r} is in use by another gptoss-mlx") from None
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to what was opened: who held it before may have renamed or deleted it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20
+LONGEST_ID = 10  # digits
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,20 @@ class Transcript:
             raise GptOssError(f"{path} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise GptOssError(f"{path} is not a saved conversation")
+        entries = data.get("messages")
         try:
-            entries = [(_message(entry), _ids(entry.get("ids"))) for entry in data["messages"]]
+            if not isinstance(entries, list):
+                raise _Damaged("messages is not a list")
             return cls(
-                model=_optional_text(data.get("model")),
-                instructions=_optional_text(data["instructions"]),
-                reasoning_effort=_text(data["reasoning_effort"]),
-                current_date=_text(data["current_date"]),
-                messages=tuple(message for message, _ in entries),
-                ids=tuple(ids for _, ids in entries),
+                model=_optional_text(data, "model"),
+                instructions=_optional_text(data, "instructions"),
+                reasoning_effort=_text(data, "reasoning_effort"),
+                current_date=_text(data, "current_date"),
+                messages=tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(entries)),
+                ids=tuple(_ids(entry, f"messages[{index}]") for index, entry in enumerate(entries)),
                 unfinished=data.get("unfinished") is True,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _Damaged as error:
             raise GptOssError(f"{path} is damaged: {error}") from None
 
     @property
@@ -121,34 +128,55 @@ def fenced(text: str) -> str:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a text file so that it is whole at every moment: the old one, or the new one. Raises GptOssError."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a text file, which only its owner can read, so that it is whole at every moment: the old one, or the new
+    one. Raises GptOssError."""
     try:
-        with partial.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise GptOssError(f"cannot write {path}: {error.strerror}") from None
+        descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot write {path}: {reason(error)}") from None
 
 
-def _message(entry: dict[str, Any]) -> Message:
-    optional = {name: _text(entry[name]) for name in ("channel", "recipient", "content_type") if entry.get(name)}
-    return Message(_text(entry["role"]), _text(entry["content"]), **optional)
+class _Damaged(Exception):
+    """What is wrong with a transcript, in words."""
 
 
-def _optional_text(value: Any) -> str | None:
-    return None if value is None else _text(value)
+def _message(entry: Any, where: str) -> Message:
+    if not isinstance(entry, dict):
+        raise _Damaged(f"{where} is not an object")
+    optional = {name: _optional_text(entry, name, where) for name in ("channel", "recipient", "content_type")}
+    return Message(_text(entry, "role", where), _text(entry, "content", where), **optional)
 
 
-def _ids(text: str | None) -> tuple[int, ...] | None:
-    return None if text is None else tuple(int(word) for word in text.split())
+def _ids(entry: dict[str, Any], where: str) -> tuple[int, ...] | None:
+    text = _optional_text(entry, "ids", where)
+    if text is None:
+        return None
+    words = text.split()
+    if not all(word.isascii() and word.isdecimal() and len(word) <= LONGEST_ID for word in words):
+        raise _Damaged(f"{where}: ids are not numbers")
+    return tuple(map(int, words))
 
 
-def _text(value: Any) -> str:
+def _optional_text(entry: dict[str, Any], name: str, where: str = "it") -> str | None:
+    return None if entry.get(name) is None else _text(entry, name, where)
+
+
+def _text(entry: dict[str, Any], name: str, where: str = "it") -> str:
+    if name not in entry:
+        raise _Damaged(f"{where} has no {name}")
+    value = entry[name]
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-    value.encode()  # raises for a lone surrogate, a ValueError
+        raise _Damaged(f"{where}: {name} is not text")
+    if _SURROGATE.search(value):
+        raise _Damaged(f"{where}: {name} holds half a character")
     return value

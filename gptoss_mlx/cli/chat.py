@@ -149,18 +149,22 @@ def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **o
 
 
 def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Session:
-    """The session as it was kept, but for what the command line says; tells what going on will cost."""
-    had_state = keeper.has_state
-    read = keeper.resume(session)
+    """The session as it was kept, but for what the command line says; tells if it has to be read again."""
+    keeper.resume(session)
+    given = click.get_current_context().get_parameter_source
+    if given("system") == ParameterSource.COMMANDLINE:
+        session.instructions = options["system"]
+    if given("reasoning") == ParameterSource.COMMANDLINE:
+        session.set_reasoning_effort(options["reasoning"])
     turns = sum(message.role == "user" for message in session.messages)
     line = f"{keeper.name} goes on, after {turns} turn{'s' * (turns != 1)}"
-    if not read:
-        why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
-        line += f"; {why}, so that it is read again"
+    instructions, messages = session.token_counts
+    why = keeper.reading_again
+    if why is None and session.unread > sum(messages):
+        why = "its instructions, tools or reasoning are others"
+    if why:
+        line += f"; {why}, so that its {instructions + sum(messages):,} tokens are read again"
     click.echo(printable(line), err=True)
-    for name, setting in (("system", "instructions"), ("reasoning", "reasoning_effort")):
-        if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            setattr(session, setting, options[name])
     return session
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import click
 
-from ..chat.store import Store, remove_state, sessions_folder
+from ..chat.store import Store, sessions_folder
 from ..completion import complete_sessions
 from ..errors import GptOssError, printable
 from ..memory import size_text
@@ -41,19 +42,20 @@ def list_(as_json: bool = False) -> None:
         row = {"name": kept.name, "turns": turns, "changed": kept.changed, "state_bytes": kept.state_bytes}
         rows.append(row | {"title": title})
     if as_json:
-        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(rows, indent=1))
     elif rows:
         _print_table(rows)
     else:
-        click.echo(f"there are no sessions yet in {sessions_folder()}", err=True)
+        click.echo(printable(f"there are no sessions yet in {sessions_folder()}"), err=True)
 
 
 def _print_table(rows: list[dict]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("session", "turns", "changed", "KV state", "begins with")
+    numbers = (Column(name, no_wrap=True) for name in ("turns", "changed", "KV state"))
+    table = Table(Column("session", overflow="fold"), *numbers, "begins with")
     for row in rows:
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["changed"]))
         state = size_text(row["state_bytes"]) if row["state_bytes"] else "-"
@@ -79,7 +81,7 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def _write(name: str, form: str, output: Path | None) -> None:
-    from ..chat.screen import printable as shown
+    from ..chat.screen import without_controls as shown
     from ..chat.transcript import Transcript, replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
@@ -87,7 +89,8 @@ def _write(name: str, form: str, output: Path | None) -> None:
     if output is not None:
         replace_file(output, text)
     else:
-        click.echo(shown(text), nl=False)
+        # With `color`, because without it click takes escapes out of the text.
+        click.echo(shown(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions rename hello trip-to-oslo")
@@ -95,9 +98,10 @@ def _write(name: str, form: str, output: Path | None) -> None:
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
     """Give a session another name."""
-
     store = Store(sessions_folder())
-    click.echo(f"renamed to {store.rename(store.find(name), new_name).name}")
+    with store.hold(store.find(name)) as held:
+        held.rename(new_name)
+    click.echo(printable(f"renamed to {new_name}"))
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions delete hello trip-to-oslo --yes")
@@ -106,15 +110,15 @@ def rename(name: str, new_name: str) -> None:
 @click.option("--kv-only", is_flag=True, help="Only the KV state: the conversation stays, and will be read again.")
 def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     """Delete sessions."""
-
     store = Store(sessions_folder())
-    found = [store.find(name) for name in names]
+    found = dict.fromkeys(store.find(name) for name in names)
     what = "the KV state of " if kv_only else ""
     if not yes:
-        click.confirm(f"delete {what}{', '.join(kept.name for kept in found)}?", abort=True, err=True)
+        click.confirm(f"delete {what}{', '.join(printable(kept.name) for kept in found)}?", abort=True, err=True)
     for kept in found:
-        remove_state(kept.state) if kv_only else store.delete(kept)
-        click.echo(f"deleted {what}{kept.name}")
+        with store.hold(kept) as held:
+            held.remove_state() if kv_only else held.delete()
+        click.echo(printable(f"deleted {what}{kept.name}"))
 
 
 COMMANDS = (sessions,)

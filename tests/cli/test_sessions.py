@@ -1,10 +1,16 @@
 """`gptoss-mlx sessions` on conversations that real chats have kept."""
 
 import json
+import re
+import subprocess
 
 import pytest
 
+from chat.terminals import Terminal
 from cli.test_cli import assert_one_line_error
+from gptoss_mlx.chat.store import Store
+from gptoss_mlx.chat.transcript import Transcript
+from gptoss_mlx.harmony.messages import Message
 
 
 @pytest.fixture
@@ -82,3 +88,71 @@ def test_without_kv(run, demo_folder, tmp_path):
     home = {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
     run("chat", demo_folder, "--no-kv", "--temperature", "0", stdin="Hello\n", **home)
     assert json.loads(run("sessions", "list", "--json", **home).stdout)[0]["state_bytes"] == 0
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a session of one question."""
+
+    def write(name, question):
+        folder = tmp_path / "home" / "sessions"
+        folder.mkdir(parents=True, exist_ok=True)
+        transcript = Transcript(None, None, "low", "2026-01-02", (Message("user", question),), (None,))
+        transcript.write(folder / f"{name}.json")
+
+    return write
+
+
+def test_a_session_in_use_is_left_alone(run, write, tmp_path):
+    write("hello", "Hello")
+    store, home = Store(tmp_path / "home" / "sessions"), {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
+    with store.hold(store.find()):
+        assert_one_line_error(run("sessions", "rename", "hello", "other", **home), "'hello' is in use")
+        assert_one_line_error(run("sessions", "delete", "hello", "--yes", **home), "'hello' is in use")
+        assert_one_line_error(run("sessions", "delete", "hello", "--yes", "--kv-only", **home), "'hello' is in use")
+    assert [kept.name for kept in store] == ["hello"]
+    assert run("sessions", "delete", "hello", "hello", "--yes", **home).stdout == "deleted hello\n"
+    assert list(store.folder.iterdir()) == []
+
+
+def test_text_is_cleaned_for_a_terminal_only(run, write, command, environment, tmp_path):
+    question = "left\N{LEFT-TO-RIGHT MARK}right\N{LINE SEPARATOR}\x1b[2Jend"
+    write("hello", question)
+    home = {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
+    assert question in run("sessions", "show", **home).stdout
+    assert (
+        json.loads(run("sessions", "export", "--format", "json", **home).stdout)["messages"][0]["content"] == question
+    )
+    terminal = Terminal([*command, "sessions", "show"], environment, **home)
+    terminal.wait("end")
+    assert question not in terminal.sent.decode()
+    assert "\x1b[2J" not in terminal.sent.decode()
+
+
+def test_a_name_cannot_drive_a_terminal(run, write, tmp_path):
+    home = {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
+    for name in ("a\x1b[2Jb", "c\udcffd"):
+        write(name, "Hello")
+        shown = name.encode("unicode_escape").decode()
+        assert json.loads(run("sessions", "list", "--json", **home).stdout)[0]["name"] == name
+        assert shown in run("sessions", **home).stdout
+        done = run("sessions", "delete", name[0], stdin="y\n", **home)
+        assert (done.returncode, done.stdout) == (0, f"deleted {shown}\n")
+        assert f"delete {shown}?" in done.stderr
+
+
+def test_names_are_not_cut(run, write, tmp_path):
+    name = "".join(f"{number:04}" for number in range(20))
+    write(name, "How long may a name be? " * 3)
+    table = run("sessions", GPTOSS_MLX_HOME=str(tmp_path / "home"), COLUMNS="80").stdout
+    column = [line.split("│")[1].strip() for line in table.splitlines() if line.startswith("│")]
+    assert "".join(column) == name
+    assert re.search(r"│ \d{4}-\d\d-\d\d \d\d:\d\d │", table)
+
+
+def test_without_a_home_it_is_one_line(command, environment):
+    program = "import os, pwd, runpy, sys; pwd.getpwuid = {}.__getitem__; sys.argv = ['gptoss-mlx', 'sessions']"
+    unset = ("GPTOSS_MLX_HOME", "HOME", "XDG_DATA_HOME")
+    env = {name: value for name, value in environment.items() if name not in unset}
+    args = [command[0], "-c", f"{program}; runpy.run_module('gptoss_mlx', run_name='__main__')"]
+    assert_one_line_error(subprocess.run(args, env=env, capture_output=True, text=True), "no home")
