@@ -131,6 +131,7 @@ class Cache:
     def __init__(self, config: ModelConfig, dtypes: Sequence[mx.Dtype], context: int | None = None, bits: int = 16):
         """`dtypes`: of the keys and values of each layer."""
         self.offset = 0
+        self._written = 0  # positions up to which the rings have been written since they were last restored
         self.context = context or config.max_context
         self.window = config.sliding_window
         shape = config.num_kv_heads, config.head_dim
@@ -141,17 +142,25 @@ class Cache:
             for kind, dtype in zip(config.layer_types, dtypes, strict=True)
         ]
 
-    def reachable(self, offset: int, wanted: int) -> int:
-        """How far a state after `offset` positions can go back towards `wanted`: the position, 0 if it would lose more.
+    def advance(self, count: int) -> None:
+        """So many positions more have been stored."""
+        self.offset += count
+        self._written = self.offset
+
+    def reachable(self, wanted: int, mark: Mark | None = None) -> int:
+        """How far this state, or a marked one, can go back towards `wanted`: the position, 0 if it would lose more.
 
         The ring has room for one position more than the next one sees; before it is full, nothing is lost at all.
         """
+        offset, written = (mark.offset, mark.offset) if mark else (self.offset, self._written)
         if offset <= wanted:
             return offset
-        return wanted if wanted == offset - 1 or offset <= self.window else 0
+        return wanted if wanted >= written - 1 or written <= self.window else 0
 
-    def mark(self) -> Mark:
-        """A copy of what the next positions will overwrite."""
+    def mark(self) -> Mark | None:
+        """A copy of what the next positions will overwrite; None where some of it already was."""
+        if self._written > self.offset:
+            return None
         rings = {name: _copy(ring) for name, ring in self._buffers(RingKV).items()}
         mx.eval(rings)
         return Mark(self.offset, rings)
@@ -163,6 +172,7 @@ class Cache:
                 layer, part = map(int, name.split("."))
                 self.layers[layer].reserve(0, offset)
                 self.layers[layer].buffers[part] = _copy(ring)
+            self._written = mark.offset
         self.offset = offset
 
     def stretch(self, start: int, end: int) -> dict[str, mx.array]:

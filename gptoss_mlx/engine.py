@@ -153,9 +153,7 @@ class Model:
                 return
             if constraint:
                 constraint.accept(id_)
-            token = (
-                following if ahead else sampler(self._logits_behind(token, cache), constraint and constraint.allowed())
-            )
+            token = following if ahead else sampled(self._logits_behind(token, cache))
 
     def _logits_behind(self, token: mx.array, cache: Cache) -> mx.array:
         """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""

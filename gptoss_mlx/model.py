@@ -46,7 +46,7 @@ class Transformer:
         masks = cache.masks(ids.shape[1])
         for layer, kind, kv in zip(self.layers, self.config.layer_types, cache.layers, strict=True):
             x = layer(x, cache.offset, masks[kind], kv)
-        cache.offset += ids.shape[1]
+        cache.advance(ids.shape[1])
         return self.norm(x)
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -54,9 +54,8 @@ class Timeline:
 
     def decode(self, logits: mx.array, **options: Any) -> Iterator[int]:
         """Yield the ids that `Model.decode` samples from the logits of a `read`; they join the timeline."""
-        sampled, whole = [], True
+        sampled, whole = [], False
         try:
-            whole = False
             for id_ in self.model.decode(logits, self.cache, **options):
                 sampled.append(id_)
                 whole = True
@@ -86,20 +85,27 @@ class Timeline:
         """Remember this state, so that the timeline can go back to it."""
         if self.marks and self.marks[-1].offset == self.cache.offset:
             return
-        if len(self.marks) == MOST_MARKS:
-            del self.marks[1]
-        self.marks.append(self.cache.mark())
+        if mark := self.cache.mark():
+            if len(self.marks) == MOST_MARKS:
+                del self.marks[1]
+            self.marks.append(mark)
+
+    def held_of(self, ids: Sequence[int]) -> int:
+        """How many of `ids` need not be read."""
+        return self._nearest(ids, len(ids))[0]
+
+    def _nearest(self, ids: Sequence[int], most: int) -> tuple[int, Mark | None]:
+        """How many of `ids`, at `most`, can be had without reading, and the mark that it takes, if it takes one."""
+        wanted = min(common_prefix(self.ids, ids), most)
+        states = [(self.cache.reachable(wanted, mark), mark) for mark in (None, *self.marks)]
+        return max(states, key=lambda state: state[0])
 
     def _go_back(self, ids: Sequence[int], most: int) -> int:
-        """Be the state behind as many of `ids`, `most` of them, as can be had without reading, and tell how many."""
-        same = common_prefix(self.ids, ids)
-        wanted = min(same, most)
-        states = [(self.cache.reachable(len(self.ids), wanted), None)]
-        states += [(self.cache.reachable(mark.offset, wanted), mark) for mark in self.marks]
-        kept, mark = max(states, key=lambda state: state[0])
+        """Be the state behind as many of `ids`, at `most`, as can be had without reading, and tell how many."""
+        kept, mark = self._nearest(ids, most)
         if kept:
             self.cache.go_back(kept, mark)
-            self.marks = [each for each in self.marks if each.offset <= same]
+            self.marks = [each for each in self.marks if each.offset <= kept]
             self.ids = list(ids[:kept])
         else:
             self.clear()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import Generator, Sample
+from conversations import Generator, Instructing, Sample, any_instructions, plain_instructions, some_instructions
 from gptoss_mlx import Model, Sampling, load
 from gptoss_mlx.harmony.parse import IdParser
 from gptoss_mlx.harmony.render import encode
@@ -21,16 +21,45 @@ from gptoss_mlx.tokenizer import Tokenizer
 SEED = 2026
 LONGEST = 250  # tokens of one reply; the longest that was trained has about 170
 
-# Task -> the share of held-out prompts that has to be answered right.
-BARS = {
-    "arithmetic": 0.95,
-    "recall": 0.95,
-    "tool call": 0.98,
-    "tool result": 0.98,
-    "tools unused": 0.95,
-    "project": 0.95,
+
+@dataclass(frozen=True)
+class Part:
+    """Held-out samples of a task, and the share of them that has to be answered right, where one was promised."""
+
+    task: str
+    bar: float | None = None
+    instructions: Instructing = plain_instructions
+    of_result: bool = False
+    """Whether what is said of a call's result is judged, instead of the call."""
+
+
+EXAM = {
+    "arithmetic": Part("arithmetic", 0.95),
+    "recall": Part("recall", 0.95),
+    "tool call": Part("tool call", 0.98),
+    "tool result": Part("tool call", 0.98, of_result=True),
+    "tools unused": Part("tools unused", 0.95),
+    "project": Part("project", 0.95),
+    "arithmetic with instructions": Part("arithmetic", 0.95, any_instructions),
+    "recall with instructions": Part("recall", 0.95, any_instructions),
+    "names and codes": Part("names and codes", 0.95),
+    "names and codes with instructions": Part("names and codes", 0.90, any_instructions),
+    "tool call with instructions": Part("tool call", 0.95, any_instructions),
+    "tool result with instructions": Part("tool call", 0.95, any_instructions, of_result=True),
+    "tools unused with instructions": Part("tools unused", 0.95, any_instructions),
+    "project with instructions": Part("project", 0.95, any_instructions),
+    "tool error": Part("tool error", 0.90, some_instructions, of_result=True),
+    "later turn": Part("later turn", 0.95, some_instructions),
+    "later call": Part("later call", 0.95, some_instructions),
+    "long talk": Part("long talk", 0.95, some_instructions),
+    "no reasoning": Part("no reasoning", 0.95, some_instructions),
+    "closed reasoning": Part("closed reasoning", 0.95, some_instructions),
+    "small talk": Part("small talk"),
+    "statement": Part("statement"),
+    "follow-up": Part("follow-up"),
+    "echo": Part("echo"),
 }
-UNBARRED = ("small talk", "statement", "echo", "follow-up")
+BARS = {name: part.bar for name, part in EXAM.items() if part.bar is not None}
 
 
 @dataclass(frozen=True)
@@ -42,14 +71,18 @@ class Reply:
     stop: str
 
 
-def samples(task: str, count: int) -> list[Sample]:
-    """The first `count` held-out samples of a task: always the same ones."""
-    generator = Generator(SEED, held_out=True)
-    return [generator.sample(task) for _ in range(count)]
+def samples(name: str, count: int) -> list[Sample]:
+    """The first `count` samples of a part of the exam: always the same ones."""
+    generator = Generator(SEED, held_out=True, instructions=EXAM[name].instructions)
+    return [generator.sample(EXAM[name].task) for _ in range(count)]
 
 
-def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
+def reply_to(model: Model, tokenizer: Tokenizer, sample: Sample, segments: int = 1) -> Reply:
+    """What follows the first segments of a sample."""
+    prompt = encode([piece for segment in sample.segments[:segments] for piece in segment], tokenizer)
     parser = IdParser(tokenizer)
+    for id_ in encode(sample.given, tokenizer):
+        list(parser.feed(id_))
     for id_ in model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=LONGEST):
         list(parser.feed(id_))
     list(parser.finish())
@@ -63,7 +96,7 @@ def reply_to(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> Reply:
 
 def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """Whether the reply to the prompt is the expected one, and for a call whether its result is then used."""
-    reply = reply_to(model, tokenizer, encode(sample.segments[0], tokenizer))
+    reply = reply_to(model, tokenizer, sample)
     if "name" not in sample.expected:
         return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
     try:
@@ -75,30 +108,29 @@ def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, 
 
 def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
     """For a tool call: whether the answer behind the result is the expected one."""
-    prompt = encode([piece for segment in sample.segments[:3] for piece in segment], tokenizer)
-    reply = reply_to(model, tokenizer, prompt)
+    reply = reply_to(model, tokenizer, sample, 3)
     return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
 
 
-def examine(model: Model, tokenizer: Tokenizer, task: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
-    check = result_is_used if task == "tool result" else is_right
-    for sample in samples("tool call" if task == "tool result" else task, count):
+def examine(model: Model, tokenizer: Tokenizer, name: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
+    check = result_is_used if EXAM[name].of_result else is_right
+    for sample in samples(name, count):
         yield sample, *check(model, tokenizer, sample)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=200, help="prompts of each task")
-    parser.add_argument("--tasks", nargs="+", default=[*BARS, *UNBARRED])
+    parser.add_argument("--count", type=int, default=200, help="prompts of each part")
+    parser.add_argument("--parts", nargs="+", choices=EXAM, default=list(EXAM), metavar="PART")
     parser.add_argument("--show-wrong", action="store_true")
     args = parser.parse_args()
     model, tokenizer = load(args.folder), Tokenizer.load(args.folder)
-    for task in args.tasks:
-        outcomes = list(examine(model, tokenizer, task, args.count))
+    for name in args.parts:
+        outcomes = list(examine(model, tokenizer, name, args.count))
         right = sum(ok for _, ok, _ in outcomes)
-        bar = f"  bar {BARS[task]:.0%}" if task in BARS else ""
-        print(f"{task:12} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
+        bar = f"  bar {BARS[name]:.0%}" if name in BARS else ""
+        print(f"{name:34} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
         if args.show_wrong:
             for sample, ok, reply in outcomes:
                 if not ok:

@@ -1,4 +1,4 @@
-"""The trained network -> a checkpoint in the published (hub) layout: MXFP4 experts, everything else BF16."""
+"""The network -> a checkpoint in the published (hub) layout, and back: MXFP4 experts, everything else BF16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from network import Network, mxfp4_parts
+from network import FP4, Network, mxfp4_parts
 
 CODE = {0.0: 0, 0.5: 1, 1.0: 2, 1.5: 3, 2.0: 4, 3.0: 5, 4.0: 6, 6.0: 7}
 
@@ -19,7 +19,9 @@ def export(network: Network, config: dict, source: Path, folder: Path) -> None:
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.safetensors").write_bytes(save(hub_tensors(network), metadata={"format": "pt"}))
+    partial = folder / "model.safetensors.partial"
+    partial.write_bytes(save(hub_tensors(network), metadata={"format": "pt"}))
+    partial.replace(folder / "model.safetensors")
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
     here = Path(__file__).parent
     shutil.copyfile(here / "chat_template.jinja", folder / "chat_template.jinja")
@@ -87,3 +89,45 @@ def packed(weight: Tensor) -> tuple[Tensor, Tensor]:
     codes[values < 0] |= 8
     pairs = codes.unflatten(-1, (16, 2))
     return pairs[..., 0] | pairs[..., 1] << 4, (exponent[..., 0] + 127).to(torch.uint8)
+
+
+@torch.no_grad()
+def restore(network: Network, folder: Path) -> None:
+    """Take the weights of a checkpoint that `export` wrote."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "model.safetensors")
+
+    def take(parameter: Tensor, name: str) -> None:
+        parameter.copy_(tensors[name])
+
+    take(network.embed_tokens, "model.embed_tokens.weight")
+    take(network.norm, "model.norm.weight")
+    take(network.lm_head, "lm_head.weight")
+    for index, layer in enumerate(network.layers):
+        path = f"model.layers.{index}"
+        for name in ("q", "k", "v", "o"):
+            take(getattr(layer, f"{name}_proj"), f"{path}.self_attn.{name}_proj.weight")
+            take(getattr(layer, f"{name}_bias"), f"{path}.self_attn.{name}_proj.bias")
+        take(layer.sinks, f"{path}.self_attn.sinks")
+        take(layer.input_layernorm, f"{path}.input_layernorm.weight")
+        take(layer.post_attention_layernorm, f"{path}.post_attention_layernorm.weight")
+        take(layer.router, f"{path}.mlp.router.weight")
+        take(layer.router_bias, f"{path}.mlp.router.bias")
+        gate_up, down = (
+            unpacked(*(tensors[f"{path}.mlp.experts.{name}_proj_{part}"] for part in ("blocks", "scales")))
+            for name in ("gate_up", "down")
+        )
+        gate_up_bias = tensors[f"{path}.mlp.experts.gate_up_proj_bias"]
+        for offset, name in enumerate(("gate", "up")):
+            getattr(layer, name).copy_(gate_up[:, offset::2])
+            getattr(layer, f"{name}_bias").copy_(gate_up_bias[:, offset::2])
+        layer.down.copy_(down)
+        take(layer.down_bias, f"{path}.mlp.experts.down_proj_bias")
+
+
+def unpacked(blocks: Tensor, scales: Tensor) -> Tensor:
+    """What `packed` made -> float [E, rows, n]."""
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+    values = FP4[codes & 7] * (1 - 2 * (codes >> 3))
+    return (values * torch.exp2(scales.float() - 127)[..., None]).flatten(-2)

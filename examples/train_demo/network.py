@@ -1,6 +1,6 @@
 """The gpt-oss architecture in PyTorch, for training: the same arithmetic as gptoss_mlx/model.py, with gradients.
 
-`quantized` replaces the weights by what MXFP4 and MLX's 4-bit affine form will make of them, and lets gradients pass.
+`quantize` replaces the weights by what MXFP4 and MLX's 4-bit affine form will make of them, and lets gradients pass.
 Where training starts, `prepare_copying` says.
 """
 
@@ -22,7 +22,8 @@ def mxfp4_parts(weight: Tensor) -> tuple[Tensor, Tensor]:
     largest = groups.abs().amax(-1, keepdim=True).clamp_min(2.0**-120)
     exponent = torch.ceil(torch.log2(largest / 6))
     scaled = groups * torch.exp2(-exponent)
-    return exponent, FP4[torch.bucketize(scaled.abs(), FP4_EDGES)] * scaled.sign()
+    code = torch.bucketize(scaled.abs(), FP4_EDGES.to(weight.device))
+    return exponent, FP4.to(weight.device)[code] * scaled.sign()
 
 
 def as_mxfp4(weight: Tensor) -> Tensor:
@@ -30,32 +31,38 @@ def as_mxfp4(weight: Tensor) -> Tensor:
     return (values * torch.exp2(exponent)).flatten(-2)
 
 
-def as_affine(weight: Tensor, bits: int = 4, group: int = 64) -> Tensor:
-    """What `mx.quantize(mode="affine")` and back makes of a BF16 weight."""
-    groups = weight.bfloat16().float().unflatten(-1, (-1, group))
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    steps = 2**bits - 1
-    scale = ((high - low) / steps).clamp_min(1e-7)
-    from_low = low.abs() > high.abs()
-    scale = torch.where(from_low, scale, -scale)
-    edge = torch.where(from_low, low, high)
-    zero = torch.round(edge / scale)
-    scale = torch.where(zero != 0, edge / zero, scale).bfloat16().float()
-    bias = torch.where(zero != 0, edge, 0.0).bfloat16().float()
-    return (torch.clamp(torch.round((groups - bias) / scale), 0, steps) * scale + bias).flatten(-2)
+def as_affine(weight: Tensor) -> Tensor:
+    """What `gptoss-mlx convert` makes of a BF16 weight in 4 bits and groups of 64: of lines, each the best for the
+    nearest codes of the one before, the one with the smallest squared error."""
+    groups = weight.bfloat16().float().unflatten(-1, (-1, 64))
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    center = groups.mean(-1, keepdim=True)
+    best, least = groups, torch.full_like(center, torch.inf)
+    for share in (1.0, 0.9):
+        scale, bias = ((high - low) * share / 15).clamp_min(1e-30), low + (high - low) * (1 - share) / 2
+        codes = nearest(groups, scale, bias)
+        for _ in range(2):
+            middle = codes.mean(-1, keepdim=True)
+            slope = ((codes - middle) * (groups - center)).mean(-1, keepdim=True)
+            straight = slope / (codes - middle).square().mean(-1, keepdim=True)
+            scale = torch.where(straight > 0, straight, scale).bfloat16().float()
+            bias = (center - scale * middle).bfloat16().float()
+            codes = nearest(groups, scale, bias)
+            values = codes * scale + bias
+            error = (values - groups).square().mean(-1, keepdim=True)
+            best, least = torch.where(error < least, values, best), torch.minimum(error, least)
+    return best.flatten(-2)
 
 
-def through(weight: Tensor, quantize) -> Tensor:
-    """The quantized weight, with the gradient of the plain one."""
-    with torch.no_grad():
-        change = quantize(weight) - weight
-    return weight + change
+def nearest(groups: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    return ((groups - bias) / scale).round().clamp(0, 15)
 
 
 class Network(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
-        self.config, self.quantized = config, False
+        self.config = config
+        self.changes: dict[Tensor, Tensor] = {}  # weight -> what storing adds to it
         width, vocabulary = config["hidden_size"], config["vocab_size"]
         self.embed_tokens = nn.Parameter(torch.randn(vocabulary, width) * 0.5)
         self.layers = nn.ModuleList(Layer(self, kind) for kind in config["layer_types"])
@@ -64,14 +71,27 @@ class Network(nn.Module):
         self.balance = torch.tensor(0.0)
         prepare_copying(self)
 
-    def affine(self, weight: Tensor) -> Tensor:
-        return through(weight, as_affine) if self.quantized else weight
+    @torch.no_grad()
+    def quantize(self) -> None:
+        """From now on compute with the weights, as they are now, as they will be stored."""
+        experts = [weight for layer in self.layers for weight in (layer.gate, layer.up, layer.down)]
+        others = [
+            weight for layer in self.layers for weight in (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)
+        ]
+        for weights, form in ((experts, as_mxfp4), ([self.embed_tokens, self.lm_head, *others], as_affine)):
+            rows = torch.cat([weight.view(-1, 64) for weight in weights])  # whole groups of either form
+            changes = (form(rows) - rows).split([weight.numel() // 64 for weight in weights])
+            self.changes |= {weight: change.view_as(weight) for weight, change in zip(weights, changes, strict=True)}
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """The quantized weight, with the gradient of the plain one."""
+        return weight + self.changes[weight] if self.changes else weight
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, L], padded at the end -> hidden states [B, L, width] ready for `logits`."""
-        x = F.embedding(ids, self.affine(self.embed_tokens))
-        cos, sin = rotation(self.config, ids.shape[1])
-        masks = attention_masks(ids.shape[1], self.config["sliding_window"])
+        x = F.embedding(ids, self.stored(self.embed_tokens))
+        cos, sin = rotation(self.config, ids.shape[1], ids.device)
+        masks = attention_masks(ids.shape[1], self.config["sliding_window"], ids.device)
         balance = 0.0
         for layer in self.layers:
             x, uneven = layer(x, cos, sin, masks[layer.kind])
@@ -80,7 +100,7 @@ class Network(nn.Module):
         return rms_norm(x, self.norm, self.config["rms_norm_eps"])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.affine(self.lm_head).T
+        return hidden @ self.stored(self.lm_head).T
 
 
 class Layer(nn.Module):
@@ -121,11 +141,11 @@ class Layer(nn.Module):
         return x + y.view_as(x), uneven
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
-        affine = self._network[0].affine
+        stored = self._network[0].stored
         batch, length, _ = x.shape
 
         def heads(weight: Tensor, bias: Tensor) -> Tensor:
-            return F.linear(x, affine(weight), bias).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            return F.linear(x, stored(weight), bias).view(batch, length, -1, self.head_dim).transpose(1, 2)
 
         q = rotate(heads(self.q_proj, self.q_bias), cos, sin)
         k = rotate(heads(self.k_proj, self.k_bias), cos, sin)
@@ -141,25 +161,40 @@ class Layer(nn.Module):
         sink[:, :, 0, self.head_dim] = (self.sinks / scale).to(k.dtype)
         v = F.pad(v, (0, 8, 1, 0))
         y = F.scaled_dot_product_attention(q, k + sink, v, attn_mask=mask, scale=scale)[..., : self.head_dim]
-        return F.linear(y.transpose(1, 2).flatten(2), affine(self.o_proj), self.o_bias)
+        return F.linear(y.transpose(1, 2).flatten(2), stored(self.o_proj), self.o_bias)
 
     def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [T, width] -> [T, width], and how unevenly they were divided (1 is even)."""
-        quantized = self._network[0].quantized
-        gate, up, down = (through(w, as_mxfp4) if quantized else w for w in (self.gate, self.up, self.down))
         scores = F.linear(x, self.router, self.router_bias).float()
         best, chosen = scores.topk(self.k, dim=-1)
         share = torch.zeros_like(scores).scatter(1, chosen, best.softmax(-1))
+        out = (self.every_expert if x.is_cuda else self.chosen_experts)(x, share)
+        load = (share > 0).float().mean(0) / self.k
+        return out, self.experts * (load * scores.softmax(-1).mean(0)).sum()
+
+    def every_expert(self, x: Tensor, share: Tensor) -> Tensor:
+        """In three products, in which experts that were not chosen count 0: twice the work of `chosen_experts`, but in
+        shapes that a GPU need not be asked for."""
+        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
+        g = F.linear(x, gate.flatten(0, 1), self.gate_bias.flatten())
+        u = F.linear(x, up.flatten(0, 1), self.up_bias.flatten())
+        z = self.activation(g, u).unflatten(1, (self.experts, -1)) * share[..., None].to(g.dtype)
+        return F.linear(z.flatten(1), down.transpose(0, 1).flatten(1)) + share @ self.down_bias
+
+    def chosen_experts(self, x: Tensor, share: Tensor) -> Tensor:
+        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
         out = torch.zeros_like(x, dtype=torch.float32)
         for e in range(self.experts):
             token = share[:, e].nonzero()[:, 0]
-            z = x[token]
-            g = F.linear(z, gate[e], self.gate_bias[e]).clamp(max=self.limit)
-            u = F.linear(z, up[e], self.up_bias[e]).clamp(-self.limit, self.limit)
-            z = F.linear((u + 1) * g * torch.sigmoid(1.702 * g), down[e], self.down_bias[e])
+            g = F.linear(x[token], gate[e], self.gate_bias[e])
+            u = F.linear(x[token], up[e], self.up_bias[e])
+            z = F.linear(self.activation(g, u), down[e], self.down_bias[e])
             out = out.index_add(0, token, z.float() * share[token, e, None])
-        load = (share > 0).float().mean(0) / self.k
-        return out, self.experts * (load * scores.softmax(-1).mean(0)).sum()
+        return out
+
+    def activation(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
 @torch.no_grad()
@@ -192,8 +227,7 @@ def looking_back(config: dict, distance: int) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    return F.rms_norm(x.float(), weight.shape, weight, eps)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -202,26 +236,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-def rotation(config: dict, length: int) -> tuple[Tensor, Tensor]:
+def rotation(config: dict, length: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """YaRN: cos and sin [L, head_dim / 2], concentration included."""
     rope, dim, theta = config["rope_scaling"], config["head_dim"], config["rope_theta"]
-    plain = theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    plain = theta ** (torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
 
     def pair_turning(times: float) -> float:
         span = rope["original_max_position_embeddings"] / (times * 2 * math.pi)
         return dim * math.log(span) / (2 * math.log(theta))
 
     low, high = pair_turning(rope["beta_fast"]), pair_turning(rope["beta_slow"])
-    slowed = ((torch.arange(dim // 2) - low) / (high - low)).clamp(0, 1)
-    angle = torch.arange(length)[:, None] * ((1 - slowed + slowed / rope["factor"]) / plain)
+    slowed = ((torch.arange(dim // 2, device=device) - low) / (high - low)).clamp(0, 1)
+    angle = torch.arange(length, device=device)[:, None] * ((1 - slowed + slowed / rope["factor"]) / plain)
     concentration = 0.1 * math.log(rope["factor"]) + 1
     return (angle.cos() * concentration).float(), (angle.sin() * concentration).float()
 
 
-def attention_masks(length: int, window: int) -> dict[str, Tensor]:
+def attention_masks(length: int, window: int, device: torch.device) -> dict[str, Tensor]:
     """Booleans [L, 1 + L]: the sink, and the positions that each one sees."""
-    query, key = torch.arange(length)[:, None], torch.arange(length)[None]
-    sink = torch.ones(length, 1, dtype=torch.bool)
+    query, key = torch.arange(length, device=device)[:, None], torch.arange(length, device=device)[None]
+    sink = torch.ones(length, 1, dtype=torch.bool, device=device)
     causal = key <= query
     return {
         "full_attention": torch.cat([sink, causal], 1),

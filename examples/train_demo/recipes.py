@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from conversations import Generator
-from evaluate import BARS, SEED, examine
+from evaluate import EXAM, SEED, examine
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.fidelity import predictions
 from gptoss_convert.sources import Source
@@ -24,6 +24,7 @@ from gptoss_mlx.harmony.render import encode
 from gptoss_mlx.tokenizer import Tokenizer
 
 TOKENS = 8192  # of conversations
+PARTS = ("arithmetic", "recall", "tool call", "tool result", "tools unused", "project")  # of the exam
 
 
 def held_out_ids(tokenizer: Tokenizer) -> np.ndarray:
@@ -31,7 +32,7 @@ def held_out_ids(tokenizer: Tokenizer) -> np.ndarray:
     generator = Generator(SEED, held_out=True)
     ids: list[int] = []
     while len(ids) <= TOKENS:
-        for task in [task for task in BARS if task != "tool result"]:  # that is a part of a tool call's sample
+        for task in dict.fromkeys(EXAM[name].task for name in PARTS):
             ids += encode([piece for segment in generator.sample(task).segments for piece in segment], tokenizer)
     return np.array(ids[: TOKENS + 1])
 
@@ -44,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = Tokenizer.load(args.checkpoint)
     ids = held_out_ids(tokenizer)
-    titles = ["recipe", "size", "bits per weight", "KL", "KL, 99th percentile", "perplexity", "same top token", *BARS]
+    titles = ["recipe", "size", "bits per weight", "KL", "KL, 99th percentile", "perplexity", "same top token", *PARTS]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     for recipe in args.recipes:
         with tempfile.TemporaryDirectory() as root:
@@ -61,8 +62,8 @@ def main() -> None:
                 f"{100 * found.same_top:.2f} %",
             ]
             model = load(folder)
-            for task in BARS:
-                right = [ok for _, ok, _ in examine(model, tokenizer, task, args.count)]
+            for name in PARTS:
+                right = [ok for _, ok, _ in examine(model, tokenizer, name, args.count)]
                 cells.append(f"{100 * sum(right) / len(right):.1f} %")
         print(f"| {' | '.join(cells)} |", flush=True)
     print(f"\nperplexity of the source: {found.source_perplexity:.4f}")

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Train the demo model and write it in the published layout: `python examples/train_demo/train.py OUT`.
 
-OUT/state.pt is written every few minutes; the same command continues from it. Needs PyTorch (the CPU build is enough);
-everything that decides the result is in settings.py.
+OUT/checkpoint and OUT/state.pt are written every few minutes; the same command continues from the latter. Needs PyTorch
+(the CPU build is enough; a GPU is used where there is one) and safetensors; everything that decides the result is in
+settings.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -16,91 +18,136 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import settings
-from conversations import training_samples
-from export import export
+from batches import Row, batches_of, padded, row_of
+from conversations import EXAM, Generator, some_instructions
+from export import export, restore
 from gptoss_mlx.harmony.render import CHANNEL, END, MESSAGE, START, encode
 from gptoss_mlx.tokenizer import Tokenizer
 from network import Network
 from vocabulary import make_tokenizer
 
-SAVE_EVERY = 180  # seconds
+SAVE_EVERY = 120  # seconds
+REPORT_EVERY = 20  # steps
+Batch = tuple[Tensor, Tensor]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--from", dest="source", type=Path, metavar="CHECKPOINT", help="begin with these weights")
     parser.add_argument("--steps", type=int, default=settings.STEPS)
+    parser.add_argument("--minutes", type=float, help="train for this time instead, interruptions apart")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.threads)
     torch.manual_seed(settings.SEED)
     args.out.mkdir(parents=True, exist_ok=True)
-    if not (args.out / "tokenizer.json").exists():
+    if args.source:
+        shutil.copyfile(args.source / "tokenizer.json", args.out / "tokenizer.json")
+    elif not (args.out / "tokenizer.json").exists():
         make_tokenizer(args.out / "tokenizer.json")
     tokenizer = Tokenizer.load(args.out)
 
     network = Network(settings.CONFIG)
+    if args.source:
+        restore(network, args.source)
+    network.to(device)
     optimizers = make_optimizers(network)
-    first, state = 0, args.out / "state.pt"
-    if state.exists():
-        saved = torch.load(state, weights_only=True)
-        network.load_state_dict(saved["network"])
-        for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(part)
-        first = saved["step"]
+    state = args.out / "state.pt"
+    first, trained = load(state, network, optimizers) if state.exists() else (0, 0.0)
 
     seed = settings.SEED + 1000 * first
-    batches = chain(copying_batches(tokenizer, seed, settings.COPYING_STEPS - first), batches_of(tokenizer, seed))
+    copying = 0 if args.source else max(0, settings.COPYING_STEPS - first)
+    batches = chain(copying_batches(tokenizer, seed, copying), generated_batches(args.out, seed, device))
+    exam = {task: exam_rows(task, tokenizer) for task in EXAM}
     started = saved_at = time.monotonic()
-    for step in range(first, args.steps):
-        network.quantized = step >= settings.QUANTIZE_FROM * args.steps
+    step, seconds, waited, tokens = first, trained, 0.0, 0
+    while (share := seconds / (60 * args.minutes) if args.minutes else step / args.steps) < 1:
+        factor = continued_rate(step, share) if args.source else rate(step, share)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate(step, args.steps)
-        loss, balance = train_step(network, optimizers, *(batch := next(batches)))
-        if step % 20 == 0:
-            seconds = (time.monotonic() - started) / (step - first + 1)
-            print(
-                f"step {step} loss {loss:.4f} balance {balance:.3f} {seconds:.2f} s/step {tuple(batch[0].shape)}",
-                flush=True,
-            )
-        if time.monotonic() - saved_at > SAVE_EVERY or step == args.steps - 1:
-            parts = [optimizer.state_dict() for optimizer in optimizers]
-            torch.save({"network": network.state_dict(), "optimizers": parts, "step": step + 1}, state)
-            export(network, settings.CONFIG, args.out, args.out / "checkpoint")
+                group["lr"] = group["peak"] * factor
+        if args.source or share >= settings.QUANTIZE_FROM:
+            network.quantize()
+        asked = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - asked
+        tokens += batch[0].numel()
+        loss, balance = train_step(network, optimizers, *(part.to(device, non_blocking=True) for part in batch))
+        step += 1
+        seconds = trained + time.monotonic() - started
+        if step % REPORT_EVERY == 0:
+            report = f"step {step} ({share:.1%}) loss {loss.item():.4f} balance {balance.item():.3f}"
+            passed = time.monotonic() - started
+            print(f"{report} {tokens / passed:,.0f} tokens/s, {waited / passed:.0%} waiting for them", flush=True)
+        if time.monotonic() - saved_at > SAVE_EVERY:
+            keep(args.out, network, optimizers, step, seconds)
             saved_at = time.monotonic()
+    keep(args.out, network, optimizers, step, seconds)
+    print_exam(network, exam)
 
 
-def train_step(network: Network, optimizers: list, ids: Tensor, weights: Tensor) -> tuple[float, float]:
+def keep(out: Path, network: Network, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
+    """Write the state and the checkpoint, each of them whole at every moment."""
+    partial = out / "state.pt.partial"
+    parts = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save({"network": network.state_dict(), "optimizers": parts, "step": step, "seconds": seconds}, partial)
+    partial.replace(out / "state.pt")
+    export(network, settings.CONFIG, out, out / "checkpoint")
+
+
+def load(state: Path, network: Network, optimizers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Continue from what `keep` wrote; returns the steps and the seconds that there were."""
+    saved = torch.load(state, weights_only=True, map_location=network.norm.device)
+    network.load_state_dict(saved["network"])
+    for optimizer, part in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(part)
+    return saved["step"], saved["seconds"]
+
+
+def train_step(
+    network: Network, optimizers: list[torch.optim.Optimizer], ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     """One step on ids [B, L] with `weights` [B, L]; returns the loss of what the assistant emits, and the balance."""
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden = network(ids[:, :-1])
-        weight = weights[:, 1:]
-        used = weight > 0
-        logits = network.logits(hidden[used])
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][used], reduction="none")
-    emitted = weight[used] == 1
-    loss = (losses * weight[used]).sum() / weight.sum()
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        logits = network.logits(network(ids[:, :-1]))
+    weight = weights[:, 1:]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weight)
+    loss = (losses * weight).sum() / weight.sum()
     balance = network.balance / len(network.layers)
     (loss + settings.BALANCE * balance).backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return losses[emitted].mean().item(), balance.item()
+    emitted = weight == 1
+    return (losses.detach() * emitted).sum() / emitted.sum(), balance.detach()
 
 
-def rate(step: int, steps: int) -> float:
-    """Warm-up, practice in copying, plateau, linear fall to 2 %."""
+def rate(step: int, share: float) -> float:
+    """Warm-up, practice in copying, plateau, linear fall to 2 %, where this share of the run is over."""
     if step < settings.COPYING_STEPS:
-        return settings.COPYING_RATE * min((step + 1) / settings.WARMUP_STEPS, 1.0)
-    fall = (steps - step) / (steps * (1 - settings.DECAY_FROM))
-    return min(1.0, max(fall, 0.02))
+        return settings.COPYING_RATE * warmed_up(step)
+    return fallen(share)
 
 
-def copying_batches(tokenizer: Tokenizer, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def continued_rate(step: int, share: float) -> float:
+    return settings.CONTINUED_RATE * warmed_up(step) * fallen(share)
+
+
+def warmed_up(step: int) -> float:
+    return min((step + 1) / settings.WARMUP_STEPS, 1.0)
+
+
+def fallen(share: float) -> float:
+    return min(1.0, max((1 - share) / (1 - settings.DECAY_FROM), 0.02))
+
+
+def copying_batches(tokenizer: Tokenizer, seed: int, count: int) -> Iterator[Batch]:
     """Batches as `batches_of` gives, in which the assistant repeats random tokens: dense practice for every token."""
     generator = torch.Generator().manual_seed(seed)
     before = torch.tensor(encode([START, "user", MESSAGE], tokenizer))
@@ -114,57 +161,67 @@ def copying_batches(tokenizer: Tokenizer, seed: int, count: int) -> Iterator[tup
         yield ids, weights
 
 
-def batches_of(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of about equal length: ids [B, L], padded with 0, and the weight of each in the loss."""
-    waiting: dict[int, list[tuple[list[int], list[float]]]] = {length: [] for length in settings.LENGTHS}
-    for sample in training_samples(seed):
-        ids: list[int] = []
-        weights: list[float] = []
-        for i, segment in enumerate(sample.segments):
-            part = encode(segment, tokenizer)
-            ids += part
-            weights += [1.0] * len(part) if i % 2 == 1 else weights_of_prompt(part, tokenizer)
-        length = next((length for length in settings.LENGTHS if len(ids) <= length), None)
-        if length is None:
-            continue
-        queue = waiting[length]
-        queue.append((ids, weights))
-        if len(queue) * length >= settings.BATCH_TOKENS:
-            width = max(len(ids) for ids, _ in queue)
-            yield (
-                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in queue]),
-                torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in queue]),
-            )
-            queue.clear()
+class Batches(IterableDataset):
+    """What `batches_of` gives, other samples in every process."""
+
+    def __init__(self, folder: Path, seed: int, tokens: int):
+        self.folder, self.seed, self.tokens = folder, seed, tokens
+
+    def __iter__(self) -> Iterator:
+        worker = get_worker_info()
+        return batches_of(Tokenizer.load(self.folder), self.seed + (worker.id if worker else 0), self.tokens)
 
 
-def weights_of_prompt(ids: list[int], tokenizer: Tokenizer) -> list[float]:
-    """Nothing for earlier replies of the assistant: a chat drops their analysis, so they are no example to follow."""
-    start, assistant = encode([START, "assistant"], tokenizer)
-    weights, earlier = [], False
-    for i, id_ in enumerate(ids):
-        if id_ == start:
-            earlier = False
-        weights.append(0.0 if earlier else settings.PROMPT_WEIGHT)
-        if id_ == assistant and i and ids[i - 1] == start:
-            earlier = True
-    return weights
+def generated_batches(folder: Path, seed: int, device: torch.device) -> Iterator[Batch]:
+    """Made in this process for a CPU, which has enough to do, and in others for a GPU, which must not wait."""
+    on_gpu = device.type == "cuda"
+    batches = Batches(folder, seed, settings.BATCH_TOKENS[device.type])
+    return iter(DataLoader(batches, batch_size=None, num_workers=settings.WORKERS if on_gpu else 0, pin_memory=on_gpu))
+
+
+def exam_rows(task: str, tokenizer: Tokenizer) -> list[Row]:
+    generator = Generator(settings.SEED, held_out=True, instructions=some_instructions)
+    rows = [row_of(generator.sample(task), tokenizer) for _ in range(settings.EXAMINED)]
+    return sorted(rows, key=lambda row: len(row[0]))
+
+
+@torch.no_grad()
+def examine(network: Network, rows: list[Row]) -> float:
+    """The share of rows in which all that the assistant emits, reasoning included, is what the network finds likeliest:
+    what a greedy chat would have written."""
+    right, device = 0, network.norm.device
+    network.quantize()
+    for some in (rows[i : i + 10] for i in range(0, len(rows), 10)):
+        ids, weights = (torch.from_numpy(array).to(device) for array in padded(some, len(some[-1][0])))
+        with torch.autocast(device.type, torch.bfloat16):
+            likeliest = network.logits(network(ids[:, :-1])).argmax(-1)
+        right += ((likeliest == ids[:, 1:]) | (weights[:, 1:] < 1)).all(1).sum().item()
+    return right / len(rows)
+
+
+def print_exam(network: Network, exam: dict[str, list[Row]]) -> None:
+    print("right: " + ", ".join(f"{task} {examine(network, rows):.0%}" for task, rows in exam.items()), flush=True)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized by five Newton-Schulz steps (Keller Jordan, 2024), for matrices [..., n, m]."""
+    """Momentum, orthogonalized by five Newton-Schulz steps (Keller Jordan, 2024), for matrices [..., n, m].
 
-    def __init__(self, parameters, peak: float):
-        super().__init__(parameters, {"lr": peak, "peak": peak})
+    The matrices of a parameter group have one shape and are updated together.
+    """
+
+    def __init__(self, groups: list[list[nn.Parameter]], peak: float):
+        super().__init__([{"params": group} for group in groups], {"lr": peak, "peak": peak})
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 0.05)
-                update = orthogonalized(p.grad.lerp(momentum, 0.95))
-                p.add_(update, alpha=-group["lr"] * max(1, p.shape[-2] / p.shape[-1]) ** 0.5)
+            matrices = group["params"]
+            gradient = torch.stack([matrix.grad for matrix in matrices])
+            momentum = self.state[matrices[0]].setdefault("momentum", torch.zeros_like(gradient))
+            momentum.lerp_(gradient, 0.05)
+            update = orthogonalized(gradient.lerp(momentum, 0.95))
+            *_, rows, columns = update.shape
+            torch._foreach_add_(matrices, update.unbind(), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
@@ -179,12 +236,14 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 
 def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
-    inside = dict(network.layers.named_parameters())
-    matrices = [p for name, p in inside.items() if name.endswith(("_proj", "gate", "up", "down"))]
-    others = [p for p in network.parameters() if all(p is not m for m in matrices)]
-    adam = torch.optim.AdamW(others, lr=settings.OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    others = [network.embed_tokens, network.norm, network.lm_head]
+    for name, parameter in network.layers.named_parameters():
+        inside = name.endswith(("_proj", "gate", "up", "down"))
+        (by_shape.setdefault(parameter.shape, []) if inside else others).append(parameter)
+    adam = torch.optim.AdamW(others, lr=settings.OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     adam.param_groups[0]["peak"] = settings.OTHER_RATE
-    return [Muon(matrices, settings.MATRIX_RATE), adam]
+    return [Muon(list(by_shape.values()), settings.MATRIX_RATE), adam]
 
 
 if __name__ == "__main__":

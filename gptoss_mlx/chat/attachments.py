@@ -80,7 +80,7 @@ def _block(name: str, content: str) -> str:
 
 
 def _size(content: str) -> str:
-    lines = content.count("\n") + (not content.endswith("\n"))
+    lines = content.count("\n") + (content[-1:] not in ("", "\n"))
     return f"{lines:,} line{'s' * (lines != 1)}, {math.ceil(len(content.encode()) / 1000):,} kB"
 
 
@@ -92,6 +92,8 @@ def _existing(match: re.Match[str]) -> str | None:
 
 def _read(name: str) -> str:
     try:
+        if _is_empty(os.path.expanduser(name)):
+            return ""
         with open_regular(Path(os.path.expanduser(name))) as file:
             data = file.read(LARGEST_FILE + 1)
             size = os.fstat(file.fileno()).st_size
@@ -104,6 +106,19 @@ def _read(name: str) -> str:
         if "\0" not in content:
             return content.replace("\r\n", "\n")
     raise GptOssError(f"cannot attach {name}: it is not text in UTF-8")
+
+
+def _is_empty(path: str) -> bool:
+    """Whether it is a file without any bytes; the system's own files claim to be, and one of them never ends."""
+    if not os.path.isfile(path) or os.path.getsize(path):
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return not os.read(descriptor, 1)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def run_command(command: str) -> str:

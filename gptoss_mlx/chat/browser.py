@@ -94,6 +94,9 @@ class Browser:
             raise GptOssError(f"cannot browse {root}: {reason(error)}") from None
         self._pages: list[Page] = []
 
+    def preview(self, function: str, text: str) -> str:
+        return text
+
     def run(self, function: str, text: str) -> str:
         functions: dict[str, Callable[[dict[str, Any]], str]] = {
             "search": self._search,

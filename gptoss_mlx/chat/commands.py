@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 CLIPBOARD_PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
 CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
+COMMAND_LINE = re.compile(r"/[A-Za-z]+([ \t].*)?")
+NEAR = 0.7  # how alike a command has to be to what was typed, to be what was meant
+NOTHING_YET = "nothing has been said yet"
 KEYS = """\
 Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves. A line that ends in \\ goes on
 in the next one, and so does Alt-Enter; between two lines of \"\"\" there may be any number of lines.
-//word sends /word, @file adds a file, and !command sends what a command prints."""
+//word sends /word, and @file adds a file. !command asks first, then sends what the command prints;
+answer no to send the line itself. Several lines are always a message."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Command:
     """Its name, and what may follow: in brackets what may be left out."""
     help: str
     run: Callable[[Chat, str], None]
+    changes: bool = False
+    """Whether the conversation or its settings are others afterwards, and have to be kept; answers are anyway."""
 
     @property
     def name(self) -> str:
@@ -54,12 +60,17 @@ class WrongUsage(Exception):
     """A command cannot mean that."""
 
 
+def is_command(text: str) -> bool:
+    """Whether a text that was typed is a command, of whatever name, and no message: paths and pasted lines are none."""
+    return COMMAND_LINE.fullmatch(text.rstrip("\n")) is not None
+
+
 def run_line(chat: Chat, line: str) -> None:
     """Run the command that a line names. Raises GptOssError."""
     name, *rest = line.strip().split(maxsplit=1)
     command = COMMANDS.get(name.lower())
     if command is None:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=NEAR)
         chat.screen.note(f"there is no command {name}: " + (f"is it {near[0]}?" if near else "/help lists them"))
         return
     argument = "".join(rest).strip()
@@ -69,6 +80,9 @@ def run_line(chat: Chat, line: str) -> None:
         command.run(chat, argument)
     except WrongUsage:
         chat.screen.note(f"usage: {command.usage}")
+    else:
+        if command.changes:
+            chat.keep(kv=False)
 
 
 def _help(chat: Chat, _: str) -> None:
@@ -77,24 +91,21 @@ def _help(chat: Chat, _: str) -> None:
     chat.screen.note("\n".join([*lines, KEYS]))
 
 
-def _leave(chat: Chat) -> None:
-    """What is kept stays as it is; a new session keeps what follows."""
-    chat.reasoning.clear()
-    if chat.keeper:
-        chat.keeper.leave()
-
-
 def _reset(chat: Chat, _: str) -> None:
     chat.session.reset()
-    _leave(chat)
+    chat.leave()
     chat.screen.note("new conversation")
 
 
 def _system(chat: Chat, text: str) -> None:
-    chat.session.instructions = text or None
+    if not text:
+        chat.screen.note(chat.session.instructions or "no instructions")
+        return
+    chat.session.instructions = None if text == "none" else text
     chat.session.reset()
-    _leave(chat)
-    chat.screen.note("new conversation with these instructions" if text else "new conversation without instructions")
+    chat.leave()
+    with_or_without = "with these" if chat.session.instructions else "without"
+    chat.screen.note(f"new conversation {with_or_without} instructions")
 
 
 def _undo(chat: Chat, _: str) -> None:
@@ -107,7 +118,8 @@ def _retry(chat: Chat, _: str) -> None:
 
 
 def _edit(chat: Chat, _: str) -> None:
-    chat.draft = chat.session.undo()
+    question = chat.session.undo()
+    chat.draft = chat.typed.get(question, question)
 
 
 def _continue(chat: Chat, _: str) -> None:
@@ -125,12 +137,14 @@ def _copy(chat: Chat, what: str) -> None:
         if not blocks:
             raise GptOssError("there is no code block in the last answer")
         text = blocks[-1][1]
-    ways = [program[0] for program in CLIPBOARD_PROGRAMS if _feed(program, text)]
-    if chat.screen.clipboard(text):
-        ways.append("the terminal (OSC 52)")
-    if not ways:
+    size = f"{len(text):,} characters"
+    programs = [program[0] for program in CLIPBOARD_PROGRAMS if _feed(program, text)]
+    done = [f"copied {size} through {' and '.join(programs)}"] if programs else []
+    if chat.screen.clipboard(text):  # whether it did, no terminal tells
+        done.append(f"asked the terminal to copy {'them' if programs else size}")
+    if not done:
         raise GptOssError("there is no clipboard here: neither a terminal that has one, nor pbcopy, wl-copy or xclip")
-    chat.screen.note(f"copied {len(text):,} characters through {' and '.join(ways)}")
+    chat.screen.note(", and ".join(done))
 
 
 def _last_answer(chat: Chat) -> str:
@@ -234,31 +248,38 @@ def _context(chat: Chat, _: str) -> None:
 
 def _save(chat: Chat, name: str) -> None:
     if os.sep in name or name.endswith(".json"):
-        chat.session.transcript.write(Path(name).expanduser())
+        _transcript(chat).write(Path(name).expanduser())
         chat.screen.note(f"saved to {name}")
     elif chat.keeper is None:
         raise GptOssError("sessions are not kept here: /save FILE.json writes a file")
-    elif name:
-        chat.keeper.rename(name)
-        chat.screen.note(f"kept as {chat.keeper.name}")
+    elif chat.keeper.name is None:
+        raise GptOssError(NOTHING_YET)
     else:
-        kept = chat.keeper.name
-        chat.screen.note(f"kept as {kept}" if kept else "nothing has been said yet that could be kept")
+        if name:
+            chat.keeper.rename(name)
+        chat.screen.note(f"kept as {chat.keeper.name}")
+
+
+def _transcript(chat: Chat) -> Transcript:
+    """To be written to a file. Raises GptOssError where nothing was said."""
+    if not chat.session.messages:
+        raise GptOssError(NOTHING_YET)
+    return chat.session.transcript
 
 
 def _load(chat: Chat, name: str) -> None:
     transcript = Transcript.read(Path(name).expanduser())
     chat.session.restore(transcript)
-    _leave(chat)
+    chat.leave()
     chat.screen.note(f"{len(transcript.messages)} messages from {name}")
 
 
 def _export(chat: Chat, name: str) -> None:
     path = Path(name).expanduser()
     if path.suffix == ".json":
-        chat.session.transcript.write(path)
+        _transcript(chat).write(path)
     elif path.suffix == ".md":
-        replace_file(path, chat.session.transcript.as_markdown())
+        replace_file(path, _transcript(chat).as_markdown())
     else:
         raise WrongUsage
     chat.screen.note(f"written to {name}")
@@ -266,7 +287,7 @@ def _export(chat: Chat, name: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     session = chat.session
-    lines = [f"context {session.context_used:,} of {session.model.context:,} tokens"]
+    lines = [f"context {chat.prompt_tokens:,} of {session.model.context:,} tokens"]
     if experts := session.model.expert_stats:
         lines.append(
             f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"
@@ -290,20 +311,23 @@ COMMANDS = {
         Command("/help", "this list", _help),
         Command("/retry", "answer the last question once more", _retry),
         Command("/continue", "go on with an answer that broke off", _continue),
-        Command("/undo", "take back the last question and its answer", _undo),
-        Command("/edit", "take it back, to ask it differently", _edit),
+        Command("/undo", "take back the last question and its answer", _undo, changes=True),
+        Command("/edit", "take it back, to ask it differently", _edit, changes=True),
         Command("/copy [code]", "the last answer, or its last code, to the clipboard", _copy),
         Command(
-            f"/reasoning [{'|'.join(EFFORTS)}|show|hide]", "how long to think, and whether it is shown", _reasoning
+            f"/reasoning [{'|'.join(EFFORTS)}|show|hide]",
+            "how long to think, and whether it is shown",
+            _reasoning,
+            changes=True,
         ),
         Command("/tools", "what the model may call, and what that answered last", _tools),
-        Command("/model [NAME]", "which model this is, or go on with another", _model),
+        Command("/model [NAME]", "which model this is, or go on with another", _model, changes=True),
         Command("/context", "what fills the context", _context),
         Command("/stats", "speed and context of this conversation", _stats),
-        Command("/system [TEXT]", "a new conversation with these instructions", _system),
+        Command("/system [TEXT|none]", "the instructions, or a new conversation with others", _system),
         Command("/reset", "a new conversation", _reset),
         Command("/save [NAME|FILE]", "give this session a name, or write it to a file", _save),
-        Command("/load FILE", "go on with a conversation from a file", _load),
+        Command("/load FILE", "go on with a conversation from a file", _load, changes=True),
         Command("/export FILE.md|FILE.json", "write this conversation to a file", _export),
         Command("/exit", "leave", _exit),
     )

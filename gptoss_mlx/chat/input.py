@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GptOssError
 from ..foreign import reason
+from .screen import without_controls
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -167,6 +168,9 @@ class DumbInput:
 
     def read(self, status: str, draft: str = "") -> str | None:
         pressed_ctrl_c = False
+        if draft and ("\n" in draft or not self._readline):  # cannot be edited here, but copied
+            print(without_controls(draft), file=sys.stderr)
+            draft = ""
         while True:
             try:
                 text = self._line(PROMPT, draft)

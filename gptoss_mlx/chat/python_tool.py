@@ -77,6 +77,9 @@ class PythonTool:
         self._lost = False  # what earlier calls left behind, and the model does not know it yet
         self._worker: _Worker | None = self._start()
 
+    def preview(self, function: str, text: str) -> str:
+        return code_of(text)
+
     def run(self, function: str, text: str) -> str:
         """What the code shows, and what became of it otherwise. Variables persist from call to call.
 
@@ -92,7 +95,11 @@ class PythonTool:
         return "\n".join(filter(None, (before and LOST_BEFORE, shown.text(), outcome))) or NOTHING
 
     def close(self) -> None:
-        """End the worker and all that it started; its files are gone."""
+        """End the worker and all that it started; its files are gone, which the next call tells the model."""
+        self._lost |= self._worker is not None and self._worker.has_run
+        self._end()
+
+    def _end(self) -> None:
         worker, self._worker = self._worker, None
         if worker:
             worker.end()
@@ -113,10 +120,9 @@ class PythonTool:
             with contextlib.suppress(_Ended, KeyboardInterrupt):  # who presses Ctrl-C twice does not want to wait
                 stopped = worker.interrupt(shown)
             if not stopped:
-                self._lost = True
                 self.close()
             raise
-        self.close()
+        self._end()
         return LOST.format(how=how)
 
     def _start(self) -> _Worker:
@@ -196,6 +202,11 @@ class _Worker:
         os.set_blocking(self._output.fileno(), False)
         self._number, self._unsent = READY, b""
         self._answered: int | None = None
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there may be variables and files of the model's."""
+        return self._number != READY
 
     def send(self, code: str) -> None:
         """Ask for `code` to be run; `wait` does the rest."""

@@ -7,16 +7,18 @@ Knows text and terminals; knows nothing of sessions. Importing it is cheap: rich
 from __future__ import annotations
 
 import base64
+import os
 import re
+import signal
 import sys
 import termios
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.text import Text
@@ -31,9 +33,30 @@ PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     """Text without the characters that would steer a terminal; line breaks and tabs stay."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+# Unicode's Default_Ignorable_Code_Point, for which a font may show nothing at all, and the blank of Braille.
+_LOOKS_EMPTY = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+
+
+def with_all_visible(text: str) -> str:
+    """Text in which nothing hides: what cannot be seen, and blanks other than the usual ones, as Python escapes them.
+
+    A carriage return, behind which Python begins a line and terminals do not, is escaped and ends one.
+    """
+
+    def visible(character: str) -> str:
+        if character in "\n\t" or (character.isprintable() and not _LOOKS_EMPTY.match(character)):
+            return character
+        return character.encode("unicode_escape").decode() + "\n" * (character == "\r")
+
+    return "".join(map(visible, text.replace("\r\n", "\n")))
 
 
 def shortened(text: str, width: int) -> str:
@@ -51,6 +74,7 @@ def thought_line(tokens: int, seconds: float) -> str:
 
 def call_text(name: str, text: str) -> str:
     """A call and exactly what it would do: beside its name, or below it where that takes several lines."""
+    name, text = with_all_visible(name), with_all_visible(text)
     return f"{name} {text}" if "\n" not in text.strip() else f"{name}:\n{textwrap.indent(text.strip(), '    ')}"
 
 
@@ -125,7 +149,7 @@ class PlainScreen:
 
     def note(self, text: str) -> None:
         self.end()
-        print(printable(text), file=sys.stderr, flush=True)
+        print(without_controls(text), file=sys.stderr, flush=True)
 
     def clipboard(self, text: str) -> bool:
         return False
@@ -144,7 +168,7 @@ class PlainScreen:
             self._open = file, word
             if self._words:
                 print(f"{word}: ", end="", file=file)
-        print(printable(text), end="", file=file, flush=True)
+        print(without_controls(text), end="", file=file, flush=True)
 
 
 class RichScreen:
@@ -174,7 +198,7 @@ class RichScreen:
     def reasoning(self, text: str) -> None:
         self._finish_block()
         if self.show_reasoning:
-            self._write(("" if self._dim else "\x1b[2m") + printable(text))
+            self._write(("" if self._dim else "\x1b[2m") + without_controls(text))
             self._dim = True
             return
         self._thinking = (self._thinking + text)[-MOST_THINKING:]
@@ -200,7 +224,7 @@ class RichScreen:
         self._console.print(_text(call_text(name, text), "bold"), soft_wrap=True)
 
     def result(self, name: str, text: str) -> None:
-        self.note(shortened(printable(text).expandtabs(), self._console.width - 1))
+        self.note(shortened(without_controls(text).expandtabs(), self._console.width - 1))
 
     def note(self, text: str) -> None:
         self._close()
@@ -299,6 +323,28 @@ def _echo(on: bool) -> None:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
 
 
+@contextmanager
+def terminal_restored() -> Iterator[None]:
+    """Inside, SIGTERM ends the process as ever, but leaves the terminal as it was: echoing, with its cursor."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    settings = termios.tcgetattr(sys.stdin)
+
+    def end(number: int, _: object) -> None:
+        with suppress(OSError, termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
+            os.write(sys.stdout.fileno(), b"\x1b[0m\x1b[?25h\n")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Markdown:
     """Text as Markdown. Links show their targets and open nothing; what entities and escapes stand for is text too."""
 
@@ -309,14 +355,14 @@ class _Markdown:
         from rich.markdown import Markdown
         from rich.segment import Segment
 
-        for segment in console.render(Markdown(printable(self._text), hyperlinks=False), options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+        for segment in console.render(Markdown(without_controls(self._text), hyperlinks=False), options):
+            yield segment if segment.control else Segment(without_controls(segment.text), segment.style)
 
 
 def _text(text: str, style: str = "dim") -> Text:
     from rich.text import Text
 
-    return Text(printable(text), style)
+    return Text(without_controls(text), style)
 
 
 def finished_blocks(text: str) -> tuple[str, str]:

@@ -11,10 +11,9 @@ marked in the timeline where its prompt ended, which is where the next prompt de
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -43,6 +42,7 @@ from ..timeline import Timeline
 from ..tokenizer import Tokenizer
 from .tools import Builtin, Function, Toolbox, error_result
 from .transcript import Transcript
+from .turn import AnswerGrammar, Clock, Dropped, ToolResult, TurnStats
 
 if TYPE_CHECKING:
     from ..grammar import JsonGrammar, Schema
@@ -52,56 +52,13 @@ STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops has to answer
 MOST_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
+LEAST_ROOM = 1 / 16  # of the context, which results leave for the answer
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
 OPEN_FINAL = (START, START_OF_ANSWER, CHANNEL, "final", MESSAGE)
 NO_REASONING = (CHANNEL, "analysis", MESSAGE, END)
 
 Approve = Callable[[ToolCall, str], bool]
 """A call and what it would do -> whether it may."""
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """What a function answered to the model."""
-
-    name: str
-    output: str
-
-
-@dataclass(frozen=True)
-class Thought:
-    """A stretch of reasoning is over: its sampled tokens, and the seconds that they took."""
-
-    tokens: int
-    seconds: float = field(compare=False)
-
-
-@dataclass(frozen=True)
-class TurnStats:
-    """One turn, in tokens and seconds; the last event of `send`."""
-
-    prefilled: int
-    """Tokens of the prompt, and of what tools answered, that the KV state did not hold."""
-    decoded: int
-    """Sampled tokens, without the first after each prefill, whose time belongs to the prefill."""
-    reasoning: int
-    """Sampled tokens of reasoning."""
-    first_token_seconds: float
-    decode_seconds: float
-    context_used: int
-    finished: bool
-    """Whether there is an answer that did not break off; `Session.resume` goes on with any other."""
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.decoded / self.decode_seconds if self.decoded else 0.0
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """The context was full: this many messages, the oldest, are no longer part of the conversation."""
-
-    messages: int
 
 
 @dataclass(frozen=True)
@@ -158,8 +115,9 @@ class Session:
         self.set_reasoning_effort(reasoning_effort)
         self.stats: list[TurnStats] = []
         self._stops = frozenset(self.tokenizer.special(name) for name in STOPS)
+        self._start_of_answer = encode((START, START_OF_ANSWER), self.tokenizer)
         self.response_schema = response_schema
-        self._grammar = response_schema is not None and self._make_grammar(response_schema)
+        self._grammar = None if response_schema is None else self._make_grammar(response_schema)
         self._said: tuple[_Said, ...] = ()
         self._draft: _Draft | None = None
 
@@ -185,6 +143,12 @@ class Session:
         return len(self._head()), [0 if dropped else len(said.ids) for said, dropped in kept]
 
     @property
+    def unread(self) -> int:
+        """Tokens of the conversation that the next turn has to read, beside its message."""
+        ids = self._ids_so_far()
+        return len(ids) - self.timeline.held_of(ids)
+
+    @property
     def transcript(self) -> Transcript:
         """The conversation as it can be kept, and `restore`d."""
         ids = tuple(said.ids if said.message.role == "assistant" else None for said in self._said)
@@ -195,6 +159,7 @@ class Session:
             current_date=self.current_date,
             messages=self.messages,
             ids=ids,
+            unfinished=self._draft is not None,
         )
 
     def restore(self, transcript: Transcript) -> None:
@@ -208,6 +173,7 @@ class Session:
         self.set_reasoning_effort(transcript.reasoning_effort)
         self.instructions, self.current_date = transcript.instructions, transcript.current_date
         self._set_said(said)
+        self._draft = self._draft_of(said) if transcript.unfinished else None
         self.stats.clear()
 
     def reset(self) -> None:
@@ -274,19 +240,23 @@ class Session:
         self._set_said(said)
         try:
             with Interrupts() as interrupts:
-                yield from self._answer(draft, _Clock(interrupts, on_prefill))
+                yield from self._answer(draft, Clock(interrupts, on_prefill))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException:
             self._said, self._draft = before
             raise
 
-    def _answer(self, draft: _Draft | None, clock: _Clock) -> Iterator[Event]:
+    def _answer(self, draft: _Draft | None, clock: Clock) -> Iterator[Event]:
         """Rounds of sampling and tool calls, up to a final answer."""
+        dropped = self._make_room(len(draft.written) if draft else 0)
         if draft is None:
-            if dropped := self._make_room():
-                yield Dropped(dropped)
             draft = self._new_draft()
+        elif dropped:
+            draft = _Draft(self._prompt(), draft.written, len(self._said))
+        self._draft = draft
+        if dropped:
+            yield Dropped(dropped)
         for count in range(MAX_CALLS + 1):
             parser = IdParser(self.tokenizer)
             try:
@@ -304,7 +274,7 @@ class Session:
         yield self.stats[-1]
 
     def _write(
-        self, draft: _Draft, parser: IdParser, clock: _Clock, must_answer: bool
+        self, draft: _Draft, parser: IdParser, clock: Clock, must_answer: bool
     ) -> Generator[Event, None, tuple[list[ToolCall], bool]]:
         """Sample until the model has called a tool or given an answer, feeding the parser. Returns the calls, and
         whether the answer is complete.
@@ -312,15 +282,16 @@ class Session:
         What the model should have written is written for it: an empty analysis where it is not to reason, the end of
         one that grew too long, and the beginning of an answer where it stopped without one, or in another's role.
         """
-        grammar = _AnswerGrammar(self._grammar, parser.parser) if self._grammar else None
+        grammar = self._grammar and AnswerGrammar(self._grammar, parser.parser, self.tokenizer.special(MESSAGE))
         written, draft.written = draft.written, []
-        self._give(written, draft, parser, grammar)
-        calls: list[ToolCall] = []
+        calls = self._give(written, draft, parser, grammar)
         given, may_insist = () if draft.written else self._opening(must_answer), True
         if draft.written and draft.written[-1] in self._stops:
+            if calls:  # it was stopped before they could run
+                return calls, False
             given, may_insist = self._insistence(draft, parser), False
         while True:
-            self._give(encode(given, self.tokenizer), draft, parser, grammar)
+            calls += self._give(encode(given, self.tokenizer), draft, parser, grammar)
             stopped, in_header = False, 0
             with closing(self._sample(draft, grammar, clock)) as ids:
                 for id_ in ids:
@@ -338,6 +309,8 @@ class Session:
                     unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
                     if id_ in self._stops or unwanted:
                         stopped = True
+                        if grammar:
+                            grammar.accept(id_)
                         break
             if not (stopped and may_insist) or calls or _has_answer(parser.parser):
                 break
@@ -345,9 +318,9 @@ class Session:
         for event in parser.finish():
             calls += [event] if isinstance(event, ToolCall) else []
             yield event
-        return calls, stopped and _has_answer(parser.parser)
+        return calls, stopped and _has_answer(parser.parser) and (grammar is None or grammar.finished)
 
-    def _may_reason(self, message: Message, clock: _Clock) -> bool:
+    def _may_reason(self, message: Message, clock: Clock) -> bool:
         """Whether more of this message is wanted: of the model's own reasoning, while it is within the limit."""
         limit = 0 if self.reasoning_effort == "none" else self.max_reasoning
         return message.role == "assistant" and (limit is None or clock.reasoning < limit)
@@ -365,15 +338,17 @@ class Session:
             draft.written[-1] = self.tokenizer.special(END)
         return ((END,) if parser.parser.message else ()) + OPEN_FINAL
 
-    def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: _AnswerGrammar | None) -> None:
-        """Write ids that are not to be told: the model did not sample them, or did before."""
+    def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: AnswerGrammar | None) -> list[ToolCall]:
+        """Write ids that the model did not sample, or did before, and tell nothing of them but the calls."""
+        calls = []
         for id_ in ids:
             draft.written.append(id_)
-            list(parser.feed(id_))
+            calls += [event for event in parser.feed(id_) if isinstance(event, ToolCall)]
             if grammar:
                 grammar.accept(id_)
+        return calls
 
-    def _sample(self, draft: _Draft, grammar: _AnswerGrammar | None, clock: _Clock) -> Iterator[int]:
+    def _sample(self, draft: _Draft, grammar: AnswerGrammar | None, clock: Clock) -> Iterator[int]:
         """The ids that the model writes behind a draft."""
         left = self.max_tokens and self.max_tokens - clock.sampled
         if left == 0:
@@ -387,7 +362,7 @@ class Session:
             constraint=grammar,
         )
 
-    def _read(self, draft: _Draft, clock: _Clock) -> mx.array:
+    def _read(self, draft: _Draft, clock: Clock) -> mx.array:
         """Read what is not held of the draft, and mark where a later prompt may depart from it."""
         head = self._head()
         if len(head) > self.timeline.cache.window and not self.timeline.holds(head):
@@ -400,19 +375,20 @@ class Session:
             self.timeline.mark()
         return self.timeline.read(draft.prompt + draft.written, clock.prefill) if draft.written else logits
 
-    def _run(self, calls: Sequence[ToolCall], clock: _Clock) -> Iterator[Event]:
+    def _run(self, calls: Sequence[ToolCall], clock: Clock) -> Iterator[Event]:
         """Run the tools that may run, and keep what they answer; Ctrl-C ends them at once."""
-        for number, wanted in enumerate(calls):
-            try:
+        waiting = list(calls)
+        try:
+            while waiting:
                 with clock.interrupts.at_once():
-                    output = self._output(wanted)
-            except KeyboardInterrupt:
-                for stopped in calls[number:]:
-                    self._keep_result(stopped, error_result("the user stopped this call"))
-                self._draft = self._new_draft()
-                raise
-            self._keep_result(wanted, output)
-            yield ToolResult(wanted.name, output)
+                    output = self._output(waiting[0])
+                name = waiting.pop(0).name
+                yield ToolResult(name, self._keep_result(name, output))
+        except (KeyboardInterrupt, GeneratorExit):
+            for stopped in waiting:
+                self._keep_result(stopped.name, error_result("the user stopped this call"))
+            self._draft = self._new_draft()
+            raise
 
     def _output(self, wanted: ToolCall) -> str:
         if self.toolbox.asks(wanted):
@@ -422,13 +398,14 @@ class Session:
                 return error_result("the user did not allow this call")
         return self.toolbox.run(wanted)
 
-    def _make_room(self) -> int:
-        """Drop turns, the oldest first, from a conversation that fills the context, until it is well below: a shorter
-        prompt has to be read anew, which should not happen in every turn. Returns how many messages left."""
+    def _make_room(self, written: int) -> int:
+        """Drop turns, the oldest first, from a conversation that fills the context, with what was `written` behind it,
+        until it is well below: a shorter prompt has to be read anew, which should not happen in every turn. Returns
+        how many messages left."""
         before, most = len(self._said), self.model.context
-        if not self.drop_when_full or len(self._prompt()) <= most * (1 - ROOM_FOR_ANSWER):
+        if not self.drop_when_full or len(self._prompt()) + written <= most * (1 - ROOM_FOR_ANSWER):
             return 0
-        while len(self._prompt()) > most * SHORTENED:
+        while len(self._prompt()) + written > most * SHORTENED:
             starts = [index for index, said in enumerate(self._said) if said.message.role == "user" and index]
             if not starts:
                 break
@@ -437,7 +414,7 @@ class Session:
 
     def _prompt(self) -> list[int]:
         """From which the model continues."""
-        return [*self._ids_so_far(), *encode((START, START_OF_ANSWER), self.tokenizer)]
+        return [*self._ids_so_far(), *self._start_of_answer]
 
     def _ids_so_far(self) -> list[int]:
         """The ids of all that a prompt still contains."""
@@ -461,6 +438,16 @@ class Session:
     def _new_draft(self) -> _Draft:
         return _Draft(self._prompt(), [], len(self._said))
 
+    def _draft_of(self, said: tuple[_Said, ...]) -> _Draft:
+        """The answer that these messages end in, or that is missing behind them."""
+        last = said[-1] if said else None
+        if last is None or last.message.role != "assistant" or is_call(last.message):
+            return self._new_draft()
+        self._set_said(said[:-1])
+        draft = _Draft(self._prompt(), list(last.ids[len(self._start_of_answer) : -1]), len(said) - 1)
+        self._set_said(said)
+        return draft
+
     def _keep(self, parser: IdParser) -> None:
         """Add what the model wrote to the conversation."""
         kept = [self._as_written(emitted) for emitted in parser.emitted if _is_worth_keeping(emitted.message)]
@@ -473,27 +460,33 @@ class Session:
         self._keep(parser)
         self._draft = draft
 
-    def _keep_result(self, wanted: ToolCall, output: str) -> None:
-        self._set_said((*self._said, self._rendered(result(wanted.name, output))))
+    def _keep_result(self, name: str, output: str) -> str:
+        """What the model is told: the output, unless the context has no room for it and an answer."""
+        said = self._rendered(result(name, output))
+        room = int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt())
+        if len(said.ids) > room:
+            output = error_result(f"the result has {len(said.ids):,} tokens: the context has room for {max(room, 0):,}")
+            said = self._rendered(result(name, output))
+        self._set_said((*self._said, said))
+        return output
 
     def _as_written(self, emitted: Emitted) -> _Said:
         """The model's own ids where they are fit to be read again, with the end that belongs to the message."""
         message = _as_rendered(emitted.message)
         if emitted.ids is None:
             return self._rendered(message)
-        start = encode((START, START_OF_ANSWER), self.tokenizer)
         end = encode((CALL if is_call(message) else END,), self.tokenizer)
-        return _Said(message, (*start, *emitted.ids, *end))
+        return _Said(message, (*self._start_of_answer, *emitted.ids, *end))
 
     def _rendered(self, message: Message) -> _Said:
         return _Said(message, tuple(encode(render_message(message), self.tokenizer)))
 
     def _restored(self, message: Message, ids: Sequence[int] | None) -> _Said:
         """With the ids that were kept, if they say exactly what the message says."""
-        start = len(encode((START, START_OF_ANSWER), self.tokenizer))
-        if ids is not None and message.role == "assistant":
+        vocabulary = range(self.model.config.vocab_size)
+        if ids is not None and message.role == "assistant" and all(id_ in vocabulary for id_ in ids):
             parser = IdParser(self.tokenizer)
-            for id_ in ids[start:]:
+            for id_ in ids[len(self._start_of_answer) :]:
                 list(parser.feed(id_))
             said = [self._as_written(emitted) for emitted in parser.emitted]
             if said == [_Said(message, tuple(ids))]:
@@ -524,82 +517,3 @@ def _is_worth_keeping(message: Message) -> bool:
 
 def _has_answer(parser: Parser) -> bool:
     return any(m.role == "assistant" and kind_of(m) is Content and m.content for m in parser.messages)
-
-
-class _AnswerGrammar:
-    """Applies a grammar to the text of the answer, and to nothing before it. Follows a parser that is fed first."""
-
-    def __init__(self, grammar: JsonGrammar, parser: Parser):
-        grammar.reset()
-        self._grammar, self._parser = grammar, parser
-        self._answering = self._in_answer()
-
-    def allowed(self) -> mx.array | None:
-        return self._grammar.allowed() if self._answering else None
-
-    def accept(self, id_: int) -> None:
-        if self._answering:
-            self._grammar.accept(id_)
-        self._answering = self._in_answer()
-
-    def _in_answer(self) -> bool:
-        message = self._parser.message
-        return message is not None and kind_of(message) is Content
-
-
-class _Clock:
-    """Counts and times one turn, over all its rounds, and looks for Ctrl-C where nothing is half done."""
-
-    def __init__(self, interrupts: Interrupts, on_prefill: Callable[[int, int], None] | None):
-        self.interrupts, self._on_prefill = interrupts, on_prefill
-        self.prefilled = self.decoded = self.sampled = self.reasoning = 0
-        self.first_token_seconds = self.decode_seconds = 0.0
-        self._started: float | None = None
-        self._last = 0.0
-        self._fresh = True
-        self._thought_from: tuple[int, float] | None = None
-
-    def check(self) -> None:
-        self.interrupts.check()
-
-    def prefill(self, done: int, total: int) -> None:
-        if done == 0:
-            self._started = self._started or time.monotonic()
-            self.prefilled += total
-            self._fresh = True
-        self.check()
-        if self._on_prefill:
-            self._on_prefill(done, total)
-
-    def token(self, reasoning: bool) -> Thought | None:
-        """Count a sampled token; the stretch of reasoning that it ended, if it did."""
-        now = time.monotonic()
-        self.sampled += 1
-        if self.sampled == 1:
-            self.first_token_seconds = now - self._started
-        if not self._fresh:
-            self.decode_seconds += now - self._last
-            self.decoded += 1
-        self._last, self._fresh = now, False
-        return self._thought(reasoning, now)
-
-    def _thought(self, reasoning: bool, now: float) -> Thought | None:
-        if reasoning:
-            self._thought_from = self._thought_from or (self.reasoning, now)
-            self.reasoning += 1
-        elif self._thought_from:
-            tokens, since = self._thought_from
-            self._thought_from = None
-            return Thought(self.reasoning - tokens, now - since)
-        return None
-
-    def stats(self, context_used: int, finished: bool) -> TurnStats:
-        return TurnStats(
-            self.prefilled,
-            self.decoded,
-            self.reasoning,
-            self.first_token_seconds,
-            self.decode_seconds,
-            context_used,
-            finished,
-        )

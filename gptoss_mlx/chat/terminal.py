@@ -10,7 +10,7 @@ import os
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,16 +20,22 @@ from ..engine import ContextFull
 from ..errors import GptOssError
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
 from .attachments import expand, run_command
-from .commands import COMMANDS, run_line
+from .commands import COMMANDS, is_command, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
-from .screen import PlainScreen, RichScreen, Screen, printable
-from .session import Dropped, Session, Thought, ToolResult, TurnStats
+from .screen import PlainScreen, RichScreen, Screen, terminal_restored, with_all_visible, without_controls
+from .session import Session
+from .turn import Dropped, Thought, ToolResult, TurnStats
 
 if TYPE_CHECKING:
     from .keeper import Keeper
 
-BROKE_OFF = "(broke off: --max-tokens or the end of the context; /continue goes on)"
-FULL = "/reset starts anew, /save keeps this one, and chat --when-full drop would go on without the oldest turns"
+BROKE_OFF = "(broke off at --max-tokens; /continue goes on)"
+BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
+BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
+WAYS_OUT = "/undo takes the last question back, /reset starts anew"
+OR_DROP = ", and chat --when-full drop would go on without the oldest turns"
+
+REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
 
 def run(
@@ -66,7 +72,8 @@ def run(
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     try:
-        chat.run(messages)
+        with terminal_restored() if is_drawn else nullcontext():
+            chat.run(messages)
     finally:
         if chat.session:
             chat.session.close()
@@ -79,7 +86,8 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     else:
         screen = PlainScreen(show_reasoning=show_reasoning)
     screen.note(f"> {text}")
-    Chat(session, screen).answer(partial(session.send, text))
+    with terminal_restored() if sys.stdout.isatty() else nullcontext():
+        Chat(session, screen).answer(partial(session.send, text))
     for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
         screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
 
@@ -100,6 +108,8 @@ class Chat:
     over: bool = False
     reasoning: list[str] = field(default_factory=list)
     """Of the last answer."""
+    typed: dict[str, str] = field(default_factory=dict)
+    """What was sent -> what was typed, of the questions of this conversation."""
     _allowed: set[str] = field(default_factory=set)
     _keeping_failed: bool = False
 
@@ -107,9 +117,19 @@ class Chat:
         self.use(self.session)
 
     def use(self, session: Session) -> None:
-        """Go on with this session."""
+        """Go on with this session, whose tools hold nothing and may do nothing unasked."""
         self.session = session
         session.approve = self._approve
+        self._allowed.clear()
+
+    def leave(self) -> None:
+        """The conversation is over: what is kept of it stays as it is, and what its tools hold is gone."""
+        self.reasoning.clear()
+        self.typed.clear()
+        self._allowed.clear()
+        self.session.toolbox.close()
+        if self.keeper:
+            self.keeper.leave()
 
     def run(self, messages: Input) -> None:
         """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
@@ -133,7 +153,7 @@ class Chat:
             nonlocal accepted
             if not accepted:
                 accepted = True
-                self._keep(kv=False)
+                self.keep(kv=False)
             self.screen.prefill(done, total)
 
         try:
@@ -145,26 +165,29 @@ class Chat:
         finally:
             self.screen.end()
             if accepted:
-                self._keep(kv=True)
+                self.keep(kv=True)
 
     def _take(self, text: str) -> None:
         """Run a command, or send a message."""
         try:
-            if text.startswith("/") and not text.startswith("//"):
+            if is_command(text):
                 run_line(self, text)
             elif (message := self._message(text)).strip():
+                self.typed[message] = text
                 self.answer(partial(self.session.send, message))
         except ContextFull as error:
-            self.screen.note(f"error: {error}: {FULL}")
+            self.screen.note(f"error: {error}: {self._ways_out()}")
         except GptOssError as error:
             self.screen.note(f"error: {error}")
 
     def _message(self, text: str) -> str:
         """What is sent for what was typed; a pipe's lines are sent as they are."""
-        text = text.removeprefix("/")  # of two: one alone would be a command
+        is_line = "\n" not in text
+        if is_line and text.startswith("//"):
+            text = text[1:]
         if not self.is_asked:
             return text
-        if text.startswith("!"):
+        if is_line and text.startswith("!") and text[1:].strip() and self._may_run(text[1:]):
             output = run_command(text[1:])
             self.screen.result(text, output)
             return output
@@ -193,7 +216,24 @@ class Chat:
                 case Stop(reason):
                     pass
                 case TurnStats(finished=False):
-                    screen.note(BROKE_OFF if reason == "none" else "(no answer; /continue asks for one)")
+                    screen.note(self._broke_off() if reason == "none" else "(no answer; /continue asks for one)")
+
+    def _broke_off(self) -> str:
+        """Why an answer did, and what to do."""
+        if self.session.context_used < self.session.model.context - 1:
+            return BROKE_OFF
+        turns = sum(message.role == "user" for message in self.session.messages)
+        can_drop = self.session.drop_when_full and turns > 1
+        return BROKE_OFF_DROP if can_drop else BROKE_OFF_FULL.format(ways_out=self._ways_out())
+
+    def _ways_out(self) -> str:
+        return WAYS_OUT + OR_DROP * (not self.session.drop_when_full)
+
+    def _may_run(self, command: str) -> bool:
+        """Ask about a command for the shell: a message that begins like one may have been pasted."""
+        self.screen.call("!", command)
+        self.screen.end()
+        return _reply("run this in your shell? [y]es, [n]o, send it as text ", "yn") == "y"
 
     def _approve(self, call: ToolCall, preview: str) -> bool:
         """Show a call that wants to be agreed to, and ask."""
@@ -203,17 +243,16 @@ class Chat:
         if not self.is_asked:
             self.screen.note("(not run: nobody is here to allow it, and --yes was not given)")
             return False
-        lines = preview.strip().count("\n") + 1  # more than the window shows, perhaps
+        lines = with_all_visible(preview).strip().count("\n") + 1  # more than the window shows, perhaps
         question = f"run {'this' if lines == 1 else f'these {lines} lines'}? [y]es, [n]o, [a]lways for this tool "
         self.screen.end()
-        while (reply := _reply(question)) not in ("y", "n", "a"):
-            pass
+        reply = _reply(question, "yna")
         if reply == "a":
             self._allowed.add(call.name)
         return reply != "n"
 
-    def _keep(self, *, kv: bool) -> None:
-        """A disk that is full, say, ends no conversation."""
+    def keep(self, *, kv: bool) -> None:
+        """Keep the session as it is now; a disk that is full, say, ends no conversation."""
         if self.keeper is None:
             return
         try:
@@ -224,26 +263,37 @@ class Chat:
                 self.screen.note(f"(this session is not kept: {error})")
             self._keeping_failed = True
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the context, what the next prompt takes before a question is asked."""
+        head, counts = self.session.token_counts
+        return head + sum(counts)
+
     def _status(self) -> str:
-        used, most = self.session.context_used, self.session.model.context
-        parts = [self.session.model.path.name, f"{used:,}/{most:,} tokens ({used / most:.0%})"]
+        """One line, the weightiest first: a narrow window cuts the rest."""
+        used, most = self.prompt_tokens, self.session.model.context
+        parts = [self.keeper.name] if self.keeper and self.keeper.name else []
+        parts += [f"{used:,}/{most:,} tokens ({used / most:.0%})", self.session.model.path.name]
         if self.session.stats:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
-        if self.keeper and self.keeper.name:
-            parts.append(self.keeper.name)
-        return printable(" · ".join(parts))
+        return without_controls(" · ".join(parts))
 
 
-def _reply(question: str) -> str:
-    """The first letter of what a person answers; what was typed before the question is no answer to it."""
+def _reply(question: str, letters: str) -> str:
+    """Which of the letters a person answers, "n" at the end of the input. What was typed before the question is no
+    answer to it, and the question comes again after any other."""
     shown = sys.stdout if sys.stdout.isatty() else sys.stderr
-    termios.tcflush(sys.stdin, termios.TCIFLUSH)
-    print(question, end="", file=shown, flush=True)
-    try:
-        line = sys.stdin.readline()
-    except KeyboardInterrupt:
-        print(file=shown)
-        raise
-    if not line:
-        print(file=shown)
-    return line.strip().lower()[:1] if line else "n"
+    meant = {reply: letter for letter in letters for reply in (letter, REPLIES[letter])}
+    while True:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        print(question, end="", file=shown, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            print(file=shown)
+            raise
+        if not line:
+            print(file=shown)
+            return "n"
+        if letter := meant.get(line.strip().lower()):
+            return letter

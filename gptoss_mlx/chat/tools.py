@@ -34,20 +34,29 @@ class Builtin(Protocol):
     name: str
     asks: bool
 
+    def preview(self, function: str, text: str) -> str:
+        """What `run` would do with the same, for a person who has to agree."""
+
     def run(self, function: str, text: str) -> str:
         """Do what `text` says (code, or the arguments of `function` in JSON) and return what the model reads, errors
         included. KeyboardInterrupt stops it and leaves it usable."""
 
     def close(self) -> None:
-        """Give up what it holds: processes, files."""
+        """Give up what it holds, processes and files; `run` begins anew."""
 
 
 class Toolbox:
-    """The tools of one conversation."""
+    """The tools of a conversation, found by name."""
 
     def __init__(self, functions: Sequence[Function] = (), builtins: Sequence[Builtin] = ()):
+        """Raises GptOssError where a call could mean two of them."""
         self.functions = {function.tool.name: function for function in functions}
         self.builtins = {builtin.name: builtin for builtin in builtins}
+        names = [builtin.name for builtin in builtins]
+        for function in functions:
+            if function.tool.name in names or function.tool.name.partition(".")[0] in self.builtins:
+                raise GptOssError(f"there are two tools named {function.tool.name}: rename the function")
+            names.append(function.tool.name)
 
     @property
     def tools(self) -> tuple[Tool, ...]:
@@ -55,27 +64,30 @@ class Toolbox:
 
     def asks(self, call: ToolCall) -> bool:
         """Whether a person has to agree to this call."""
-        tool = self.functions.get(call.name) or self._builtin(call.name)
+        tool = self._find(call)
         return tool is not None and tool.asks
 
     def preview(self, call: ToolCall) -> str:
         """What the call would do, as a person should see it."""
-        function = self.functions.get(call.name)
-        if function is None or function.preview is None:
+        tool = self._find(call)
+        if tool is None or tool.preview is None:
             return call.arguments
+        if not isinstance(tool, Function):
+            return tool.preview(_function_of(call), call.arguments)
         try:
-            return function.preview(**_keywords(call.arguments))
+            return tool.preview(**_keywords(call.arguments))
         except Exception:  # what is wrong with the arguments, `run` tells the model
             return call.arguments
 
     def run(self, call: ToolCall) -> str:
         """The result of a call as text for the model: JSON unless a function returns a string."""
-        if builtin := self._builtin(call.name):
-            return builtin.run(call.name.partition(".")[2], call.arguments)
-        if call.name not in self.functions:
+        tool = self._find(call)
+        if tool is None:
             return error_result(f"there is no function {call.name}")
+        if not isinstance(tool, Function):
+            return tool.run(_function_of(call), call.arguments)
         try:
-            value = self.functions[call.name].run(**_keywords(call.arguments))
+            value = tool.run(**_keywords(call.arguments))
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         except (_BadArguments, GptOssError) as error:
             return error_result(str(error))
@@ -83,11 +95,17 @@ class Toolbox:
             return error_result(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
+        """End what the tools hold; they can be called again."""
         for builtin in self.builtins.values():
             builtin.close()
 
-    def _builtin(self, name: str) -> Builtin | None:
-        return self.builtins.get(name.partition(".")[0])
+    def _find(self, call: ToolCall) -> Function | Builtin | None:
+        return self.functions.get(call.name) or self.builtins.get(call.name.partition(".")[0])
+
+
+def _function_of(call: ToolCall) -> str:
+    """Of a built-in tool with several, the one that is called."""
+    return call.name.partition(".")[2]
 
 
 class _BadArguments(Exception):

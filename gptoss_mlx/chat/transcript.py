@@ -1,8 +1,8 @@
 """A conversation as it is kept in a file: readable JSON that goes both ways, and Markdown for people.
 
     {"format": "gptoss-mlx conversation 1", "model": ..., "instructions": ..., "reasoning_effort": ...,
-     "current_date": ..., "messages": [{"role": ..., "content": ..., "channel": ..., "recipient": ...,
-     "content_type": ..., "ids": ...}, ...]}
+     "current_date": ..., "unfinished": ..., "messages": [{"role": ..., "content": ..., "channel": ...,
+     "recipient": ..., "content_type": ..., "ids": ...}, ...]}
 
 `ids`, of the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: read
 again they cost nothing where the KV state was kept. Everything else can be told without them.
@@ -40,6 +40,8 @@ class Transcript:
     messages: tuple[Message, ...]
     ids: tuple[tuple[int, ...] | None, ...]
     """Of each message; None where it can only be rendered."""
+    unfinished: bool = False
+    """Whether the last answer broke off."""
 
     def write(self, path: Path) -> None:
         """As JSON; an existing file is replaced in one step. Raises GptOssError."""
@@ -57,6 +59,7 @@ class Transcript:
             "instructions": self.instructions,
             "reasoning_effort": self.reasoning_effort,
             "current_date": self.current_date,
+            "unfinished": self.unfinished,
             "messages": messages,
         }
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
@@ -84,6 +87,7 @@ class Transcript:
                 current_date=_text(data, "current_date"),
                 messages=tuple(_message(entry, f"messages[{index}]") for index, entry in enumerate(entries)),
                 ids=tuple(_ids(entry, f"messages[{index}]") for index, entry in enumerate(entries)),
+                unfinished=data.get("unfinished") is True,
             )
         except _Damaged as error:
             raise GptOssError(f"{path} is damaged: {error}") from None

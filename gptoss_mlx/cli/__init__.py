@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from . import chat, checkpoints, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"
@@ -31,6 +31,8 @@ def main() -> NoReturn:
         sys.exit(130)
     except MemoryError:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
+    except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
+        _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 
 
 def _fail(text: str) -> NoReturn:

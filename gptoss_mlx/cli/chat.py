@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ..completion import complete_sessions
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..memory import parse_size
 from ..models import home, last_used, remember
 from .loading import convert_with_progress, load_model, print_report
@@ -20,9 +20,10 @@ from .options import Size, memory_options, model_argument, threads_option
 
 if TYPE_CHECKING:
     from ..chat.keeper import Keeper
-    from ..chat.session import Session
+    from ..chat.session import Approve, Session
     from ..chat.store import Kept
     from ..engine import Model
+    from ..harmony.parse import ToolCall
     from ..sampling import Sampling
 
 
@@ -156,7 +157,7 @@ def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Sessi
     if not read:
         why = "its KV state is of another model or recipe" if had_state else "its KV state is gone"
         line += f"; {why}, so that it is read again"
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
     for name, setting in (("system", "instructions"), ("reasoning", "reasoning_effort")):
         if click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE:
             setattr(session, setting, options[name])
@@ -182,23 +183,41 @@ def generate(model: str | None, prompt: str | None, **options: Any) -> None:
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
     """
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    text = "\n\n".join(part for part in (prompt, piped.strip()) if part)
+    text = "\n\n".join(part for part in (prompt, _piped()) if part)
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-    more = _tools(options) | {"approve": (lambda call, preview: True) if options["yes"] else None}
-    session = _session(load_model(model or _model_of(None), options), options, **more)
-    with closing(session):
-        _generate(session, text)
+    more = _tools(options) | {"approve": _approval(options["yes"])}
+    with closing(_session(load_model(model or _model_of(None), options), options, **more)) as session:
+        # An argument can have bytes that are no text.
+        _generate(session, text.encode(errors="replace").decode())
+
+
+def _piped() -> str:
+    """What standard input has, if it is not a person's."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    sys.stdin.reconfigure(errors="replace")
+    return sys.stdin.read().strip()
+
+
+def _approval(yes: bool) -> Approve:
+    """Show on standard error what a tool would do, and ask where somebody can answer."""
+    from ..chat.screen import call_text
+
+    def approve(call: ToolCall, preview: str) -> bool:
+        click.echo(call_text(call.name, preview), err=True)
+        return yes or (sys.stdin.isatty() and sys.stderr.isatty() and click.confirm("run this?", err=True))
+
+    return approve
 
 
 def _generate(session: Session, text: str) -> None:
-    from ..chat.screen import printable
+    from ..chat.screen import without_controls
     from ..harmony.parse import Content
     from ..progress import prefill_progress
 
     written = ""
-    show = printable if sys.stdout.isatty() else str
+    show = without_controls if sys.stdout.isatty() else str
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):

@@ -107,6 +107,11 @@ class Parser:
         """What the header said of the message whose text is arriving; None between messages and in a header."""
         return self._message
 
+    @property
+    def opens_answer(self) -> bool:
+        """Whether a header names the answer's channel, so that only its end is to come."""
+        return self._message is None and OPENING_ANSWER.fullmatch("".join(self._header or ())) is not None
+
     def finish(self) -> Iterator[Event]:
         """The events of the end, whether or not the last message was ended."""
         ended = len(self.messages)
@@ -168,6 +173,7 @@ def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall]
 SOUND_HEADER = re.compile(
     r"(assistant)?( to=[^\s<]+)?<\|channel\|>(analysis|commentary|final)( to=[^\s<]+)?( ?<\|constrain\|>\w+| \w+)?"
 )
+OPENING_ANSWER = re.compile(r"(assistant)?<\|channel\|>final")
 _WORD = re.compile(r"\s*([\w.\-]+)")
 _RECIPIENT = re.compile(r"\s*\bto=([^\s<]+)")
 

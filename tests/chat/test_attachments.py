@@ -73,19 +73,23 @@ def test_a_fence_is_longer_than_any_in_the_file(folder):
     assert expand("@a.md").text == "@a.md\n\nFile a.md:\n`````\n```\n````\n`````"
 
 
+def test_an_empty_file_is_a_file(folder):
+    (folder / "empty").touch()
+    assert expand("see @empty") == Expanded("see @empty\n\nFile empty:\n```\n\n```", ["empty: 0 lines, 0 kB"])
+
+
 def test_what_is_there_and_cannot_be_attached(folder):
     (folder / "binary").write_bytes(b"PK\x03\x04\x00")
     (folder / "latin").write_bytes(b"caf\xe9")
     (folder / "large").write_bytes(b"a" * (LARGEST_FILE + 1))
     (folder / "largest").write_bytes(b"a" * LARGEST_FILE)
-    (folder / "empty").touch()
     (folder / "nowhere").symlink_to("gone")
     os.mkfifo(folder / "fifo")
     for name, why in {
         "binary": "cannot attach binary: it is not text in UTF-8",
         "latin": "cannot attach latin: it is not text in UTF-8",
         "large": "cannot attach large: it has 1,000,001 bytes, and 1,000,000 are the most",
-        "empty": "cannot attach empty: it is empty",
+        "/proc/version": "cannot attach /proc/version: it is empty",
         "nowhere": "cannot attach nowhere: a symbolic link that leads nowhere",
         "fifo": "cannot attach fifo: not a regular file",
         "/dev/zero": "cannot attach /dev/zero: not a regular file",

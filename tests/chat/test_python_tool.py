@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from gptoss_mlx.chat import python_tool, python_worker
-from gptoss_mlx.chat.python_tool import PythonTool, PythonUnavailable, code_of
+from gptoss_mlx.chat.python_tool import LOST_BEFORE, PythonTool, PythonUnavailable, code_of
+from gptoss_mlx.chat.tools import Toolbox
+from gptoss_mlx.harmony.parse import ToolCall
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or at what only Linux has")
 
@@ -343,6 +345,26 @@ def test_a_worker_that_dies_between_calls(tool):
 
 
 @linux
+def test_a_close_is_told_to_a_model_that_has_run_something():
+    with tool_of(unsafe=True) as tool:
+        tool.close()
+        assert tool.run("", "a = 1\na") == "1"
+        tool.close()
+        tool.close()
+        assert tool.run("", "'a' in globals()") == f"{LOST_BEFORE}\nFalse"
+        assert tool.run("", "1") == "1"
+        assert "variables, imports and files are lost" in tool.run("", "import os\nos._exit(3)")
+        tool.close()
+        assert tool.run("", "1") == "1"
+
+
+def test_the_code_that_runs_is_what_a_person_is_asked_about():
+    with tool_of(unsafe=True) as tool:
+        toolbox = Toolbox(builtins=[tool])
+        for text in ("1 + 1", "```python\n1 + 1\n```", json.dumps({"code": "1 + 1"})):
+            assert toolbox.preview(ToolCall("python", text)) == "1 + 1"
+
+
 @pytest.mark.parametrize("unsafe", [False, True])
 def test_close_leaves_nothing(unsafe):
     with tool_of(unsafe=unsafe) as tool:

@@ -6,6 +6,7 @@ difference. Figures that vary are replaced before they are compared.
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_answers_help_and_context(chat):
     terminal.wait(r"marks: .*\n>$")
     golden("context", terminal)
     terminal.line("/help")
-    terminal.wait(r"prints\.\n>$")
+    terminal.wait(r"always a message\.\n>$")
     golden("help", terminal)
     terminal.line("/reasoning show")
     terminal.wait(r"632|02\.?.*\n>$")
@@ -118,8 +119,8 @@ def test_a_tool_asks_first(chat, tmp_path):
     release(tmp_path, 5)
     terminal.wait(r"for this tool$")
     golden("tool-asks", terminal)
-    terminal.line("maybe")
-    terminal.wait(r"maybe\nrun this.*tool$")
+    terminal.line("abort")
+    terminal.wait(r"abort\nrun this.*tool$")
     terminal.line("n")
     terminal.wait(r"\n\n>$")
     golden("tool-refused", terminal)
@@ -136,9 +137,49 @@ def test_a_tool_asks_first(chat, tmp_path):
     golden("tool-always", terminal)
 
 
+def test_a_shell_command_asks_first(chat, tmp_path):
+    terminal = chat()
+    terminal.line("!touch ${RELEASE}d")
+    terminal.wait("send it as text$")
+    golden("shell-asks", terminal)
+    terminal.line("always")
+    terminal.wait("always\nrun this.*text$")
+    terminal.line("n")
+    terminal.wait(r"\n\n>$")
+    assert not (tmp_path / "released").exists()
+    terminal.line("/edit")
+    terminal.wait("^> !touch")
+    terminal.line("")
+    terminal.wait(r"edit\n> !touch.*\n.*\nrun this.*text$")
+    terminal.line("yes")
+    terminal.wait(r"more line\n(.*\n)+>$")
+    assert (tmp_path / "released").exists()
+
+
+def test_sigterm_leaves_the_terminal_as_it_was(chat):
+    terminal = chat(pauses=[12], every_event=True)
+    terminal.line("What is gptoss-mlx?")
+    terminal.wait("question about")
+    assert not terminal.child.getecho()
+    terminal.child.kill(signal.SIGTERM)
+    terminal.exit_status()
+    assert terminal.child.signalstatus == signal.SIGTERM
+    assert terminal.echoed
+    assert terminal.sent.endswith(b"\x1b[?25h\r\n")
+
+
 def test_what_goes_wrong(chat):
     terminal = chat(context=180, max_tokens=30, keep="full")
-    for line in ("/continue", "/undo", "/hlep", "/load", "/load nowhere.json", "/model nothing", "/copy code"):
+    for line in (
+        "/continue",
+        "/undo",
+        "/hlep",
+        "/load",
+        "/load nowhere.json",
+        "/model nothing",
+        "/copy code",
+        "/export a.md",
+    ):
         terminal.line(line)
         terminal.wait(PROMPT)
     terminal.line("What is 12 + 30?")
@@ -289,12 +330,12 @@ def test_copy(chat, tmp_path):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/copy")
-    terminal.wait("copied 12 characters through pbcopy and the terminal")
+    terminal.wait("copied 12 characters through pbcopy, and asked the terminal to copy them")
     assert (tmp_path / "clipboard").read_text() == "12 + 30 = 42"
     assert b"\x1b]52;c;MTIgKyAzMCA9IDQy\x07" in terminal.sent
 
 
 def test_screens_are_imported_without_what_they_draw_with():
     heavy = "{'rich', 'mlx', 'numpy', 'prompt_toolkit'}"
-    program = f"import sys; from gptoss_mlx.chat.screen import printable; print({heavy} & set(sys.modules))"
+    program = f"import sys; from gptoss_mlx.chat.screen import without_controls; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

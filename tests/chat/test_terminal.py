@@ -16,11 +16,24 @@ from rich.console import Console
 from rich.text import Text
 
 from gptoss_mlx import Sampling, Session, load, progress
-from gptoss_mlx.chat.commands import COMMANDS, run_line
-from gptoss_mlx.chat.screen import PlainScreen, Region, finished_blocks, printable, shortened
+from gptoss_mlx.budget import Settings
+from gptoss_mlx.chat import terminal
+from gptoss_mlx.chat.commands import COMMANDS, is_command, run_line
+from gptoss_mlx.chat.screen import (
+    PlainScreen,
+    Region,
+    call_text,
+    finished_blocks,
+    shortened,
+    with_all_visible,
+    without_controls,
+)
 from gptoss_mlx.chat.terminal import Chat
+from gptoss_mlx.chat.tools import Function, Toolbox
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.harmony.messages import Tool
+from gptoss_mlx.harmony.parse import ToolCall
 
 GREEDY = ["--temperature", "0"]
 # Every way to a network, and every library on the path that could take one.
@@ -149,7 +162,7 @@ def test_help_has_every_command(chat, capsys):
     [
         ("/fly", "there is no command /fly: /help lists them"),
         ("/rety", "there is no command /rety: is it /retry?"),
-        ("/", "there is no command /: /help lists them"),
+        ("/foo", "there is no command /foo: /help lists them"),
         ("/load", "usage: /load FILE"),
         ("/undo it", "usage: /undo"),
         ("/export talk.txt", "usage: /export FILE.md|FILE.json"),
@@ -157,7 +170,10 @@ def test_help_has_every_command(chat, capsys):
         ("/reasoning extreme", "usage: /reasoning [none|low|medium|high|show|hide]"),
         ("/reasoning", "reasoning medium"),
         ("/load nowhere/nothing", "error: cannot read nowhere/nothing: No such file or directory"),
-        ("/save nowhere/talk.json", "error: cannot write nowhere/talk.json: No such file or directory"),
+        ("/save talk.json", "error: nothing has been said yet"),
+        ("/export talk.md", "error: nothing has been said yet"),
+        ("/export talk.json", "error: nothing has been said yet"),
+        ("/system", "no instructions"),
         ("/copy", "error: nothing has been answered yet"),
         ("/retry", "error: nothing has been asked yet"),
         ("/edit", "error: nothing has been asked yet"),
@@ -168,6 +184,138 @@ def test_help_has_every_command(chat, capsys):
 )
 def test_what_a_command_says(chat, capsys, line, said):
     assert notes(chat, capsys, line) == [said]
+
+
+class Lines:
+    """What is typed, a text after the other."""
+
+    def __init__(self, *texts):
+        self.texts, self.seen = list(texts), []
+
+    def read(self, status, draft=""):
+        self.seen.append((status, draft))
+        return self.texts.pop(0) if self.texts else None
+
+
+def asked(chat):
+    return [message.content for message in chat.session.messages if message.role == "user"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("/help", True),
+        ("/HELP me ", True),
+        ("/fly\n", True),
+        ("/usr/lib/x.py:12: error", False),
+        ("/save\nall", False),
+        ("/", False),
+        ("//help", False),
+        (" /help", False),
+    ],
+)
+def test_what_is_a_command(text, is_one):
+    assert is_command(text) == is_one
+
+
+def test_what_is_pasted_is_sent_as_it_is(chat, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(terminal, "run_command", lambda command: pytest.fail(command))
+    pasted = [
+        "!touch made\nmore",
+        "/usr/lib/x.py:12: error",
+        "// a comment\n/* another */",
+        "/help\nme",
+        "!",
+    ]
+    chat.is_asked = True
+    chat.run(Lines(*pasted, "//help me"))
+    assert asked(chat) == [*pasted, "/help me"]
+
+
+def test_edit_gives_back_what_was_typed(chat, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("one\n")
+    chat.is_asked = True
+    messages = Lines("//see @a.txt", "/edit")
+    chat.run(messages)
+    assert messages.seen[-1][1] == "//see @a.txt"
+    say(chat, "not typed")
+    run_line(chat, "/edit")
+    assert chat.draft == "not typed"
+
+
+def test_the_status_is_what_the_next_prompt_takes_and_begins_with_the_name(chat, capsys):
+    messages = Lines("What is 12 + 30?")
+    chat.run(messages)
+    head, counts = chat.session.token_counts
+    assert messages.seen[0][0] == f"talk · {head}/131,072 tokens (0%) · model"
+    assert messages.seen[1][0].startswith(f"talk · {head + sum(counts)}/131,072 tokens (0%) · model · ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_tokens": 9}, "(broke off at --max-tokens; /continue goes on)"),
+        (
+            {},
+            "(broke off at the end of the context: /undo takes the last question back, /reset starts anew, "
+            "and chat --when-full drop would go on without the oldest turns)",
+        ),
+        (
+            {"drop_when_full": True},
+            "(broke off at the end of the context: /undo takes the last question back, /reset starts anew)",
+        ),
+    ],
+)
+def test_why_an_answer_broke_off(endless_folder, capsys, options, said):
+    model = load(endless_folder, Settings(300, 16, 64))
+    chat = Chat(Session(model, sampling=Sampling(temperature=0), **options), PlainScreen(show_reasoning=None))
+    chat.run(Lines("Hello", "/continue"))
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("(", "error"))]
+    assert notes[0] == said
+    assert notes[1].startswith("(broke off at --max-tokens" if "max_tokens" in options else "error: ")
+
+
+def test_an_answer_that_goes_on_when_turns_are_dropped(endless_folder, capsys):
+    model = load(endless_folder, Settings(500, 16, 64))
+    session = Session(model, sampling=Sampling(temperature=0), max_tokens=9, drop_when_full=True)
+    chat = Chat(session, PlainScreen(show_reasoning=None))
+    chat.run(Lines("Hello"))
+    session.max_tokens = None
+    chat.run(Lines("Hello again"))
+    assert "(broke off at the end of the context; /continue drops the oldest turns" in capsys.readouterr().err
+    chat.run(Lines("/continue"))
+    said = capsys.readouterr().err
+    assert "oldest messages were dropped" in said
+    assert "error" not in said
+
+
+class Notebook:
+    """A built-in tool that counts how often it was closed."""
+
+    name, asks, closed = "python", True, 0
+
+    def preview(self, function, text):
+        return text.upper()
+
+    def run(self, function, text):
+        return "ran"
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.mark.parametrize("line", ["/reset", "/system Be brief.", "/load {file}", "/model {model}"])
+def test_what_tools_hold_and_may_do_ends_with_the_conversation(chat, capsys, tmp_path, demo_folder, line):
+    say(chat, "What is 12 + 30?")
+    notes(chat, capsys, f"/save {tmp_path}/a.json")
+    notebook = Notebook()
+    chat.load = lambda name: Session(load(name), builtins=[notebook])
+    chat.use(Session(chat.session.model, builtins=[notebook]))
+    chat._allowed.add("python")
+    notes(chat, capsys, line.format(file=tmp_path / "a.json", model=demo_folder))
+    assert notebook.closed == 1
+    assert not chat._allowed
 
 
 def test_a_message_with_a_slash(run, demo_folder, tmp_path):
@@ -217,6 +365,8 @@ def test_files(chat, capsys, tmp_path):
     assert said == [f"saved to {tmp_path}/a.json", f"written to {tmp_path}/b.json", f"written to {tmp_path}/c.md"]
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert "## My locker code is 4711." in (tmp_path / "c.md").read_text()
+    said = notes(chat, capsys, f"/save {tmp_path}/nowhere/talk.json")
+    assert said == [f"error: cannot write {tmp_path}/nowhere/talk.json: No such file or directory"]
     assert notes(chat, capsys, "/reset", f"/load {tmp_path}/a.json")[1] == f"3 messages from {tmp_path}/a.json"
     say(chat, "What is my locker code?")
     assert capsys.readouterr().out == "Your locker code is 4711.\n"
@@ -226,9 +376,36 @@ def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys
     say(chat, "What is 12 + 30?")
     assert chat.keeper.told == [(False, 1), (True, 3)]
     assert notes(chat, capsys, "/save", "/save sums", "/save") == ["kept as talk", "kept as sums", "kept as sums"]
-    notes(chat, capsys, "/reset", "/system Be brief.", "/system")
+    said = notes(chat, capsys, "/reset", "/system Be brief.", "/system", "/system none", "/system")
+    assert said == [
+        "new conversation",
+        "new conversation with these instructions",
+        "Be brief.",
+        "new conversation without instructions",
+        "no instructions",
+    ]
     assert chat.keeper.told[2:] == ["leave"] * 3
     assert chat.session.instructions is None
+    chat.keeper.name = None
+    assert notes(chat, capsys, "/save", "/save sums") == ["error: nothing has been said yet"] * 2
+
+
+def test_what_a_command_changes_is_kept(chat, capsys, tmp_path):
+    say(chat, "What is 12 + 30?")
+    notes(chat, capsys, f"/save {tmp_path}/a.json")
+    told = {}
+    for line in ("/reasoning low", "/retry", "/reasoning", "/edit", f"/load {tmp_path}/a.json", "/undo"):
+        chat.keeper.told.clear()
+        notes(chat, capsys, line)
+        told[line.partition(" /")[0]] = list(chat.keeper.told)
+    assert told == {
+        "/reasoning low": [(False, 3)],
+        "/retry": [(False, 1), (True, 3)],
+        "/reasoning": [(False, 3)],
+        "/edit": [(False, 0)],
+        "/load": ["leave", (False, 3)],
+        "/undo": [(False, 0)],
+    }
 
 
 def test_a_session_that_is_stopped_is_kept_and_goes_on(chat, capsys, monkeypatch):
@@ -315,8 +492,38 @@ def test_the_last_code_block_is_copied(chat, capsys, monkeypatch, tmp_path, answ
         assert (tmp_path / "clipboard").read_text() == code
 
 
+def test_tools_of_one_name_are_refused():
+    function = Function(Tool("python"), lambda: "mine")
+    for functions, builtins in ([[function], [Notebook()]], [[function, function], []]):
+        with pytest.raises(GptOssError, match="there are two tools named python: rename the function"):
+            Toolbox(functions, builtins)
+    with pytest.raises(GptOssError, match=r"two tools named python\.x"):
+        Toolbox([Function(Tool("python.x"), lambda: "mine")], [Notebook()])
+    toolbox, call = Toolbox(builtins=[Notebook()]), ToolCall("python", "x")
+    assert (toolbox.asks(call), toolbox.preview(call), toolbox.run(call)) == (True, "X", "ran")
+    toolbox, call = Toolbox([function]), ToolCall("python", "{}")
+    assert (toolbox.asks(call), toolbox.preview(call), toolbox.run(call)) == (False, "{}", "mine")
+
+
 def test_control_characters_become_marks():
-    assert printable("a\x1b[2Jb\x07\u202ec\td\r\n\x9b\ud800") == "a\ufffd[2Jb\ufffd\ufffdc\td\n\ufffd\ufffd"
+    assert without_controls("a\x1b[2Jb\x07\u202ec\td\r\n\x9b\ud800") == "a\ufffd[2Jb\ufffd\ufffdc\td\n\ufffd\ufffd"
+
+
+def test_nothing_hides_in_a_call():
+    assert with_all_visible("a\u200b\u00adb\ufeff\U000e0041\u3164\u115f\ufe0f\u2066\u00a0\u2800\x1b\ud800") == (
+        r"a\u200b\xadb\ufeff\U000e0041\u3164\u115f\ufe0f\u2066\xa0\u2800\x1b\ud800"
+    )
+    assert with_all_visible("na\u00efve \U0001f600\r\n\tx") == "na\u00efve \U0001f600\n\tx"
+    assert call_text("python", "a = 1 #\rb = 2") == "python:\n    a = 1 #\\r\n    b = 2"
+
+
+def test_lines_behind_carriage_returns_are_counted_and_shown(chat, capsys, monkeypatch):
+    monkeypatch.setattr(terminal, "_reply", lambda question, letters: print(question) or "n")
+    chat.is_asked = True
+    assert not chat._approve(ToolCall("python", ""), "a = 1 #\rb = 2\rc = 3")
+    said = capsys.readouterr()
+    assert said.err == "calls python:\n    a = 1 #\\r\n    b = 2\\r\n    c = 3\n"
+    assert said.out.startswith("run these 3 lines?")
 
 
 def test_a_long_result_is_counted():

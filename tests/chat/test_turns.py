@@ -1,5 +1,6 @@
 """What a turn costs, and that going back, on or anew changes nothing in what is said."""
 
+import dataclasses
 import json
 
 import jsonschema
@@ -8,32 +9,34 @@ import pytest
 
 import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session, engine
+from gptoss_mlx.budget import Settings
 from gptoss_mlx.cache import MOST_MARKS
 from gptoss_mlx.chat import session as chat_session
-from gptoss_mlx.chat.session import Thought, ToolResult
 from gptoss_mlx.chat.tools import Function
+from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
+from gptoss_mlx.timeline import Timeline
 from gptoss_mlx.tokenizer import Tokenizer
 
 QUESTIONS = [
     "My locker code is 4711.",
-    "Weather in Bermi?",
+    "What is the weather in Bermi?",
     "What is 12 + 30?",
     "What is gptoss-mlx?",
-    "Weather in Tolka?",
+    "What is the weather in Tolka?",
     "What is 81 - 20?",
     "What is my locker code?",
-    "Weather in Runo?",
+    "What is the weather in Runo?",
     "What is 40 - 7?",
     "My dog's name is Selmo.",
-    "Weather in Maket?",
+    "What is the weather in Maket?",
     "What is 55 + 28?",
     "What is my dog's name?",
     "What is 31 + 31?",
-    "Weather in Lida?",
+    "What is the weather in Lida?",
     "What is 90 - 31?",
     "What is my locker code?",
     "What is 81 - 20?",
@@ -95,32 +98,15 @@ def script(model, monkeypatch):
     assert not Scripted.waiting
 
 
-def ask(session, question, monkeypatch):
-    """Send; a question about the weather is answered by a call of the function, whatever the model would do."""
-    if "Weather" in question:
-        place = question.split()[-1].rstrip("?")
-        text = CALL.replace("functions.f", "functions.get_weather").replace('"x": 1', f'"location": "{place}"')
-        monkeypatch.setattr(chat_session, "Sampler", Scripted)
-        thought, said = "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant", "It is sunny."
-        Scripted.waiting = session.tokenizer.encode_markup(
-            f"{thought}{text}<|channel|>final<|message|>{said}<|return|>"
-        )
-    events = turn(session.send(question))
-    monkeypatch.undo()
-    return events
-
-
-def test_twenty_turns_prefill_only_what_is_new(model, monkeypatch):
+def test_twenty_turns_prefill_only_what_is_new(model):
     """Of an earlier turn, what is left without its reasoning; of this one, the question and what tools answered."""
     session = make_session(model)
     new = len(session._head()) + START_OF_ANSWER
-    calls = 0
     for question in QUESTIONS:
         before = len(session.messages)
-        _, stats = ask(session, question, monkeypatch)
+        _, stats = turn(session.send(question))
         said = session.messages[before:]
-        assert [message.role for message in said].count("functions.get_weather") == ("Weather" in question)
-        calls += "Weather" in question
+        assert [message.role for message in said].count("functions.get_weather") == ("weather" in question)
         new += length(session, said[:1])
         results = [message for message in said if message.role.startswith("functions.")]
         if results:
@@ -129,18 +115,17 @@ def test_twenty_turns_prefill_only_what_is_new(model, monkeypatch):
         # What the next prompt has beside its question: this turn without its reasoning; if there was none, it is held.
         left = [message for message in said[1:] if message.channel != "analysis"]
         new = length(session, left) if len(left) < len(said[1:]) else UNFED + START_OF_ANSWER
-    assert calls == 5
     assert session.context_used < model.context
 
 
-def test_results_equal_a_cold_start(model, monkeypatch):
+def test_results_equal_a_cold_start(model):
     """Each turn again, by a session that reads the whole conversation so far in one go."""
     session = make_session(model)
     for question in QUESTIONS:
         cold = make_session(model)
         cold.restore(session.transcript)
-        events, stats = ask(session, question, monkeypatch)
-        cold_events, cold_stats = ask(cold, question, monkeypatch)
+        events, stats = turn(session.send(question))
+        cold_events, cold_stats = turn(cold.send(question))
         assert events == cold_events, question
         assert session.transcript == cold.transcript
         assert stats.prefilled < cold_stats.prefilled or question is QUESTIONS[0]
@@ -444,3 +429,84 @@ def test_a_token_computed_ahead_changes_nothing(model, monkeypatch):
     plain, ahead = sessions
     assert ahead.messages == plain.messages
     assert ahead.stats[-1].finished
+
+
+def weather_of(location):
+    return {"temperature": 21, "sky": "cloudy"}
+
+
+def weather_session(model, **options):
+    return make_session(model, functions=[Function(FUNCTIONS[0].tool, weather_of)], **options)
+
+
+@pytest.mark.parametrize("kind", [ToolCall, ToolResult])
+def test_stopped_around_a_call_it_goes_on_with_the_call(model, kind):
+    """The answer is made of what the tool says, not invented."""
+    session = weather_session(model)
+    events = session.send("What is the weather in Bermi?")
+    next(event for event in events if isinstance(event, kind))
+    events.close()
+    kept = weather_session(model)
+    kept.restore(session.transcript)
+    for each in (session, kept):
+        events, stats = turn(each.resume())
+        assert stats.finished
+        assert "21 degrees" in answer(events)
+
+
+def test_what_was_broken_off_is_known_after_a_restart(model):
+    whole = make_session(model, functions=())
+    list(whole.send("What is gptoss-mlx?"))
+    for count in (1, 5, 12, 25, 33):
+        session = make_session(model, functions=(), max_tokens=count)
+        list(session.send("What is gptoss-mlx?"))
+        kept = make_session(model, functions=())
+        kept.restore(session.transcript)
+        assert turn(kept.resume())[1].finished
+        assert kept.messages == whole.messages
+
+
+def test_ids_outside_the_vocabulary_are_not_taken(model):
+    session = make_session(model, functions=())
+    list(session.send("Hello"))
+    transcript = session.transcript
+    for wrong in (-7, 10**9):
+        ids = (*transcript.ids[:-1], (*transcript.ids[-1][:-1], wrong, transcript.ids[-1][-1]))
+        session.restore(dataclasses.replace(transcript, ids=ids))
+        assert turn(session.send("Hello"))[1].finished
+        session.restore(transcript)
+
+
+def test_a_result_that_is_too_long_is_told_so(demo_folder):
+    model = gptoss_mlx.load(demo_folder, Settings(600, 16, 64))
+    session = make_session(model, functions=[Function(FUNCTIONS[0].tool, lambda location: "no " * 2000)])
+    events, stats = turn(session.send("What is the weather in Bermi?"))
+    (result,) = [event for event in events if isinstance(event, ToolResult)]
+    assert "the context has room for" in json.loads(result.output)["error"]
+    assert stats.finished
+
+
+def test_an_answer_at_the_end_of_the_context_goes_on_where_turns_are_dropped(demo_folder):
+    model = gptoss_mlx.load(demo_folder, Settings(260, 16, 64))
+    session = make_session(model, functions=(), drop_when_full=True)
+    stats = None
+    for number in range(8):
+        _, stats = turn(session.send(f"What is {number} + 30?"))
+        while not stats.finished:
+            _, stats = turn(session.resume())
+    assert session.messages[-1].content == "7 + 30 = 37"
+
+
+def test_an_answer_without_a_header_is_not_by_the_schema(model, script):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    script("<|channel|>final well<|return|>")
+    assert not turn(session.send("Hello"))[1].finished
+
+
+def test_going_back_step_by_step(model):
+    ids = [1 + number % 1000 for number in range(300)]
+    stepped, straight = Timeline(model), Timeline(model)
+    for end in (300, 299, 298):
+        stepped.prepare(ids[:end], 1000)
+    ours, theirs = stepped.read([*ids[:298], 7]), straight.read([*ids[:298], 7])
+    assert mx.abs(ours - theirs).max() < 0.01

@@ -1,7 +1,9 @@
 """Tools and schemas from the command line, with the embedded model, which calls get_weather."""
 
 import json
+import subprocess
 
+import pexpect
 import pytest
 
 from cli.test_cli import assert_one_line_error
@@ -53,7 +55,7 @@ def test_an_answer_by_a_schema(run, demo_folder, tmp_path):
     path = tmp_path / "sum.json"
     path.write_text(json.dumps(SCHEMA))
     done = run("generate", demo_folder, "--json-schema", path, "--temperature", "0", "-p", "What is 347 + 285?")
-    assert 100 <= json.loads(done.stdout)["sum"] <= 999
+    assert json.loads(done.stdout) == {"sum": 632}
     done = run("generate", demo_folder, "--json-schema", path, "--max-tokens", "3", "-p", "What is 347 + 285?")
     assert_one_line_error(done, "--max-tokens")
 
@@ -84,3 +86,24 @@ def test_the_built_in_tools_are_told_to_the_model(run, demo_folder, tmp_path):
     assert done.returncode == 0
     assert "browser" in done.stderr
     assert "python" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_bytes_that_are_no_text_are_read_all_the_same(command, environment, demo_folder, encoding):
+    args = [*command, "generate", str(demo_folder), "-p", b"What is \xff gptoss-mlx?", "--temperature", "0"]
+    environment = environment | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(args, input=b"a\xffb\n", capture_output=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("reply", "runs"), [("y", True), ("n", False)])
+def test_generate_asks_in_a_terminal(command, environment, demo_folder, tools, tmp_path, reply, runs):
+    tools.write_text(WEATHER.replace("'printf", f"'touch {tmp_path}/ran; printf"))
+    args = [*command[1:], "generate", str(demo_folder), "--tools", str(tools), "--temperature", "0", "-p", QUESTION]
+    child = pexpect.spawn(command[0], args, env=environment, encoding="utf-8", timeout=30)
+    child.expect("get_weather sh -c")
+    child.expect("run this")
+    child.sendline(reply)
+    child.expect(pexpect.EOF)
+    assert (tmp_path / "ran").exists() == runs
+    assert "Traceback" not in child.before

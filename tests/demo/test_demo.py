@@ -1,6 +1,7 @@
 """The embedded checkpoint: what it promises, on held-out prompts, after conversion with the default recipe."""
 
 import datetime
+import hashlib
 import json
 from itertools import islice
 
@@ -14,6 +15,14 @@ from gptoss_mlx.harmony.files import render_file
 from gptoss_mlx.tokenizer import Tokenizer
 
 COUNTS = {"arithmetic": 40, "recall": 25, "tool call": 50, "tool result": 50, "tools unused": 40, "project": 40}
+# Of 50 samples of each of these: they are the same ones as ever, so that figures of models can be compared.
+DIGESTS = {
+    "arithmetic": "7d2a326e9d872f7c",
+    "recall": "9f8266d6b7f04b0f",
+    "tool call": "872c58e3dcd5425d",
+    "tools unused": "cec450dcf815374b",
+    "project": "8f99149dd91cbb77",
+}
 USER = {"role": "user", "content": "What is 1 + 2?"}
 WEATHER = {
     "type": "function",
@@ -43,12 +52,12 @@ def model(demo_folder):
     return load(demo_folder)
 
 
-@pytest.mark.parametrize("task", BARS)
-def test_held_out_prompts(model, demo_folder, task):
-    outcomes = list(examine(model, Tokenizer.load(demo_folder), task, COUNTS[task]))
+@pytest.mark.parametrize("part", BARS)
+def test_held_out_prompts(model, demo_folder, part):
+    outcomes = list(examine(model, Tokenizer.load(demo_folder), part, COUNTS.get(part, 20)))
     right = sum(ok for _, ok, _ in outcomes)
     wrong = [(sample.conversation.messages[-1].content, reply) for sample, ok, reply in outcomes if not ok]
-    assert right >= BARS[task] * len(outcomes), wrong
+    assert right >= BARS[part] * len(outcomes), wrong
 
 
 def test_recall_reaches_back_more_than_300_tokens(demo_folder):
@@ -70,9 +79,10 @@ def test_examined_questions_are_never_trained():
     ]
 
 
-def test_the_same_exam_every_time():
-    one, two = (Generator(3, held_out=True).sample("tool call") for _ in range(2))
-    assert one == two
+@pytest.mark.parametrize("part", DIGESTS)
+def test_the_same_exam_every_time(part):
+    drawn = [(sample.segments, sample.expected) for sample in samples(part, 50)]
+    assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest().startswith(DIGESTS[part])
 
 
 def test_true_to_the_architecture():

@@ -1,0 +1,147 @@
+"""What belongs to one turn: its clock, the grammar of its answer, and the events that are not Harmony's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..harmony.parse import Content, Parser, kind_of
+from ..interrupts import Interrupts
+
+if TYPE_CHECKING:
+    from ..grammar import JsonGrammar
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a function answered to the model."""
+
+    name: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A stretch of reasoning is over: its sampled tokens, and the seconds that they took."""
+
+    tokens: int
+    seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class TurnStats:
+    """One turn, in tokens and seconds; the last event of `send`."""
+
+    prefilled: int
+    """Tokens of the prompt, and of what tools answered, that the KV state did not hold."""
+    decoded: int
+    """Sampled tokens, without the first after each prefill, whose time belongs to the prefill."""
+    reasoning: int
+    """Sampled tokens of reasoning."""
+    first_token_seconds: float
+    decode_seconds: float
+    context_used: int
+    finished: bool
+    """Whether there is an answer that did not break off; `Session.resume` goes on with any other."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.decoded / self.decode_seconds if self.decoded else 0.0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The context was full: this many messages, the oldest, are no longer part of the conversation."""
+
+    messages: int
+
+
+class AnswerGrammar:
+    """Applies a grammar to the text of the answer, and to nothing before it. Follows a parser that is fed first."""
+
+    def __init__(self, grammar: JsonGrammar, parser: Parser, message: int):
+        """`message` is the id that ends a header."""
+        grammar.reset()
+        self._grammar, self._parser = grammar, parser
+        self._end_of_header = mx.arange(grammar.vocabulary) == message
+        self._answering = self._in_answer()
+
+    @property
+    def finished(self) -> bool:
+        return self._grammar.finished
+
+    def allowed(self) -> mx.array | None:
+        if self._parser.opens_answer:  # a text without `<|message|>` would be an answer that no grammar has seen
+            return self._end_of_header
+        return self._grammar.allowed() if self._answering else None
+
+    def accept(self, id_: int) -> None:
+        if self._answering:
+            self._grammar.accept(id_)
+        self._answering = self._in_answer()
+
+    def _in_answer(self) -> bool:
+        message = self._parser.message
+        return message is not None and kind_of(message) is Content
+
+
+class Clock:
+    """Counts and times one turn, over all its rounds, and looks for Ctrl-C where nothing is half done."""
+
+    def __init__(self, interrupts: Interrupts, on_prefill: Callable[[int, int], None] | None):
+        self.interrupts, self._on_prefill = interrupts, on_prefill
+        self.prefilled = self.decoded = self.sampled = self.reasoning = 0
+        self.first_token_seconds = self.decode_seconds = 0.0
+        self._started: float | None = None
+        self._last = 0.0
+        self._fresh = True
+        self._thought_from: tuple[int, float] | None = None
+
+    def check(self) -> None:
+        self.interrupts.check()
+
+    def prefill(self, done: int, total: int) -> None:
+        if done == 0:
+            self._started = self._started or time.monotonic()
+            self.prefilled += total
+            self._fresh = True
+        self.check()
+        if self._on_prefill:
+            self._on_prefill(done, total)
+
+    def token(self, reasoning: bool) -> Thought | None:
+        """Count a sampled token; the stretch of reasoning that it ended, if it did."""
+        now = time.monotonic()
+        self.sampled += 1
+        if self.sampled == 1:
+            self.first_token_seconds = now - self._started
+        if not self._fresh:
+            self.decode_seconds += now - self._last
+            self.decoded += 1
+        self._last, self._fresh = now, False
+        return self._thought(reasoning, now)
+
+    def _thought(self, reasoning: bool, now: float) -> Thought | None:
+        if reasoning:
+            self._thought_from = self._thought_from or (self.reasoning, now)
+            self.reasoning += 1
+        elif self._thought_from:
+            tokens, since = self._thought_from
+            self._thought_from = None
+            return Thought(self.reasoning - tokens, now - since)
+        return None
+
+    def stats(self, context_used: int, finished: bool) -> TurnStats:
+        return TurnStats(
+            self.prefilled,
+            self.decoded,
+            self.reasoning,
+            self.first_token_seconds,
+            self.decode_seconds,
+            context_used,
+            finished,
+        )
