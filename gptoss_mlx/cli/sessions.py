@@ -81,7 +81,7 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def _write(name: str, form: str, output: Path | None) -> None:
-    from ..chat.screen import without_controls as shown
+    from ..chat.screen import without_controls
     from ..chat.transcript import Transcript, replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
@@ -90,7 +90,7 @@ def _write(name: str, form: str, output: Path | None) -> None:
         replace_file(output, text)
     else:
         # With `color`, because without it click takes escapes out of the text.
-        click.echo(shown(text) if sys.stdout.isatty() else text, nl=False, color=True)
+        click.echo(without_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions rename hello trip-to-oslo")
