@@ -299,8 +299,9 @@ class TestWhenTheContextIsFull:
         result = run("chat", demo_folder, *options, "--when-full", "drop", stdin=said)
         assert "the context is full: the" in result.stderr
         assert result.stdout.splitlines()[-1] == "125 + 250 = 375"
-        refused = run("chat", demo_folder, *options, stdin=said)
-        assert "exceed this run's context of 600: /reset starts anew" in refused.stderr
+        refused = run("chat", demo_folder, *options, stdin=said + "What is 1 + 1? " * 100)
+        assert "broke off at the end of the context" in refused.stderr
+        assert "exceed this run's context of 600: /undo takes" in refused.stderr
 
 
 def test_bench_and_stats_tell_about_paging(run, demo_folder):

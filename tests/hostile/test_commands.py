@@ -52,7 +52,7 @@ def test_every_case(good, tmp_path, monkeypatch, capsys, case):
     """In this process, which spares a start of Python for each of the hundreds."""
     for command in sorted(CASES[case].refused_by | {"inspect"}):
         folder = hostile_copy(good[command], tmp_path / command / "model", CASES[case])
-        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *arguments(command, folder)])
         with pytest.raises(SystemExit) as end:
             main()
