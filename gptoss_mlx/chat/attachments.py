@@ -18,6 +18,7 @@ from pathlib import Path
 from ..errors import GptOssError, printable
 from ..foreign import open_regular, reason
 from ..interrupts import Interrupts
+from .processes import signal_group
 from .transcript import fenced
 
 LARGEST_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
@@ -145,12 +146,12 @@ def run_command(command: str) -> str:
             try:
                 _follow(process, output, interrupts)
             except KeyboardInterrupt:
-                _signal_group(process, signal.SIGINT)
+                signal_group(process, signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(TO_CLEAN_UP)
                 raise
             finally:
-                _signal_group(process, signal.SIGKILL)
+                signal_group(process, signal.SIGKILL)
     screen = f"$ {command}\n{output.text()}".rstrip("\n")
     return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{_end(process, output)}"
 
@@ -173,11 +174,6 @@ def _follow(process: subprocess.Popen[bytes], output: _Output, interrupts: Inter
         interrupts.check()
         with suppress(subprocess.TimeoutExpired):
             process.wait(POLL)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS says the latter of zombies
-        os.killpg(process.pid, number)
 
 
 def _end(process: subprocess.Popen[bytes], output: _Output) -> str:

@@ -39,7 +39,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from typing import Any
 from ..errors import GptOssError
 from ..foreign import MAX_JSON, open_regular, parse_json, read_json, reason
 from ..harmony.messages import BUILTIN_TOOLS, Tool
+from .processes import signal_group
 from .tools import Function
 
 if sys.version_info >= (3, 11):
@@ -111,7 +111,7 @@ class Command:
                 try:
                     *written, failure = _collected(process, self.timeout)
                 finally:
-                    _kill_group(process)
+                    signal_group(process, signal.SIGKILL)
         output, error_output = (_cut(text.decode(errors="replace"), self.output) for text in written)
         if failure:
             return {"error": failure, "output": output, "error_output": error_output}
@@ -272,12 +272,6 @@ def _collected(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes,
         except subprocess.TimeoutExpired:
             failure = late
     return bytes(output), bytes(error_output), failure
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End the command and all that it started."""
-    with suppress(ProcessLookupError, PermissionError):  # macOS denies permission where all have ended
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _cut(text: str, most: int) -> str:

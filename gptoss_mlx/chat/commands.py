@@ -233,7 +233,7 @@ def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
 def _context(chat: Chat, _: str) -> None:
     session, cache = chat.session, chat.session.timeline.cache
     head, counts = session.token_counts
-    rows, total = [("instructions and tools", head)], head + sum(counts)
+    rows, total = [("instructions and tools", head)], session.prompt_tokens
     for message, tokens in zip(session.messages, counts, strict=True):
         if message.role == "user":
             title = " ".join(message.content[:200].split())
@@ -287,7 +287,7 @@ def _export(chat: Chat, name: str) -> None:
 
 def _stats(chat: Chat, _: str) -> None:
     session = chat.session
-    lines = [f"context {chat.prompt_tokens:,} of {session.model.context:,} tokens"]
+    lines = [f"context {session.prompt_tokens:,} of {session.model.context:,} tokens"]
     if experts := session.model.expert_stats:
         lines.append(
             f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"

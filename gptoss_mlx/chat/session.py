@@ -118,6 +118,7 @@ class Session:
         self._start_of_answer = encode((START, START_OF_ANSWER), self.tokenizer)
         self.response_schema = response_schema
         self._grammar = None if response_schema is None else self._make_grammar(response_schema)
+        self._encoded_head: tuple[Conversation, list[int]] | None = None
         self._said: tuple[_Said, ...] = ()
         self._draft: _Draft | None = None
 
@@ -141,6 +142,12 @@ class Session:
         """Of the instructions and tools, and of each message: what it takes in the next prompt, 0 if it is dropped."""
         kept = zip(self._said, is_stale(self.messages), strict=True)
         return len(self._head()), [0 if dropped else len(said.ids) for said, dropped in kept]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the context, what the next prompt takes before a question is asked."""
+        head, counts = self.token_counts
+        return head + sum(counts)
 
     @property
     def unread(self) -> int:
@@ -418,13 +425,13 @@ class Session:
 
     def _ids_so_far(self) -> list[int]:
         """The ids of all that a prompt still contains."""
-        ids, stale = self._head(), is_stale(self.messages)
+        ids, stale = [*self._head()], is_stale(self.messages)
         for said, dropped in zip(self._said, stale, strict=True):
             ids.extend(() if dropped else said.ids)
         return ids
 
     def _head(self) -> list[int]:
-        """The ids of the system message, the instructions and the tools."""
+        """The ids of the system message, the instructions and the tools; encoded anew only when they are others."""
         conversation = Conversation(
             messages=() if self.instructions is None else (Message("developer", self.instructions),),
             tools=self.toolbox.tools,
@@ -433,7 +440,10 @@ class Session:
             current_date=self.current_date,
             response_schema=self.response_schema,
         )
-        return encode(list(render(conversation))[: -len((START, START_OF_ANSWER))], self.tokenizer)
+        if self._encoded_head is None or self._encoded_head[0] != conversation:
+            pieces = list(render(conversation))[: -len((START, START_OF_ANSWER))]
+            self._encoded_head = conversation, encode(pieces, self.tokenizer)
+        return self._encoded_head[1]
 
     def _new_draft(self) -> _Draft:
         return _Draft(self._prompt(), [], len(self._said))

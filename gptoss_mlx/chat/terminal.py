@@ -263,15 +263,9 @@ class Chat:
                 self.screen.note(f"(this session is not kept: {error})")
             self._keeping_failed = True
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Of the context, what the next prompt takes before a question is asked."""
-        head, counts = self.session.token_counts
-        return head + sum(counts)
-
     def _status(self) -> str:
         """One line, the weightiest first: a narrow window cuts the rest."""
-        used, most = self.prompt_tokens, self.session.model.context
+        used, most = self.session.prompt_tokens, self.session.model.context
         parts = [self.keeper.name] if self.keeper and self.keeper.name else []
         parts += [f"{used:,}/{most:,} tokens ({used / most:.0%})", self.session.model.path.name]
         if self.session.stats:

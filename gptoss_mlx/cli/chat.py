@@ -158,12 +158,12 @@ def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Sessi
         session.set_reasoning_effort(options["reasoning"])
     turns = sum(message.role == "user" for message in session.messages)
     line = f"{keeper.name} goes on, after {turns} turn{'s' * (turns != 1)}"
-    instructions, messages = session.token_counts
+    instructions, _ = session.token_counts
     why = keeper.reading_again
-    if why is None and session.unread > sum(messages):
+    if why is None and session.unread > session.prompt_tokens - instructions:
         why = "its instructions, tools or reasoning are others"
     if why:
-        line += f"; {why}, so that its {instructions + sum(messages):,} tokens are read again"
+        line += f"; {why}, so that its {session.prompt_tokens:,} tokens are read again"
     click.echo(printable(line), err=True)
     return session
 
