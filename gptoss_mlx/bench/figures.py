@@ -186,8 +186,8 @@ class Setup:
     prefill_chunk: int
     expert_slots: int | None
     """Experts in memory at a time, of all layers; None: all of them."""
-    routing: str | None
-    """The name of the routing trace that was replayed."""
+    prompts: str
+    """What was read: "random ids", or "text" where routing decides what is paged; or which routing was replayed."""
 
 
 @dataclass(frozen=True)

@@ -1,157 +1,360 @@
-"""Load time, time to first token, prefill and decode speed, and memory of one model folder, in this process.
+"""Start, prefill, decode and memory of one model folder on this machine.
 
-Prompts are random ids: speed does not depend on what they mean. Every run is repeated after a warm-up, and the median
-counts. The bandwidth of the memory is measured before and after decoding, because on a shared machine it swings. Not
-measured: sampling beyond greedy, tokenization, and what other programs do meanwhile.
+Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
+they are text. Each point is warmed up and then repeated from the same state; what the machine gives is measured before
+and after it, because on a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
+the start of a new process.
 """
 
 from __future__ import annotations
 
-import platform
 import random
-import statistics
 import time
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 
 from .. import kernels
-from ..budget import MemoryPlan
+from ..budget import MemoryPlan, Sizes
+from ..cache import Mark
 from ..checkpoint import Checkpoint
-from ..engine import Model, load
-from ..experts import PoolStats
-from ..memory import proc_bytes
+from ..config import ModelConfig
+from ..engine import load
+from ..errors import GptOssError
+from ..foreign import is_there, read_json
+from ..interrupts import Interrupts
+from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
-from .roofline import kv_bytes, weight_bytes
+from .energy import meter
+from .figures import Figures, Memory, ModelFacts, Percentiles, Profile, Setup, Speed, Spread, Start, Work
+from .first_token import STARTS, cold_starts
+from .machine import MemorySampler, Watch, describe
+from .random_weights import RANDOM_WEIGHTS
+from .roofline import Demand, mean_rates, measured_rates
+from .stages import profile
 
 GREEDY = Sampling(temperature=0)
+WARM_UP = 16  # tokens that are decoded before decoding is timed
+SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
+
+OnProgress = Callable[[str, float | None], None]
+"""What is being done, and the seconds that are left, once there is an idea of them."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median of several runs, with the least and the most."""
+class Wanted:
+    """What is to be measured: at each depth each prompt, and each number of tokens to decode."""
 
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
-
-
-@dataclass(frozen=True)
-class Decode:
-    """Decoding behind `depth` tokens of context."""
-
-    depth: int
-    tokens_per_second: Spread
-    bytes_per_token: int
-    """Weights, keys and values."""
-    read_bandwidth: float | None
-    """Bytes per second that the same threads read, measured before and after: the mean. None without kernels."""
+    prompts: tuple[int, ...]
+    generate: tuple[int, ...]
+    depths: tuple[int, ...]
+    repeat: int
+    start: bool = True
+    profile: bool = False
+    replay: RoutingTrace | None = None
 
     @property
-    def bytes_per_second(self) -> float:
-        return self.bytes_per_token * self.tokens_per_second.median
+    def first_prompt(self) -> int:
+        """Tokens of the prompt whose first token is waited for."""
+        return self.prompts[0] if self.prompts else 1
+
+    @property
+    def context(self) -> int:
+        """Positions that all of it takes."""
+        decoded = [1 + max(count, WARM_UP) for count in self.generate]
+        return max(self.depths) + max(
+            (self.first_prompt + 1, *self.prompts, *decoded, *([WARM_UP] if self.profile else []))
+        )
 
 
-@dataclass(frozen=True)
-class Figures:
-    model: str
-    device: str
-    mlx: str
-    prompt: int
-    generate: int
-    repeat: int
-    load_seconds: float
-    first_token_seconds: float
-    """Load and prefill, up to the first token: weights come from the disk or the page cache."""
-    prefill_tokens_per_second: Spread
-    decode: list[Decode]
-    anonymous_bytes: int | None
-    mapped_bytes: int | None
-    peak_bytes: int | None
-    planned_bytes: int
-    context: int
-    kv_bits: int
-    experts: PoolStats | None
-    """Of decoding, where experts are paged."""
+def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgress) -> Figures:
+    """Measure a folder in a process that keeps to `plan`; `command` would do the same.
 
-    def as_dict(self) -> dict:
-        return asdict(self)
-
-
-def measure(plan: MemoryPlan, *, prompt: int, generate: int, repeat: int, depths: tuple[int, ...] = ()) -> Figures:
-    """Run the whole measurement as `plan` says, decoding behind the prompt and each of `depths` tokens of context.
-
-    Raises GptOssError for a folder that cannot be loaded, and for a depth that its context has no room for.
+    After Ctrl-C, what is done is there, and `finished` is False; nothing done, and it is a KeyboardInterrupt.
+    Raises GptOssError for a folder that cannot be loaded, and for a context without room for what is wanted.
     """
-    folder = Path(plan.model)
-    started = time.perf_counter()
-    model = load(folder, plan.settings)
-    load_seconds = time.perf_counter() - started
-    ids = random.Random(0).choices(range(model.config.vocab_size), k=max(prompt, *depths, 0))
-    next(model.generate(ids[:prompt], sampling=GREEDY, stop=()))
-    first_token_seconds = time.perf_counter() - started
-
-    prefills = [_prefill_seconds(model, ids[:prompt]) for _ in range(repeat)]
-    weights = weight_bytes(Checkpoint.open(folder), model.config)
-    before = replace(model.expert_stats) if model.expert_stats else None
-    room = plan.device.memory - plan.total
-    decode = [_decode(model, ids[:depth], generate, repeat, weights, room) for depth in (prompt, *depths)]
-    memory = proc_bytes("self/status")
+    if wanted.context > plan.settings.context:
+        raise GptOssError(
+            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}:"
+            f" give --context {wanted.context}, or less --depth"
+        )
+    watch, start, speeds, found, finished = Watch(), None, [], None, False
+    with MemorySampler() as memory, Interrupts() as interrupts:
+        try:
+            if wanted.start:
+                on_progress("starting new processes", None)
+                with interrupts.at_once():
+                    load_seconds, cold = cold_starts(plan, wanted.first_prompt)
+            on_progress("loading", None)
+            bench = _Bench(plan, wanted, interrupts, on_progress)
+            if wanted.start:
+                start = Start(wanted.first_prompt, load_seconds, cold, bench.warm_starts())
+            for speed in bench.speeds():
+                speeds.append(speed)
+            if wanted.profile:
+                found = bench.profile()
+            finished = True
+        except KeyboardInterrupt:
+            if not (start or speeds):
+                raise
+        seen = memory.most()
     return Figures(
-        model=str(folder),
-        device=_device(),
-        mlx=mx.__version__,
-        prompt=prompt,
-        generate=generate,
-        repeat=repeat,
-        load_seconds=load_seconds,
-        first_token_seconds=first_token_seconds,
-        prefill_tokens_per_second=Spread.of([prompt / seconds for seconds in prefills]),
-        decode=decode,
-        # Resident now, after the work; None where the system does not tell.
-        anonymous_bytes=memory.get("RssAnon"),
-        mapped_bytes=memory.get("RssFile"),
-        peak_bytes=memory.get("VmHWM"),
-        planned_bytes=plan.total,
-        context=model.context,
-        kv_bits=model.settings.kv_bits,
-        experts=model.expert_stats - before if before else None,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        machine=describe(),
+        conditions=watch.conditions(),
+        model=facts_of(Path(plan.model)),
+        setup=setup_of(plan, wanted),
+        memory=Memory(
+            anonymous=seen and seen.anonymous,
+            mapped=seen and seen.mapped,
+            peak=seen and seen.peak,
+            planned=plan.total,
+            by_context=_planned_by_context(plan),
+        ),
+        start=start,
+        speeds=speeds,
+        profile=found,
+        finished=finished,
     )
 
 
-def _device() -> str:
-    native = kernels.native()
-    how = f", {native.kernels_in_use()} kernels, {native.threads()} threads" if native else ""
-    return f"{mx.default_device().type.name.upper()} on {platform.machine()} {platform.system()}{how}"
+class _Bench:
+    """A loaded model, and the KV state at the depth that is measured now."""
 
+    def __init__(self, plan: MemoryPlan, wanted: Wanted, interrupts: Interrupts, on_progress: OnProgress):
+        self.wanted, self.interrupts = wanted, interrupts
+        self.model = load(plan.model, plan.settings)
+        self.cache = self.model.make_cache()
+        self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
+        ids_for = partial(_text, plan) if _reads_text(plan) else partial(_random_ids, self.model.config)
+        self.ids = ids_for(wanted.context)
+        self.agenda = _Agenda(wanted, on_progress)
+        self.energy = meter()
+        self.room = plan.device.memory - plan.total
+        self.rates = measured_rates(self.room)
 
-def _prefill_seconds(model: Model, ids: list[int]) -> float:
-    started = time.perf_counter()
-    mx.eval(model.prefill(ids, model.make_cache()))
-    return time.perf_counter() - started
+    def warm_starts(self) -> Spread:
+        """Seconds from a prompt to its first token."""
+        ids, seconds = self.ids[: self.wanted.first_prompt], []
+        for number in range(1 + STARTS):
+            self.agenda.tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
+            started = time.perf_counter()
+            next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
+            seconds.append(time.perf_counter() - started)
+            self.agenda.did("prefill", len(ids), seconds[-1])
+        return Spread.of(seconds[1:])
 
+    def speeds(self) -> Iterator[Speed]:
+        """Each point as it is done, the smallest depth first."""
+        mark = self.cache.mark()
+        with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
+            for depth in sorted(set(self.wanted.depths)):
+                mark = self._deepened(mark, depth)
+                for count in self.wanted.prompts:
+                    yield self._prefill(mark, count)
+                for count in self.wanted.generate:
+                    yield self._decode(mark, count)
+        self.cache.go_back(mark.offset, mark)
 
-def _decode(model: Model, context: list[int], count: int, repeat: int, weights: int, room: int) -> Decode:
-    """The context is read once; each run goes on where the one before it ended."""
-    cache = model.make_cache()
-    (token,) = model.generate(context, sampling=GREEDY, max_tokens=1, stop=(), cache=cache)
-    before, speeds = kernels.read_bandwidth(room), []
-    for _ in range(repeat):
-        tokens = model.generate([token], sampling=GREEDY, max_tokens=count + 1, stop=(), cache=cache)
-        next(tokens)  # the one behind the end of the last run: it is not timed
+    def profile(self) -> Profile:
+        """Of a step at the greatest depth."""
+        self.agenda.tell("profile")
+        return profile(self.model, self.cache, self.demand, self.rates.bandwidth)
+
+    def _deepened(self, mark: Mark, depth: int) -> Mark:
+        """The state behind `depth` tokens, from that behind fewer."""
+        self.cache.go_back(mark.offset, mark)
+        if not (ids := self.ids[mark.offset : depth]):
+            return mark
         started = time.perf_counter()
-        decoded = len(list(islice(tokens, count)))
-        speeds.append(decoded / (time.perf_counter() - started))
-    after = kernels.read_bandwidth(room)
-    return Decode(
-        depth=len(context),
-        tokens_per_second=Spread.of(speeds),
-        bytes_per_token=weights + kv_bytes(cache),
-        read_bandwidth=before and after and (before + after) / 2,
+
+        def check(done: int, total: int) -> None:
+            self.agenda.tell(f"context of {depth:,} tokens, {mark.offset + done:,} read")
+            self.interrupts.check()
+
+        self.model.prefill(ids, self.cache, on_progress=check)
+        self.agenda.did("prefill", len(ids), time.perf_counter() - started)
+        return self.cache.mark()
+
+    def _prefill(self, mark: Mark, count: int) -> Speed:
+        ids = self.ids[mark.offset : mark.offset + count]
+
+        def run() -> list[float]:
+            self.cache.go_back(mark.offset, mark)
+            started = time.perf_counter()
+            mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
+            return [time.perf_counter() - started]
+
+        work = self.demand.prefill(mark.offset, count, self.model.settings.prefill_chunk)
+        return self._repeated("prefill", count, mark.offset, work, run, warm_up=count)
+
+    def _decode(self, mark: Mark, count: int) -> Speed:
+        first = self.ids[mark.offset : mark.offset + 1]
+
+        def run(count: int = count) -> list[float]:
+            self.cache.go_back(mark.offset, mark)
+            tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
+            next(tokens)  # it is what prefill ends with
+            ends = [time.perf_counter()]
+            for _ in tokens:
+                ends.append(time.perf_counter())
+                self.interrupts.check()
+            return [end - begun for begun, end in pairwise(ends)]
+
+        work = self.demand.decode(mark.offset + 1, count)
+        return self._repeated("decode", count, mark.offset, work, run, warm_up=WARM_UP)
+
+    def _repeated(
+        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[..., list[float]], warm_up: int
+    ) -> Speed:
+        """`run` gives the seconds of its parts: tokens, where they come one by one."""
+        name = f"{kind} {tokens:,} at {depth:,}"
+        self.agenda.tell(f"{name}, warm-up")
+        self.agenda.did(kind, warm_up, sum(run(warm_up) if kind == "decode" else run()))
+        stats = self.model.expert_stats and replace(self.model.expert_stats)
+        joules = self.energy and self.energy.joules()
+        runs = []
+        for number in range(1, 1 + self.wanted.repeat):
+            self.agenda.tell(f"{name}, run {number} of {self.wanted.repeat}")
+            runs.append(run())
+            self.agenda.did(kind, tokens, sum(runs[-1]))
+        if joules is not None:
+            joules = (self.energy.joules() - joules) / (tokens * len(runs))
+        before, self.rates = self.rates, measured_rates(self.room)
+        return Speed(
+            kind=kind,
+            tokens=tokens,
+            depth=depth,
+            tokens_per_second=Spread.of([tokens / sum(parts) for parts in runs]),
+            work=work,
+            rates=mean_rates(before, self.rates),
+            token_seconds=Percentiles.of([part for parts in runs for part in parts]) if kind == "decode" else None,
+            experts=self.model.expert_stats - stats if stats else None,
+            joules_per_token=joules,
+        )
+
+    def _check(self, *progress: int) -> None:
+        self.interrupts.check()
+
+
+class _Agenda:
+    """The tokens of each kind that are still to do, and how fast such tokens went last."""
+
+    def __init__(self, wanted: Wanted, on_progress: OnProgress):
+        depths = len(set(wanted.depths))
+        starts = (1 + STARTS) * wanted.first_prompt if wanted.start else 0
+        self._left = {
+            "prefill": starts + max(wanted.depths) + depths * (1 + wanted.repeat) * sum(wanted.prompts),
+            "decode": depths * sum(WARM_UP + wanted.repeat * count for count in wanted.generate),
+        }
+        self._seconds: dict[str, float] = {}
+        self._on_progress = on_progress
+
+    def did(self, kind: str, tokens: int, seconds: float) -> None:
+        self._left[kind] -= tokens
+        self._seconds[kind] = seconds / tokens
+
+    def tell(self, what: str) -> None:
+        """What is done next."""
+        known = all(kind in self._seconds for kind, tokens in self._left.items() if tokens)
+        left = sum(tokens * self._seconds.get(kind, 0) for kind, tokens in self._left.items())
+        self._on_progress(what, left if known else None)
+
+
+def record_routing(plan: MemoryPlan, wanted: Wanted, path: Path) -> None:
+    """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is said after it."""
+    model = load(plan.model, plan.settings)
+    ids = _text(plan, wanted.first_prompt) if _has_tokenizer(plan) else _random_ids(model.config, wanted.first_prompt)
+    with recording(model) as recorder:
+        for _ in model.generate(ids, sampling=GREEDY, max_tokens=1 + max(wanted.generate, default=0), stop=()):
+            pass
+    recorder.trace().save(path)
+
+
+def _random_ids(config: ModelConfig, count: int) -> list[int]:
+    return random.Random(0).choices(range(config.vocab_size), k=count)
+
+
+def _text(plan: MemoryPlan, count: int) -> list[int]:
+    """English prose, again and again, as ids."""
+    from gptoss_convert.fidelity import TEXT
+
+    from ..tokenizer import Tokenizer
+
+    ids = Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
+    return (ids * -(-count // len(ids)))[:count]
+
+
+def _has_tokenizer(plan: MemoryPlan) -> bool:
+    return is_there(Path(plan.model, "tokenizer.json"))
+
+
+def _reads_text(plan: MemoryPlan) -> bool:
+    return plan.settings.expert_slots is not None and _has_tokenizer(plan)
+
+
+def setup_of(plan: MemoryPlan, wanted: Wanted) -> Setup:
+    settings, native = plan.settings, kernels.native()
+    prompts = "text" if _reads_text(plan) else "random ids"
+    return Setup(
+        repeat=wanted.repeat,
+        threads=native.threads() if native and mx.default_device().type == mx.DeviceType.cpu else None,
+        context=settings.context,
+        kv_bits=settings.kv_bits,
+        prefill_chunk=settings.prefill_chunk,
+        expert_slots=settings.expert_slots,
+        prompts=f"the routing of {wanted.replay.model}" if wanted.replay else prompts,
     )
+
+
+def facts_of(folder: Path) -> ModelFacts:
+    config, tensors = ModelConfig.load(folder), Checkpoint.open(folder).tensors
+    weights = 0
+    for name, tensor in tensors.items():
+        module = name.rpartition(".")[0]
+        if name == f"{module}.scales":
+            weights += prod(tensor.shape) * config.quantization_of(module).group_size
+        elif f"{module}.scales" not in tensors or name == f"{module}.bias":
+            weights += prod(tensor.shape)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    recipe, source = _provenance(folder)
+    return ModelFacts(
+        name=folder.resolve().name,
+        recipe=recipe,
+        random_weights=source == RANDOM_WEIGHTS,
+        layers=config.num_layers,
+        experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        bytes=size,
+        bits_per_weight=8 * size / weights,
+    )
+
+
+def _provenance(folder: Path) -> tuple[str | None, str | None]:
+    """The recipe of a folder, and what it was made from, where it says so."""
+    made = read_json(path) if is_there(path := folder / "provenance.json") else None
+    made = made if isinstance(made, dict) else {}
+    source = made.get("source")
+    texts = made.get("recipe"), source.get("id") if isinstance(source, dict) else None
+    return tuple(text if isinstance(text, str) else None for text in texts)
+
+
+def _planned_by_context(plan: MemoryPlan) -> list[tuple[int, int]]:
+    """What the plan would be for shorter and longer contexts, everything else the same."""
+    sizes = Sizes(Path(plan.model))
+    contexts, length = [], SHORTEST_CONTEXT
+    while length < sizes.config.max_context:
+        contexts.append(length)
+        length *= 2
+    return [
+        (context, sum(row.bytes for row in sizes.rows(replace(plan.settings, context=context), plan.device)))
+        for context in (*contexts, sizes.config.max_context)
+    ]

@@ -1,31 +1,184 @@
-"""The limit of decoding: what one token has to read from memory, over what the memory gives.
+"""The limit of speed: what the network has to read and to compute, and what the machine gives at most.
 
-Counts weights (of the experts, those of one token) and the keys and values that it attends to. Leaves out what stays in
-a processor's cache: activations, and the row of the embedding table.
+Decoding a token reads the weights that it goes through, of the experts those of its own, and all keys and values that
+it attends to. Prefill reads the same weights once for a chunk of tokens, of the experts all that some token of the
+chunk chose, and is mostly arithmetic. Not counted is what is small or stays in a processor's cache: activations, and
+rows of the embedding table.
 """
 
 from __future__ import annotations
 
-from ..cache import Cache, RingKV
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+
+from .. import kernels
+from ..cache import Cache, FullKV, RingKV
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
+from .figures import Rates, Work
+
+STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.": "experts"} | {
+    ".post_attention_layernorm.": "experts",
+    "lm_head.": "head",
+    "model.norm.": "head",
+}
+
+# Of an array that is read to measure a GPU's memory, and of a matrix that is squared to measure its arithmetic.
+GPU_READ_BYTES, LEAST_GPU_READ_BYTES = 2**30, 2**26
+GPU_MATRIX_SIDE = 4096
+AT_A_TIME, ROUNDS = 8, 4  # products that are given to a GPU together, and how often
 
 
-def weight_bytes(checkpoint: Checkpoint, config: ModelConfig) -> int:
-    """Bytes of weights that one token reads."""
-    total = 0
-    for name, tensor in checkpoint.tensors.items():
-        if name.startswith("model.embed_tokens"):
-            continue
-        of_experts = ".mlp.experts." in name
-        total += tensor.nbytes * config.experts_per_token // config.num_experts if of_experts else tensor.nbytes
-    return total
+@dataclass
+class StageWeights:
+    """Weights that a token meets in one stage."""
+
+    bytes: float = 0
+    """That are read for it if it comes alone."""
+    matrix_weights: float = 0
+    """Each one multiplication and addition, in the arithmetic of products with quantized weights."""
+    vector_weights: float = 0
+    """The same in FP32, as the kernels do it for weights in BF16."""
 
 
-def kv_bytes(cache: Cache) -> int:
-    """Bytes of keys and values that the next token attends to."""
-    total = 0
-    for layer in cache.layers:
-        seen = min(cache.offset, layer.window) if isinstance(layer, RingKV) else cache.offset
-        total += sum(buffer.nbytes // buffer.shape[2] * seen for buffer in layer.buffers)
-    return total
+class Demand:
+    """What the network of a folder reads and computes, whoever runs it."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, cache: Cache):
+        """`cache`: an empty one; it tells how keys and values are kept."""
+        self.config, self.cache = config, cache
+        self.shared = {name: StageWeights() for name in dict.fromkeys(STAGES.values())}
+        self.experts = StageWeights()
+        """Those of all experts of all layers together."""
+        for name, tensor in checkpoint.tensors.items():
+            stage = next((stage for part, stage in STAGES.items() if part in name), None)
+            if stage is None:  # the embedding table
+                continue
+            weights = self.experts if ".mlp.experts." in name else self.shared[stage]
+            weights.bytes += tensor.nbytes
+            module = name.removesuffix(".weight")
+            if module == name or len(tensor.shape) < 2:
+                continue
+            if scales := checkpoint.tensors.get(f"{module}.scales"):
+                weights.matrix_weights += prod(scales.shape) * config.quantization_of(module).group_size
+            else:
+                weights.vector_weights += prod(tensor.shape)
+
+    def stage_bytes(self, depth: int) -> dict[str, int]:
+        """Bytes that one token reads behind `depth` tokens of context, by stage."""
+        found = {name: weights.bytes for name, weights in self.shared.items()}
+        found["experts"] += self.experts.bytes * self._chosen_share
+        found["attention"] += self._kv_bytes(depth, 1)
+        return {name: round(count) for name, count in found.items()}
+
+    def decode(self, depth: int, tokens: int) -> Work:
+        """`tokens` tokens, one after the other, behind `depth`."""
+        head, products = self.shared["head"], self._products_of_layers(tokens)
+        weights = sum(each.bytes for each in self.shared.values()) + self.experts.bytes * self._chosen_share
+        return Work(
+            bytes=round(tokens * weights) + self._kv_bytes(depth, tokens),
+            matrix_operations=round(2 * (products.matrix_weights + tokens * head.matrix_weights)),
+            vector_operations=round(2 * (products.vector_weights + tokens * head.vector_weights))
+            + self._attention_operations(depth, tokens),
+        )
+
+    def prefill(self, depth: int, tokens: int, chunk: int) -> Work:
+        """`tokens` tokens, `chunk` at a time, behind `depth`; the head follows the last of them alone."""
+        bytes_read = self.shared["head"].bytes
+        layers = self.shared["attention"].bytes + self.shared["experts"].bytes
+        for start in range(0, tokens, chunk):
+            count = min(chunk, tokens - start)
+            # If each token chose at random: routing that prefers some experts reads fewer, and can beat this limit.
+            needed = 1 - (1 - self._chosen_share) ** count
+            bytes_read += layers + self.experts.bytes * needed + self._kv_bytes(depth + start + count - 1, 1)
+        head, products = self.shared["head"], self._products_of_layers(tokens)
+        return Work(
+            bytes=round(bytes_read),
+            matrix_operations=round(2 * (products.matrix_weights + head.matrix_weights)),
+            vector_operations=round(2 * (products.vector_weights + head.vector_weights))
+            + self._attention_operations(depth, tokens),
+        )
+
+    @property
+    def _chosen_share(self) -> float:
+        """Of the experts, those of one token."""
+        return self.config.experts_per_token / self.config.num_experts
+
+    def _products_of_layers(self, tokens: int) -> StageWeights:
+        found = StageWeights()
+        parts = [(self.shared["attention"], 1), (self.shared["experts"], 1), (self.experts, self._chosen_share)]
+        for weights, share in parts:
+            found.matrix_weights += weights.matrix_weights * share * tokens
+            found.vector_weights += weights.vector_weights * share * tokens
+        return found
+
+    def _kv_bytes(self, depth: int, tokens: int) -> int:
+        """Keys and values of all layers that `tokens` tokens behind `depth` see, each for itself."""
+        return sum(
+            layer.heads * sum(columns * dtype.size for columns, dtype in layer.forms) * _seen(layer, depth, tokens)
+            for layer in self.cache.layers
+        )
+
+    def _attention_operations(self, depth: int, tokens: int) -> int:
+        """Scores, and the sums of values: each a multiplication and an addition for every position that is seen."""
+        per_position = 4 * self.config.num_heads * self.config.head_dim
+        return per_position * sum(_seen(layer, depth, tokens) for layer in self.cache.layers)
+
+
+def _seen(layer: FullKV | RingKV, depth: int, tokens: int) -> int:
+    """The positions that each of `tokens` tokens behind `depth` attends to, itself included, added up."""
+    window = layer.window if isinstance(layer, RingKV) else depth + tokens
+    growing = max(min(window - depth, tokens), 0)
+    return growing * depth + growing * (growing + 1) // 2 + (tokens - growing) * window
+
+
+def measured_rates(room: int) -> Rates:
+    """What the threads of the kernels, or the GPU, give now; `room` bytes of memory are free for it.
+
+    Without kernels nothing is measured on a CPU: MLX uses it too little for a limit to mean anything.
+    """
+    if mx.default_device().type == mx.DeviceType.gpu:
+        rate = _gpu_product_rate()
+        return Rates(_gpu_bandwidth(room), rate, rate)
+    products = kernels.product_rates()
+    return Rates(kernels.read_bandwidth(room), *(products or (None, None)))
+
+
+def mean_rates(before: Rates, after: Rates) -> Rates:
+    return Rates(
+        *(
+            None if one is None or other is None else (one + other) / 2
+            for one, other in zip(vars(before).values(), vars(after).values(), strict=True)
+        )
+    )
+
+
+def _gpu_bandwidth(room: int) -> float:
+    """A matrix by a vector, in BF16, as decoding reads weights."""
+    width = 16384
+    rows = max(min(room, GPU_READ_BYTES), LEAST_GPU_READ_BYTES) // (2 * width)
+    matrix, vectors = mx.ones((rows, width), mx.bfloat16), mx.ones((AT_A_TIME, width, 1), mx.bfloat16)
+    mx.eval(matrix, vectors)
+    return _best_rate(AT_A_TIME * matrix.nbytes, lambda: [matrix @ vectors[i] for i in range(AT_A_TIME)])
+
+
+def _gpu_product_rate() -> float:
+    """A product of two matrices in BF16."""
+    side = GPU_MATRIX_SIDE
+    matrix = mx.ones((side, side), mx.bfloat16)
+    mx.eval(matrix)
+    return _best_rate(AT_A_TIME * 2 * side**3, lambda: [matrix @ matrix for _ in range(AT_A_TIME)])
+
+
+def _best_rate(amount: float, work: Callable[[], list[mx.array]]) -> float:
+    """The most of `amount` per second, after a first round that only warms up."""
+    seconds = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        mx.eval(work())
+        seconds.append(time.perf_counter() - started)
+    return amount / min(seconds[1:])

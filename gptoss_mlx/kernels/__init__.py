@@ -71,6 +71,12 @@ def read_bandwidth(room: int = BANDWIDTH_BYTES) -> float | None:
     return native().read_bandwidth(size) if native() else None
 
 
+def product_rates() -> tuple[float, float] | None:
+    """Operations per second that the kernels' threads make at most, of bytes and of FP32: a multiplication and an
+    addition are two. None without kernels."""
+    return (native().byte_product_rate(), native().float_product_rate()) if native() else None
+
+
 @cache
 def _load() -> ModuleType:
     import_module("mlx.core")  # brings the library that the kernels are linked to

@@ -331,6 +331,14 @@ void test_layers() {
   check(out == whole, "a mixture in parts is another one");
 }
 
+// Work that does nothing but count: twice the passes, twice the products.
+void test_peak() {
+  for (auto sum_products : {kernels().sum_byte_products, kernels().sum_float_products}) {
+    const double products = sum_products(100);
+    check(products > 0 && sum_products(200) == 2 * products, "products that were not made are counted");
+  }
+}
+
 // Against rounding between a group's smallest and largest value; a count that does not fill the last vector.
 void test_affine() {
   const size_t count = 101;
@@ -380,6 +388,7 @@ int main() {
     test_products();
     test_vector_math();
     test_attend();
+    test_peak();
     test_layers();
     std::printf("%s: %d failures\n", name.c_str(), failures);
   }

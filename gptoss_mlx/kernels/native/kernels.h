@@ -42,8 +42,12 @@ struct Kernels {
   void (*store_as_bf16)(const float* x, int size, uint16_t* out);
   void (*attend)(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state);
 
-  // XOR of `count` 64-byte lines: what reading memory costs at least.
+  // peak.inl.h: work that is nothing but reading, or nothing but products. `read` gives the XOR of `count` 64-byte
+  // lines. The others give the sum of products that are 1, and so how many they made: in proportion to `passes`, which
+  // are at most 10^6.
   uint64_t (*read)(const void* lines, size_t count);
+  double (*sum_byte_products)(int passes);
+  double (*sum_float_products)(int passes);
 };
 
 // The names of what this machine can run, best first; the last is always "portable".

@@ -1,6 +1,7 @@
 // The table of kernels.h for one instruction set V: included by kernels_*.cc.
 #pragma once
 
+#include "peak.inl.h"
 #include "product.inl.h"
 #include "vector_math.inl.h"
 
@@ -23,19 +24,7 @@ void multiply(const Matrix& m, int first, int last, const Activations* x, int to
 }
 
 template <class V>
-uint64_t read(const void* lines, size_t count) {
-  uint64_t all[8] = {};
-  const auto* p = static_cast<const uint64_t*>(lines);
-  for (size_t i = 0; i < count; i++, p += 8) {
-    for (int j = 0; j < 8; j++) all[j] ^= p[j];
-  }
-  uint64_t result = 0;
-  for (uint64_t part : all) result ^= part;
-  return result;
-}
-
-template <class V>
-constexpr Kernels table{V::name,   quantize<V>,      multiply<V>, rms_norm<V>,
-                        swiglu<V>, store_as_bf16<V>, attend<V>,   read<V>};
+constexpr Kernels table{V::name,          quantize<V>, multiply<V>, rms_norm<V>,          swiglu<V>,
+                        store_as_bf16<V>, attend<V>,   read<V>,     sum_byte_products<V>, sum_float_products<V>};
 
 }  // namespace gptoss

@@ -10,6 +10,7 @@
 #include "memory_map.h"
 #include "mlx/version.h"
 #include "primitives.h"
+#include "rates.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -90,6 +91,9 @@ NB_MODULE(_native, m) {
   m.def("kernels_in_use", [] { return std::string(kernels().name); });
   m.def("use_kernels", &use_kernels, "name"_a);
   m.def("set_threads", &set_threads, "count"_a);
-  m.def("threads", &threads);
-  m.def("read_bandwidth", &read_bandwidth, "bytes"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("threads", [] { return pool()->threads(); });
+  const nb::call_guard<nb::gil_scoped_release> without_gil;
+  m.def("read_bandwidth", [](size_t bytes) { return read_bandwidth(*pool(), bytes); }, "bytes"_a, without_gil);
+  m.def("byte_product_rate", [] { return byte_product_rate(*pool()); }, without_gil);
+  m.def("float_product_rate", [] { return float_product_rate(*pool()); }, without_gil);
 }

@@ -1,7 +1,6 @@
 #include "primitives.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -50,11 +49,6 @@ std::mutex pool_mutex;
 std::shared_ptr<Pool>& pool_slot() {
   static std::shared_ptr<Pool> pool = std::make_shared<Pool>(fast_cores());
   return pool;
-}
-
-std::shared_ptr<Pool> pool() {
-  std::lock_guard lock(pool_mutex);
-  return pool_slot();
 }
 
 // A primitive whose work is one task on the CPU stream. Its inputs have to be row by row in memory.
@@ -384,22 +378,9 @@ void set_threads(int count) {
   pool_slot() = fresh;
 }
 
-int threads() { return pool()->threads(); }
-
-double read_bandwidth(size_t bytes) {
-  constexpr size_t line = 64, stretch = 1 << 20;
-  const int stretches = int(std::max<size_t>(1, bytes / stretch));
-  std::vector<uint8_t> memory(size_t(stretches) * stretch, 1);
-  std::vector<uint64_t> results(stretches);
-  double best = 0;
-  for (int pass = 0; pass < 5; pass++) {
-    auto started = std::chrono::steady_clock::now();
-    pool()->for_each(stretches,
-                     [&](int i) { results[i] = kernels().read(memory.data() + i * stretch, stretch / line); });
-    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
-    best = std::max(best, memory.size() / seconds.count());
-  }
-  return best;
+std::shared_ptr<Pool> pool() {
+  std::lock_guard lock(pool_mutex);
+  return pool_slot();
 }
 
 }  // namespace gptoss

@@ -123,11 +123,8 @@ class MixtureLayer {
   std::shared_ptr<const Held> held_;
 };
 
-// Threads of all layers, the caller's included. Throws for a count below 1.
+// The threads of all layers, the caller's included, and how many there are from now on. Throws for a count below 1.
+std::shared_ptr<Pool> pool();
 void set_threads(int count);
-int threads();
-
-// Bytes per second that these threads read from memory, at most: the best of several passes over `bytes` of memory.
-double read_bandwidth(size_t bytes);
 
 }  // namespace gptoss

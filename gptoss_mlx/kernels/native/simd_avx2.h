@@ -19,6 +19,10 @@ struct Avx2 {
   using Ints = __m256i;
   using Floats = __m256;
 
+  template <class Vector>
+  static void forget(Vector& v) {
+    asm volatile("" : "+x"(v));
+  }
   static Bytes zero_bytes() { return _mm256_setzero_si256(); }
   static Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static Bytes load_bytes(const void* p, int count) {

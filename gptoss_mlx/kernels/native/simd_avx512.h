@@ -18,6 +18,10 @@ struct Avx512 {
   using Ints = __m512i;
   using Floats = __m512;
 
+  template <class Vector>
+  static void forget(Vector& v) {
+    asm volatile("" : "+v"(v));
+  }
   static Bytes zero_bytes() { return _mm512_setzero_si512(); }
   static Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
   static Bytes load_bytes(const void* p, int count) {

@@ -20,6 +20,10 @@ struct Neon {
   using Ints = int32x4_t;
   using Floats = float32x4_t;
 
+  template <class Vector>
+  static void forget(Vector& v) {
+    asm volatile("" : "+w"(v));
+  }
   static Bytes zero_bytes() { return vdupq_n_u8(0); }
   static Bytes load_bytes(const void* p) { return vld1q_u8(static_cast<const uint8_t*>(p)); }
   static Bytes load_bytes(const void* p, int count) {

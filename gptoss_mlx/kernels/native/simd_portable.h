@@ -57,6 +57,11 @@ struct Portable {
     return v;
   }
 
+  // Leaves v as it is, and the compiler does not know.
+  template <class Vector>
+  static void forget(Vector& v) {
+    asm volatile("" : "+m"(v));
+  }
   static Bytes zero_bytes() { return {}; }
   static Bytes load_bytes(const void* p) {
     Bytes v;

@@ -1,0 +1,72 @@
+"""One step of decoding by stage: attention, experts, head, and the rest.
+
+A stage is timed by itself, in all layers one after the other, each with its own weights and keys and values: as in a
+step, but for what flows through it. So nothing has to wait between stages, which on a GPU would cost more than some of
+them. The rest is what a whole step takes beyond them: the embedding, sampling, and whatever computes nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from ..cache import Cache
+from ..engine import Model
+from ..sampling import Sampling
+from .figures import Profile, Stage
+from .roofline import Demand
+
+STEPS = 8  # at a time, so that a GPU need not wait for Python
+ROUNDS = 5
+
+
+def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None) -> Profile:
+    """Of a step behind what `cache` holds, which needs room for STEPS + 1 more; it is left as it was."""
+    depth, mark, network = cache.offset, cache.mark(), model.network
+    masks = cache.masks(1)
+
+    def attention(x: mx.array) -> mx.array:
+        for layer, kind, kv in zip(network.layers, model.config.layer_types, cache.layers, strict=True):
+            x = layer.attention(x, depth, masks[kind], kv)
+        return x
+
+    def experts(x: mx.array) -> mx.array:
+        for layer in network.layers:
+            x = layer.mixture(x)
+        return x
+
+    def head(x: mx.array) -> mx.array:
+        return network.logits(network.norm(x))[..., : x.shape[-1]]
+
+    x = network.embedding(mx.array([[0]]))
+    mx.eval(x)
+    seconds = {stage.__name__: _seconds(stage, x) for stage in (attention, experts, head)}
+    steps = []
+    for _ in range(1 + ROUNDS):
+        cache.go_back(depth, mark)
+        tokens = model.generate([0], sampling=Sampling(temperature=0), max_tokens=STEPS + 1, stop=(), cache=cache)
+        next(tokens)
+        started = time.perf_counter()
+        for _ in tokens:
+            pass
+        steps.append((time.perf_counter() - started) / STEPS)
+    cache.go_back(depth, mark)
+    seconds["rest"] = max(statistics.median(steps[1:]) - sum(seconds.values()), 0)
+    sizes = demand.stage_bytes(depth)
+    return Profile(depth, [Stage(name, each, sizes.get(name, 0)) for name, each in seconds.items()], bandwidth)
+
+
+def _seconds(stage: Callable[[mx.array], mx.array], x: mx.array) -> float:
+    """Of one step through a stage: the median of several rounds, behind one that is not counted."""
+    rounds = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        y = x
+        for _ in range(STEPS):
+            mx.async_eval(y := stage(y))
+        mx.eval(y)
+        rounds.append((time.perf_counter() - started) / STEPS)
+    return statistics.median(rounds[1:])
