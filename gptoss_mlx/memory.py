@@ -1,4 +1,4 @@
-"""How much memory this process may use, as the system tells it: RAM, control groups, and what a GPU may hold.
+"""How much memory this process may use, and does, as the system tells it: RAM, control groups, its own pages.
 
 Also sizes as people write them. Knows nothing of models.
 """
@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GptOssError
+from .rusage import resource_usage
 
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
@@ -18,6 +22,8 @@ MOST = 2**50  # no machine has a pebibyte
 
 _UNITS = {"": 1} | {f"{prefix}{i}": base**power for base, i in ((1000, ""), (1024, "i"))
                     for power, prefix in enumerate("kmgt", 1)}  # fmt: skip
+
+_PROC_LINE = re.compile(rb"^(\S+):\s+(\d+) kB$", re.MULTILINE)
 
 
 def parse_size(text: str) -> int:
@@ -38,11 +44,12 @@ def size_text(count: int) -> str:
 def proc_bytes(name: str) -> dict[str, int]:
     """Bytes, by name, from the lines `Name: N kB` of /proc/`name`; empty where there is no such file."""
     try:
-        lines = Path("/proc", name).read_text().splitlines()
+        # Without a buffer: who looks again and again, while something else is measured, must not take much time.
+        with open(f"/proc/{name}", "rb", buffering=0) as file:
+            text = file.read()
     except OSError:
         return {}
-    pairs = (line.split(":", 1) for line in lines if line.endswith("kB"))
-    return {field: int(value.split()[0]) * 1024 for field, value in pairs}
+    return {field.decode(): int(value) * 1024 for field, value in _PROC_LINE.findall(text)}
 
 
 def total() -> int:
@@ -58,6 +65,45 @@ def available() -> int | None:
     own = proc_bytes("self/status").get("RssAnon", 0)
     limits = [limit - max(used - own, 0) for limit, used in _cgroups()]
     return min([free + own, *limits])
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes that this process has in RAM."""
+
+    anonymous: int
+    mapped: int
+    """Pages of files, which the system can drop and read again unless the files are in memory themselves (tmpfs)."""
+    peak: int
+    """The most of both together, so far."""
+    gpu: int | None
+    """The most that MLX has had, so far, on a GPU with memory of its own; None without one."""
+
+
+def process_memory() -> ProcessMemory | None:
+    """What this process has now; None where the system is silent.
+
+    On macOS (not run there) what is compressed, or on its GPU, counts as anonymous: the physical footprint.
+    """
+    linux = proc_bytes("self/status")
+    if linux.keys() >= {"RssAnon", "RssFile", "RssShmem", "VmHWM"}:
+        return ProcessMemory(linux["RssAnon"], linux["RssFile"] + linux["RssShmem"], linux["VmHWM"], _on_gpu())
+    if macos := resource_usage():
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there, and without what is compressed
+        return ProcessMemory(
+            anonymous=macos.ri_phys_footprint,
+            mapped=max(macos.ri_resident_size - macos.ri_phys_footprint, 0),
+            peak=max(most, macos.ri_lifetime_max_phys_footprint),
+            gpu=_on_gpu(),
+        )
+    return None
+
+
+def _on_gpu() -> int | None:
+    mlx = sys.modules.get("mlx.core")  # without it nothing is on a GPU
+    if mlx is None or not mlx.cuda.is_available() or mlx.default_device().type != mlx.DeviceType.gpu:
+        return None
+    return mlx.get_peak_memory()
 
 
 def cgroup_limit() -> int | None:

@@ -137,6 +137,8 @@ class Memory:
     planned: int
     by_context: list[tuple[int, int]]
     """Tokens of context, and the bytes that the plan has for it."""
+    gpu: int | None = None
+    """The most that MLX had on a GPU with memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -218,9 +220,11 @@ class Conditions:
     throttled: int | None
     """Times that cores were slowed because they were hot."""
     clock: float | None
-    """The clock of the cores, as a share of their highest, at the end."""
+    """The clock of the fastest core, as a share of its highest, at the end."""
     power: str | None
     """"mains" or "battery"."""
+    gpu_slowed: bool | None = None
+    """Whether heat, or a power supply that asked for it, slowed an NVIDIA GPU at the end."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,236 @@
+"""The machine that a benchmark runs on, and signs that it was not idle or not at its full speed meanwhile.
+
+Everything is asked of the system as any user may, and what it does not tell is None. Nothing here names a person or a
+machine: no host, no user, no path. How figures are measured is `measure`'s affair; energy has a module of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from .. import kernels
+from ..foreign import parse_json
+from ..memory import ProcessMemory, process_memory, total
+from .background import Background
+from .energy import power_source
+from .figures import Conditions, Machine
+from .files import number, text
+from .nvidia import nvidia_gpu
+
+PACKAGE = Path(__file__).parents[1]
+ROOT = Path("/")
+SECONDS = 5  # that another program may take to answer
+SAMPLE_SECONDS = 0.5  # each look takes a tenth to half a millisecond of one core
+
+
+def describe() -> Machine:
+    import mlx.core as mx
+
+    native = kernels.native()
+    gpu = nvidia_gpu()
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    versions = {"gptoss-mlx": version("gptoss-mlx"), "mlx": mx.__version__, "python": platform.python_version()}
+    return Machine(
+        system=_system(),
+        processor=processor(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=total(),
+        device=str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU",
+        kernels=native.kernels_in_use() if native else None,
+        versions=versions | ({"NVIDIA driver": gpu.driver} if gpu and gpu.driver else {}),
+        commit=commit(),
+    )
+
+
+def _system() -> str:
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
+    release = ".".join(platform.release().split(".")[:2])  # what follows may be anything that somebody built
+    return f"{platform.system()} {release} {platform.machine()}"
+
+
+def processor(root: Path = ROOT) -> str:
+    """Its name, or as near to that as the system comes: ARM's Linux knows boards, and numbers of cores' designs."""
+    if sys.platform == "darwin" and (name := _output("sysctl", "-n", "machdep.cpu.brand_string")):
+        return name
+    fields: dict[str, list[str]] = {}
+    for line in (text(root / "proc/cpuinfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        values = fields.setdefault(name.strip(), [])
+        if value.strip() not in values:
+            values.append(value.strip())
+    if named := fields.get("model name") or fields.get("Hardware"):
+        return named[0]
+    if board := text(root / "proc/device-tree/model"):
+        return board
+    if "CPU part" in fields:
+        return f"implementer {', '.join(fields.get('CPU implementer', ['?']))}, parts {', '.join(fields['CPU part'])}"
+    return platform.machine()
+
+
+def commit(package: Path = PACKAGE) -> str | None:
+    """Of the checkout that `package` is in, with "-dirty" where files were changed, or the one that pip noted when it
+    installed from a repository."""
+    checkout = package.parent
+    # Not any repository around an installed package: ours, and no search further up.
+    ours = re.search('^name = "gptoss-mlx"$', text(checkout / "pyproject.toml") or "", re.MULTILINE)
+    if ours and (checkout / ".git").exists():
+        return _git_commit(checkout)
+    try:
+        noted = parse_json((distribution("gptoss-mlx").read_text("direct_url.json") or "{}").encode())
+        found = noted.get("vcs_info", {}).get("commit_id")
+    except (PackageNotFoundError, OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{7,64}", found) else None
+
+
+def _git_commit(checkout: Path) -> str | None:
+    status = _output(
+        *("git", "--no-optional-locks", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}"),
+        *("status", "--porcelain=v2", "--branch", "--untracked-files=no"),
+    )
+    found = re.search("^# branch.oid ([0-9a-f]+)$", status or "", re.MULTILINE)
+    if not found:
+        return None
+    changed = any(not line.startswith("#") for line in status.splitlines())
+    return found[1] + ("-dirty" if changed else "")
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None if there is no such program, it fails, or takes too long."""
+    # A hook of git, which may have started this process, points git to its own repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=environment,
+            timeout=SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+class Watch:
+    """Made before something is measured; says afterwards under which conditions that was."""
+
+    def __init__(self, root: Path = ROOT):
+        self._root = root
+        self._load = _load_average()
+        self._times = _cpu_times(root)
+        self._throttled = _throttle_count(root)
+
+    def conditions(self) -> Conditions:
+        """Right after the work: clocks fall soon."""
+        clock = _clock(self._root) or _mac_speed_limit()
+        gpu = nvidia_gpu()
+        return Conditions(
+            load_average=self._load,
+            stolen=_stolen(self._times, _cpu_times(self._root)),
+            throttled=_difference(self._throttled, _throttle_count(self._root)),
+            clock=clock,
+            power=power_source(self._root / "sys") or _mac_power(),
+            gpu_slowed=gpu.slowed if gpu else None,
+        )
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def _cpu_times(root: Path) -> list[int] | None:
+    """Of all cores since the start: user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); what guests take
+    is in the first two."""
+    lines = (text(root / "proc/stat") or "").splitlines()
+    try:
+        times = [int(field) for field in lines[0].split()[1:9]]
+    except (IndexError, ValueError):
+        return None
+    return times if len(times) == 8 else None
+
+
+def _stolen(before: list[int] | None, after: list[int] | None) -> float | None:
+    if before is None or after is None or sum(after) <= sum(before):
+        return None
+    return (after[7] - before[7]) / (sum(after) - sum(before))
+
+
+def _throttle_count(root: Path) -> int | None:
+    counts = [number(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    return sum(counts) if counts and None not in counts else None
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def _clock(root: Path) -> float | None:
+    """Of the fastest core: others may have had nothing to do."""
+    shares = []
+    for folder in root.glob("sys/devices/system/cpu/cpu*/cpufreq"):
+        now, most = number(folder / "scaling_cur_freq"), number(folder / "cpuinfo_max_freq")
+        if now and most:
+            shares.append(now / most)
+    return max(shares, default=None)
+
+
+def _mac_speed_limit() -> float | None:
+    """Not run on a Mac. Apple's own processors report no limit."""
+    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", _pmset("therm"))
+    return int(found[1]) / 100 if found else None
+
+
+def _mac_power() -> str | None:
+    """Not run on a Mac."""
+    found = re.search("drawing from '(AC|Battery) Power'", _pmset("batt"))
+    return {"AC": "mains", "Battery": "battery"}[found[1]] if found else None
+
+
+def _pmset(what: str) -> str:
+    return _output("pmset", "-g", what) or "" if sys.platform == "darwin" else ""
+
+
+class MemorySampler:
+    """While open, looks at this process's memory twice a second, on a thread."""
+
+    def __init__(self) -> None:
+        self._most: ProcessMemory | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> MemorySampler:
+        self._sample()
+        self._background = Background(self._sample, SAMPLE_SECONDS)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._background.close()
+
+    def most(self) -> ProcessMemory | None:
+        """The most of each kind until now, not always at the same time; None where the system is silent."""
+        self._sample()
+        return self._most
+
+    def _sample(self) -> None:
+        with self._lock:
+            if now := process_memory():
+                before = self._most or now
+                self._most = replace(
+                    now,  # its peaks are of all the time
+                    anonymous=max(before.anonymous, now.anonymous),
+                    mapped=max(before.mapped, now.mapped),
+                )
