@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,16 @@ def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress:
     """
     model = _RandomModel(shape.config, recipe_named(recipe))
     place = _place_for(f"random weights of {shape}", model.nbytes)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="random-weights-", dir=place) as root:
+    with ExitStack() as cleanup:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            root = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="random-weights-", dir=place))
             folder = Path(root, str(shape).replace(":", "-layers-"))
             folder.mkdir()
             model.write(folder, on_progress)
-            yield folder
-    except OSError as error:
-        raise GptOssError(f"cannot write random weights in {place}: {error.strerror or error}") from None
+        except OSError as error:
+            raise GptOssError(f"cannot write random weights in {place}: {error.strerror or error}") from None
+        yield folder
 
 
 def _place_for(what: str, nbytes: int) -> Path:
