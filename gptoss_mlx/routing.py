@@ -26,7 +26,7 @@ from .errors import GptOssError
 from .experts import MixtureParts, PagedMixture
 from .foreign import open_regular, reason
 
-MEMBERS = {"chosen": 64 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
+MEMBERS = {"chosen": 256 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
 LARGEST_DIRECTORY = 1024  # bytes: three entries have about 60 each
 LONGEST_NAME = 200  # characters of a model's name
 HEADER = re.compile(
@@ -58,6 +58,8 @@ class RoutingTrace:
 
     def save(self, path: Path) -> None:
         """Write a file in NumPy's .npz, which appears whole or not at all. Raises GptOssError."""
+        if self.chosen.nbytes > MEMBERS["chosen"] - 1024:
+            raise GptOssError(f"a routing trace of {len(self.chosen):,} tokens is more than a file has: record fewer")
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             try:
@@ -128,8 +130,10 @@ def _text(array: np.ndarray) -> str:
 
 
 def _checked(chosen: np.ndarray, experts: int) -> np.ndarray:
-    if chosen.dtype != _dtype(experts) or chosen.ndim != 3 or 0 in chosen.shape:
+    if chosen.dtype != _dtype(experts) or chosen.ndim != 3:
         raise ValueError(f"chosen is not {_dtype(experts)} [tokens, layers, experts per token]")
+    if not chosen.size:
+        raise ValueError("it has no tokens")
     if chosen.max() >= experts:
         raise ValueError(f"expert {chosen.max()} of {experts} is chosen")
     in_order = np.sort(chosen, axis=-1)
@@ -190,7 +194,7 @@ def replaying(model: Model, trace: RoutingTrace) -> Iterator[None]:
             f"the routing trace of {trace.model} has {_shape_text(trace.shape)}, and this model {_shape_text(own)}"
         )
     if not len(trace.chosen):
-        raise GptOssError(f"the routing trace of {trace.model} has no tokens: record a run that reads some")
+        raise GptOssError(f"the routing trace of {trace.model} has no tokens")
     if model.network.pool is None:
         raise GptOssError("all experts are in memory, where routing costs nothing: give less --memory, or no trace")
     position = 0

@@ -184,12 +184,11 @@ def _model_of(kept: Kept | None) -> str:
 @threads_option
 @click.option(
     "--record-routing",
-    "routing_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Also write which experts each token went to, for bench --replay-routing.",
 )
-def generate(model: str | None, prompt: str | None, routing_file: Path | None, **options: Any) -> None:
+def generate(model: str | None, prompt: str | None, record_routing: Path | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
@@ -198,11 +197,11 @@ def generate(model: str | None, prompt: str | None, routing_file: Path | None, *
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
     more = _tools(options) | {"approve": _approval(options["yes"])}
-    if routing_file and not routing_file.parent.is_dir():
-        raise click.UsageError(f"--record-routing: there is no folder {routing_file.parent}")
+    if record_routing and not record_routing.parent.is_dir():
+        raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
     with (
         closing(_session(load_model(model or _model_of(None), options), options, **more)) as session,
-        _recorded(session.model, routing_file) if routing_file else nullcontext(),
+        _recorded(session.model, record_routing) if record_routing else nullcontext(),
     ):
         # An argument can have bytes that are no text.
         _generate(session, text.encode(errors="replace").decode())

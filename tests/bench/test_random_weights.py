@@ -71,7 +71,7 @@ def test_what_is_no_shape(text):
 
 @pytest.mark.parametrize("name", random_weights.SHAPES)
 def test_the_bytes_of_a_whole_model(name):
-    """20.9 and 116.8 billion parameters, as published: 19.1 and 114.7 of them in experts at 4.25 bits, others at 4.5."""
+    """20.9 and 116.8 billion parameters, as published: 19.1 and 114.7 in experts at 4.25 bits, the others at 4.5."""
     model = random_weights._RandomModel(parse_shape(name).config, recipe_named("mxfp4-q4"))
     assert model.nbytes == pytest.approx({"gpt-oss-20b": 11.2e9, "gpt-oss-120b": 62.3e9}[name], rel=0.01)
 
@@ -136,12 +136,18 @@ def test_bytes_neither_shrink_nor_repeat(tmp_path, recipe):
 def test_it_is_gone_at_the_end(little, tmp_path, monkeypatch):
     place = a_place(tmp_path, monkeypatch)
     told = []
-    with pytest.raises(BrokenPipeError), random_folder(little, on_progress=told.append) as folder:
-        assert folder.parent.parent == place
-        assert folder.name == "gpt-oss-20b-layers-2"
-        assert load(folder).stop_ids == {199999, 200002, 200012}
-        assert told[-1].done == told[-1].total == sum(t.nbytes for t in Checkpoint.open(folder).tensors.values())
-        raise BrokenPipeError  # what goes wrong inside is not taken for trouble with the folder
+
+    def use() -> None:
+        with random_folder(little, on_progress=told.append) as folder:
+            assert folder.parent.parent == place
+            assert folder.name == "gpt-oss-20b-layers-2"
+            assert load(folder).stop_ids == {199999, 200002, 200012}
+            total = sum(tensor.nbytes for tensor in Checkpoint.open(folder).tensors.values())
+            assert told[-1].done == told[-1].total == total
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # what goes wrong inside is not taken for trouble with the folder
+        use()
     assert not list(place.iterdir())
 
 
@@ -181,7 +187,7 @@ def test_a_disk_that_fills_up_is_one_line(little, tmp_path, monkeypatch):
     def full(progress):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(GptOssError, match="cannot write random weights in .*: No space left on device"):
+    with pytest.raises(GptOssError, match=r"cannot write random weights in .*: No space left on device"):
         random_folder(little, on_progress=full).__enter__()
     assert not list(place.iterdir())
 
