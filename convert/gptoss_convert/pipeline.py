@@ -7,14 +7,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from .journal import Journal
 from .origins import SPARE, Origin, origin_of
 from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import COMPANIONS, Blocks, Plain, Source, Unit, Weight
+from .sources import COMPANIONS, Blocks, Plain, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
@@ -136,14 +136,7 @@ class _Conversion:
         # A shard's path sorts as its place among the shards.
         self.units = sorted(units, key=lambda unit: max(unit.files))
         self._last_use = {file: number for number, unit in enumerate(self.units, 1) for file in unit.files}
-        self.writer = Writer(
-            folder,
-            [tensor for item in weights for tensor in planned_of(item, recipe)],
-            # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
-            alone=lambda name: name.startswith("model.embed_tokens."),
-            limit=shard_limit,
-            on_shard=self._hash,
-        )
+        self.writer = writer_of(folder, weights, recipe, limit=shard_limit, on_shard=self._hash)
         # One worker for each kind of waiting: on a processor, and on a disk.
         self._hashing, self._recording = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
@@ -158,7 +151,7 @@ class _Conversion:
     def _key(self) -> dict[str, object]:
         """All that decides the bytes of the result, and of the source what tells that it has not changed."""
         return {
-            "tool": _tool(),
+            "tool": tool(),
             "source": self.origin.identity,
             "files": self.origin.files,
             "adapter": self.source.adapter and self.source.adapter.sha256,
@@ -339,7 +332,7 @@ class _Conversion:
         digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}
         provenance = {
             "source": self.origin.identity,
-            "tool": _tool(),
+            "tool": tool(),
             "recipe": self.recipe.name,
             **({"calibration_sha256": self._calibration_sha256()} if self.calibration is not None else {}),
             **({"adapter_sha256": self.source.adapter.sha256} if self.source.adapter else {}),
@@ -348,10 +341,12 @@ class _Conversion:
         }
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
-        write_json(self.folder / "config.json", _config(self.source, self.recipe))
+        config = converted_config(self.source.raw_config, self.source.weights(), self.recipe)
+        write_json(self.folder / "config.json", config)
 
 
-def _tool() -> str:
+def tool() -> str:
+    """What provenance.json says of who made a folder."""
     return f"gptoss-mlx {version('gptoss-mlx')}"
 
 
@@ -373,6 +368,25 @@ def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
     if q.mode == "mxfp4":
         return [weight, Planned(f"{item.module}.scales", "U8", groups)]
     return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
+
+
+def writer_of(
+    folder: Path,
+    weights: Iterable[Weight],
+    recipe: Recipe,
+    *,
+    limit: int = SHARD_LIMIT,
+    on_shard: Callable[[Path], None] = lambda path: None,
+) -> Writer:
+    """A writer of the tensors that canonical weights become; `limit` and `on_shard` are `Writer`'s."""
+    return Writer(
+        folder,
+        [tensor for item in weights for tensor in planned_of(item, recipe)],
+        # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
+        alone=lambda name: name.startswith("model.embed_tokens."),
+        limit=limit,
+        on_shard=on_shard,
+    )
 
 
 def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
@@ -406,12 +420,12 @@ def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray |
     return tuple(map(np.stack, zip(*experts, strict=True)))
 
 
-def _config(source: Source, recipe: Recipe) -> dict:
-    """The source's config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
+def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], recipe: Recipe) -> dict[str, Any]:
+    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
     default = recipe.default
-    used = {item.module: quantization_of(item, recipe) for item in source.weights()}
+    used = {item.module: quantization_of(item, recipe) for item in weights}
     modules = {module: asdict(q) for module, q in used.items() if q not in (None, default)}
-    kept = {name: value for name, value in source.raw_config.items() if name != "quantization_config"}
+    kept = {name: value for name, value in raw_config.items() if name != "quantization_config"}
     return kept if default is None else kept | {"quantization": asdict(default) | modules}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,7 +182,13 @@ def _model_of(kept: Kept | None) -> str:
 @tool_options
 @memory_options
 @threads_option
-def generate(model: str | None, prompt: str | None, **options: Any) -> None:
+@click.option(
+    "--record-routing",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write which experts each token went to, for bench --replay-routing.",
+)
+def generate(model: str | None, prompt: str | None, record_routing: Path | None, **options: Any) -> None:
     """Answer once: the answer alone goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
@@ -191,9 +197,26 @@ def generate(model: str | None, prompt: str | None, **options: Any) -> None:
     if not text:
         raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
     more = _tools(options) | {"approve": _approval(options["yes"])}
-    with closing(_session(load_model(model or _model_of(None), options), options, **more)) as session:
+    if record_routing and not record_routing.parent.is_dir():
+        raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
+    with (
+        closing(_session(load_model(model or _model_of(None), options), options, **more)) as session,
+        _recorded(session.model, record_routing) if record_routing else nullcontext(),
+    ):
         # An argument can have bytes that are no text.
         _generate(session, text.encode(errors="replace").decode())
+
+
+@contextmanager
+def _recorded(model: Model, file: Path) -> Iterator[None]:
+    """Write to `file`, however the block ends, where its tokens went."""
+    from ..routing import recording
+
+    with recording(model) as recorder:
+        try:
+            yield
+        finally:
+            recorder.trace().save(file)
 
 
 def _piped() -> str:

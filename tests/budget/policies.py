@@ -16,7 +16,7 @@ import numpy as np
 
 from gptoss_mlx.experts import SlotTable
 
-Trace = list[list[np.ndarray]]  # of each token, of each layer, its experts
+Trace = np.ndarray  # [tokens, layers, k]: the experts of each token in each layer
 
 
 def drawn(tokens: int, layers: int, experts: int, k: int, mass: float, share: float, shift: int = 0) -> Trace:
@@ -33,38 +33,26 @@ def drawn(tokens: int, layers: int, experts: int, k: int, mass: float, share: fl
         if shift and token and token % shift == 0:
             likely = odds()
         scores = np.log(likely) + chance.gumbel(size=likely.shape)
-        trace.append(list(np.argsort(-scores, axis=1)[:, :k]))
-    return trace
+        trace.append(np.argsort(-scores, axis=1)[:, :k])
+    return np.stack(trace)
 
 
 def recorded(folder: Path, tokens: int = 400) -> Trace:
     """What a model routes while it talks about sums, in the words of the demo model."""
-    import mlx.core as mx
-
-    from gptoss_mlx import kernels, load
+    from gptoss_mlx import load
     from gptoss_mlx.harmony.messages import Conversation, Message
     from gptoss_mlx.harmony.render import render_ids
+    from gptoss_mlx.routing import recording
     from gptoss_mlx.tokenizer import Tokenizer
 
-    with kernels.off():
-        model = load(folder)
-    layers: list[list[np.ndarray]] = []
-    for layer in model.network.layers:
-        original = layer.mixture.route
-
-        def route(x: mx.array, original=original) -> tuple[mx.array, mx.array, mx.array]:
-            normed, chosen, share = original(x)
-            layers.append(list(np.array(chosen)))
-            return normed, chosen, share
-
-        layer.mixture.route = route
+    model = load(folder)
     said = []
     for a in range(100, 1000, 17):
         said += [Message("user", f"What is {a} + {a + 7}?"), Message("assistant", f"{2 * a + 7}", channel="final")]
     ids = render_ids(Conversation(tuple(said)), Tokenizer.load(folder))
-    mx.eval(model.prefill(ids[:tokens], model.make_cache(), chunk=128))
-    chunks = [layers[i : i + model.config.num_layers] for i in range(0, len(layers), model.config.num_layers)]
-    return [[of_layer[t] for of_layer in chunk] for chunk in chunks for t in range(len(chunk[0]))]
+    with recording(model) as recorder:
+        model.prefill(ids[:tokens], model.make_cache())
+    return recorder.trace().chosen.astype(int)
 
 
 def misses_of_table(trace: Trace, experts: int, slots: int, half_life: float) -> int:
@@ -132,7 +120,7 @@ def main() -> None:
     }
     for name in sys.argv[1:]:
         trace = recorded(Path(name))
-        traces[Path(name).name] = trace, 1 + max(int(e.max()) for token in trace for e in token)
+        traces[Path(name).name] = trace, 1 + int(trace.max())
     half_lives = (8, 32, 128, 512, 1e9)
     print(f"{'misses of all uses':26}{'LRU':>8}" + "".join(f"{f'half {h:g}':>11}" for h in half_lives) + f"{'best':>8}")
     for name, (trace, experts) in traces.items():
