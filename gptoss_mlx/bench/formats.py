@@ -1,6 +1,7 @@
 """Figures as text for other programs and for people elsewhere: JSON, CSV, Markdown, and what goes into an issue.
 
-JSON holds everything, in the form that `baseline` reads. CSV has a row for each speed. Markdown is GitHub's.
+JSON holds everything, in the form that `baseline` reads. CSV has a row for each speed. Markdown is GitHub's. Each ends
+with a line break.
 """
 
 from __future__ import annotations
@@ -160,5 +161,5 @@ def _escaped(text: str) -> str:
 
 def _code_block(text: str, language: str = "") -> str:
     """With a fence that is longer than any in the text."""
-    fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", text)), 3)
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

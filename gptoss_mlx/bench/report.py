@@ -28,7 +28,7 @@ def print_text_table(console: Console, table: TextTable) -> None:
     """Each cell as plain text: no markup, and no control characters."""
     shown = Table(title=Text(table.title), title_justify="left")
     for index, name in enumerate(table.columns):
-        shown.add_column(Text(name), justify="right" if index and table.numbers else "left")
+        shown.add_column(Text(name), justify="right" if index and table.numbers else "left", no_wrap=not index)
     for row in table.rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     console.print(shown)

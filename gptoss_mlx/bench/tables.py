@@ -65,17 +65,23 @@ def span(spread: Spread) -> str:
 
 def heading(figures: Figures) -> list[str]:
     """What was measured, on what and how, in three lines."""
-    model, machine, threads = figures.model, figures.machine, figures.setup.threads
+    model, machine, setup = figures.model, figures.machine, figures.setup
     weights = "random weights, " if model.random_weights else ""
     recipe = f", {model.recipe}" if model.recipe else ""
     where = [machine.processor] if machine.device == "CPU" else [machine.device, machine.processor]
     where += [f"{machine.cores} cores"]
     where += [f"{machine.kernels} kernels"] if machine.kernels else []
-    where += [f"{threads} threads"] if threads else []
+    where += [f"{setup.threads} threads"] if setup.threads else []
     size = f"{size_text(model.bytes)}, {model.bits_per_weight:.2f} bits per weight"
-    setup = figures.setup
-    how = f"context {setup.context:,}, keys and values in {setup.kv_bits} bits, median of {setup.repeat} runs"
-    return [f"{model.name}{recipe} ({weights}{size})", ", ".join(where), how]
+    how = [f"context {setup.context:,}", f"keys and values in {setup.kv_bits} bits"]
+    how += [] if setup.expert_slots is None else [f"{_slots(figures)} experts in memory"]
+    how += [f"median of {setup.repeat} runs"]
+    return [f"{model.name}{recipe} ({weights}{size})", ", ".join(where), ", ".join(how)]
+
+
+def _slots(figures: Figures) -> str:
+    slots = figures.setup.expert_slots
+    return "all" if slots is None else f"{slots:,} of {figures.model.layers * figures.model.experts:,}"
 
 
 def speeds(figures: Figures) -> TextTable | None:
@@ -190,7 +196,10 @@ def profile(figures: Figures) -> TextTable | None:
             ("of step", lambda stage: percent(stage.seconds / step if step else None)),
             ("bytes", lambda stage: size_text(stage.bytes) if stage.bytes else ""),
             ("GB/s", lambda stage: number((per_second := rate(stage)) and per_second / 1e9)),
-            ("of bandwidth", lambda stage: percent((per_second := rate(stage)) and bandwidth and per_second / bandwidth)),
+            (
+                "of bandwidth",
+                lambda stage: percent((per_second := rate(stage)) and bandwidth and per_second / bandwidth),
+            ),
         ],
     )
 
@@ -219,7 +228,6 @@ def machine(figures: Figures) -> TextTable:
 
 def settings(figures: Figures) -> TextTable:
     model, setup = figures.model, figures.setup
-    slots = "all" if setup.expert_slots is None else f"{setup.expert_slots:,} of {model.layers * model.experts:,}"
     return facts(
         "Settings",
         [
@@ -232,7 +240,7 @@ def settings(figures: Figures) -> TextTable:
             ("context", f"{setup.context:,} tokens"),
             ("keys and values", f"{setup.kv_bits} bits"),
             ("prefill", f"{setup.prefill_chunk:,} tokens at a time"),
-            ("experts in memory", slots),
+            ("experts in memory", _slots(figures)),
             ("routing", setup.routing and f"replayed from {setup.routing}"),
         ],
     )

@@ -29,7 +29,7 @@ def prefill(tokens: int, depth: int, median: float) -> Speed:
         tokens=tokens,
         depth=depth,
         tokens_per_second=Spread(median, 0.98 * median, 1.01 * median, 5),
-        work=Work(11_000_000_000, tokens * 7_200_000_000, tokens * (depth + tokens) * 100_000),
+        work=Work(11_000_000_000, tokens * 7_200_000_000, tokens * (depth + tokens) * 40_000),
         rates=RATES,
     )
 
@@ -40,7 +40,7 @@ def decode(tokens: int, depth: int, median: float) -> Speed:
         tokens=tokens,
         depth=depth,
         tokens_per_second=Spread(median, 0.95 * median, 1.04 * median, 5),
-        work=Work(tokens * (1_920_000_000 + depth * 24_600), tokens * 7_200_000_000, tokens * depth * 100_000),
+        work=Work(tokens * (1_920_000_000 + depth * 24_600), tokens * 7_200_000_000, tokens * depth * 40_000),
         rates=RATES,
         token_seconds=Percentiles(1 / median, 1.05 / median, 1.25 / median, 2 / median),
     )
@@ -85,11 +85,11 @@ FULL = Figures(
     ),
     speeds=[
         prefill(512, 0, 84.2),
-        prefill(512, 4096, 71.3),
+        prefill(512, 4096, 74.3),
         prefill(512, 16_384, 48.9),
         prefill(2048, 0, 92.5),
-        prefill(2048, 4096, 77),
-        prefill(2048, 16_384, 50.7),
+        prefill(2048, 4096, 79),
+        prefill(2048, 16_384, 52.7),
         decode(128, 0, 18.5),
         decode(128, 4096, 17.6),
         decode(128, 16_384, 15.2),
