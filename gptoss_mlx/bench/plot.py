@@ -40,7 +40,7 @@ SERIES = [
 NEUTRAL = "#444444"
 LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
 MOST_LABELS = 6  # that fit below a panel
-ROOM = 1.6  # above and below the speeds, so that one of 1, 2, 5, 10, ... is always among them
+ROOM = 2  # above and below the speeds, as a factor: so wide a scale always has two of 1, 2, 5, 10, ...
 
 # The same bytes for the same figures.
 STYLE = {"svg.hashsalt": "gptoss-mlx", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -128,7 +128,7 @@ def _draw_memory(axes: Axes, figures: Figures) -> None:
         label = f"most that was measured, {size_text(peak)}"
         axes.axhline(peak / 1e9, color=SERIES[1][0], linestyle="--", linewidth=1.5, label=label)
     _token_axis(axes, set(contexts))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(*sizes, peak or 0) / 1e9)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=2, **LEGEND)
 
