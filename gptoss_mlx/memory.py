@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class ProcessMemory:
     mapped: int
     """Pages of files, which the system can drop and read again unless the files are in memory themselves (tmpfs)."""
     peak: int
-    """The most of both together, so far."""
+    """The most of both together: since `forget_peak` where the system can forget, else now."""
     gpu: int | None
     """The most that MLX has had, so far, on a GPU with memory of its own; None without one."""
 
@@ -89,14 +89,15 @@ def process_memory() -> ProcessMemory | None:
     if linux.keys() >= {"RssAnon", "RssFile", "RssShmem", "VmHWM"}:
         return ProcessMemory(linux["RssAnon"], linux["RssFile"] + linux["RssShmem"], linux["VmHWM"], _on_gpu())
     if macos := resource_usage():
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes there, and without what is compressed
-        return ProcessMemory(
-            anonymous=macos.ri_phys_footprint,
-            mapped=max(macos.ri_resident_size - macos.ri_phys_footprint, 0),
-            peak=max(most, macos.ri_lifetime_max_phys_footprint),
-            gpu=_on_gpu(),
-        )
+        mapped = max(macos.ri_resident_size - macos.ri_phys_footprint, 0)
+        return ProcessMemory(macos.ri_phys_footprint, mapped, macos.ri_phys_footprint + mapped, _on_gpu())
     return None
+
+
+def forget_peak() -> None:
+    """Have the peak begin anew; where the system cannot do that, nothing is done."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _on_gpu() -> int | None:

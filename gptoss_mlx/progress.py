@@ -68,6 +68,37 @@ class _Lines:
 
 
 @contextmanager
+def step_progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A callback that shows what is being done, and the seconds that are left: on a terminal at once, and gone at the
+    end; else a line every LINES_APART seconds."""
+    if not sys.stderr.isatty():
+        yield _TimedLines()
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status("") as status:
+        yield lambda what, left: status.update(Text(_step_line(what, left)))
+
+
+LINES_APART = 10.0  # seconds
+
+
+class _TimedLines:
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, what: str, left: float | None) -> None:
+        if time.monotonic() - self._told >= LINES_APART:
+            self._told = time.monotonic()
+            print(_step_line(what, left), file=sys.stderr, flush=True)
+
+
+def _step_line(what: str, left: float | None) -> str:
+    return what if left is None else f"{what}; about {left:,.0f} s left"
+
+
+@contextmanager
 def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
     """A callback that shows how far a prompt has been read; None where standard error is no terminal."""
     if not sys.stderr.isatty():

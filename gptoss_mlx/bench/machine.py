@@ -12,13 +12,15 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from .. import kernels
 from ..foreign import parse_json
-from ..memory import ProcessMemory, process_memory, total
+from ..memory import ProcessMemory, forget_peak, process_memory, total
 from .background import Background
 from .energy import power_source
 from .figures import Conditions, Machine
@@ -213,6 +215,7 @@ class MemorySampler:
         self._lock = threading.Lock()
 
     def __enter__(self) -> MemorySampler:
+        forget_peak()
         self._sample()
         self._background = Background(self._sample, SAMPLE_SECONDS)
         return self
@@ -225,12 +228,23 @@ class MemorySampler:
         self._sample()
         return self._most
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is in memory meanwhile is not looked at: it belongs to the measurement."""
+        self._sample()
+        with self._lock:
+            try:
+                yield
+            finally:
+                forget_peak()
+
     def _sample(self) -> None:
         with self._lock:
             if now := process_memory():
                 before = self._most or now
                 self._most = replace(
-                    now,  # its peaks are of all the time
+                    now,  # what MLX has had on a GPU is of all the time
                     anonymous=max(before.anonymous, now.anonymous),
                     mapped=max(before.mapped, now.mapped),
+                    peak=max(before.peak, now.peak),
                 )

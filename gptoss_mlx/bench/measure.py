@@ -33,10 +33,10 @@ from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
 from .energy import meter
-from .figures import Figures, Memory, ModelFacts, Percentiles, Profile, Setup, Speed, Spread, Start, Work
+from .figures import Figures, Memory, ModelFacts, Percentiles, Profile, Rates, Setup, Speed, Spread, Start, Work
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
-from .random_weights import RANDOM_WEIGHTS
+from .random_weights import SOURCE
 from .roofline import Demand, mean_rates, measured_rates
 from .stages import profile
 
@@ -93,7 +93,7 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
                 with interrupts.at_once():
                     load_seconds, cold = cold_starts(plan, wanted.first_prompt)
             on_progress("loading", None)
-            bench = _Bench(plan, wanted, interrupts, on_progress)
+            bench = _Bench(plan, wanted, memory, interrupts, on_progress)
             if wanted.start:
                 start = Start(wanted.first_prompt, load_seconds, cold, bench.warm_starts())
             for speed in bench.speeds():
@@ -118,6 +118,7 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
             peak=seen and seen.peak,
             planned=plan.total,
             by_context=_planned_by_context(plan),
+            gpu=seen and seen.gpu,
         ),
         start=start,
         speeds=speeds,
@@ -129,8 +130,15 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
 class _Bench:
     """A loaded model, and the KV state at the depth that is measured now."""
 
-    def __init__(self, plan: MemoryPlan, wanted: Wanted, interrupts: Interrupts, on_progress: OnProgress):
-        self.wanted, self.interrupts = wanted, interrupts
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        wanted: Wanted,
+        memory: MemorySampler,
+        interrupts: Interrupts,
+        on_progress: OnProgress,
+    ):
+        self.wanted, self.memory, self.interrupts = wanted, memory, interrupts
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
         self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
@@ -139,7 +147,7 @@ class _Bench:
         self.agenda = _Agenda(wanted, on_progress)
         self.energy = meter()
         self.room = plan.device.memory - plan.total
-        self.rates = measured_rates(self.room)
+        self.rates = self._measured_rates()
 
     def warm_starts(self) -> Spread:
         """Seconds from a prompt to its first token."""
@@ -228,7 +236,7 @@ class _Bench:
             self.agenda.did(kind, tokens, sum(runs[-1]))
         if joules is not None:
             joules = (self.energy.joules() - joules) / (tokens * len(runs))
-        before, self.rates = self.rates, measured_rates(self.room)
+        before, self.rates = self.rates, self._measured_rates()
         return Speed(
             kind=kind,
             tokens=tokens,
@@ -240,6 +248,10 @@ class _Bench:
             experts=self.model.expert_stats - stats if stats else None,
             joules_per_token=joules,
         )
+
+    def _measured_rates(self) -> Rates:
+        with self.memory.apart():
+            return measured_rates(self.room)
 
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
@@ -329,7 +341,7 @@ def facts_of(folder: Path) -> ModelFacts:
     return ModelFacts(
         name=folder.resolve().name,
         recipe=recipe,
-        random_weights=source == RANDOM_WEIGHTS,
+        random_weights=source == SOURCE,
         layers=config.num_layers,
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,

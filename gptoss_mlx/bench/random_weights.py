@@ -35,6 +35,7 @@ from ..doctor import free_disk
 from ..errors import GptOssError
 from ..models import home
 
+SOURCE = "random weights"  # in provenance.json
 SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
 
 # config.json of the published checkpoints, without what differs between them.
@@ -179,8 +180,10 @@ class _RandomModel:
             writer.close()
         writer.write_index()
         write_json(folder / "generation_config.json", GENERATION_CONFIG)
-        source = {"id": "random weights", "revision": None}
-        write_json(folder / PROVENANCE, {"source": source, "tool": tool(), "recipe": self.recipe.name})
+        write_json(
+            folder / PROVENANCE,
+            {"source": {"id": SOURCE, "revision": None}, "tool": tool(), "recipe": self.recipe.name},
+        )
         write_json(folder / "config.json", converted_config(self.raw_config, self.weights, self.recipe))
 
 

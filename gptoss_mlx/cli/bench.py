@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..errors import GptOssError
 from .loading import model_folder, plan_memory, plan_to_keep, use_threads
 from .options import memory_options, model_argument, threads_option
 
@@ -93,12 +92,12 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @click.option("--submit", is_flag=True, help="Also write a report in one file, to paste into an issue.")
 @memory_options
 @threads_option
-@click.pass_context
-def bench(context: click.Context, model: str, random_weights: str | None, threads: int | None, **options: Any) -> None:
+def bench(model: str, random_weights: str | None, threads: int | None, **options: Any) -> None:
     """Measure MODEL on this machine: start, prefill, decode and memory, each beside what the machine allows.
 
     Ctrl-C ends it, and what is done is printed.
     """
+    context = click.get_current_context()  # not as a parameter: that name is an option's
     _check_options(context, options)
     use_threads(threads)
     with _folder(model, random_weights) as folder:
@@ -263,8 +262,8 @@ def _compare(context: click.Context, folder: Path, options: dict[str, Any]) -> b
             ours += [f"--{name.replace('_', '-')}", str(options[name])]
     comparison = None
     try:
-        for comparison in peers.compare(peer, [*ours, "--format", "json"], options["repeat"], _tell):
-            pass
+        for known in peers.compare(peer, [*ours, "--format", "json"], options["repeat"], _tell):
+            comparison = known
     except KeyboardInterrupt:
         if comparison is None:
             raise
