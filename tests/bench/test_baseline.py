@@ -68,6 +68,7 @@ WRONG_VALUES = [
     (("speeds", 0, "tokens_per_second", "median"), 0, "speeds[0].tokens_per_second is no spread"),
     (("speeds", 1, "tokens_per_second", "least"), 1e9, "speeds[1].tokens_per_second is no spread"),
     (("speeds", 2, "rates", "bandwidth"), -1.5, "speeds[2].rates.bandwidth is below 0"),
+    (("speeds", 2, "rates", "bandwidth"), 1e300, "speeds[2].rates.bandwidth is too large"),
     (("speeds", 2, "tokens"), 128.5, "speeds[2].tokens is not a whole number"),
     (("speeds", 2, "depth"), -1, "speeds[2].depth is below 0"),
     (("speeds", 0, "kind"), "guess", "speeds[0].kind is not one of prefill, decode"),
