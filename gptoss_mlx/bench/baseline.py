@@ -23,6 +23,7 @@ from .report import print_lines, print_text_table
 from .tables import TextTable
 
 FAIL_BELOW = 0.95
+MOST = 1e24  # bytes, operations or seconds: nothing that was measured is more
 SETTINGS = {
     "context": "context",
     "kv_bits": "bits of keys and values",
@@ -182,8 +183,8 @@ class _Damaged(Exception):
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value`, out of JSON, as the type that `kind` says; `where` it is, for messages. Numbers are 0 or more. What the
-    types do not name is not looked at. Raises _Damaged."""
+    """`value`, out of JSON, as the type that `kind` says; `where` it is, for messages. Numbers are from 0 to MOST. What
+    the types do not name is not looked at. Raises _Damaged."""
     of, parts = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
         return _read_fields(kind, value, where)
@@ -207,8 +208,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         value = float(value) if type(value) is int else value
     value = _checked(kind, value, where)
-    if kind in (int, float) and value < 0:
-        raise _Damaged(f"{where} is below 0")
+    if kind in (int, float) and not 0 <= value <= MOST:
+        raise _Damaged(f"{where} is {'below 0' if value < 0 else 'too large'}")
     return value
 
 

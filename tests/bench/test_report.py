@@ -113,7 +113,7 @@ def test_a_disturbed_run_says_so():
         "disturbed: cores were slowed 3 times because they were hot",
         "disturbed: at the end the cores' clock was at 82% of its highest",
         "disturbed: on battery",
-        "broken off: these are the figures that were there",
+        "broken off: what is missing here was not measured",
     ]
     assert tables.warnings(FULL) == tables.warnings(BARE) == []
 
@@ -259,7 +259,7 @@ def test_a_command_that_no_shell_reads_is_left_out():
     assert "ada" not in formats.submission(replace(FULL, command="bench '/home/ada"))
 
 
-@every
+@pytest.mark.parametrize("figures", [FULL, BARE, HOSTILE], ids=["full", "bare", "hostile"])
 def test_plot_is_a_picture(figures, tmp_path):
     from matplotlib import image
 
@@ -307,14 +307,6 @@ def test_plot_of_many_sizes_and_depths(tmp_path):
     assert "<!-- decode of 8 tokens -->" in text
 
 
-def test_plots_of_the_same_figures_are_the_same(tmp_path):
-    for kind in ("png", "svg"):
-        one, two = tmp_path / f"one.{kind}", tmp_path / f"two.{kind}"
-        save_plot(FULL, one)
-        save_plot(FULL, two)
-        assert one.read_bytes() == two.read_bytes()
-
-
 @pytest.mark.parametrize("name", ["plot.pdf", "plot", "png"])
 def test_plot_of_another_kind(name, tmp_path):
     with pytest.raises(GptOssError, match=r"a plot is a \.png or a \.svg file"):
@@ -325,10 +317,10 @@ def test_plot_of_another_kind(name, tmp_path):
 
 def test_plot_that_cannot_be_written(tmp_path):
     with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: No such file or directory"):
-        save_plot(FULL, tmp_path / "missing" / "plot.png")
+        save_plot(BARE, tmp_path / "missing" / "plot.png")
     (tmp_path / "plot.png").mkdir()
     with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: Is a directory"):
-        save_plot(FULL, tmp_path / "plot.png")
+        save_plot(BARE, tmp_path / "plot.png")
     assert os.listdir(tmp_path) == ["plot.png"]
 
 
