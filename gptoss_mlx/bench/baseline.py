@@ -29,7 +29,7 @@ SETTINGS = {
     "kv_bits": "bits of keys and values",
     "prefill_chunk": "tokens of a prefill chunk",
     "expert_slots": "limit of experts in memory",
-    "routing": "replayed routing",
+    "prompts": "prompts",
 }
 
 

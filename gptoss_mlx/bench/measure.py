@@ -27,7 +27,7 @@ from ..cache import Mark
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..engine import load
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..foreign import is_there, read_json
 from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
@@ -339,7 +339,7 @@ def facts_of(folder: Path) -> ModelFacts:
     size = sum(tensor.nbytes for tensor in tensors.values())
     recipe, source = _provenance(folder)
     return ModelFacts(
-        name=folder.resolve().name,
+        name=printable(folder.resolve().name),
         recipe=recipe,
         random_weights=source == SOURCE,
         layers=config.num_layers,

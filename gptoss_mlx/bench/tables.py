@@ -241,7 +241,7 @@ def settings(figures: Figures) -> TextTable:
             ("keys and values", f"{setup.kv_bits} bits"),
             ("prefill", f"{setup.prefill_chunk:,} tokens at a time"),
             ("experts in memory", _slots(figures)),
-            ("routing", setup.routing and f"replayed from {setup.routing}"),
+            ("prompts", setup.prompts),
         ],
     )
 

@@ -216,7 +216,7 @@ def _print_figures(figures: Figures, form: str) -> None:
     from ..bench import formats
 
     shown = {"json": formats.as_json, "csv": formats.as_csv, "markdown": formats.as_markdown}
-    click.echo(shown[form](figures).rstrip("\n"))
+    click.echo(shown[form](figures), nl=False)
 
 
 def _save_figures(figures: Figures, options: dict[str, Any]) -> None:

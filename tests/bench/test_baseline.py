@@ -213,7 +213,7 @@ def test_settings_that_differ_are_told():
         "bits of keys and values: 8 then, 16 now",
         "tokens of a prefill chunk: 32 then, 512 now",
         "limit of experts in memory: not set then, 485 now",
-        "replayed routing: not set then, a day of chat now",
+        "prompts: random ids then, the routing of a day of chat now",
     ]
 
 

@@ -217,7 +217,7 @@ def test_markdown_tells_all_that_was_measured():
     assert machine["commit"] == "c65292d"
     assert machine["load average"] == "0.08"
     assert settings["experts in memory"] == "485 of 768"
-    assert settings["routing"] == "replayed from a day of chat"
+    assert settings["prompts"] == "the routing of a day of chat"
     assert found["Speed"][2] == ["decode 128 at 0", "4.70", "4.46-4.89", "20.8", "23%"]
 
 
