@@ -17,7 +17,7 @@ from .files import number, text
 from .nvidia import NvidiaGpu, nvidia_gpu
 
 SYSTEM = Path("/sys")
-SECONDS = 0.5  # between two readings
+SECONDS = 1  # between two readings
 POWERED = ("Mains", "USB", "Wireless")  # types of what is not a battery
 
 Step = Callable[[], "float | None"]

@@ -30,7 +30,7 @@ from .nvidia import nvidia_gpu
 PACKAGE = Path(__file__).parents[1]
 ROOT = Path("/")
 SECONDS = 5  # that another program may take to answer
-SAMPLE_SECONDS = 0.5  # each look takes a tenth to half a millisecond of one core
+SAMPLE_SECONDS = 1  # a look takes up to half a millisecond of a core that does other things in between
 
 
 def describe() -> Machine:
@@ -55,8 +55,8 @@ def describe() -> Machine:
 def _system() -> str:
     if sys.platform == "darwin":
         return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
-    release = ".".join(platform.release().split(".")[:2])  # what follows may be anything that somebody built
-    return f"{platform.system()} {release} {platform.machine()}"
+    release = re.match(r"\d+\.\d+|", platform.release())  # what follows is whatever its builder wrote
+    return f"{platform.system()} {release[0]} {platform.machine()}"
 
 
 def processor(root: Path = ROOT) -> str:
@@ -69,10 +69,12 @@ def processor(root: Path = ROOT) -> str:
         values = fields.setdefault(name.strip(), [])
         if value.strip() not in values:
             values.append(value.strip())
-    if named := fields.get("model name") or fields.get("Hardware"):
-        return named[0]
+    if "model name" in fields:
+        return fields["model name"][0]
     if board := text(root / "proc/device-tree/model"):
         return board
+    if "Hardware" in fields:
+        return fields["Hardware"][0]
     if "CPU part" in fields:
         return f"implementer {', '.join(fields.get('CPU implementer', ['?']))}, parts {', '.join(fields['CPU part'])}"
     return platform.machine()
@@ -130,21 +132,20 @@ class Watch:
 
     def __init__(self, root: Path = ROOT):
         self._root = root
+        self._gpu = nvidia_gpu()
         self._load = _load_average()
         self._times = _cpu_times(root)
         self._throttled = _throttle_count(root)
 
     def conditions(self) -> Conditions:
         """Right after the work: clocks fall soon."""
-        clock = _clock(self._root) or _mac_speed_limit()
-        gpu = nvidia_gpu()
         return Conditions(
             load_average=self._load,
             stolen=_stolen(self._times, _cpu_times(self._root)),
             throttled=_difference(self._throttled, _throttle_count(self._root)),
-            clock=clock,
+            clock=_clock(self._root) or _mac_speed_limit(),
             power=power_source(self._root / "sys") or _mac_power(),
-            gpu_slowed=gpu.slowed if gpu else None,
+            gpu_slowed=self._gpu and self._gpu.slowed,
         )
 
 
@@ -208,7 +209,7 @@ def _pmset(what: str) -> str:
 
 
 class MemorySampler:
-    """While open, looks at this process's memory twice a second, on a thread."""
+    """While open, looks at this process's memory once a second, on a thread."""
 
     def __init__(self) -> None:
         self._most: ProcessMemory | None = None

@@ -53,6 +53,7 @@ def test_this_machine_is_described_without_a_name_of_it_or_of_a_person():
             {"proc/cpuinfo": "CPU implementer: 0x41\nCPU part: 0xd46\n\nCPU implementer: 0x41\nCPU part: 0xd4d"},
             "implementer 0x41, parts 0xd46, 0xd4d",
         ),
+        ({"proc/cpuinfo": "CPU part: 0xd46\nHardware: A Chip"}, "A Chip"),
     ],
 )
 def test_a_processor_has_the_name_that_its_system_knows(tmp_path, files, name, monkeypatch):
@@ -226,6 +227,23 @@ def test_the_conditions_of_this_machine_can_be_asked():
     assert found.power in ("mains", "battery", None)
 
 
+@pytest.mark.parametrize(
+    ("answer", "clock", "power"),
+    [
+        ("CPU_Scheduler_Limit \t= 100\n\tCPU_Speed_Limit \t= 61\nNow drawing from 'Battery Power'\n", 0.61, "battery"),
+        ("Note: No thermal warning level has been recorded\nNow drawing from 'AC Power'\n", None, "mains"),
+        ("something else\n", None, None),
+    ],
+)
+def test_what_pmset_prints_on_a_mac(tmp_path, monkeypatch, answer, clock, power):
+    pmset = write(tmp_path / "bin", {"pmset": f'#!/bin/sh\ncat <<"END"\n{answer}END'}) / "pmset"
+    pmset.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{pmset.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    found = Watch(tmp_path / "nothing").conditions()
+    assert (found.clock, found.power) == (clock, power)
+
+
 # Memory
 
 
@@ -244,11 +262,12 @@ def test_anonymous_and_mapped_memory_are_told_apart(tmp_path):
         assert process_memory().mapped - before.mapped > 60 * MIB
 
 
-def test_a_sampler_sees_what_is_gone_before_it_is_asked():
+def test_a_sampler_sees_what_is_gone_before_it_is_asked(monkeypatch):
+    monkeypatch.setattr(machine, "SAMPLE_SECONDS", 0.05)
     before = process_memory()
     with MemorySampler() as sampler:
         block = bytearray(b"x") * (200 * MIB)
-        time.sleep(machine.SAMPLE_SECONDS * 1.5)
+        time.sleep(0.3)
         del block
     assert process_memory().anonymous - before.anonymous < 100 * MIB
     assert sampler.most().anonymous - before.anonymous > 190 * MIB
