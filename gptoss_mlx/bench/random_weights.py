@@ -166,7 +166,7 @@ class _RandomModel:
 
     def write(self, folder: Path, on_progress: OnProgress) -> None:
         """Fill an empty folder, a few megabytes at a time."""
-        writer = writer_of(folder, self.weights, self.recipe)
+        writer = writer_of(folder, self.weights, self.recipe, on_shard=_flush)
         random, done = _RandomBytes(), 0
         try:
             for tensor, pattern in self.tensors:
@@ -182,6 +182,12 @@ class _RandomModel:
         source = {"id": "random weights", "revision": None}
         write_json(folder / PROVENANCE, {"source": source, "tool": tool(), "recipe": self.recipe.name})
         write_json(folder / "config.json", converted_config(self.raw_config, self.weights, self.recipe))
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk now: what it would still write later, it would write while it is measured."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 class _RandomBytes:
