@@ -79,7 +79,9 @@ class RoutingTrace:
                 chosen, experts, model = _members(file.read(sum(MEMBERS.values()) + 1))
             return cls(_checked(chosen, _number(experts)), _number(experts), _text(model))
         except (*UNREADABLE, ValueError) as error:
-            raise GptOssError(f"{path} is not a routing trace of --record-routing: {reason(error)}") from None
+            raise GptOssError(
+                f"{path} is not a routing trace of --record-routing: {reason(error) or 'cut off'}"
+            ) from None
 
 
 def _members(data: bytes) -> list[np.ndarray]:
@@ -126,7 +128,7 @@ def _number(array: np.ndarray) -> int:
 def _text(array: np.ndarray) -> str:
     if array.shape or array.dtype.kind != "U" or array.dtype.itemsize > 4 * LONGEST_NAME:
         raise ValueError(f"model is not a name of at most {LONGEST_NAME} characters")
-    return str(array)
+    return array.tobytes().decode("utf-32-le").rstrip("\0")  # NumPy's own conversion breaks on what is no text
 
 
 def _checked(chosen: np.ndarray, experts: int) -> np.ndarray:

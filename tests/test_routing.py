@@ -191,6 +191,7 @@ BAD = {
     "experts in words": {"experts": "eight"},
     "a nameless model": {"model": 5},
     "a long name": {"model": "m" * 500},
+    "a name of no letters": {"model": np.array(2**31 - 1, "<u4").view("<U1")},
     "one more array": {"more": 1},
 }
 

@@ -167,7 +167,7 @@ class _RandomModel:
 
     def write(self, folder: Path, on_progress: OnProgress) -> None:
         """Fill an empty folder, a few megabytes at a time."""
-        writer = writer_of(folder, self.weights, self.recipe)
+        writer = writer_of(folder, self.weights, self.recipe, on_shard=_flush)
         random, done = _RandomBytes(), 0
         try:
             for tensor, pattern in self.tensors:
@@ -185,6 +185,12 @@ class _RandomModel:
             {"source": {"id": SOURCE, "revision": None}, "tool": tool(), "recipe": self.recipe.name},
         )
         write_json(folder / "config.json", converted_config(self.raw_config, self.weights, self.recipe))
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk now: what it would still write later, it would write while it is measured."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 class _RandomBytes:
