@@ -31,7 +31,7 @@ from .figures import FORMAT, Spread
 
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
-POLL = 1.0  # seconds between looks at a process that runs
+POLL = 0.25  # seconds between looks at a process that runs
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 Run = Callable[[str, list[str]], bytes]
@@ -431,7 +431,8 @@ def _output(name: str, words: list[str], time_limit: float) -> bytes:
             signal_group(process, signal.SIGKILL)
             process.wait()
         if process.returncode:
-            raise GptOssError(f"{name} failed: {_last_line(errors) or _ending(process.returncode)}")
+            said = _last_line(errors) if process.returncode > 0 else ""
+            raise GptOssError(f"{name} failed: {said or _ending(process.returncode)}")
         output.seek(0)
         return output.read()
 
@@ -457,7 +458,7 @@ def _last_line(errors: BinaryIO) -> str:
 
 
 def _ending(returncode: int) -> str:
-    """How a program ended that said nothing."""
+    """How a program ended that was stopped by a signal, or said nothing."""
     if returncode == -signal.SIGKILL:
         return "the system killed it, perhaps because memory was full"
-    return f"exit status {returncode}" if returncode > 0 else f"ended by signal {-returncode}"
+    return signal.strsignal(-returncode) or f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
