@@ -128,6 +128,8 @@ class Comparison:
     """Of gptoss-mlx."""
     peer: str
     peer_version: str
+    load_average: float
+    """Of the minute before the first pair; above 1, other programs had a part of the cores."""
     pairs_asked: int
     differs: list[str]
     speeds: list[PairedSpeed]
@@ -164,6 +166,7 @@ def compare(
     def run(name: str, words: list[str]) -> bytes:
         return _output(name, words, time_limit)
 
+    load_average = os.getloadavg()[0]
     sides: tuple[Side, ...] = (_Ours(ours_command, peer.ours), peer)
     readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
     for pair in range(1, rounds + 1):
@@ -174,7 +177,7 @@ def compare(
         sides = sides[::-1]
         if left := rounds - pair:
             on_progress(f"one pair took {time.monotonic() - started:.0f} s, {left} to go")
-        yield _comparison(peer, rounds, readings[OURS], readings[peer.name])
+        yield _comparison(peer, load_average, rounds, readings[OURS], readings[peer.name])
 
 
 @dataclass(frozen=True)
@@ -190,8 +193,8 @@ class MlxLm:
             "depth: mlx-lm decodes behind its prompt only, so ours is measured at that depth",
             "a prefill's time: mlx-lm's includes a step of its own for the last token, and the choice of the next",
             "a decoded token's time: mlx-lm's includes log-probabilities and text, ours the greedy choice alone",
-            "decoded tokens: mlx-lm counts one whose time it counts as prefill; it is asked for one more, and that one"
-            " is taken off its figure",
+            "decoded tokens: mlx-lm counts the first, whose time is in its prefill; it is asked for one more, and that"
+            " one is taken off its figure",
             "positions: mlx-lm rounds the range of YaRN's correction, which the checkpoint does not; the work is the"
             " same",
         ),
@@ -246,8 +249,8 @@ class LlamaCpp:
     notes: tuple[str, ...] = field(
         default=(
             "a decoded token's time: ours includes the greedy choice, llama-bench goes on with random tokens",
-            "positions: llama.cpp rounds the range of YaRN's correction, which the checkpoint does not; the work is the"
-            " same",
+            "positions: llama.cpp (as of commit 0c1e570) rounds the range of YaRN's correction, which the checkpoint"
+            " does not; the work is the same",
         ),
         init=False,
     )
@@ -312,6 +315,7 @@ def _our_reading(figures: Any) -> Reading:
         "machine": f"{_get(machine, 'processor', str)}, {_get(machine, 'cores', int)} cores",
         "weights": _weights(_get(model, "bits_per_weight", float), _get(model, "bytes", int)),
         "quantization": _get(model, "recipe", str | None) or "not known",
+        "device": _get(machine, "device", str),
         "operations": f"kernels for {kernels}" if kernels else "MLX's own",
         "threads": "as MLX has it" if threads is None else str(threads),
         "prefill": f"{_get(setup, 'prefill_chunk', int):,} tokens at a time",
@@ -350,6 +354,7 @@ def _llama_bench_reading(tests: Any) -> Reading:
     facts = {
         "weights": _weights(8 * size / max(_get(test, "model_n_params", int), 1), size),
         "quantization": _get(test, "model_type", str),
+        "device": _get(test, "gpu_info", str) or "CPU",
         "operations": f"ggml's, {_get(test, 'backends', str)}",
         "threads": str(_get(test, "n_threads", int)),
         "prefill": f"{min(batch, _get(test, 'n_ubatch', int)):,} tokens at a time",
@@ -389,7 +394,7 @@ def _complete(name: str, reading: Reading, points: list[Point]) -> Reading:
     return reading
 
 
-def _comparison(peer: Peer, rounds: int, ours: list[Reading], theirs: list[Reading]) -> Comparison:
+def _comparison(peer: Peer, load_average: float, rounds: int, ours: list[Reading], theirs: list[Reading]) -> Comparison:
     ours_facts, theirs_facts = ours[-1].facts, theirs[-1].facts
     facts = [
         f"{name}: {ours_facts[name]} ({OURS}), {fact} ({peer.name})"
@@ -402,6 +407,7 @@ def _comparison(peer: Peer, rounds: int, ours: list[Reading], theirs: list[Readi
         version=ours[-1].version,
         peer=peer.name,
         peer_version=printable(theirs[-1].version),
+        load_average=load_average,
         pairs_asked=rounds,
         differs=[printable(fact) for fact in facts] + list(peer.notes),
         speeds=[

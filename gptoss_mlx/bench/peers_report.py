@@ -24,7 +24,7 @@ def print_comparison(comparison: Comparison) -> None:
     console = Console()
     console.print(table)
     for line in (_pairs(comparison), "what differs:", *(f"- {line}" for line in comparison.differs)):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def comparison_as_csv(comparison: Comparison) -> str:
@@ -67,7 +67,10 @@ def _cells(comparison: Comparison, speed: PairedSpeed) -> tuple[str, ...]:
 def _pairs(comparison: Comparison) -> str:
     of = "" if comparison.finished else f" of {comparison.pairs_asked}"
     runs = f"{comparison.pairs}{of} pairs of runs, in turns; medians, and the least and the most of single pairs"
-    return f"{runs}; one pair shows no difference" if comparison.pairs == 1 else runs
+    alone = "; one pair shows no difference" if comparison.pairs == 1 else ""
+    load = f"; load average before {comparison.load_average:.1f}"
+    busy = ": other programs ran, so do not rely on this" if comparison.load_average > 1 else ""
+    return f"{runs}{alone}{load}{busy}"
 
 
 def _escaped(text: str) -> str:

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -190,10 +191,11 @@ def test_what_differs_from_llama_cpp(tmp_path, gguf):
     assert "quantization: mxfp4-q4 (gptoss-mlx), gpt-oss ?B MXFP4 MoE (llama.cpp)" in last.differs
     assert "weights: 4.44 bits each, 2.6 MB (gptoss-mlx), 5.48 bits each, 3.3 MB (llama.cpp)" in last.differs
     assert "prefill: 256 tokens at a time (gptoss-mlx), 512 tokens at a time (llama.cpp)" in last.differs
-    assert not any(line.startswith(("threads", "keys and values", "experts")) for line in last.differs)
+    assert not any(line.startswith(("device", "threads", "keys and values", "experts")) for line in last.differs)
 
-    other = llama(tmp_path, gguf, golden(n_threads=4, type_k="q8_0", type_v="q8_0"))
+    other = llama(tmp_path, gguf, golden(n_threads=4, type_k="q8_0", type_v="q8_0", gpu_info="A GPU"))
     (last,) = compare(other, ours_at(tmp_path, 100.0), 1)
+    assert "device: CPU (gptoss-mlx), A GPU (llama.cpp)" in last.differs
     assert "threads: 2 (gptoss-mlx), 4 (llama.cpp)" in last.differs
     assert "keys and values: 16 bits (gptoss-mlx), q8_0 and q8_0 (llama.cpp)" in last.differs
 
@@ -329,6 +331,13 @@ def test_table(hostile, capsys, monkeypatch):
     assert "1 of 2 pairs of runs" in text
     assert "no clear difference" in text
     assert "- positions: llama.cpp rounds" in text
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.2, False), (3.0, True)])
+def test_a_busy_machine_is_told(hostile, load, warned):
+    text = comparison_as_markdown(replace(hostile, load_average=load))
+    assert f"load average before {load}" in text
+    assert ("do not rely on this" in text) == warned
 
 
 def test_csv_has_every_pair(tmp_path, gguf):
