@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol
 
 from ..chat.processes import signal_group
 from ..errors import LONGEST, GptOssError, printable
@@ -187,18 +187,14 @@ class MlxLm:
 
     folder: Path
     sizes: Sizes
-    name: str = field(default="mlx-lm", init=False)
-    notes: tuple[str, ...] = field(
-        default=(
-            "depth: mlx-lm decodes behind its prompt only, so ours is measured at that depth",
-            "a prefill's time: mlx-lm's includes a step of its own for the last token, and the choice of the next",
-            "a decoded token's time: mlx-lm's includes log-probabilities and text, ours the greedy choice alone",
-            "decoded tokens: mlx-lm counts the first, whose time is in its prefill; it is asked for one more, and that"
-            " one is taken off its figure",
-            "positions: mlx-lm rounds the range of YaRN's correction, which the checkpoint does not; the work is the"
-            " same",
-        ),
-        init=False,
+    name: ClassVar = "mlx-lm"
+    notes: ClassVar = (
+        "depth: mlx-lm decodes behind its prompt only, so ours is measured at that depth",
+        "a prefill's time: mlx-lm's includes a step of its own for the last token, and the choice of the next",
+        "a decoded token's time: mlx-lm's includes log-probabilities and text, ours the greedy choice alone",
+        "decoded tokens: mlx-lm counts the first, whose time is in its prefill; it is asked for one more, and that one"
+        " is taken off its figure",
+        "positions: mlx-lm rounds the range of YaRN's correction, which the checkpoint does not; the work is the same",
     )
 
     def __post_init__(self) -> None:
@@ -245,14 +241,11 @@ class LlamaCpp:
     gguf: Path
     sizes: Sizes
     threads: int | None
-    name: str = field(default="llama.cpp", init=False)
-    notes: tuple[str, ...] = field(
-        default=(
-            "a decoded token's time: ours includes the greedy choice, llama-bench goes on with random tokens",
-            "positions: llama.cpp (as of commit 0c1e570) rounds the range of YaRN's correction, which the checkpoint"
-            " does not; the work is the same",
-        ),
-        init=False,
+    name: ClassVar = "llama.cpp"
+    notes: ClassVar = (
+        "a decoded token's time: ours includes the greedy choice, llama-bench goes on with random tokens",
+        "positions: llama.cpp (as of commit 0c1e570) rounds the range of YaRN's correction, which the checkpoint does"
+        " not; the work is the same",
     )
 
     def __post_init__(self) -> None:
@@ -292,7 +285,7 @@ class LlamaCpp:
 class _Ours:
     command: Sequence[str]
     sizes: Sizes
-    name: str = field(default=OURS, init=False)
+    name: ClassVar = OURS
 
     def measure(self, run: Run) -> Reading:
         sizes = [(f"--{name}", _listed(counts)) for name, counts in asdict(self.sizes).items()]

@@ -330,7 +330,7 @@ def test_table(hostile, capsys, monkeypatch):
     assert "decode 16 at 128" in text
     assert "1 of 2 pairs of runs" in text
     assert "no clear difference" in text
-    assert "- positions: llama.cpp rounds" in text
+    assert "- positions: llama.cpp " in text
 
 
 @pytest.mark.parametrize(("load", "warned"), [(0.2, False), (3.0, True)])
