@@ -1,0 +1,178 @@
+"""Figures as a picture: tokens per second against the depth of the context, and memory against its length.
+
+Draws with matplotlib, which only who wants a picture has to install.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import GptOssError, printable
+from ..foreign import reason
+from ..memory import size_text
+from .figures import Figures, Speed
+from .tables import heading
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMATS = {".png": "png", ".svg": "svg"}
+INCHES = (12, 5)
+DOTS_PER_INCH = 150
+LONGEST_LINE = 110  # of the title, in characters
+
+# Okabe and Ito's colours, which everybody can tell apart, and a marker for each.
+SERIES = [
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "^"),
+    ("#CC79A7", "D"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "P"),
+]
+NEUTRAL = "#444444"
+LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+MOST_LABELS = 6  # that fit below a panel
+ROOM = 1.6  # above and below the speeds, so that one of 1, 2, 5, 10, ... is always among them
+
+# The same bytes for the same figures.
+STYLE = {"svg.hashsalt": "gptoss-mlx", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
+
+
+def check_plot(path: Path) -> None:
+    """Raises GptOssError where `save_plot` could not draw `path`: ask before a long measurement."""
+    if path.suffix.lower() not in FORMATS:
+        raise GptOssError(f"cannot draw {path}: a plot is a .png or a .svg file")
+    # It tells of fonts and of folders that it cannot write, which is nothing to whoever wants a plot.
+    logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise GptOssError("--plot draws with matplotlib: pip install 'gptoss-mlx[plot]'") from None
+
+
+def save_plot(figures: Figures, path: Path) -> None:
+    """Draw `figures` into a .png or .svg file, which is whole at every moment. Raises GptOssError."""
+    check_plot(path)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    kind = FORMATS[path.suffix.lower()]
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks
+        matplotlib.rcdefaults()  # a person's own settings are for their own plots
+        matplotlib.rcParams.update(STYLE)
+        canvas = Figure(INCHES, DOTS_PER_INCH, layout="constrained")
+        canvas.suptitle("\n".join(map(_line, heading(figures))), fontsize=10, parse_math=False)
+        speed, memory = canvas.subplots(1, 2)
+        _draw_speed(speed, figures)
+        _draw_memory(memory, figures)
+        canvas.savefig(drawn, format=kind, metadata=METADATA[kind])
+    _replace_file(path, drawn.getvalue())
+
+
+def _line(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
+
+
+def _draw_speed(axes: Axes, figures: Figures) -> None:
+    """A line for prefill of each size and for decoding, with the limit of each beside it."""
+    axes.set(title="Speed", xlabel="depth of the context (tokens)", ylabel="tokens/s")
+    if not figures.speeds:
+        _say_nothing(axes)
+        return
+    series: dict[tuple[str, int], list[Speed]] = {}
+    for speed in sorted(figures.speeds, key=lambda speed: (speed.kind, speed.tokens, speed.depth)):
+        series.setdefault((speed.kind, speed.tokens), []).append(speed)
+    shown = []
+    for number, ((kind, tokens), speeds) in enumerate(series.items()):
+        color, marker = SERIES[number % len(SERIES)]
+        depths = [speed.depth for speed in speeds]
+        spreads = [speed.tokens_per_second for speed in speeds]
+        medians = [spread.median for spread in spreads]
+        errors = [[s.median - s.least for s in spreads], [s.most - s.median for s in spreads]]
+        label = f"{kind} of {tokens:,} tokens"
+        shown.append(
+            axes.errorbar(depths, medians, errors, color=color, marker=marker, markersize=5, capsize=3, label=label)
+        )
+        if limits := [(speed.depth, speed.limit) for speed in speeds if speed.limit]:
+            # Of a single depth a line is not to be seen: its limit is a dash.
+            axes.plot(*zip(*limits, strict=True), color=color, linestyle="--", linewidth=1, marker="_", markersize=14)
+    if any(speed.limit for speed in figures.speeds):
+        shown += axes.plot([], [], color=NEUTRAL, linestyle="--", linewidth=1, label="limit of each")
+    _token_axis(axes, {speed.depth for speed in figures.speeds})
+    _speed_axis(axes)
+    axes.legend(handles=shown, ncols=2, **LEGEND)
+
+
+def _draw_memory(axes: Axes, figures: Figures) -> None:
+    axes.set(title="Memory", xlabel="length of the context (tokens)", ylabel="memory (GB)")
+    planned, peak = figures.memory.by_context, figures.memory.peak
+    if not planned:
+        _say_nothing(axes)
+        return
+    contexts, sizes = zip(*planned, strict=True)
+    color, marker = SERIES[0]
+    axes.plot(contexts, [size / 1e9 for size in sizes], color=color, marker=marker, markersize=5, label="planned")
+    if peak is not None:
+        label = f"most that was measured, {size_text(peak)}"
+        axes.axhline(peak / 1e9, color=SERIES[1][0], linestyle="--", linewidth=1.5, label=label)
+    _token_axis(axes, set(contexts))
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(ncols=2, **LEGEND)
+
+
+def _say_nothing(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
+
+
+def _token_axis(axes: Axes, depths: Iterable[int]) -> None:
+    """Powers of two are equally far apart, and 0 lies before them; the deepest has a label, and some of the others."""
+    ordered = sorted(depths, reverse=True)
+    if 0 in ordered:
+        axes.set_xscale("symlog", base=2, linthresh=min(filter(None, ordered), default=1))
+    else:
+        axes.set_xscale("log", base=2)
+    marked = ordered[:: -(-len(ordered) // MOST_LABELS)]
+    axes.set_xticks(marked, [f"{depth:,}" for depth in marked])
+    axes.minorticks_off()
+
+
+def _speed_axis(axes: Axes) -> None:
+    """Prefill is many times as fast as decoding: with a logarithm both are to be seen."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    least, most = axes.dataLim.intervaly
+    axes.set_ylim(least / ROOM, most * ROOM)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Raises GptOssError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot write {path}: {reason(error)}") from None
