@@ -17,17 +17,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol
 
 from ..chat.processes import signal_group
-from ..errors import LONGEST, GptOssError, printable
+from ..errors import LONGEST, GptOssError
 from ..foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 from ..memory import size_text
-from .figures import FORMAT, Spread
+from .baseline import figures_of
+from .figures import Figures, Spread
 
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
@@ -66,29 +67,24 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one run of one side gave."""
+    """What one run of a peer gave."""
 
+    version: str
     speeds: dict[Point, float]
     """Tokens per second."""
-    version: str
     facts: dict[str, str]
-    """What the figures depend on, by name; where it is the same on both sides, the words are."""
+    """What the figures depend on, by the names and in the words of `our_facts`, as far as it is known."""
 
 
-class Side(Protocol):
+class Peer(Protocol):
     name: str
-
-    def measure(self, run: Run) -> Reading:
-        """Measure all points once. Raises GptOssError."""
-
-
-class Peer(Side, Protocol):
     points: list[Point]
     """What is compared."""
     ours: Sizes
     """What ours has to measure for that."""
-    notes: tuple[str, ...]
-    """What differs whatever the machine."""
+
+    def measure(self, run: Run) -> Reading:
+        """Measure all points once. Raises GptOssError."""
 
 
 @dataclass(frozen=True)
@@ -118,35 +114,30 @@ class PairedSpeed:
         return {"name": self.point.name} | self.point._asdict() | sides | ratio
 
 
+class Difference(NamedTuple):
+    what: str
+    ours: str
+    theirs: str
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """All text in it is `printable`."""
+    """Text in it is as it was found: who shows it has to escape it."""
 
-    model: str
-    machine: str
-    version: str
-    """Of gptoss-mlx."""
     peer: str
-    peer_version: str
-    load_average: float
-    """Of the minute before the first pair; above 1, other programs had a part of the cores."""
+    version: str
+    """Of the peer."""
     pairs_asked: int
-    differs: list[str]
+    differs: list[Difference]
     speeds: list[PairedSpeed]
-
-    @property
-    def pairs(self) -> int:
-        return len(self.speeds[0].ours)
-
-    @property
-    def finished(self) -> bool:
-        """False where the measurement was broken off."""
-        return self.pairs == self.pairs_asked
+    ours: Figures
+    """Of our last run, but for the load average, which is that before the first, and `finished`, which is that of the
+    comparison."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        rest = {"finished": self.finished, "speeds": [speed.as_dict() for speed in self.speeds]}
-        return {"format": FORMAT} | asdict(self) | rest
+        parts = {"speeds": [speed.as_dict() for speed in self.speeds], "ours": self.ours.as_dict()}
+        return asdict(self) | {"differs": [each._asdict() for each in self.differs]} | parts
 
 
 def compare(
@@ -162,22 +153,25 @@ def compare(
     `on_progress` is told in a line what runs, and how long a pair took. No process may take more than `time_limit`
     seconds. Raises GptOssError; a KeyboardInterrupt ends the process that runs.
     """
+    ours: list[Figures] = []
+    theirs: list[Reading] = []
 
     def run(name: str, words: list[str]) -> bytes:
         return _output(name, words, time_limit)
 
-    load_average = os.getloadavg()[0]
-    sides: tuple[Side, ...] = (_Ours(ours_command, peer.ours), peer)
-    readings: dict[str, list[Reading]] = {side.name: [] for side in sides}
+    turns = [
+        (OURS, lambda: ours.append(_measure_ours(run, ours_command, peer.ours))),
+        (peer.name, lambda: theirs.append(peer.measure(run))),
+    ]
     for pair in range(1, rounds + 1):
         started = time.monotonic()
-        for side in sides:
-            on_progress(f"pair {pair} of {rounds}: {side.name}")
-            readings[side.name].append(_complete(side.name, side.measure(run), peer.points))
-        sides = sides[::-1]
+        for name, measure in turns:
+            on_progress(f"pair {pair} of {rounds}: {name}")
+            measure()
+        turns.reverse()
         if left := rounds - pair:
             on_progress(f"one pair took {time.monotonic() - started:.0f} s, {left} to go")
-        yield _comparison(peer, load_average, rounds, readings[OURS], readings[peer.name])
+        yield _comparison(peer, rounds, ours, theirs)
 
 
 @dataclass(frozen=True)
@@ -188,14 +182,18 @@ class MlxLm:
     folder: Path
     sizes: Sizes
     name: ClassVar = "mlx-lm"
-    notes: ClassVar = (
-        "depth: mlx-lm decodes behind its prompt only, so ours is measured at that depth",
-        "a prefill's time: mlx-lm's includes a step of its own for the last token, and the choice of the next",
-        "a decoded token's time: mlx-lm's includes log-probabilities and text, ours the greedy choice alone",
-        "decoded tokens: mlx-lm counts the first, whose time is in its prefill; it is asked for one more, and that one"
-        " is taken off its figure",
-        "positions: mlx-lm rounds the range of YaRN's correction, which the checkpoint does not; the work is the same",
-    )
+    facts: ClassVar = {
+        "operations": "MLX's own",
+        "threads": "as MLX has it",
+        "prefill": "2,048 tokens at a time",
+        "prefill ends with": "a step of its own for the last token, and the choice of the next",
+        "decode goes on behind": "its prompt",
+        "decode of a token": "also log-probabilities and text",
+        "decode counts": "the first token too, which its prefill timed; that one is taken off here",
+        "keys and values": "16 bits",
+        "experts": "all in memory",
+        "range of YaRN": "rounded, for the same work",
+    }
 
     def __post_init__(self) -> None:
         if not is_there(self.folder / "tokenizer.json"):
@@ -222,14 +220,7 @@ class MlxLm:
             prefill, decode = _mlx_lm_speeds(run(self.name, program + counts))
             speeds[Point("prefill", prompt, 0)] = prefill
             speeds[Point("decode", generate, prompt)] = decode * generate / (generate + 1)
-        facts = {
-            "operations": "MLX's own",
-            "threads": "as MLX has it",
-            "prefill": "2,048 tokens at a time",
-            "keys and values": "16 bits",
-            "experts": "all in memory",
-        }
-        return Reading(speeds, version("mlx-lm"), facts)
+        return Reading(version("mlx-lm"), speeds, self.facts)
 
 
 @dataclass(frozen=True)
@@ -242,11 +233,6 @@ class LlamaCpp:
     sizes: Sizes
     threads: int | None
     name: ClassVar = "llama.cpp"
-    notes: ClassVar = (
-        "a decoded token's time: ours includes the greedy choice, llama-bench goes on with random tokens",
-        "positions: llama.cpp (as of commit 0c1e570) rounds the range of YaRN's correction, which the checkpoint does"
-        " not; the work is the same",
-    )
 
     def __post_init__(self) -> None:
         if not is_there(self.llama_bench):
@@ -281,47 +267,33 @@ class LlamaCpp:
             raise GptOssError(f"cannot read what llama-bench printed: {error}") from None
 
 
-@dataclass(frozen=True)
-class _Ours:
-    command: Sequence[str]
-    sizes: Sizes
-    name: ClassVar = OURS
-
-    def measure(self, run: Run) -> Reading:
-        sizes = [(f"--{name}", _listed(counts)) for name, counts in asdict(self.sizes).items()]
-        output = run(self.name, [*self.command, *(word for pair in sizes for word in pair)])
-        try:
-            return _our_reading(parse_json(output))
-        except ValueError as error:
-            raise GptOssError(f"cannot read what our own run printed: {error}") from None
-
-
-def _our_reading(figures: Any) -> Reading:
-    """Of `Figures.as_dict()`. Raises ValueError."""
-    if (found := _get(figures, "format", int)) != FORMAT:
-        raise ValueError(f"it is of format {found}, not {FORMAT}")
-    model, setup, machine = (_get(figures, name, dict) for name in ("model", "setup", "machine"))
-    kernels, threads = _get(machine, "kernels", str | None), _get(setup, "threads", int | None)
-    slots = _get(setup, "expert_slots", int | None)
-    facts = {
-        "model": _get(model, "name", str),
-        "machine": f"{_get(machine, 'processor', str)}, {_get(machine, 'cores', int)} cores",
-        "weights": _weights(_get(model, "bits_per_weight", float), _get(model, "bytes", int)),
-        "quantization": _get(model, "recipe", str | None) or "not known",
-        "device": _get(machine, "device", str),
+def our_facts(figures: Figures) -> dict[str, str]:
+    """What our figures depend on, by name; where it is the same for a peer, its words are the same."""
+    model, setup, kernels = figures.model, figures.setup, figures.machine.kernels
+    return {
+        "weights": _weights(model.bits_per_weight, model.bytes),
+        "quantization": model.recipe or "not known",
+        "device": figures.machine.device,
         "operations": f"kernels for {kernels}" if kernels else "MLX's own",
-        "threads": "as MLX has it" if threads is None else str(threads),
-        "prefill": f"{_get(setup, 'prefill_chunk', int):,} tokens at a time",
-        "keys and values": f"{_get(setup, 'kv_bits', int)} bits",
-        "experts": "all in memory" if slots is None else f"{slots} in memory at a time",
+        "threads": "as MLX has it" if setup.threads is None else str(setup.threads),
+        "prefill": f"{setup.prefill_chunk:,} tokens at a time",
+        "prefill ends with": "the logits of the last token",
+        "decode goes on behind": "as many random tokens",
+        "decode of a token": "logits and the greedy choice",
+        "decode counts": "the tokens that it timed",
+        "keys and values": f"{setup.kv_bits} bits",
+        "experts": "all in memory" if setup.expert_slots is None else f"{setup.expert_slots:,} in memory at a time",
+        "range of YaRN": "as the checkpoint has it",
     }
-    speeds = {
-        Point(*(_get(speed, name, kind) for name, kind in (("kind", str), ("tokens", int), ("depth", int)))): _speed(
-            _get(speed, "tokens_per_second", dict), "median"
-        )
-        for speed in _get(figures, "speeds", list)
-    }
-    return Reading(speeds, version(OURS), facts)
+
+
+def _measure_ours(run: Run, command: Sequence[str], sizes: Sizes) -> Figures:
+    counts = [(f"--{name}", _listed(counts)) for name, counts in asdict(sizes).items()]
+    output = run(OURS, [*command, *(word for pair in counts for word in pair)])
+    try:
+        return figures_of(parse_json(output))
+    except ValueError as error:
+        raise GptOssError(f"cannot read what our own run printed: {error}") from None
 
 
 def _mlx_lm_speeds(output: bytes) -> tuple[float, float]:
@@ -342,35 +314,37 @@ def _llama_bench_reading(tests: Any) -> Reading:
         prompt, generate, depth = (_get(test, name, int) for name in ("n_prompt", "n_gen", "n_depth"))
         point = Point("prefill", prompt, depth) if prompt else Point("decode", generate, depth)
         speeds[point] = _speed(test, "avg_ts")
-    size, batch = _get(test, "model_size", int), _get(test, "n_batch", int)
+    size, parameters = _get(test, "model_size", int), _get(test, "model_n_params", int)
+    batch = min(_get(test, "n_batch", int), _get(test, "n_ubatch", int))
     keys, values = _get(test, "type_k", str), _get(test, "type_v", str)
     facts = {
-        "weights": _weights(8 * size / max(_get(test, "model_n_params", int), 1), size),
+        "weights": _weights(8 * size / max(parameters, 1), size),
         "quantization": _get(test, "model_type", str),
         "device": _get(test, "gpu_info", str) or "CPU",
         "operations": f"ggml's, {_get(test, 'backends', str)}",
         "threads": str(_get(test, "n_threads", int)),
-        "prefill": f"{min(batch, _get(test, 'n_ubatch', int)):,} tokens at a time",
+        "prefill": f"{batch:,} tokens at a time",
+        "decode of a token": "logits; it goes on with a random token",
         "keys and values": "16 bits" if {keys, values} <= {"f16", "bf16"} else f"{keys} and {values}",
         "experts": "all in memory",
+        "range of YaRN": "rounded, as of commit 0c1e570, for the same work",
     }
     build = f"build {_get(test, 'build_number', int)}, commit {_get(test, 'build_commit', str)}"
-    return Reading(speeds, build, facts)
+    return Reading(build, speeds, facts)
 
 
-def _get(entry: Any, name: str, kind: Any) -> Any:
-    """A value of a JSON object; whole numbers are also floats. Raises ValueError where it is not of its kind."""
+def _get(entry: Any, name: str, kind: type) -> Any:
+    """A value of a JSON object. Raises ValueError where it is not of its kind; a whole number is also a float."""
     value = entry.get(name) if isinstance(entry, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float if kind is float else kind):
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise ValueError(f"{name} is {value!r}")
     return value
 
 
 def _speed(entry: Any, name: str) -> float:
-    speed = float(_get(entry, name, float))
-    if speed <= 0:
+    if (speed := _get(entry, name, float)) <= 0:
         raise ValueError(f"{name} is {speed}")
-    return speed
+    return float(speed)
 
 
 def _weights(bits: float, size: int) -> str:
@@ -381,32 +355,26 @@ def _listed(counts: Sequence[int]) -> str:
     return ",".join(map(str, counts))
 
 
-def _complete(name: str, reading: Reading, points: list[Point]) -> Reading:
-    if missing := [point for point in points if point not in reading.speeds]:
-        raise GptOssError(f"{name} gave no figure for {missing[0].name}")
-    return reading
-
-
-def _comparison(peer: Peer, load_average: float, rounds: int, ours: list[Reading], theirs: list[Reading]) -> Comparison:
-    ours_facts, theirs_facts = ours[-1].facts, theirs[-1].facts
-    facts = [
-        f"{name}: {ours_facts[name]} ({OURS}), {fact} ({peer.name})"
-        for name, fact in theirs_facts.items()
-        if fact != ours_facts[name]
+def _comparison(peer: Peer, rounds: int, ours: list[Figures], theirs: list[Reading]) -> Comparison:
+    our_speeds = [
+        {Point(each.kind, each.tokens, each.depth): each.tokens_per_second.median for each in figures.speeds}
+        for figures in ours
     ]
+    for name, speeds in ((OURS, our_speeds[-1]), (peer.name, theirs[-1].speeds)):
+        if missing := [point for point in peer.points if point not in speeds]:
+            raise GptOssError(f"{name} gave no figure for {missing[0].name}")
+    conditions = replace(ours[-1].conditions, load_average=ours[0].conditions.load_average)
+    facts = our_facts(ours[-1])
     return Comparison(
-        model=printable(ours_facts["model"]),
-        machine=printable(ours_facts["machine"]),
-        version=ours[-1].version,
         peer=peer.name,
-        peer_version=printable(theirs[-1].version),
-        load_average=load_average,
+        version=theirs[-1].version,
         pairs_asked=rounds,
-        differs=[printable(fact) for fact in facts] + list(peer.notes),
+        differs=[Difference(name, facts[name], fact) for name, fact in theirs[-1].facts.items() if fact != facts[name]],
         speeds=[
-            PairedSpeed(point, [each.speeds[point] for each in ours], [each.speeds[point] for each in theirs])
+            PairedSpeed(point, [each[point] for each in our_speeds], [each.speeds[point] for each in theirs])
             for point in peer.points
         ],
+        ours=replace(ours[-1], conditions=conditions, finished=len(ours) == rounds),
     )
 
 

@@ -1,78 +1,68 @@
-"""A comparison with another runtime as a table, as CSV and as Markdown."""
+"""A comparison with another runtime on a terminal, as CSV and as Markdown."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
 
+from rich.console import Console
+
+from ..errors import printable
+from . import tables
 from .figures import Spread
-from .peers import OURS, Comparison, PairedSpeed
+from .formats import markdown_table
+from .peers import OURS, Comparison
+from .report import print_lines, print_text_table
+from .tables import TextTable
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """On standard output, as a table and what differs below it."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("tokens/s", OURS, comparison.peer, "ratio", "of single pairs", "", title=Text(_title(comparison)))
-    for column in table.columns[1:5]:
-        column.justify = "right"
-    for speed in comparison.speeds:
-        table.add_row(*_cells(comparison, speed))
-    console = Console()
-    console.print(table)
-    for line in (_pairs(comparison), "what differs:", *(f"- {line}" for line in comparison.differs)):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def comparison_as_csv(comparison: Comparison) -> str:
-    """A line for each pair of each point."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("kind", "tokens", "depth", "pair", "ours", "theirs", "ratio", "peer", "version"))
-    for speed in comparison.speeds:
-        for pair, both in enumerate(zip(speed.ours, speed.theirs, speed.ratios, strict=True), 1):
-            writer.writerow((*speed.point, pair, *both, comparison.peer, comparison.peer_version))
-    return file.getvalue()
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print both sides' speeds and what differs to standard output, or to `console`, with a line for all that disturbed
+    it."""
+    console = console or Console()
+    for table in _tables(comparison):
+        print_text_table(console, table)
+    print_lines(console, tables.warnings(comparison.ours), "yellow")
 
 
 def comparison_as_markdown(comparison: Comparison) -> str:
-    head = ("tokens/s", OURS, comparison.peer, "ratio", "of single pairs", "")
-    rows = [head, ("---", "---:", "---:", "---:", "---:", "---")]
-    rows += [_cells(comparison, speed) for speed in comparison.speeds]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    differs = "\n".join(f"- {_escaped(line)}" for line in comparison.differs)
-    return f"{_escaped(_title(comparison))}\n\n{table}\n\n{_pairs(comparison)}\n\nWhat differs:\n\n{differs}\n"
+    parts = [markdown_table(table) for table in (tables.machine(comparison.ours), *_tables(comparison))]
+    parts += [f"- {line}" for line in tables.warnings(comparison.ours)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _title(comparison: Comparison) -> str:
-    sides = f"{OURS} {comparison.version} and {comparison.peer} {comparison.peer_version}"
-    return f"{comparison.model}: {sides} on {comparison.machine}"
+def comparison_as_csv(comparison: Comparison) -> str:
+    """A line of names, with their units, and one for each pair of each point."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    speed = "tokens_per_second"
+    writer.writerow(("kind", "tokens", "depth_tokens", "pair", f"our_{speed}", f"their_{speed}", "ratio", "peer"))
+    for paired in comparison.speeds:
+        for pair, values in enumerate(zip(paired.ours, paired.theirs, paired.ratios, strict=True), 1):
+            writer.writerow((*paired.point, pair, *values, comparison.peer))
+    return text.getvalue()
 
 
-def _cells(comparison: Comparison, speed: PairedSpeed) -> tuple[str, ...]:
-    ratio = Spread.of(speed.ratios)
-    verdicts = {"ours": f"{OURS} is faster", "theirs": f"{comparison.peer} is faster", None: "no clear difference"}
-    return (
-        speed.point.name,
-        *(f"{Spread.of(side).median:,.2f}" for side in (speed.ours, speed.theirs)),
-        f"{ratio.median:.2f}",
-        f"{ratio.least:.2f} to {ratio.most:.2f}",
-        verdicts[speed.faster],
+def _tables(comparison: Comparison) -> list[TextTable]:
+    pairs, asked = len(comparison.speeds[0].ours), comparison.pairs_asked
+    runs = f"{pairs if pairs == asked else f'{pairs} of {asked}'} {'pair' if asked == 1 else 'pairs'} of runs by turns"
+    faster = {"ours": OURS, "theirs": comparison.peer, None: "one pair cannot tell" if pairs == 1 else "not clear"}
+
+    def median(values: list[float]) -> str:
+        return tables.number(Spread.of(values).median)
+
+    sides = f"{comparison.ours.model.name} with {OURS} and {comparison.peer} ({comparison.version})"
+    speeds = tables.as_table(
+        f"{printable(sides)}, tokens/s, {runs}",
+        comparison.speeds,
+        [
+            ("what", lambda speed: speed.point.name),
+            (OURS, lambda speed: median(speed.ours)),
+            (comparison.peer, lambda speed: median(speed.theirs)),
+            ("ratio", lambda speed: f"{Spread.of(speed.ratios).median:.2f}"),
+            ("least-most", lambda speed: "{0.least:.2f}-{0.most:.2f}".format(Spread.of(speed.ratios))),
+            ("faster", lambda speed: faster[speed.faster]),
+        ],
     )
-
-
-def _pairs(comparison: Comparison) -> str:
-    of = "" if comparison.finished else f" of {comparison.pairs_asked}"
-    runs = f"{comparison.pairs}{of} pairs of runs, in turns; medians, and the least and the most of single pairs"
-    alone = "; one pair shows no difference" if comparison.pairs == 1 else ""
-    load = f"; load average before {comparison.load_average:.1f}"
-    busy = ": other programs ran, so do not rely on this" if comparison.load_average > 1 else ""
-    return f"{runs}{alone}{load}{busy}"
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~$])", r"\\\1", text)
+    differs = TextTable("What differs", ("what", OURS, comparison.peer), [*comparison.differs], numbers=False)
+    return [speeds, differs]

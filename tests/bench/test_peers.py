@@ -25,26 +25,14 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.bench.figures import (
-    Conditions,
-    Figures,
-    Machine,
-    Memory,
-    ModelFacts,
-    Rates,
-    Setup,
-    Speed,
-    Spread,
-    Work,
-)
+from bench.examples import FULL, decode, prefill
+from gptoss_mlx.bench.figures import Figures
 from gptoss_mlx.bench.peers import LlamaCpp, MlxLm, PairedSpeed, Point, Sizes, compare
 from gptoss_mlx.bench.peers_report import comparison_as_csv, comparison_as_markdown, print_comparison
 from gptoss_mlx.errors import GptOssError
 
 GOLDEN = Path(__file__).parent / "llama_bench.json"
 SIZES = Sizes(prompt=(64,), generate=(16,), depth=(0, 128))
-MACHINE = Machine("Linux", "A processor", 2, 2**34, "CPU", "avx2", {}, None)
-SETUP = Setup(1, 2, 4096, 16, 256, None, None)
 
 # Prints its outputs, one each time it is run, and notes how it was run. For the output None it starts another program,
 # tells its id, and waits for ever.
@@ -74,13 +62,10 @@ sys.addaudithook(hear)
 
 
 def figures_of(speeds: dict[Point, float]) -> Figures:
-    """What our own run finds; only what a comparison reads matters."""
-    model = ModelFacts("demo", "mxfp4-q4", False, 4, 8, 4, 2_600_000, 4.44)
-    rates, work = Rates(None, None, None), Work(0, 0, 0)
-    found = [Speed(*point, Spread(speed, speed, speed, 1), work, rates) for point, speed in speeds.items()]
-    idle = Conditions(None, None, None, None, None)
-    memory = Memory(None, None, None, 0, [])
-    return Figures("", "", MACHINE, idle, model, SETUP, memory, None, found, None, True)
+    """What our own run finds."""
+    make = {"prefill": prefill, "decode": decode}
+    found = [make[kind](tokens, depth, speed) for (kind, tokens, depth), speed in speeds.items()]
+    return replace(FULL, speeds=found)
 
 
 def program(path: Path, text: str) -> Path:
@@ -131,9 +116,9 @@ def test_mlx_lm_runs_offline_on_the_same_folder(demo_folder, tmp_path, monkeypat
         assert speed.ours == [1e6, 1e6]
         assert all(1 < theirs < 1e6 for theirs in speed.theirs)
         assert speed.faster == "ours"
-    assert (last.peer, last.peer_version, last.finished) == ("mlx-lm", version("mlx-lm"), True)
-    assert "operations: kernels for avx2 (gptoss-mlx), MLX's own (mlx-lm)" in last.differs
-    assert not any(line.startswith("keys and values") for line in last.differs)
+    assert (last.peer, last.version, last.ours.finished) == ("mlx-lm", version("mlx-lm"), True)
+    assert ("operations", "kernels for avx512-vnni", "MLX's own") in last.differs
+    assert not {"keys and values", "experts"} & {each.what for each in last.differs}
     assert told[:2] == ["pair 1 of 2: gptoss-mlx", "pair 1 of 2: mlx-lm"]
     assert told[3:] == ["pair 2 of 2: mlx-lm", "pair 2 of 2: gptoss-mlx"]
     assert told[2].endswith(" s, 1 to go")
@@ -174,7 +159,7 @@ def test_pairs_alternate_and_ratios_are_of_pairs(tmp_path, gguf):
     peer = llama(tmp_path, gguf, golden(avg_ts=50.0), golden(avg_ts=100), golden(avg_ts=40.0))
     partial = list(compare(peer, ours_at(tmp_path, 100, 300, 80), 3))
 
-    assert [(each.pairs, each.finished) for each in partial] == [(1, False), (2, False), (3, True)]
+    assert [each.ours.finished for each in partial] == [False, False, True]
     for speed in partial[-1].speeds:
         assert (speed.ours, speed.theirs, speed.ratios) == ([100, 300, 80], [50, 100, 40], [2, 3, 2])
     assert [speed.point for speed in partial[-1].speeds] == SIZES.points
@@ -186,18 +171,29 @@ def test_pairs_alternate_and_ratios_are_of_pairs(tmp_path, gguf):
 
 def test_what_differs_from_llama_cpp(tmp_path, gguf):
     (last,) = compare(llama(tmp_path, gguf, GOLDEN.read_text()), ours_at(tmp_path, 100.0), 1)
-    assert (last.peer, last.peer_version) == ("llama.cpp", "build 1, commit 0c1e570")
-    assert (last.model, last.machine) == ("demo", "A processor, 2 cores")
-    assert "quantization: mxfp4-q4 (gptoss-mlx), gpt-oss ?B MXFP4 MoE (llama.cpp)" in last.differs
-    assert "weights: 4.44 bits each, 2.6 MB (gptoss-mlx), 5.48 bits each, 3.3 MB (llama.cpp)" in last.differs
-    assert "prefill: 256 tokens at a time (gptoss-mlx), 512 tokens at a time (llama.cpp)" in last.differs
-    assert not any(line.startswith(("device", "threads", "keys and values", "experts")) for line in last.differs)
+    assert (last.peer, last.version) == ("llama.cpp", "build 1, commit 0c1e570")
+    differs = {each.what: each[1:] for each in last.differs}
+    assert differs["weights"] == ("4.28 bits each, 11.20 GB", "5.48 bits each, 3.3 MB")
+    assert differs["quantization"] == ("mxfp4-q4", "gpt-oss ?B MXFP4 MoE")
+    assert not {"device", "threads", "prefill", "keys and values", "experts"} & differs.keys()
 
-    other = llama(tmp_path, gguf, golden(n_threads=4, type_k="q8_0", type_v="q8_0", gpu_info="A GPU"))
-    (last,) = compare(other, ours_at(tmp_path, 100.0), 1)
-    assert "device: CPU (gptoss-mlx), A GPU (llama.cpp)" in last.differs
-    assert "threads: 2 (gptoss-mlx), 4 (llama.cpp)" in last.differs
-    assert "keys and values: 16 bits (gptoss-mlx), q8_0 and q8_0 (llama.cpp)" in last.differs
+    other = golden(n_threads=4, n_ubatch=64, type_k="q8_0", type_v="q8_0", gpu_info="A GPU")
+    (last,) = compare(llama(tmp_path, gguf, other), ours_at(tmp_path, 100.0), 1)
+    differs = {each.what: each[1:] for each in last.differs}
+    assert differs["device"] == ("CPU", "A GPU")
+    assert differs["threads"] == ("2", "4")
+    assert differs["prefill"] == ("512 tokens at a time", "64 tokens at a time")
+    assert differs["keys and values"] == ("16 bits", "q8_0 and q8_0")
+
+
+def test_a_busy_machine_is_told_by_the_load_before_the_first_run(tmp_path, gguf):
+    first, second = (
+        replace(figures_of(dict.fromkeys(SIZES.points, 1.0)), conditions=replace(FULL.conditions, load_average=load))
+        for load in (3.0, 1.5)
+    )
+    *_, last = compare(llama(tmp_path, gguf, golden()), ours(tmp_path, first, second), 2)
+    assert last.ours.conditions.load_average == 3
+    assert "a load average of 3.00 on 2 cores" in comparison_as_markdown(last)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +227,12 @@ def test_garbage_of_a_peer_is_one_line(tmp_path, gguf, output, said):
     assert "\n" not in str(caught.value)
 
 
-def test_garbage_of_ours_is_one_line(tmp_path, gguf):
-    older = json.dumps(figures_of({}).as_dict() | {"format": 0})
-    command = [str(stand_in(tmp_path, "ours", older))]
-    with pytest.raises(GptOssError, match="our own run printed: it is of format 0"):
+@pytest.mark.parametrize(
+    ("output", "said"), [("oops", "Expecting value"), ("{}", "is missing"), ('{"machine": 1}', "is missing")]
+)
+def test_garbage_of_ours_is_one_line(tmp_path, gguf, output, said):
+    command = [str(stand_in(tmp_path, "ours", output))]
+    with pytest.raises(GptOssError, match=f"cannot read what our own run printed: .*{said}"):
         list(compare(llama(tmp_path, gguf, golden()), command, 1))
 
 
@@ -293,7 +291,7 @@ def test_ctrl_c_ends_what_runs_and_leaves_the_pairs_that_are_done(tmp_path, gguf
     first = next(comparisons)
     with pytest.raises(KeyboardInterrupt):
         next(comparisons)
-    assert (first.pairs, first.finished) == (1, False)
+    assert (len(first.speeds[0].ours), first.ours.finished) == (1, False)
     assert gone(int(child.read_text()))
 
 
@@ -324,20 +322,19 @@ def test_table(hostile, capsys, monkeypatch):
     print_comparison(hostile)
     text = capsys.readouterr().out
     assert "\x1b" not in text
-    assert "demo: gptoss-mlx" in text
-    assert "a|b\\n[link=x] on A processor" in text
+    assert r"gpt-oss-20b with gptoss-mlx and llama.cpp (build 1, commit a|b\n[link=x]), tokens/s, 1 of 2 pairs" in text
     assert r"[red]\x1b[31m|<b>*" in text
     assert "decode 16 at 128" in text
-    assert "1 of 2 pairs of runs" in text
-    assert "no clear difference" in text
-    assert "- positions: llama.cpp " in text
+    assert "one pair cannot tell" in text
+    assert "broken off" in text
 
 
-@pytest.mark.parametrize(("load", "warned"), [(0.2, False), (3.0, True)])
-def test_a_busy_machine_is_told(hostile, load, warned):
-    text = comparison_as_markdown(replace(hostile, load_average=load))
-    assert f"load average before {load}" in text
-    assert ("do not rely on this" in text) == warned
+@pytest.mark.parametrize(("speed", "word"), [(1e6, "gptoss-mlx"), (1e-3, "llama.cpp")])
+def test_who_is_faster_in_words(tmp_path, gguf, speed, word):
+    *_, last = compare(llama(tmp_path, gguf, golden()), ours_at(tmp_path, speed), 2)
+    rows = [line for line in comparison_as_markdown(last).splitlines() if line.startswith("| decode 16 at ")]
+    assert len(rows) == 2
+    assert all(row.endswith(f" {word} |") for row in rows)
 
 
 def test_csv_has_every_pair(tmp_path, gguf):
@@ -347,29 +344,29 @@ def test_csv_has_every_pair(tmp_path, gguf):
     assert rows[0] == {
         "kind": "prefill",
         "tokens": "64",
-        "depth": "0",
+        "depth_tokens": "0",
         "pair": "1",
-        "ours": "100.0",
-        "theirs": "50.0",
+        "our_tokens_per_second": "100.0",
+        "their_tokens_per_second": "50.0",
         "ratio": "2.0",
         "peer": "llama.cpp",
-        "version": "build 1, commit 0c1e570",
     }
 
 
 def test_markdown(hostile):
     lines = comparison_as_markdown(hostile).splitlines()
-    assert lines[0].startswith("demo: gptoss-mlx ")
-    assert r"a\|b" in lines[0]
-    table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 2 + len(SIZES.points)
-    assert {line.count("|") for line in table} == {7}
+    (title,) = (line for line in lines if line.startswith("### gpt-oss-20b"))
+    assert r"a\|b\\n\[link=x\]" in title
+    rows = [line for line in lines if line.startswith(("| prefill", "| decode")) and " at " in line]
+    assert [row.count("|") for row in rows][: len(SIZES.points)] == [7] * len(SIZES.points)
     assert any(r"\[red\]\\x1b\[31m\|\<b\>\*" in line for line in lines)
 
 
 def test_json(hostile):
     data = json.loads(json.dumps(hostile.as_dict()))
-    assert (data["peer"], data["pairs_asked"], data["finished"]) == ("llama.cpp", 2, False)
+    assert (data["peer"], data["pairs_asked"], data["ours"]["finished"]) == ("llama.cpp", 2, False)
+    assert data["ours"]["machine"]["processor"] == FULL.machine.processor
+    assert {"what", "ours", "theirs"} == data["differs"][0].keys()
     first = data["speeds"][0]
     assert (first["name"], first["kind"], first["tokens"], first["depth"]) == ("prefill 64 at 0", "prefill", 64, 0)
     assert first["ratio"]["runs"] == 1
@@ -383,6 +380,6 @@ def test_json(hostile):
 def test_the_real_llama_bench(tmp_path):
     program, gguf = (Path(os.environ[f"GPTOSS_MLX_TEST_{name}"]) for name in ("LLAMA_BENCH", "GGUF"))
     (*_, last) = compare(LlamaCpp(program, gguf, SIZES, threads=1), ours_at(tmp_path, 1.0), 2)
-    assert last.finished
+    assert last.ours.finished
     assert all(theirs > 1 for speed in last.speeds for theirs in speed.theirs)
-    assert "threads: 2 (gptoss-mlx), 1 (llama.cpp)" in last.differs
+    assert ("threads", "2", "1") in last.differs
