@@ -23,6 +23,14 @@ from .report import print_lines, print_text_table
 from .tables import TextTable
 
 FAIL_BELOW = 0.95
+MOST = 1e24  # bytes, operations or seconds: nothing that was measured is more
+SETTINGS = {
+    "context": "context",
+    "kv_bits": "bits of keys and values",
+    "prefill_chunk": "tokens of a prefill chunk",
+    "expert_slots": "limit of experts in memory",
+    "routing": "replayed routing",
+}
 
 
 @dataclass(frozen=True)
@@ -98,19 +106,16 @@ def _identity(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, An
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
     """A line for each setting that is not as it was, and may be why a speed is not."""
-    settings = {
-        "context": "context",
-        "kv_bits": "bits of keys and values",
-        "prefill_chunk": "tokens of a prefill chunk",
-        "expert_slots": "experts in memory",
-        "routing": "routing",
-    }
-    pairs = {words: (getattr(earlier, name), getattr(setup, name)) for name, words in settings.items()}
-    return [f"{words}: {_told(then)} then, {_told(now)} now" for words, (then, now) in pairs.items() if then != now]
+    lines = []
+    for name, words in SETTINGS.items():
+        then, now = getattr(earlier, name), getattr(setup, name)
+        if then != now:
+            lines.append(f"{words}: {_told(then)} then, {_told(now)} now")
+    return lines
 
 
 def _told(value: int | str | None) -> str:
-    return "none" if value is None else f"{value:,}" if type(value) is int else str(value)
+    return "not set" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def compare_with_baseline(figures: Figures, baseline: Figures, fail_below: float = FAIL_BELOW) -> list[Change]:
@@ -160,17 +165,18 @@ def changes_table(changes: Sequence[Change]) -> TextTable | None:
             ("then", spread(lambda change: change.earlier)),
             ("now", spread(lambda change: change.present)),
             ("ratio", lambda change: ratio(change.ratio)),
-            ("bandwidth", lambda change: ratio(change.bandwidth_ratio)),
+            ("memory", lambda change: ratio(change.bandwidth_ratio)),
         ],
     )
 
 
 def print_changes(changes: Sequence[Change], differences: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print the changes, a line for each that is below, and for each of `setting_differences`, to standard output, or to
-    `console`."""
+    """Print the changes to standard output, or to `console`, and a line for each that is below and for each of
+    `setting_differences`."""
     console = console or Console()
     if table := changes_table(changes):
         print_text_table(console, table)
+    print_lines(console, ["ratio: now over then; memory: the same of its bandwidth, measured beside each speed"])
     print_lines(
         console, (f"slower: {each.name}, {each.ratio:.3f} of the baseline" for each in changes if each.below), "red"
     )
@@ -182,8 +188,8 @@ class _Damaged(ValueError):
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value`, out of JSON, as the type that `kind` says; `where` it is, for messages. Numbers are 0 or more. What the
-    types do not name is not looked at. Raises _Damaged."""
+    """`value`, out of JSON, as the type that `kind` says; `where` it is, for messages. Numbers are from 0 to MOST. What
+    the types do not name is not looked at. Raises _Damaged."""
     of, parts = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
         return _read_fields(kind, value, where)
@@ -207,8 +213,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind is float:
         value = float(value) if type(value) is int else value
     value = _checked(kind, value, where)
-    if kind in (int, float) and value < 0:
-        raise _Damaged(f"{where} is below 0")
+    if kind in (int, float) and not 0 <= value <= MOST:
+        raise _Damaged(f"{where} is {'below 0' if value < 0 else 'too large'}")
     return value
 
 

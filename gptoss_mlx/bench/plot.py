@@ -28,19 +28,14 @@ INCHES = (12, 5)
 DOTS_PER_INCH = 150
 LONGEST_LINE = 110  # of the title, in characters
 
-# Okabe and Ito's colours, which everybody can tell apart, and a marker for each.
-SERIES = [
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "^"),
-    ("#CC79A7", "D"),
-    ("#E69F00", "v"),
-    ("#56B4E9", "P"),
-]
+# Okabe and Ito's, which people who do not see all colours tell apart too. The markers are fewer, so that where the
+# colours begin again they come with other markers.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v")
 NEUTRAL = "#444444"
 LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
 MOST_LABELS = 6  # that fit below a panel
-ROOM = 1.6  # above and below the speeds, so that one of 1, 2, 5, 10, ... is always among them
+ROOM = 2  # above and below the speeds, as a factor: so wide a scale always has two of 1, 2, 5, 10, ...
 
 # The same bytes for the same figures.
 STYLE = {"svg.hashsalt": "gptoss-mlx", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
@@ -96,7 +91,7 @@ def _draw_speed(axes: Axes, figures: Figures) -> None:
         series.setdefault((speed.kind, speed.tokens), []).append(speed)
     shown = []
     for number, ((kind, tokens), speeds) in enumerate(series.items()):
-        color, marker = SERIES[number % len(SERIES)]
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         depths = [speed.depth for speed in speeds]
         spreads = [speed.tokens_per_second for speed in speeds]
         medians = [spread.median for spread in spreads]
@@ -122,13 +117,12 @@ def _draw_memory(axes: Axes, figures: Figures) -> None:
         _say_nothing(axes)
         return
     contexts, sizes = zip(*planned, strict=True)
-    color, marker = SERIES[0]
-    axes.plot(contexts, [size / 1e9 for size in sizes], color=color, marker=marker, markersize=5, label="planned")
+    axes.plot(contexts, [size / 1e9 for size in sizes], color=COLORS[0], marker="o", markersize=5, label="planned")
     if peak is not None:
         label = f"most that was measured, {size_text(peak)}"
-        axes.axhline(peak / 1e9, color=SERIES[1][0], linestyle="--", linewidth=1.5, label=label)
+        axes.axhline(peak / 1e9, color=COLORS[1], linestyle="--", linewidth=1.5, label=label)
     _token_axis(axes, set(contexts))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(*sizes, peak or 0) / 1e9)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=2, **LEGEND)
 

@@ -261,5 +261,5 @@ def warnings(figures: Figures) -> list[str]:
     if told.power == "battery":
         lines.append("disturbed: on battery")
     if not figures.finished:
-        lines.append("broken off: these are the figures that were there")
+        lines.append("broken off: what is missing here was not measured")
     return lines

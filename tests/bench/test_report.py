@@ -1,0 +1,355 @@
+"""What a benchmark shows: tables on a terminal, JSON, CSV, Markdown, a report for an issue, a plot."""
+
+import csv
+import getpass
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode
+from gptoss_mlx.bench import formats, tables
+from gptoss_mlx.bench.plot import check_plot, save_plot
+from gptoss_mlx.bench.report import print_table
+from gptoss_mlx.errors import GptOssError
+
+EXAMPLES = {"full": FULL, "bare": BARE, "paged": PAGED, "disturbed": DISTURBED, "hostile": HOSTILE}
+every = pytest.mark.parametrize("figures", EXAMPLES.values(), ids=EXAMPLES)
+
+
+def printed(figures, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    print_table(figures, console)
+    return console.file.getvalue()
+
+
+def test_table_is_what_a_person_reads():
+    text = "\n".join(line.rstrip() for line in printed(PAGED).splitlines())
+    assert text.startswith(
+        """\
+gpt-oss-20b, mxfp4-q4 (11.20 GB, 4.28 bits per weight)
+AMD EPYC 9R14, 2 cores, avx512-vnni kernels, 2 threads
+context 32,768, keys and values in 16 bits, 485 of 768 experts in memory, median
+of 5 runs
+Speed
+┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━┓
+┃ what                ┃ tokens/s ┃ least-most ┃ limit ┃ of limit ┃
+┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━╇━━━━━━━━━━━━╇━━━━━━━╇━━━━━━━━━━┩
+│ decode 128 at 0     │     4.70 │  4.46-4.89 │  20.8 │      23% │
+│ decode 128 at 4,096 │     4.10 │  3.89-4.26 │  19.8 │      21% │
+└─────────────────────┴──────────┴────────────┴───────┴──────────┘
+Each token
+┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━┳━━━━━┳━━━━━━┳━━━━━━━━━┓
+┃ what                ┃ ms p50 ┃ p90 ┃ p99 ┃ most ┃ J/token ┃
+┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━╇━━━━━╇━━━━━╇━━━━━━╇━━━━━━━━━┩
+│ decode 128 at 0     │    213 │ 223 │ 266 │  426 │    6.42 │
+│ decode 128 at 4,096 │    244 │ 256 │ 305 │  488 │         │
+└─────────────────────┴────────┴─────┴─────┴──────┴─────────┘
+Experts, paged
+┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━┓
+┃ what                ┃ in memory ┃      read ┃ waiting s ┃
+┡━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━┩
+│ decode 128 at 0     │     75.0% │ 203.00 GB │      71.4 │
+│ decode 128 at 4,096 │     69.0% │ 252.00 GB │      88.2 │
+└─────────────────────┴───────────┴───────────┴───────────┘
+Start, with a prompt of 16 tokens
+"""
+    )
+    assert text.endswith(
+        """\
+┏━━━━━━━━━━━┳━━━━━━┳━━━━━━━━━┳━━━━━━━━━━┳━━━━━━┳━━━━━━━━━━━━━━┓
+┃ stage     ┃   ms ┃ of step ┃    bytes ┃ GB/s ┃ of bandwidth ┃
+┡━━━━━━━━━━━╇━━━━━━╇━━━━━━━━━╇━━━━━━━━━━╇━━━━━━╇━━━━━━━━━━━━━━┩
+│ attention │ 14.2 │     25% │ 441.0 MB │ 31.1 │          78% │
+│ experts   │ 33.5 │     59% │  1.27 GB │ 37.9 │          95% │
+│ head      │ 8.10 │     14% │ 310.0 MB │ 38.3 │          96% │
+│ rest      │ 1.20 │      2% │          │      │              │
+│ in all    │ 57.0 │    100% │  2.02 GB │ 35.5 │          89% │
+└───────────┴──────┴─────────┴──────────┴──────┴──────────────┘"""
+    )
+
+
+@every
+@pytest.mark.parametrize("width", [80, 100])
+def test_table_fits_a_terminal(figures, width):
+    text = printed(figures, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for speed in figures.speeds:
+        assert speed.name in text
+
+
+def test_what_is_not_known_is_not_told():
+    text = printed(BARE)
+    assert "decode 128 at 0" in text
+    assert not any(word in text for word in ("limit", "p50", "J/token", "Start", "paged", "step", "None", "disturbed"))
+    assert text.count("not known") == 3
+
+
+def test_energy_is_told_where_one_speed_has_it():
+    assert "J/token" not in printed(FULL)
+    assert "J/token" in printed(replace(BARE, speeds=[replace(BARE.speeds[0], joules_per_token=0.0)]))
+
+
+def test_nothing_measured():
+    text = printed(replace(BARE, speeds=[], finished=False))
+    assert "Speed" not in text
+    assert "broken off" in text
+
+
+def test_a_disturbed_run_says_so():
+    assert [line for line in printed(DISTURBED).splitlines() if line.startswith(("disturbed", "broken"))] == [
+        "disturbed: a load average of 1.40 on 2 cores, before it began",
+        "disturbed: the host gave 3.1% of these cores' time to others",
+        "disturbed: cores were slowed 3 times because they were hot",
+        "disturbed: at the end the cores' clock was at 82% of its highest",
+        "disturbed: on battery",
+        "broken off: what is missing here was not measured",
+    ]
+    assert tables.warnings(FULL) == tables.warnings(BARE) == []
+
+
+def test_random_weights_are_no_model():
+    random = replace(FULL, model=replace(FULL.model, random_weights=True))
+    assert "random weights" in printed(random).splitlines()[0]
+    assert "| gpt-oss-20b, random weights |" in formats.as_markdown(random)
+
+
+def test_a_name_is_only_text():
+    first = printed(HOSTILE, 100).splitlines()[0]
+    assert first == r"a|b [red]$x^{$ <b>`\x1b[31m\n=1+1, *m*|[/] (11.20 GB, 4.28 bits per weight)"
+
+
+def test_numbers_have_three_digits():
+    assert [tables.number(value) for value in (0.0531, 4.7, 18.52, 99.96, 421.4, 108_701)] == [
+        "0.053",
+        "4.70",
+        "18.5",
+        "100.0",
+        "421",
+        "108,701",
+    ]
+
+
+@every
+def test_json_says_all(figures):
+    assert json.loads(formats.as_json(figures)) == json.loads(json.dumps(figures.as_dict()))
+
+
+@every
+def test_csv_has_a_row_for_each_speed(figures):
+    rows = list(csv.DictReader(io.StringIO(formats.as_csv(figures))))
+    assert [(row["kind"], int(row["tokens"]), int(row["depth_tokens"])) for row in rows] == [
+        (speed.kind, speed.tokens, speed.depth) for speed in figures.speeds
+    ]
+    assert list(rows[0]) == [*formats.RUN_COLUMNS, *formats.SPEED_COLUMNS]
+    for row, speed in zip(rows, figures.speeds, strict=True):
+        assert None not in row  # as many cells as names
+        assert float(row["median_tokens_per_second"]) == speed.tokens_per_second.median
+        assert row["limit_tokens_per_second"] == ("" if speed.limit is None else str(speed.limit))
+        assert row["experts_missed"] == (str(speed.experts.missed) if speed.experts else "")
+        assert row["processor"] == figures.machine.processor
+        assert row["finished"] == str(int(figures.finished))
+
+
+def test_csv_of_several_runs_goes_together():
+    full, paged = formats.as_csv(FULL), formats.as_csv(PAGED)
+    assert full.splitlines()[0] == paged.splitlines()[0]
+    assert full.endswith("\n")
+
+
+def test_csv_holds_no_formula():
+    for name in ("=1+1", "+1", "-1", "@SUM(A1)"):
+        text = formats.as_csv(replace(FULL, model=replace(FULL.model, name=name)))
+        assert next(csv.DictReader(io.StringIO(text)))["model"] == f"'{name}"
+
+
+def markdown_tables(text):
+    """Of GitHub's Markdown: the tables, by the heading above each, as rows of cells."""
+    found = {}
+    for block in text.split("\n\n"):
+        if block.startswith("### "):
+            title = block.removeprefix("### ")
+        if block.startswith("| "):
+            rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.splitlines()]
+            found[title] = [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in row] for row in rows]
+    return found
+
+
+@every
+def test_markdown_is_tables(figures):
+    text = formats.as_markdown(figures)
+    found = markdown_tables(text)
+    assert {"Machine", "Settings", "Speed", "Memory"} <= found.keys()
+    for rows in found.values():
+        assert len({len(row) for row in rows}) == 1
+        assert all(re.fullmatch("---:?", cell) for cell in rows[1])
+    assert [row[0] for row in found["Speed"][2:]] == [speed.name for speed in figures.speeds]
+    assert "None" not in text
+    assert text.endswith(f"### Command\n\n```\n{figures.command}\n```\n")
+
+
+def test_markdown_tells_all_that_was_measured():
+    found = markdown_tables(formats.as_markdown(PAGED))
+    assert [title.partition(",")[0].partition(":")[0] for title in found] == [
+        "Machine",
+        "Settings",
+        "Speed",
+        "Each token",
+        "Limit",
+        "Experts",
+        "Start",
+        "Memory",
+        "One step of decoding behind 4",
+    ]
+    machine, settings = (dict(found[title]) for title in ("Machine", "Settings"))
+    assert machine["kernels"] == "avx512-vnni"
+    assert machine["MLX"] == "0.32.4"
+    assert machine["commit"] == "c65292d"
+    assert machine["load average"] == "0.08"
+    assert settings["experts in memory"] == "485 of 768"
+    assert settings["routing"] == "replayed from a day of chat"
+    assert found["Speed"][2] == ["decode 128 at 0", "4.70", "4.46-4.89", "20.8", "23%"]
+
+
+def test_markdown_of_a_hostile_name_is_text():
+    text = formats.as_markdown(HOSTILE)
+    assert dict(markdown_tables(text)["Settings"])["model"] == r"a|b [red]$x^{$ <b>`\x1b[31m\n=1+1"
+    assert not re.search(r"(?<!\\)[<$\[]", text)
+
+
+def test_a_fence_is_longer_than_those_in_the_command():
+    assert "\n````\nbench '```'\n````\n" in formats.as_markdown(replace(FULL, command="bench '```'"))
+
+
+def test_submission_is_markdown_with_the_json_folded_away():
+    text = formats.submission(FULL)
+    before, folded = text.split("<details><summary>JSON</summary>\n\n```json\n")
+    assert before.strip() == formats.as_markdown(FULL).strip()
+    code, after = folded.split("\n```\n")
+    assert json.loads(code) == json.loads(formats.as_json(FULL))
+    assert after.strip() == "</details>"
+
+
+def test_submission_names_nobody(tmp_path):
+    command = (
+        f"gptoss-mlx bench {tmp_path}/20b/ --gguf='/home/ada l/models/20b.gguf' --baseline ~ada/b.json"
+        " --llama-bench ../ada/llama-bench --prompt 512,2048"
+    )
+    text = formats.submission(replace(FULL, command=command))
+    assert (
+        "\n```\ngptoss-mlx bench 20b --gguf=20b.gguf --baseline b.json --llama-bench llama-bench --prompt 512,2048\n```"
+        in text
+    )
+    people = {"ada", getpass.getuser(), socket.gethostname(), str(Path.home()), str(tmp_path)}
+    assert not [each for each in people if re.search(rf"\b{re.escape(each)}\b", text)]
+    assert not re.search(r"(?<![\w<])[/~]\w", text)  # units as in GB/s are no path, and neither is </details>
+
+
+def test_a_command_that_no_shell_reads_is_left_out():
+    assert "ada" not in formats.submission(replace(FULL, command="bench '/home/ada"))
+
+
+@pytest.mark.parametrize("figures", [FULL, BARE, HOSTILE], ids=["full", "bare", "hostile"])
+def test_plot_is_a_picture(figures, tmp_path):
+    from matplotlib import image
+
+    path = tmp_path / "plot.PNG"
+    save_plot(figures, path)
+    pixels = image.imread(path)
+    height, width, _ = pixels.shape
+    assert (width, height) == (1800, 750)
+    dark = pixels[..., :3].min(axis=2) < 0.9
+    assert dark[:, : width // 2].any()
+    assert dark[:, width // 2 :].any()
+    assert 0.005 < dark.mean() < 0.3
+    assert not dark[:, [0, -1]].any()  # nothing is cut off
+    assert not dark[[0, -1]].any()
+    assert os.listdir(tmp_path) == ["plot.PNG"]
+
+
+@every
+def test_plot_says_what_it_shows(figures, tmp_path):
+    """Letters are drawn as outlines; matplotlib puts each text beside them as a comment."""
+    path = tmp_path / "plot.svg"
+    save_plot(figures, path)
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    root = ElementTree.parse(path, parser).getroot()
+    texts = {each.text.strip() for each in root.iter() if each.tag is ElementTree.Comment}
+    assert {"Speed", "tokens/s", "depth of the context (tokens)", "Memory", "memory (GB)"} <= texts
+    assert {f"{speed.kind} of {speed.tokens:,} tokens" for speed in figures.speeds} <= texts
+    assert {f"{speed.depth:,}" for speed in figures.speeds} <= texts
+    assert ("limit of each" in texts) == (figures is not BARE)
+    assert ("not known" in texts) == (figures is BARE)
+    assert ("most that was measured, 11.70 GB" in texts) == (figures is not BARE)
+
+
+def test_plot_of_nothing(tmp_path):
+    save_plot(replace(FULL, speeds=[]), tmp_path / "plot.svg")
+    assert "not known" in (tmp_path / "plot.svg").read_text()
+
+
+def test_plot_of_many_sizes_and_depths(tmp_path):
+    depths = [0, *(128 << n for n in range(10))]
+    speeds = [decode(tokens, depth, 20 / (1 + depth / 1e4)) for tokens in range(1, 9) for depth in depths]
+    save_plot(replace(FULL, speeds=speeds), tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<!-- 65,536 -->" in text
+    assert "<!-- decode of 8 tokens -->" in text
+
+
+@pytest.mark.parametrize("name", ["plot.pdf", "plot", "png"])
+def test_plot_of_another_kind(name, tmp_path):
+    with pytest.raises(GptOssError, match=r"a plot is a \.png or a \.svg file"):
+        check_plot(tmp_path / name)
+    with pytest.raises(GptOssError, match=r"a plot is a \.png or a \.svg file"):
+        save_plot(FULL, tmp_path / name)
+
+
+def test_plot_that_cannot_be_written(tmp_path):
+    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: No such file or directory"):
+        save_plot(BARE, tmp_path / "missing" / "plot.png")
+    (tmp_path / "plot.png").mkdir()
+    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: Is a directory"):
+        save_plot(BARE, tmp_path / "plot.png")
+    assert os.listdir(tmp_path) == ["plot.png"]
+
+
+def drawn(path, before="", **environment):
+    """`save_plot` in a process of its own, without a display."""
+    code = f"import sys; {before}\nfrom bench.examples import FULL\nfrom gptoss_mlx.bench.plot import save_plot\n"
+    code += f"from pathlib import Path\nfrom gptoss_mlx.errors import GptOssError\nsave_plot(FULL, Path({str(path)!r}))"
+    kept = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
+
+
+def test_plot_is_silent_and_a_persons_settings_do_not_change_it(tmp_path):
+    """As in a home in which matplotlib finds nothing that it has made before, and cannot make it."""
+    save_plot(FULL, tmp_path / "here.svg")
+    (tmp_path / "matplotlibrc").write_text("font.size: 30\naxes.facecolor: red\nsavefig.dpi: 10\n")
+    done = drawn(
+        tmp_path / "there.svg",
+        MPLCONFIGDIR="/proc/nowhere",
+        MATPLOTLIBRC=str(tmp_path / "matplotlibrc"),
+        MPLBACKEND="TkAgg",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "there.svg").read_bytes() == (tmp_path / "here.svg").read_bytes()
+
+
+def test_without_matplotlib(tmp_path):
+    done = drawn(tmp_path / "plot.png", "sys.modules['matplotlib'] = None")
+    line = "GptOssError: --plot draws with matplotlib: pip install 'gptoss-mlx[plot]'"
+    assert done.stderr.strip().splitlines()[-1].endswith(line)
+    assert not os.listdir(tmp_path)
