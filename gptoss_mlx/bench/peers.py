@@ -278,7 +278,7 @@ def our_facts(figures: Figures) -> dict[str, str]:
         "threads": "as MLX has it" if setup.threads is None else str(setup.threads),
         "prefill": f"{setup.prefill_chunk:,} tokens at a time",
         "prefill ends with": "the logits of the last token",
-        "decode goes on behind": "as many random tokens",
+        "decode goes on behind": "as many tokens",
         "decode of a token": "logits and the greedy choice",
         "decode counts": "the tokens that it timed",
         "keys and values": f"{setup.kv_bits} bits",

@@ -45,15 +45,15 @@ def comparison_as_csv(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> list[TextTable]:
     pairs, asked = len(comparison.speeds[0].ours), comparison.pairs_asked
-    runs = f"{pairs if pairs == asked else f'{pairs} of {asked}'} {'pair' if asked == 1 else 'pairs'} of runs by turns"
+    runs = f"{pairs} of {asked} pairs of runs" if pairs < asked else f"pairs of runs: {pairs}"
     faster = {"ours": OURS, "theirs": comparison.peer, None: "one pair cannot tell" if pairs == 1 else "not clear"}
 
     def median(values: list[float]) -> str:
         return tables.number(Spread.of(values).median)
 
-    sides = f"{comparison.ours.model.name} with {OURS} and {comparison.peer} ({comparison.version})"
+    title = f"{comparison.ours.model.name}, tokens/s: {OURS} and {comparison.peer} {comparison.version}, {runs}"
     speeds = tables.as_table(
-        f"{printable(sides)}, tokens/s, {runs}",
+        printable(title),
         comparison.speeds,
         [
             ("what", lambda speed: speed.point.name),
