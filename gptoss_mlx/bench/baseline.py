@@ -65,12 +65,17 @@ def read_baseline(path: Path) -> Figures:
             f"{path} has the format {data['format']!r}, and this version reads {FORMAT}: measure it again"
         )
     try:
-        figures = _read(Figures, data, "")
-        for index, speed in enumerate(figures.speeds):
-            if not 0 < speed.tokens_per_second.least <= speed.tokens_per_second.median <= speed.tokens_per_second.most:
-                raise _Damaged(f"speeds[{index}].tokens_per_second is no spread")
-    except _Damaged as error:
+        return figures_of(data)
+    except ValueError as error:
         raise GptOssError(f"{path} is no baseline: {error}") from None
+
+
+def figures_of(data: Any) -> Figures:
+    """The same of JSON that was parsed, of this format. Raises ValueError."""
+    figures = _read(Figures, data, "")
+    for index, speed in enumerate(figures.speeds):
+        if not 0 < speed.tokens_per_second.least <= speed.tokens_per_second.median <= speed.tokens_per_second.most:
+            raise _Damaged(f"speeds[{index}].tokens_per_second is no spread")
     return figures
 
 
@@ -178,7 +183,7 @@ def print_changes(changes: Sequence[Change], differences: Sequence[str] = (), co
     print_lines(console, (f"not as then: {difference}" for difference in differences), "yellow")
 
 
-class _Damaged(Exception):
+class _Damaged(ValueError):
     """What is wrong with a baseline, in words."""
 
 
