@@ -93,7 +93,11 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
 
 
 def of_process() -> Meter | None:
-    """macOS's own estimate. Not run on a Mac."""
+    """macOS's own estimate, where nothing is computed on a GPU, whose part it does not have. Not run on a Mac."""
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.DeviceType.gpu:
+        return None
 
     def nanojoules() -> int | None:
         usage = resource_usage()

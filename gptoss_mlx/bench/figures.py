@@ -188,6 +188,8 @@ class Setup:
     prefill_chunk: int
     expert_slots: int | None
     """Experts in memory at a time, of all layers; None: all of them."""
+    energy: str | None
+    """What the joules cover."""
     prompts: str
     """What was read: "random ids", or "text" where routing decides what is paged; or which routing was replayed."""
 

@@ -50,6 +50,7 @@ RUN_COLUMNS: dict[str, Callable[[Figures], Any]] = {
     "kv_bits": lambda figures: figures.setup.kv_bits,
     "prefill_chunk_tokens": lambda figures: figures.setup.prefill_chunk,
     "expert_slots": lambda figures: figures.setup.expert_slots,
+    "energy": lambda figures: figures.setup.energy,
     "prompts": lambda figures: figures.setup.prompts,
     "peak_memory_bytes": lambda figures: figures.memory.peak,
     "finished": lambda figures: int(figures.finished),

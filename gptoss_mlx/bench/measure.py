@@ -32,7 +32,7 @@ from ..foreign import is_there, read_json
 from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
-from .energy import meter
+from .energy import Meter, meter
 from .figures import Figures, Memory, ModelFacts, Percentiles, Profile, Rates, Setup, Speed, Spread, Start, Work
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
@@ -86,14 +86,14 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
             f" give --context {wanted.context}, or less --depth"
         )
     watch, start, speeds, found, finished = Watch(), None, [], None, False
-    with MemorySampler() as memory, Interrupts() as interrupts:
+    with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
         try:
             if wanted.start:
                 on_progress("starting new processes", None)
                 with interrupts.at_once():
                     load_seconds, cold = cold_starts(plan, wanted.first_prompt)
             on_progress("loading", None)
-            bench = _Bench(plan, wanted, memory, interrupts, on_progress)
+            bench = _Bench(plan, wanted, memory, interrupts, energy, on_progress)
             if wanted.start:
                 start = Start(wanted.first_prompt, load_seconds, cold, bench.warm_starts())
             for speed in bench.speeds():
@@ -111,7 +111,7 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
         machine=describe(),
         conditions=watch.conditions(),
         model=facts_of(Path(plan.model)),
-        setup=setup_of(plan, wanted),
+        setup=setup_of(plan, wanted, energy and energy.covers),
         memory=Memory(
             anonymous=seen and seen.anonymous,
             mapped=seen and seen.mapped,
@@ -136,16 +136,16 @@ class _Bench:
         wanted: Wanted,
         memory: MemorySampler,
         interrupts: Interrupts,
+        energy: Meter | None,
         on_progress: OnProgress,
     ):
-        self.wanted, self.memory, self.interrupts = wanted, memory, interrupts
+        self.wanted, self.memory, self.interrupts, self.energy = wanted, memory, interrupts, energy
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
         self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
         ids_for = partial(_text, plan) if _reads_text(plan) else partial(_random_ids, self.model.config)
         self.ids = ids_for(wanted.context)
         self.agenda = _Agenda(wanted, on_progress)
-        self.energy = meter()
         self.room = plan.device.memory - plan.total
         self.rates = self._measured_rates()
 
@@ -228,14 +228,13 @@ class _Bench:
         self.agenda.tell(f"{name}, warm-up")
         self.agenda.did(kind, warm_up, sum(run(warm_up) if kind == "decode" else run()))
         stats = self.model.expert_stats and replace(self.model.expert_stats)
-        joules = self.energy and self.energy.joules()
+        joules = self.energy and self.energy.joules()  # None where there is none to tell
         runs = []
         for number in range(1, 1 + self.wanted.repeat):
             self.agenda.tell(f"{name}, run {number} of {self.wanted.repeat}")
             runs.append(run())
             self.agenda.did(kind, tokens, sum(runs[-1]))
-        if joules is not None:
-            joules = (self.energy.joules() - joules) / (tokens * len(runs))
+        spent = self.energy and self.energy.joules()
         before, self.rates = self.rates, self._measured_rates()
         return Speed(
             kind=kind,
@@ -246,7 +245,8 @@ class _Bench:
             rates=mean_rates(before, self.rates),
             token_seconds=Percentiles.of([part for parts in runs for part in parts]) if kind == "decode" else None,
             experts=self.model.expert_stats - stats if stats else None,
-            joules_per_token=joules,
+            # A counter that did not move was too slow to tell.
+            joules_per_token=None if None in (joules, spent) else (spent - joules) / (tokens * len(runs)) or None,
         )
 
     def _measured_rates(self) -> Rates:
@@ -313,7 +313,8 @@ def _reads_text(plan: MemoryPlan) -> bool:
     return plan.settings.expert_slots is not None and _has_tokenizer(plan)
 
 
-def setup_of(plan: MemoryPlan, wanted: Wanted) -> Setup:
+def setup_of(plan: MemoryPlan, wanted: Wanted, energy: str | None = None) -> Setup:
+    """`energy`: what a meter covers."""
     settings, native = plan.settings, kernels.native()
     prompts = "text" if _reads_text(plan) else "random ids"
     return Setup(
@@ -323,6 +324,7 @@ def setup_of(plan: MemoryPlan, wanted: Wanted) -> Setup:
         kv_bits=settings.kv_bits,
         prefill_chunk=settings.prefill_chunk,
         expert_slots=settings.expert_slots,
+        energy=energy,
         prompts=f"the routing of {wanted.replay.model}" if wanted.replay else prompts,
     )
 

@@ -33,7 +33,8 @@ from .figures import Figures, Spread
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
 POLL = 0.25  # seconds between looks at a process that runs
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+# No connections; and what a person has set for `bench`, --against say, is not for the runs of a comparison.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GPTOSS_MLX_CONFIG": os.devnull}
 
 Run = Callable[[str, list[str]], bytes]
 """From the name of a side, for errors, and a command line to what it printed."""
@@ -387,7 +388,7 @@ def _output(name: str, words: list[str], time_limit: float) -> bytes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
-                env=os.environ | OFFLINE,
+                env=os.environ | ENVIRONMENT,
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:

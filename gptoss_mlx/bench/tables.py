@@ -173,7 +173,13 @@ def start(figures: Figures) -> TextTable | None:
 
 def memory(figures: Figures) -> TextTable:
     told = figures.memory
-    parts = {"anonymous": told.anonymous, "mapped": told.mapped, "peak": told.peak, "planned": told.planned}
+    parts = {
+        "anonymous": told.anonymous,
+        "mapped": told.mapped,
+        "peak": told.peak,
+        "planned": told.planned,
+        "on the GPU": told.gpu,
+    }
     rows = [(name, "not known" if count is None else size_text(count)) for name, count in parts.items()]
     return TextTable("Memory", ("what", "bytes"), rows)
 
@@ -241,6 +247,7 @@ def settings(figures: Figures) -> TextTable:
             ("keys and values", f"{setup.kv_bits} bits"),
             ("prefill", f"{setup.prefill_chunk:,} tokens at a time"),
             ("experts in memory", _slots(figures)),
+            ("energy", setup.energy),
             ("prompts", setup.prompts),
         ],
     )
@@ -258,6 +265,8 @@ def warnings(figures: Figures) -> list[str]:
         lines.append(f"disturbed: cores were slowed {told.throttled} times because they were hot")
     if told.clock is not None and told.clock < SLOW_CLOCK:
         lines.append(f"disturbed: at the end the cores' clock was at {told.clock:.0%} of its highest")
+    if told.gpu_slowed:
+        lines.append("disturbed: at the end the GPU was slowed, because of heat or of its power supply")
     if told.power == "battery":
         lines.append("disturbed: on battery")
     if not figures.finished:

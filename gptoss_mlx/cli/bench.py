@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ..errors import GptOssError
 from .loading import model_folder, plan_memory, plan_to_keep, use_threads
 from .options import memory_options, model_argument, threads_option
 
@@ -267,8 +268,12 @@ def _compare(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     except KeyboardInterrupt:
         if comparison is None:
             raise
+    except GptOssError:
+        if comparison is not None:
+            _print_comparison(comparison, options["form"])
+        raise
     _print_comparison(comparison, options["form"])
-    return comparison.finished
+    return comparison.ours.finished
 
 
 def _tell(line: str) -> None:
@@ -284,7 +289,7 @@ def _print_comparison(comparison: Comparison, form: str) -> None:
         click.echo(json.dumps(comparison.as_dict(), indent=1))
     else:
         shown = {"csv": peers_report.comparison_as_csv, "markdown": peers_report.comparison_as_markdown}
-        click.echo(shown[form](comparison).rstrip("\n"))
+        click.echo(shown[form](comparison), nl=False)
 
 
 COMMANDS = (bench,)

@@ -68,6 +68,7 @@ FULL = Figures(
         kv_bits=16,
         prefill_chunk=512,
         expert_slots=None,
+        energy=None,
         prompts="random ids",
     ),
     memory=Memory(
@@ -123,7 +124,7 @@ BARE = replace(
 
 PAGED = replace(
     FULL,
-    setup=replace(FULL.setup, expert_slots=485, prompts="the routing of a day of chat"),
+    setup=replace(FULL.setup, energy="CPU package", expert_slots=485, prompts="the routing of a day of chat"),
     speeds=[
         replace(decode(128, 0, 4.7), experts=PoolStats(61_440, 15_360, 203_000_000_000, 71.4), joules_per_token=6.42),
         replace(decode(128, 4096, 4.1), experts=PoolStats(61_440, 19_050, 252_000_000_000, 88.2)),
