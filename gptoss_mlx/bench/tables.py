@@ -178,8 +178,8 @@ def memory(figures: Figures) -> TextTable:
         "mapped": told.mapped,
         "peak": told.peak,
         "planned": told.planned,
-        "on the GPU": told.gpu,
     }
+    parts |= {} if told.gpu is None else {"on the GPU": told.gpu}
     rows = [(name, "not known" if count is None else size_text(count)) for name, count in parts.items()]
     return TextTable("Memory", ("what", "bytes"), rows)
 
