@@ -149,10 +149,17 @@ void fold_scales(float* score, int count, int dim, HeadVectors values, Attended&
   for (int i = 0; i < dim; i += V::lanes) V::store(state.value + i, V::add(V::load(state.value + i), all));
 }
 
+template <class V, class Code>
+typename V::Floats load_values(const Code* at) {
+  if constexpr (sizeof(Code) == 1) return V::load_uint8(at);
+  else if constexpr (sizeof(Code) == 2) return V::load_bf16(at);
+  else return V::load(at);
+}
+
 // Adds values [count][dim], weighted by `score`, to `rows` states: a stretch of them at a time, so that its sums stay
 // in registers.
-template <class V, int rows, int dims>
-void add_values(const float* score, int dim, const float* values, int count, Attended* state) {
+template <class V, int rows, int dims, class Code>
+void add_values_to(const float* score, int dim, const Code* values, int count, Attended* state) {
   if (dims) dim = dims;
   constexpr int stretch = dims ? dims : V::lanes;
   for (int from = 0; from < dim; from += stretch) {
@@ -162,7 +169,7 @@ void add_values(const float* score, int dim, const float* values, int count, Att
     }
     for (int p = 0; p < count; p++) {
       for (int i = 0; i < stretch / V::lanes; i++) {
-        const auto value = V::load(values + size_t(p) * dim + from + i * V::lanes);
+        const auto value = load_values<V>(values + size_t(p) * dim + from + i * V::lanes);
         for (int r = 0; r < rows; r++) {
           sum[r][i] = V::fma(V::broadcast(score[r * attention_positions + p]), value, sum[r][i]);
         }
@@ -174,25 +181,28 @@ void add_values(const float* score, int dim, const float* values, int count, Att
   }
 }
 
-// Adds codes of values [count][dim], BF16 or bytes, weighted by `score`, to all states: some positions at a time, which
-// are widened once for all rows and lie in the nearest cache then.
+// The same for all rows.
 template <class V, class Code>
-void add_codes(const float* score, int rows, int dim, const Code* codes, int count, Attended* state) {
+void add_values(const float* score, int rows, int dim, const Code* values, int count, Attended* state) {
+  int r = 0;
+  auto scores_of = [&] { return score + size_t(r) * attention_positions; };
+  for (; dim == 64 && r + V::heads <= rows; r += V::heads) {
+    add_values_to<V, V::heads, 64>(scores_of(), dim, values, count, state + r);
+  }
+  for (; r < rows; r++) add_values_to<V, 1, 0>(scores_of(), dim, values, count, state + r);
+}
+
+// The same for many rows: values are widened once for all of them, as many positions at a time as the nearest cache
+// holds.
+template <class V, class Code>
+void add_widened_values(const float* score, int rows, int dim, const Code* codes, int count, Attended* state) {
   constexpr int at_a_time = 64;
   thread_local std::vector<float> values;
   values.resize(size_t(at_a_time) * dim);
-  for (int p = 0; p < count; p += at_a_time, codes += size_t(at_a_time) * dim) {
+  for (int p = 0; p < count; p += at_a_time) {
     const int n = std::min(at_a_time, count - p);
-    for (int i = 0; i < n * dim; i += V::lanes) {
-      if constexpr (sizeof(Code) == 1) V::store(values.data() + i, V::load_uint8(codes + i));
-      else V::store(values.data() + i, V::load_bf16(codes + i));
-    }
-    int r = 0;
-    auto scores_of = [&] { return score + size_t(r) * attention_positions + p; };
-    for (; dim == 64 && r + V::heads <= rows; r += V::heads) {
-      add_values<V, V::heads, 64>(scores_of(), dim, values.data(), n, state + r);
-    }
-    for (; r < rows; r++) add_values<V, 1, 0>(scores_of(), dim, values.data(), n, state + r);
+    for (int i = 0; i < n * dim; i += V::lanes) V::store(values.data() + i, load_values<V>(codes + p * dim + i));
+    add_values<V>(score + p, rows, dim, values.data(), n, state);
   }
 }
 
@@ -216,7 +226,9 @@ void attend_to(const float* q, int tokens, int heads, int dim, HeadVectors keys,
       std::fill(weights + seen, weights + n, 0.0f);
       if constexpr (bytes) fold_scales<V>(weights, n, dim, those, state[r]);
     }
-    add_codes<V>(score.data(), rows, dim, static_cast<const Code*>(those.codes), n, state);
+    const auto* codes = static_cast<const Code*>(those.codes);
+    if (tokens == 1) add_values<V>(score.data(), rows, dim, codes, n, state);
+    else add_widened_values<V>(score.data(), rows, dim, codes, n, state);
   }
 }
 
