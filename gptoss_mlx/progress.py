@@ -1,4 +1,4 @@
-"""Progress of long work: of a conversion on standard error, of a long prompt on the terminal that waits for it."""
+"""Progress of long work: of its stages on standard error, of a long prompt on the terminal that waits for it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 
 @contextmanager
-def conversion_progress() -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows how far each stage of a conversion has come: bytes, speed, time left."""
+def stage_progress(amount: Callable[[int], str] = size_text) -> Iterator[Callable[[Progress], None]]:
+    """A callback that shows how far each stage of some work has come: how much, speed, time left.
+
+    `amount` says a count in words: of bytes where nothing else is said.
+    """
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(amount)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    class Amounts(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f", {amount(int(task.speed))}/s" if task.speed else ""
+            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{speed}")
+
+    columns = TextColumn("{task.description}"), BarColumn(), Amounts(), TimeRemainingColumn()
     tasks = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
@@ -47,10 +50,15 @@ def conversion_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+def tokens_text(count: int) -> str:
+    return f"{count:,} tokens"
+
+
 class _Lines:
     """Where there is no terminal: a line every tenth of a stage, from two seconds on."""
 
-    def __init__(self) -> None:
+    def __init__(self, amount: Callable[[int], str]) -> None:
+        self._amount = amount
         self._started: dict[str, tuple[float, int]] = {}
         self._shown: dict[str, int] = {}
 
@@ -63,7 +71,7 @@ class _Lines:
         self._shown[step.stage] = tenth
         speed = (step.done - before) / (now - started)
         left = f", {(step.total - step.done) / speed:.0f} s left" if speed and step.done < step.total else ""
-        line = f"{step.stage} {10 * tenth} % of {size_text(step.total)}, {size_text(int(speed))}/s{left}"
+        line = f"{step.stage} {10 * tenth} % of {self._amount(step.total)}, {self._amount(int(speed))}/s{left}"
         print(line, file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,204 @@
+"""How well a model predicts a text: perplexity, and the divergence of its predictions from those of another model.
+
+A text is cut into windows of one length, without overlap; what is left at its end is not read. Each window is read from
+an empty context, and the tokens of its second half are predicted: behind token n/2 and all that follow, so that n - 1 -
+n // 2 of a window of n tokens count. That is what llama.cpp's `perplexity` counts with `-c n`, for models that begin
+without a token of their own, as gpt-oss does.
+
+Logits of a few positions are held at a time, and reduced in NumPy, so that the device decides nothing but the logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..engine import Model
+from ..errors import GptOssError
+from ..tokenizer import Tokenizer
+from .run import Item, OnRead
+
+LEAST_WINDOW = 4
+
+# Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
+# take 70 times the hidden state, and are here four times; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
+# GPU) of each position of a chunk, which nothing else needs now.
+STRETCH_SHARE = 32
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Of a model's predictions from those of a reference, in nats."""
+
+    reference: str
+    kl_mean: float
+    """Of the Kullback-Leibler divergence: sum p (log p - log q), where p is the reference's."""
+    kl_p99: float
+    """That of the one token in a hundred that suffers most."""
+    same_top: float
+    """The share of tokens behind which both find the same token the likeliest."""
+
+
+@dataclass(frozen=True)
+class TextFigures:
+    text: str
+    sha256: str
+    tokens: int
+    """That were predicted."""
+    windows: int
+    """That were read."""
+    of_windows: int
+    """That there are."""
+    window: int
+    """Tokens in each."""
+    perplexity: float
+    standard_error: float
+    """Of the perplexity, from the spread of the tokens' negative log-likelihoods."""
+    divergence: Divergence | None
+
+
+class LogProbabilities:
+    """The logarithms of a reference's predictions in a file, float32 [windows, counted, vocabulary]."""
+
+    name = "reference"
+
+    def __init__(self, path: Path, windows: list[list[int]], vocabulary: int):
+        self.path, self._windows = path, windows
+        self.shape = len(windows), counted(len(windows[0])), vocabulary
+        self.items = [Item(f"reference {index}", len(ids)) for index, ids in enumerate(windows)]
+        self.key, self.context = windows, len(windows[0])
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size == self.nbytes
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The file, mapped; made where there is none."""
+        return np.memmap(self.path, np.float32, "r+" if self.exists else "w+", shape=self.shape)
+
+    def measure(self, model: Model, index: int, on_read: OnRead) -> bool:
+        """Write the predictions of one window."""
+        for at, rows in log_probabilities(model, self._windows[index], on_read):
+            self.rows[index, at : at + len(rows)] = rows
+        self.rows.flush()
+        return True
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Text:
+    """The windows of a text, and of each what a model makes of its second half."""
+
+    name = "text"
+
+    def __init__(self, source: str, text: str, tokenizer: Tokenizer, *, window: int, most: int | None = None):
+        """At most `most` tokens of a text from the file `source`. Raises GptOssError where it has too few."""
+        ids = tokenizer.encode(text)[:most]
+        self._source, self._text, self._most, self._window = source, text, most, window
+        self.windows = windows = cut(ids, window)
+        self._reference: tuple[str, LogProbabilities] | None = None
+        self.items = [Item(f"text {index}", len(ids)) for index, ids in enumerate(windows)]
+        self.key, self.context = windows, len(windows[0])
+
+    def is_encoded_by(self, tokenizer: Tokenizer) -> bool:
+        """Whether another tokenizer gives the same ids."""
+        return cut(tokenizer.encode(self._text)[: self._most], self._window) == self.windows
+
+    def compare_with(self, name: str, predictions: LogProbabilities) -> None:
+        """Also measure the divergence from a reference, whose predictions have been written."""
+        self._reference = name, predictions
+
+    def measure(self, model: Model, index: int, on_read: OnRead) -> dict[str, list[float]]:
+        """Of each token that is predicted: its negative log-likelihood, and beside a reference "kl" and "same_top"."""
+        ids = self.windows[index]
+        first = len(ids) // 2 + 1
+        found: dict[str, list[float]] = {"nll": []}
+        for at, rows in log_probabilities(model, ids, on_read):
+            following = np.array(ids[first + at : first + at + len(rows)])
+            found["nll"] += (-rows[np.arange(len(rows)), following]).tolist()
+            if self._reference:
+                right = self._reference[1].rows[index, at : at + len(rows)]
+                found.setdefault("kl", []).extend(divergence(right, rows).tolist())
+                found.setdefault("same_top", []).extend((right.argmax(axis=-1) == rows.argmax(axis=-1)).tolist())
+        return found
+
+    def figures(self, values: dict[int, Any]) -> TextFigures | None:
+        """Of the windows that were read; None where there is none."""
+        if not values:
+            return None
+        nll, kl, same_top = (
+            np.array([each for index in sorted(values) for each in values[index].get(name, ())])
+            for name in ("nll", "kl", "same_top")
+        )
+        perplexity = math.exp(nll.mean())
+        return TextFigures(
+            text=self._source,
+            sha256=hashlib.sha256(self._text.encode()).hexdigest(),
+            tokens=len(nll),
+            windows=len(values),
+            of_windows=len(self.windows),
+            window=len(self.windows[0]),
+            perplexity=perplexity,
+            standard_error=perplexity * float(nll.std()) / math.sqrt(max(len(nll) - 1, 1)),
+            divergence=self._reference
+            and Divergence(self._reference[0], float(kl.mean()), float(np.percentile(kl, 99)), float(same_top.mean())),
+        )
+
+
+def cut(ids: list[int], window: int) -> list[list[int]]:
+    """Token ids -> windows of `window` each, or one of all where there are fewer. Raises GptOssError for too few."""
+    if len(ids) < LEAST_WINDOW:
+        raise GptOssError(f"the text has {len(ids)} tokens: it takes at least {LEAST_WINDOW}")
+    length = min(window, len(ids))
+    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+
+
+def counted(length: int) -> int:
+    """How many tokens of a window are predicted."""
+    return length - 1 - length // 2
+
+
+def log_probabilities(model: Model, ids: Sequence[int], on_read: OnRead) -> Iterator[tuple[int, np.ndarray]]:
+    """The logarithms of a model's predictions of a window's second half, float32 [some, vocabulary] at a time, with how
+    many came before. Raises GptOssError where the logits are no numbers."""
+    cache, chunk = model.make_cache(), model.settings.prefill_chunk
+    stretch = max(chunk // STRETCH_SHARE, 1)
+    first, end = len(ids) // 2, len(ids) - 1  # what follows the last token is not known
+    for start in range(0, end, chunk):
+        hidden = model.network.hidden(mx.array([ids[start : min(start + chunk, end)]]), cache)
+        mx.eval(hidden, cache.arrays())
+        for position in range(max(first - start, 0), hidden.shape[1], stretch):
+            logits = model.network.logits(hidden[:, position : position + stretch])[0]
+            yield start + position - first, log_softmax(np.array(logits.astype(mx.float32)))
+        on_read(start + hidden.shape[1])
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float32 [n, vocabulary] -> the same, in place. Raises GptOssError."""
+    logits -= logits.max(axis=-1, keepdims=True)
+    total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise GptOssError("the logits are not finite numbers: the model is corrupt")
+    logits -= np.log(total).astype(np.float32)
+    return logits
+
+
+def divergence(right: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Of two distributions' logarithms, float32 [n, vocabulary]: the Kullback-Leibler divergence, float64 [n]."""
+    terms = right - found
+    terms *= np.exp(right)
+    return np.maximum(terms.sum(axis=-1, dtype=np.float64), 0)
