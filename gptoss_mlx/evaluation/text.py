@@ -29,9 +29,9 @@ from .run import Item, OnRead
 LEAST_WINDOW = 4
 
 # Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
-# take 70 times the hidden state, and are here four times; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
-# GPU) of each position of a chunk, which nothing else needs now.
-STRETCH_SHARE = 32
+# take 70 times its hidden state, and are here twice; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
+# GPU) of each position of a chunk, some of which the kernels keep.
+STRETCH_SHARE = 64
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Text:
             found["nll"] += (-rows[np.arange(len(rows)), following]).tolist()
             if self._reference:
                 right = self._reference[1].rows[index, at : at + len(rows)]
-                found.setdefault("kl", []).extend(divergence(right, rows).tolist())
+                found.setdefault("kl", []).extend(divergence(right, rows))
                 found.setdefault("same_top", []).extend((right.argmax(axis=-1) == rows.argmax(axis=-1)).tolist())
         return found
 
@@ -181,24 +181,25 @@ def log_probabilities(model: Model, ids: Sequence[int], on_read: OnRead) -> Iter
     for start in range(0, end, chunk):
         hidden = model.network.hidden(mx.array([ids[start : min(start + chunk, end)]]), cache)
         mx.eval(hidden, cache.arrays())
+        mx.clear_cache()  # what the layers had is for the logits now, in MLX and in NumPy
         for position in range(max(first - start, 0), hidden.shape[1], stretch):
             logits = model.network.logits(hidden[:, position : position + stretch])[0]
             yield start + position - first, log_softmax(np.array(logits.astype(mx.float32)))
         on_read(start + hidden.shape[1])
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(rows: np.ndarray) -> np.ndarray:
     """float32 [n, vocabulary] -> the same, in place. Raises GptOssError."""
-    logits -= logits.max(axis=-1, keepdims=True)
-    total = np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64)
-    if not np.isfinite(total).all():
-        raise GptOssError("the logits are not finite numbers: the model is corrupt")
-    logits -= np.log(total).astype(np.float32)
-    return logits
+    for logits in rows:
+        logits -= logits.max()
+        total = np.exp(logits).sum(dtype=np.float64)
+        if not np.isfinite(total):
+            raise GptOssError("the logits are not finite numbers: the model is corrupt")
+        logits -= np.float32(np.log(total))
+    return rows
 
 
-def divergence(right: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Of two distributions' logarithms, float32 [n, vocabulary]: the Kullback-Leibler divergence, float64 [n]."""
-    terms = right - found
-    terms *= np.exp(right)
-    return np.maximum(terms.sum(axis=-1, dtype=np.float64), 0)
+def divergence(right: np.ndarray, found: np.ndarray) -> list[float]:
+    """Of two distributions' logarithms, float32 [n, vocabulary]: the Kullback-Leibler divergence of each row."""
+    terms = (np.exp(p) * (p - q) for p, q in zip(right, found, strict=True))
+    return [max(float(each.sum(dtype=np.float64)), 0.0) for each in terms]
