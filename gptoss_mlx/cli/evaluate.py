@@ -33,7 +33,7 @@ class Contexts(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            lengths = tuple(int(part) for part in value.split(","))
+            lengths = tuple(dict.fromkeys(int(part) for part in value.split(",")))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers of tokens, such as 1024,4096", parameter, context)
         if min(lengths) < LEAST_CONTEXT:

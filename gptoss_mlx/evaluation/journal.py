@@ -65,8 +65,11 @@ class Journal:
         for name in names:
             self.values.pop(name, None)
 
-    def remove(self) -> None:
+    def close(self) -> None:
         self._file.close()
+
+    def remove(self) -> None:
+        self.close()
         self.path.unlink(missing_ok=True)
 
 
