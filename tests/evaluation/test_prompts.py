@@ -25,10 +25,11 @@ TOOLS = [
     }
 ]
 ASKED = [{"role": "user", "content": "What is the weather in Bermi?"}]
+REASONING = "I need the function get_weather: location is Bermi."
 CALL = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"location": "Bermi"}'}}
 ANSWERED = [
     *ASKED,
-    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "assistant", "reasoning": REASONING, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 15, "sky": "sunny"}'},
 ]
 PROMPTS = [
@@ -145,9 +146,11 @@ def test_no_prompts(tokenizer):
 def test_wilson(right, total):
     """Its ends are the shares p from which the one that was found is 1.96 standard deviations of p away."""
     share = Share(None, right, total)
-    for p in share.interval:
-        assert abs(share.share - p) == pytest.approx(1.959964 * (p * (1 - p) / total) ** 0.5, abs=1e-9)
-    assert share.interval[0] <= share.share <= share.interval[1]
+    low, high = share.interval
+    for p in (low, high):
+        assert abs(share.share - p) == pytest.approx(1.959964 * (p * (1 - p) / total) ** 0.5, abs=1e-6)
+    assert 0 <= low < high <= 1
+    assert low - 1e-9 <= share.share <= high + 1e-9
 
 
 def test_the_exam_is_what_its_script_writes(tokenizer):

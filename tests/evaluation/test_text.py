@@ -104,7 +104,8 @@ def test_a_window_is_read_in_the_chunks_of_the_plan(demo_folder, text, chunk):
     assert [at for at, _ in parts] == np.cumsum([0, *(len(rows) for _, rows in parts)])[:-1].tolist()
     found = np.concatenate([rows for _, rows in parts])
     assert len(found) == counted(WINDOW)
-    assert np.abs(found - predictions(model, ids)).max() < 0.05
+    # Near each other, not the same: a router may choose otherwise where two experts are as good as each other.
+    assert np.abs(found - predictions(model, ids)).mean() < 0.01
 
 
 def test_what_is_cut():
