@@ -1,9 +1,9 @@
 """How well a model predicts a text: perplexity, and the divergence of its predictions from those of another model.
 
-A text is cut into windows of one length, without overlap; what is left at its end is not read. Each window is read from
-an empty context, and the tokens of its second half are predicted: behind token n/2 and all that follow, so that n - 1 -
-n // 2 of a window of n tokens count. That is what llama.cpp's `perplexity` counts with `-c n`, for models that begin
-without a token of their own, as gpt-oss does.
+A text is cut into windows of n tokens, without overlap and without a token of our own before them; what is left at its
+end is not read. Each window is read from an empty context, and those of its second half are predicted that follow
+token n // 2: n - 1 - n // 2 of them. That is what llama.cpp's `perplexity -c n` counts, where its GGUF puts no BOS token
+before a window.
 
 Logits of a few positions are held at a time, and reduced in NumPy, so that the device decides nothing but the logits.
 """
