@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -95,7 +96,10 @@ def evaluate(model: str, **options: Any) -> None:
     from ..interrupts import Interrupted, Interrupts
     from ..progress import stage_progress, tokens_text
 
-    task = Task(plan, chosen, reference and plan_to_keep(reference, options | {"context": chosen.text.context}))
+    reference_plan = None
+    if reference is not None:
+        reference_plan = plan_to_keep(reference, options | {"context": chosen.text.context})
+    task = Task(plan, chosen, reference_plan)
     try:
         with Interrupts() as interrupts, stage_progress(tokens_text) as show:
             task.run(interrupts.check, show)
@@ -126,6 +130,7 @@ def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
     from ..evaluation.prompts import Asking, Prompts, read_prompts
     from ..evaluation.task import Chosen
     from ..evaluation.text import Text
+    from ..foreign import MAX_JSON
     from ..tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder)
@@ -143,8 +148,8 @@ def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
             most=options["tokens"],
         )
     if prompts:
-        with _opened(prompts) as lines:
-            read = read_prompts(lines, str(prompts), tokenizer, asking)
+        with _opened(prompts) as opened:
+            read = read_prompts(iter(partial(opened.readline, MAX_JSON + 1), b""), str(prompts), tokenizer, asking)
         found["prompts"] = Prompts("prompts", read, tokenizer, max_tokens=options["max_tokens"])
     if options["demo"]:
         found["exam"] = exam(tokenizer)

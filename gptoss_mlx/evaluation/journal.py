@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import mlx.core as mx
 
@@ -29,31 +29,32 @@ class Journal:
     """Values of finished items, by name, for the evaluation that `key` describes."""
 
     def __init__(self, key: dict[str, Any]):
-        """Takes up what there is for `key`. Raises OSError where nothing can be kept."""
+        """Takes up what there is for `key`; makes no file yet."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path = home() / "evaluations" / f"{digest[:32]}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.values: dict[str, Any] = {}
-        self._file = self.path.open("a+b")
-        self._file.truncate(self._read())
+        self._file: BinaryIO | None = None
+        self._end = self._read() if self.path.is_file() else 0
 
     def _read(self) -> int:
         """Take up whole lines, and tell where they end: a process that was killed may have left a part of one."""
-        self._file.seek(0)
         end = 0
-        while (line := self._file.readline(MAX_JSON)).endswith(b"\n"):
-            try:
-                (name, value), *more = parse_json(line).items()
-            except (ValueError, AttributeError):
-                break
-            if more:
-                break
-            self.values[name] = value
-            end += len(line)
+        with self.path.open("rb") as file:
+            while (line := file.readline(MAX_JSON)).endswith(b"\n"):
+                try:
+                    ((name, value),) = parse_json(line).items()
+                except (ValueError, AttributeError):
+                    break
+                self.values[name] = value
+                end += len(line)
         return end
 
     def add(self, name: str, value: Any) -> None:
-        """Keep the value of a finished item, which JSON can say, before this returns."""
+        """Keep the value of a finished item, which JSON can say, before this returns. Raises OSError."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            self._file.truncate(self._end)
         line = json.dumps({name: value})
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -65,11 +66,10 @@ class Journal:
         for name in names:
             self.values.pop(name, None)
 
-    def close(self) -> None:
-        self._file.close()
-
     def remove(self) -> None:
-        self.close()
+        """All is done and told."""
+        if self._file is not None:
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
 

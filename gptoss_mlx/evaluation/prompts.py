@@ -19,7 +19,7 @@ from ..engine import Model
 from ..errors import GptOssError
 from ..foreign import parse_json
 from ..harmony.messages import EFFORTS, FUNCTIONS, Conversation, Message, conversation_from_json
-from ..harmony.parse import IdParser
+from ..harmony.parse import Content, IdParser, is_call, kind_of
 from ..harmony.render import START, START_OF_ANSWER, encode, render
 from ..sampling import Sampling
 from ..tokenizer import Tokenizer
@@ -195,8 +195,8 @@ def reply_to(
     list(parser.finish())
     messages = parser.parser.messages
     return Reply(
-        "".join(message.content for message in messages if message.channel == "final"),
-        [_call(message) for message in messages if message.recipient],
+        "".join(message.content for message in messages if kind_of(message) is Content),
+        [_call(message) for message in messages if is_call(message)],
         parser.parser.stop,
     )
 

@@ -78,12 +78,13 @@ class Task:
             raise GptOssError(f"{folders[1]} has another vocabulary than {folders[0]}: it cannot be compared with it")
         predictions = LogProbabilities(self._journal.path.with_suffix(".predictions"), text.windows, ours)
         if not predictions.exists:
-            self._journal.forget(item.name for item in predictions.items)
             if (free := free_disk(predictions.path.parent)) < predictions.nbytes:
                 raise GptOssError(
                     f"the predictions of {folders[1]} take {size_text(predictions.nbytes)} of disk, and"
                     f" {predictions.path.parent} has {size_text(free)} free: lower --tokens, or set GPTOSS_MLX_HOME"
                 )
+            self._journal.forget(item.name for item in predictions.items)
+            predictions.make()
         text.compare_with(folders[1].resolve().name, predictions)
         return predictions
 

@@ -2,8 +2,8 @@
 
 A text is cut into windows of n tokens, without overlap and without a token of our own before them; what is left at its
 end is not read. Each window is read from an empty context, and those of its second half are predicted that follow
-token n // 2: n - 1 - n // 2 of them. That is what llama.cpp's `perplexity -c n` counts, where its GGUF puts no BOS token
-before a window.
+token n // 2: n - 1 - n // 2 of them. That is what llama.cpp's `perplexity -c n` counts, where its GGUF puts no BOS
+token first.
 
 Logits of a few positions are held at a time, and reduced in NumPy, so that the device decides nothing but the logits.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from ..tokenizer import Tokenizer
 from .run import Item, OnRead
 
 LEAST_WINDOW = 4
+MOST_LOSS = 100.0  # nats for a token; to know nothing at all of 201,088 costs 12.2
 
 # Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
 # take 70 times its hidden state, and are here twice; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
@@ -84,16 +86,25 @@ class LogProbabilities:
     def exists(self) -> bool:
         return self.path.is_file() and self.path.stat().st_size == self.nbytes
 
+    def make(self) -> None:
+        """A file of this size, still without contents."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb") as file:
+            file.truncate(self.nbytes)
+
     @cached_property
     def rows(self) -> np.ndarray:
-        """The file, mapped; made where there is none."""
-        return np.memmap(self.path, np.float32, "r+" if self.exists else "w+", shape=self.shape)
+        """What was written, mapped."""
+        return np.memmap(self.path, np.float32, "r", shape=self.shape)
 
     def measure(self, model: Model, index: int, on_read: OnRead) -> bool:
-        """Write the predictions of one window."""
-        for at, rows in log_probabilities(model, self._windows[index], on_read):
-            self.rows[index, at : at + len(rows)] = rows
-        self.rows.flush()
+        """Write the predictions of one window. Raises OSError where the disk is full."""
+        with self.path.open("r+b") as file:
+            file.seek(index * (self.nbytes // len(self._windows)))
+            for _, rows in log_probabilities(model, self._windows[index], on_read):
+                file.write(rows)
+            file.flush()
+            os.fsync(file.fileno())
         return True
 
     def remove(self) -> None:
@@ -144,7 +155,9 @@ class Text:
             np.array([each for index in sorted(values) for each in values[index].get(name, ())])
             for name in ("nll", "kl", "same_top")
         )
-        perplexity = math.exp(nll.mean())
+        if (loss := float(nll.mean())) > MOST_LOSS:
+            raise GptOssError("the logits are absurdly large: the model is corrupt")
+        perplexity = math.exp(loss)
         return TextFigures(
             text=self._source,
             sha256=hashlib.sha256(self._text.encode()).hexdigest(),
@@ -188,6 +201,7 @@ def log_probabilities(model: Model, ids: Sequence[int], on_read: OnRead) -> Iter
         on_read(start + hidden.shape[1])
 
 
+@np.errstate(invalid="ignore")
 def log_softmax(rows: np.ndarray) -> np.ndarray:
     """float32 [n, vocabulary] -> the same, in place. Raises GptOssError."""
     for logits in rows:
