@@ -48,7 +48,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
 @model_argument()
 @click.option("--text", "file", type=FILE, metavar="FILE", help="Perplexity on a text.")
-@click.option("--tokens", type=click.IntRange(4), show_default="all", help="At most, of the text.")
+@click.option("--tokens", type=click.IntRange(4), show_default="all", help="Of the text, at most.")
 @click.option(
     "--window", type=click.IntRange(4), default=DEFAULT_WINDOW, show_default=True, help="Tokens that are read together."
 )
@@ -71,21 +71,27 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.IntRange(1),
     default=USUAL_ANSWER,
     show_default=True,
-    help="An answer to a prompt may have.",
+    help="Of an answer to a prompt, at most.",
 )
 @click.option("--show-wrong", is_flag=True, help="List the prompts that were not answered right.")
 @memory_options
 @threads_option
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="To print."
+)
 def evaluate(model: str, **options: Any) -> None:
     """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
-    Prompts are lines {"prompt": TEXT or a conversation as in `harmony render`, "answer": TEXT or {"name", "arguments"},
-    "part": NAME}; or {"rendered": what `harmony render` prints, ...}.
-
     The same command gives the same figures, and goes on where it was interrupted. Without --context, the memory plan is
     for what is asked.
+
+    \b
+    A line of --prompts:
+    {"prompt": TEXT | a conversation as `harmony render` takes it,
+     "answer": TEXT | {"name": TEXT, "arguments": {...}},
+     "part": TEXT, if there are parts}
+    {"rendered": what `harmony render` prints, "answer": ...}
     """
     folder = model_folder(model)
     reference = None if options["reference"] is None else model_folder(options["reference"])

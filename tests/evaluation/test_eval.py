@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from budget.shapes import converted_shape
+from checkpoints import write_tokenizer
 from cli.test_cli import assert_one_line_error
 from gptoss_convert.fidelity import TEXT
 from gptoss_mlx import GptOssError
@@ -218,3 +220,22 @@ def test_needles(demo_folder):
             said = text.partition("<|start|>user")[2]
             assert said.index(needle.code) / len(said) == pytest.approx(position, abs=0.1)
             assert make_needle(context, position, tokenizer, Asking()) == needle
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what a process has")
+def test_a_large_vocabulary_fits_into_the_plan(run, command, environment, tmp_path):
+    """Weights are zeros, so that each of 201,088 tokens is as likely as any other."""
+    folder = converted_shape(tmp_path / "model", layers=2, experts=4)
+    write_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 257}')
+    planned = json.loads(run("plan", folder, "--context", 512, "--kv-bits", 16, "--json").stdout)["anonymous"]
+    args = [*command, "eval", str(folder), "--tokens", "512", "--kv-bits", "16", "--format", "json"]
+    process = subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    most = 0
+    while process.poll() is None:
+        fields = Path(f"/proc/{process.pid}/status").read_text().split()
+        most = max(most, 1024 * int(fields[fields.index("RssAnon:") + 1])) if "RssAnon:" in fields else most
+        time.sleep(0.005)
+    assert json.loads(process.stdout.read())["text"]["perplexity"] == pytest.approx(201_088, rel=1e-6)
+    print(most / planned, planned)
+    assert 0 < most <= planned
