@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from .memory import size_text
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 
-@contextmanager
-def stage_progress(amount: Callable[[int], str] = size_text) -> Iterator[Callable[[Progress], None]]:
-    """A callback that shows how far each stage of some work has come: how much, speed, time left.
+def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
+    """A callback that shows how far each stage of a conversion has come: bytes, speed, time left."""
+    return _stage_progress(size_text)
 
-    `amount` says a count in words: of bytes where nothing else is said.
-    """
+
+def evaluation_progress() -> AbstractContextManager[Callable[[Progress], None]]:
+    """The same of an evaluation, in tokens."""
+    return _stage_progress(lambda count: f"{count:,} tokens")
+
+
+@contextmanager
+def _stage_progress(amount: Callable[[int], str]) -> Iterator[Callable[[Progress], None]]:
+    """`amount` says a count in words."""
     if not sys.stderr.isatty():
         yield _Lines(amount)
         return
@@ -48,10 +55,6 @@ def stage_progress(amount: Callable[[int], str] = size_text) -> Iterator[Callabl
             bars.update(tasks[step.stage], completed=step.done, total=step.total)
 
         yield show
-
-
-def tokens_text(count: int) -> str:
-    return f"{count:,} tokens"
 
 
 class _Lines:

@@ -148,10 +148,10 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     from gptoss_convert import fidelity
     from gptoss_convert.sources import Source
 
-    from ..progress import stage_progress
+    from ..progress import conversion_progress
 
     text = _text(file or fidelity.TEXT)
-    with stage_progress() as show:
+    with conversion_progress() as show:
         found = fidelity.compare(Source(source), resolve(model), text, tokens, show)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
@@ -170,10 +170,10 @@ def verify(model: str) -> None:
     from gptoss_convert import Progress
     from gptoss_convert.verification import verify as check
 
-    from ..progress import stage_progress
+    from ..progress import conversion_progress
 
     folder = resolve(model)
-    with stage_progress() as show:
+    with conversion_progress() as show:
         wrong = check(folder, lambda done, total: show(Progress("verify", done, total)))
     for line in wrong:
         click.echo(line)

@@ -100,14 +100,14 @@ def evaluate(model: str, **options: Any) -> None:
     plan = plan_to_keep(folder, options | {"context": options["context"] or chosen.context})
     from ..evaluation.task import Task
     from ..interrupts import Interrupted, Interrupts
-    from ..progress import stage_progress, tokens_text
+    from ..progress import evaluation_progress
 
     reference_plan = None
     if reference is not None:
         reference_plan = plan_to_keep(reference, options | {"context": chosen.text.context})
     task = Task(plan, chosen, reference_plan)
     try:
-        with Interrupts() as interrupts, stage_progress(tokens_text) as show:
+        with Interrupts() as interrupts, evaluation_progress() as show:
             task.run(interrupts.check, show)
     except Interrupted:
         _show(task.report(), options)

@@ -87,10 +87,10 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
     from gptoss_convert import convert as run
     from gptoss_convert.writer import partial_folder
 
-    from ..progress import stage_progress
+    from ..progress import conversion_progress
 
     try:
-        with stage_progress() as show:
+        with conversion_progress() as show:
             return run(source, dest, on_progress=show, **options)
     except KeyboardInterrupt:
         if (partial := partial_folder(dest)).exists():

@@ -8,7 +8,6 @@ its name and its parsed arguments are the same and it is the only one.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -186,10 +185,8 @@ def reply_to(
     begun = len(ids) - 1 - list(reversed(ids)).index(tokenizer.special(START))
     for id_ in ids[begun:]:
         list(parser.feed(id_))
-    prefilled = model.generate(
-        ids, sampling=GREEDY, max_tokens=max_tokens, on_prefill=lambda done, total: on_read(done)
-    )
-    for id_ in prefilled:
+    emitted = model.generate(ids, sampling=GREEDY, max_tokens=max_tokens, on_prefill=lambda done, total: on_read(done))
+    for id_ in emitted:
         list(parser.feed(id_))
         on_read(len(ids))
     list(parser.finish())
@@ -203,8 +200,8 @@ def reply_to(
 
 def _call(message: Message) -> Call | None:
     try:
-        return Call(message.recipient.removeprefix(FUNCTIONS), json.loads(message.content))
-    except (ValueError, RecursionError):
+        return Call(message.recipient.removeprefix(FUNCTIONS), parse_json(message.content.encode()))
+    except ValueError:
         return None
 
 

@@ -245,7 +245,7 @@ def test_progress_without_a_terminal_is_a_line_every_tenth(capsys, monkeypatch):
 
     clock = iter(range(0, 200, 1))
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.stage_progress() as show:
+    with progress.conversion_progress() as show:
         for done in range(0, 1001, 50):
             show(Progress("convert", done * 10**6, 10**9))
         show(Progress("checksums", 1, 1))

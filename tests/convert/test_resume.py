@@ -111,7 +111,7 @@ def test_the_command_says_how_to_go_on(command, environment, source, tmp_path):
     )
     code += """
 from contextlib import nullcontext
-gptoss_mlx.progress.stage_progress = lambda: nullcontext(wait)
+gptoss_mlx.progress.conversion_progress = lambda: nullcontext(wait)
 from gptoss_mlx.cli import main
 sys.argv = ["gptoss-mlx", "convert", *sys.argv[1:]]
 main()
