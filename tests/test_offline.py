@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": ("--temperature", "0"),
     "generate": ("--temperature", "0"),
     "bench": ("--prompt", "4", "--generate", "2", "--repeat", "1"),
+    "eval": ("--tokens", "64", "--needle", "1024"),
     "inspect": (),
     "plan": (),
     "verify": (),
