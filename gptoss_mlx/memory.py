@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GptOssError
+from .files import read_number
 from .rusage import resource_usage
 
 GIB = 2**30
@@ -130,17 +131,9 @@ def _cgroups() -> list[tuple[int, int]]:
         # In a container the path may begin outside what is mounted; its own group is then the root.
         own = root / path.lstrip("/")
         for group in {root, *(each for each in (own, *own.parents) if root in each.parents)}:
-            if (limit := _number(group / limit_file)) is not None and limit < NO_LIMIT:
+            if (limit := read_number(group / limit_file)) is not None and limit < NO_LIMIT:
                 found.append((limit, _statistic(group / "memory.stat", used_name)))
     return found
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
 
 
 def _statistic(path: Path, name: str) -> int:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..files import read_number, read_text
 from ..rusage import resource_usage
 from .background import Background
-from .files import number, text
 from .nvidia import NvidiaGpu, nvidia_gpu
 
 SYSTEM = Path("/sys")
@@ -70,7 +70,7 @@ def of_packages(system: Path = SYSTEM) -> Meter | None:
     In the kernel's Documentation/power/powercap. A package contains its cores and what graphics it has; the memory
     beside it is a zone of its own, where there is one; "psys" would count the package again.
     """
-    names = {zone: text(zone / "name") or "" for zone in sorted(system.glob("class/powercap/intel-rapl:*"))}
+    names = {zone: read_text(zone / "name") or "" for zone in sorted(system.glob("class/powercap/intel-rapl:*"))}
     packages = [_zone(zone) for zone, name in names.items() if name.startswith("package")]
     memory = [_zone(zone) for zone, name in names.items() if name == "dram"]
     steps = packages + memory
@@ -86,7 +86,7 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
     def watts() -> float | None:
         if power_source(system) != "battery":
             return None
-        return _sum([_watts(supply) for supply in _supplies(system) if text(supply / "status") == "Discharging"])
+        return _sum([_watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging"])
 
     step = _integrated(watts)
     return step and Meter("whole machine, from the battery", step)
@@ -110,8 +110,8 @@ def of_process() -> Meter | None:
 def power_source(system: Path = SYSTEM) -> str | None:
     """Linux's "mains" or "battery" (Documentation/ABI/testing/sysfs-class-power); None where it does not tell."""
     supplies = _supplies(system)
-    states = {text(supply / "status") for supply in supplies}
-    if any(text(supply / "type") in POWERED and number(supply / "online") for supply in supplies):
+    states = {read_text(supply / "status") for supply in supplies}
+    if any(read_text(supply / "type") in POWERED and read_number(supply / "online") for supply in supplies):
         return "mains"
     if "Discharging" in states:
         return "battery"
@@ -121,17 +121,17 @@ def power_source(system: Path = SYSTEM) -> str | None:
 def _supplies(system: Path) -> list[Path]:
     """Without the batteries of mice and keyboards."""
     found = sorted(system.glob("class/power_supply/*"))
-    return [supply for supply in found if text(supply / "scope") != "Device"]
+    return [supply for supply in found if read_text(supply / "scope") != "Device"]
 
 
 def _zone(path: Path) -> Step | None:
-    return _counted(lambda: number(path / "energy_uj"), 1e-6, number(path / "max_energy_range_uj"))
+    return _counted(lambda: read_number(path / "energy_uj"), 1e-6, read_number(path / "max_energy_range_uj"))
 
 
 def _watts(supply: Path) -> float | None:
-    if (power := number(supply / "power_now")) is not None:
+    if (power := read_number(supply / "power_now")) is not None:
         return abs(power) * 1e-6
-    voltage, current = number(supply / "voltage_now"), number(supply / "current_now")
+    voltage, current = read_number(supply / "voltage_now"), read_number(supply / "current_now")
     return None if voltage is None or current is None else voltage * 1e-6 * abs(current) * 1e-6
 
 

@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from .. import kernels
+from ..files import read_number, read_text
 from ..foreign import parse_json
 from ..memory import ProcessMemory, forget_peak, process_memory, total
 from .background import Background
 from .energy import power_source
 from .figures import Conditions, Machine
-from .files import number, text
 from .nvidia import nvidia_gpu
 
 PACKAGE = Path(__file__).parents[1]
@@ -64,14 +64,14 @@ def processor(root: Path = ROOT) -> str:
     if sys.platform == "darwin" and (name := _output("sysctl", "-n", "machdep.cpu.brand_string")):
         return name
     fields: dict[str, list[str]] = {}
-    for line in (text(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read_text(root / "proc/cpuinfo") or "").splitlines():
         name, _, value = line.partition(":")
         values = fields.setdefault(name.strip(), [])
         if value.strip() not in values:
             values.append(value.strip())
     if "model name" in fields:
         return fields["model name"][0]
-    if board := text(root / "proc/device-tree/model"):
+    if board := read_text(root / "proc/device-tree/model"):
         return board
     if "Hardware" in fields:
         return fields["Hardware"][0]
@@ -85,7 +85,7 @@ def commit(package: Path = PACKAGE) -> str | None:
     installed from a repository."""
     checkout = package.parent
     # Not any repository around an installed package: ours, and no search further up.
-    ours = re.search('^name = "gptoss-mlx"$', text(checkout / "pyproject.toml") or "", re.MULTILINE)
+    ours = re.search('^name = "gptoss-mlx"$', read_text(checkout / "pyproject.toml") or "", re.MULTILINE)
     if ours and (checkout / ".git").exists():
         return _git_commit(checkout)
     try:
@@ -159,7 +159,7 @@ def _load_average() -> float | None:
 def _cpu_times(root: Path) -> list[int] | None:
     """Of all cores since the start: user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); what guests take
     is in the first two."""
-    lines = (text(root / "proc/stat") or "").splitlines()
+    lines = (read_text(root / "proc/stat") or "").splitlines()
     try:
         times = [int(field) for field in lines[0].split()[1:9]]
     except (IndexError, ValueError):
@@ -174,7 +174,7 @@ def _stolen(before: list[int] | None, after: list[int] | None) -> float | None:
 
 
 def _throttle_count(root: Path) -> int | None:
-    counts = [number(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
+    counts = [read_number(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
     return sum(counts) if counts and None not in counts else None
 
 
@@ -186,7 +186,7 @@ def _clock(root: Path) -> float | None:
     """Of the fastest core: others may have had nothing to do."""
     shares = []
     for folder in root.glob("sys/devices/system/cpu/cpu*/cpufreq"):
-        now, most = number(folder / "scaling_cur_freq"), number(folder / "cpuinfo_max_freq")
+        now, most = read_number(folder / "scaling_cur_freq"), read_number(folder / "cpuinfo_max_freq")
         if now and most:
             shares.append(now / most)
     return max(shares, default=None)

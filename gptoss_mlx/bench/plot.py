@@ -10,11 +10,11 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GptOssError, printable
+from ..files import replace_file
 from ..foreign import reason
 from ..memory import size_text
 from .figures import Figures, Speed
@@ -46,12 +46,16 @@ def check_plot(path: Path) -> None:
     """Raises GptOssError where `save_plot` could not draw `path`: ask before a long measurement."""
     if path.suffix.lower() not in FORMATS:
         raise GptOssError(f"cannot draw {path}: a plot is a .png or a .svg file")
+    if not os.access(path.parent, os.W_OK):
+        raise GptOssError(f"cannot write {path}: its folder is not there, or you may not write into it")
     # It tells of fonts and of folders that it cannot write, which is nothing to whoever wants a plot.
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise GptOssError("--plot draws with matplotlib: pip install 'gptoss-mlx[plot]'") from None
+    except ValueError as error:  # of what it reads at its import, as MPLBACKEND
+        raise GptOssError(f"matplotlib does not start: {reason(error)}") from None
 
 
 def save_plot(figures: Figures, path: Path) -> None:
@@ -72,7 +76,7 @@ def save_plot(figures: Figures, path: Path) -> None:
         _draw_speed(speed, figures)
         _draw_memory(memory, figures)
         canvas.savefig(drawn, format=kind, metadata=METADATA[kind])
-    _replace_file(path, drawn.getvalue())
+    replace_file(path, drawn.getvalue())
 
 
 def _line(text: str) -> str:
@@ -82,7 +86,7 @@ def _line(text: str) -> str:
 
 def _draw_speed(axes: Axes, figures: Figures) -> None:
     """A line for prefill of each size and for decoding, with the limit of each beside it."""
-    axes.set(title="Speed", xlabel="depth of the context (tokens)", ylabel="tokens/s")
+    axes.set(title="Speed: median, least and most", xlabel="depth of the context (tokens)", ylabel="tokens/s")
     if not figures.speeds:
         _say_nothing(axes)
         return
@@ -155,18 +159,3 @@ def _speed_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", alpha=0.3)
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    """Raises GptOssError."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        try:
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
-    except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot write {path}: {reason(error)}") from None

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GptOssError
+from ..files import replace_file
 from ..harmony.messages import FUNCTIONS
 from ..harmony.parse import Content, kind_of
 from ..memory import size_text
 from ..models import resolve
 from .session import EFFORTS
-from .transcript import Transcript, replace_file
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from .terminal import Chat

@@ -11,15 +11,13 @@ again they cost nothing where the KV state was kept. Everything else can be told
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
+from ..files import replace_file
 from ..foreign import open_regular, reason
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
@@ -125,25 +123,6 @@ def fenced(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}\n{text}\n{fence}"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file, which only its owner can read, so that it is whole at every moment: the old one, or the new
-    one. Raises GptOssError."""
-    try:
-        descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
-        try:
-            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise
-    except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot write {path}: {reason(error)}") from None
 
 
 class _Damaged(Exception):

@@ -82,7 +82,8 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 def _write(name: str, form: str, output: Path | None) -> None:
     from ..chat.screen import without_controls
-    from ..chat.transcript import Transcript, replace_file
+    from ..chat.transcript import Transcript
+    from ..files import replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
     text = transcript.as_markdown() if form == "markdown" else transcript.as_json()

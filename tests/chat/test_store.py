@@ -23,8 +23,9 @@ from gptoss_mlx.budget import Settings
 from gptoss_mlx.chat import state_files
 from gptoss_mlx.chat.keeper import Keeper
 from gptoss_mlx.chat.store import Store, sessions_folder
-from gptoss_mlx.chat.transcript import Transcript, replace_file
+from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.demo import FUNCTIONS
+from gptoss_mlx.files import replace_file
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.render import encode, render_message
 

@@ -1,0 +1,50 @@
+"""Files as wholes: written so that they are never half there, and the system's small ones, of a line or a number each.
+
+Files that others wrote are `foreign`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from .errors import GptOssError
+from .foreign import reason
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file, which only its owner can read, so that it is whole at every moment: the old one, or the new one.
+    Text is UTF-8. Raises GptOssError."""
+    data = content.encode(errors="replace") if isinstance(content, str) else content
+    try:
+        descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+
+
+def read_text(path: Path) -> str | None:
+    """What a file in /proc or /sys says; None where it cannot be read."""
+    try:
+        return path.read_text(errors="replace").strip(" \n\0")
+    except OSError:
+        return None
+
+
+def read_number(path: Path) -> int | None:
+    """The whole number that such a file holds, if it does."""
+    try:
+        return int(read_text(path) or "")
+    except ValueError:
+        return None
