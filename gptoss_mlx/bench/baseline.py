@@ -152,7 +152,7 @@ def any_below(changes: Sequence[Change]) -> bool:
 
 def changes_table(changes: Sequence[Change]) -> TextTable | None:
     def spread(of: Callable[[Change], Spread | None]) -> Callable[[Change], str]:
-        return lambda change: f"{tables.number(told.median)} ({tables.span(told)})" if (told := of(change)) else "-"
+        return lambda change: tables.median_and_span(told) if (told := of(change)) else "-"
 
     def ratio(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"

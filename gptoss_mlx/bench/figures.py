@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..experts import PoolStats
 
@@ -32,17 +32,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of the seconds that single tokens took."""
+    """Of the seconds that single tokens took, by the nearest rank; None of so few that it would be the most."""
 
     p50: float
-    p90: float
-    p99: float
+    p90: float | None
+    p99: float | None
     most: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Percentiles:
         ordered = sorted(values)
-        return cls(*(ordered[min(int(share * len(ordered)), len(ordered) - 1)] for share in (0.5, 0.9, 0.99, 1)))
+
+        def percentile(percent: int) -> float | None:
+            rank = -(-percent * len(ordered) // 100)
+            return ordered[rank - 1] if rank < len(ordered) else None
+
+        return cls(statistics.median(ordered), percentile(90), percentile(99), ordered[-1])
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,23 @@ class Work:
     vector_operations: int
 
     def least_seconds(self, rates: Rates) -> float | None:
-        """What reading or computing alone would take, whichever is longer; None where no rate is known."""
-        found = []
-        if rates.bandwidth:
-            found.append(self.bytes / rates.bandwidth)
-        if rates.matrix and rates.vector:
-            found.append(self.matrix_operations / rates.matrix + self.vector_operations / rates.vector)
-        return max(found, default=None)
+        """What reading or computing alone would take, whichever is longer; None unless all rates are known."""
+        if not (rates.bandwidth and rates.matrix and rates.vector):
+            return None
+        computing = self.matrix_operations / rates.matrix + self.vector_operations / rates.vector
+        return max(self.bytes / rates.bandwidth, computing)
+
+
+class Point(NamedTuple):
+    """Prefill or decode of some tokens behind `depth` tokens of context."""
+
+    kind: Literal["prefill", "decode"]
+    tokens: int
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.tokens:,} at {self.depth:,}"
 
 
 @dataclass(frozen=True)
@@ -95,8 +110,12 @@ class Speed:
     joules_per_token: float | None = None
 
     @property
+    def point(self) -> Point:
+        return Point(self.kind, self.tokens, self.depth)
+
+    @property
     def name(self) -> str:
-        return f"{self.kind} {self.tokens:,} at {self.depth:,}"
+        return self.point.name
 
     @property
     def limit(self) -> float | None:

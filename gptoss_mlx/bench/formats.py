@@ -11,7 +11,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,12 +89,14 @@ def as_json(figures: Figures) -> str:
 
 def as_csv(figures: Figures) -> str:
     """A line of names, with their units, and one for each speed; empty cells are what is not known."""
+    run = [of(figures) for of in RUN_COLUMNS.values()]
+    rows = [run + [of(speed) for of in SPEED_COLUMNS.values()] for speed in figures.speeds]
+    return csv_text([[*RUN_COLUMNS, *SPEED_COLUMNS], *rows])
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*RUN_COLUMNS, *SPEED_COLUMNS])
-    run = [_cell(of(figures)) for of in RUN_COLUMNS.values()]
-    for speed in figures.speeds:
-        writer.writerow(run + [_cell(of(speed)) for of in SPEED_COLUMNS.values()])
+    csv.writer(text, lineterminator="\n").writerows(map(_cell, row) for row in rows)
     return text.getvalue()
 
 
@@ -120,10 +122,14 @@ def as_markdown(figures: Figures) -> str:
     )
     title, *_ = tables.heading(figures)
     parts = [f"## {_escaped(title)}"]
-    parts += [f"- {_escaped(line)}" for line in tables.warnings(figures)]
+    parts += markdown_items(tables.warnings(figures))
     parts += [markdown_table(table) for table in made if table]
     parts.append(f"### Command\n\n{_code_block(printable(figures.command))}")
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_items(lines: Iterable[str]) -> list[str]:
+    return [f"- {_escaped(line)}" for line in lines]
 
 
 def markdown_table(table: TextTable) -> str:

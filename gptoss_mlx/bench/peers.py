@@ -21,14 +21,14 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
 from ..chat.processes import signal_group
 from ..errors import LONGEST, GptOssError
 from ..foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 from ..memory import size_text
 from .baseline import figures_of
-from .figures import Figures, Spread
+from .figures import Figures, Point, Spread
 
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
@@ -38,18 +38,6 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GPTOSS_MLX_C
 
 Run = Callable[[str, list[str]], bytes]
 """From the name of a side, for errors, and a command line to what it printed."""
-
-
-class Point(NamedTuple):
-    """Prefill or decode of some tokens behind `depth` tokens of context."""
-
-    kind: Literal["prefill", "decode"]
-    tokens: int
-    depth: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {self.tokens:,} at {self.depth:,}"
 
 
 @dataclass(frozen=True)
@@ -102,16 +90,13 @@ class PairedSpeed:
         return [ours / theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
     @property
-    def faster(self) -> Literal["ours", "theirs"] | None:
-        """Who is, in every pair of several; else None."""
-        ratio = Spread.of(self.ratios)
-        if ratio.runs > 1 and ratio.least > 1:
-            return "ours"
-        return "theirs" if ratio.runs > 1 and ratio.most < 1 else None
+    def won(self) -> int:
+        """The pairs in which ours was faster."""
+        return sum(ratio > 1 for ratio in self.ratios)
 
     def as_dict(self) -> dict[str, Any]:
         sides = {"ours_tokens_per_second": self.ours, "theirs_tokens_per_second": self.theirs}
-        ratio = {"ratios": self.ratios, "ratio": asdict(Spread.of(self.ratios)), "faster": self.faster}
+        ratio = {"ratios": self.ratios, "ratio": asdict(Spread.of(self.ratios)), "won": self.won}
         return {"name": self.point.name} | self.point._asdict() | sides | ratio
 
 
@@ -178,7 +163,8 @@ def compare(
 @dataclass(frozen=True)
 class MlxLm:
     """`mlx_lm.benchmark`, on the same folder. It decodes behind its prompt, so that prompts are its depths, whatever
-    `sizes` has for depths. Raises GptOssError for a folder that it would not read."""
+    `sizes` has for depths. Raises GptOssError for a folder that it would not read, and for no prompt or nothing to
+    decode."""
 
     folder: Path
     sizes: Sizes
@@ -197,6 +183,10 @@ class MlxLm:
     }
 
     def __post_init__(self) -> None:
+        if not (self.sizes.prompt and self.sizes.generate):
+            raise GptOssError(
+                "mlx_lm.benchmark always has a prompt and decodes: neither --prompt nor --generate can be 0"
+            )
         if not is_there(self.folder / "tokenizer.json"):
             raise GptOssError(f"{self.folder} has no tokenizer.json, and mlx_lm.benchmark does not run without one")
         for path in (self.folder / "config.json", self.folder / "tokenizer_config.json"):
@@ -353,14 +343,12 @@ def _weights(bits: float, size: int) -> str:
 
 
 def _listed(counts: Sequence[int]) -> str:
-    return ",".join(map(str, counts))
+    """As options take them, ours and llama-bench's: 0 is none."""
+    return ",".join(map(str, counts)) or "0"
 
 
 def _comparison(peer: Peer, rounds: int, ours: list[Figures], theirs: list[Reading]) -> Comparison:
-    our_speeds = [
-        {Point(each.kind, each.tokens, each.depth): each.tokens_per_second.median for each in figures.speeds}
-        for figures in ours
-    ]
+    our_speeds = [{each.point: each.tokens_per_second.median for each in figures.speeds} for figures in ours]
     for name, speeds in ((OURS, our_speeds[-1]), (peer.name, theirs[-1].speeds)):
         if missing := [point for point in peer.points if point not in speeds]:
             raise GptOssError(f"{name} gave no figure for {missing[0].name}")

@@ -13,10 +13,11 @@ from typing import TypeVar
 from ..memory import size_text
 from .figures import Figures, Speed, Spread, Stage
 
-# From where on a condition is worth a warning. An idle desktop has a load average of some tenths.
+# From where on a condition is worth a warning. An idle desktop has a load average of some tenths, and
+# all cores together do not reach the highest clock of one alone.
 BUSY_CORES = 0.25
 STOLEN = 0.01
-SLOW_CLOCK = 0.95
+SLOW_CLOCK = 0.6
 
 Item = TypeVar("Item")
 
@@ -60,7 +61,15 @@ def percent(share: float | None) -> str:
 
 
 def span(spread: Spread) -> str:
+    """Nothing for a single run, which has none."""
+    if spread.runs == 1:
+        return ""
     return f"{number(spread.least, spread.median)}-{number(spread.most, spread.median)}"
+
+
+def median_and_span(spread: Spread) -> str:
+    median, least_most = number(spread.median), span(spread)
+    return f"{median} ({least_most})" if least_most else median
 
 
 def heading(figures: Figures) -> list[str]:
@@ -102,7 +111,7 @@ def tokens(figures: Figures) -> TextTable | None:
     """Of those speeds that say something of single tokens."""
 
     def milliseconds(part: str) -> Callable[[Speed], str]:
-        return lambda speed: number(1e3 * getattr(speed.token_seconds, part)) if speed.token_seconds else ""
+        return lambda speed: number((seconds := getattr(speed.token_seconds, part, None)) and 1e3 * seconds)
 
     return as_table(
         "Each token",
@@ -118,8 +127,22 @@ def tokens(figures: Figures) -> TextTable | None:
     )
 
 
+def limit_line(figures: Figures) -> list[str]:
+    """Where the limits of the speeds come from, in a line, if they are known."""
+    rates = [speed.rates for speed in figures.speeds if speed.limit]
+    if not rates:
+        return []
+
+    def told(part: str, unit: float) -> str:
+        rate = Spread.of([getattr(each, part) / unit for each in rates])
+        return span(rate) or number(rate.median)
+
+    read, products, attention = told("bandwidth", 1e9), told("matrix", 1e12), told("vector", 1e12)
+    return [f"limit: {read} GB/s read, {products} Top/s in products, {attention} in attention, measured beside each"]
+
+
 def limits(figures: Figures) -> TextTable | None:
-    """Where the limits of the speeds come from."""
+    """The same of each speed, and its work."""
 
     def billions(value: float | None) -> str:
         return "" if value is None else number(value / 1e9)
@@ -269,6 +292,11 @@ def warnings(figures: Figures) -> list[str]:
         lines.append("disturbed: at the end the GPU was slowed, because of heat or of its power supply")
     if told.power == "battery":
         lines.append("disturbed: on battery")
+    if above := [speed.name for speed in figures.speeds if (speed.share or 0) > 1]:
+        lines.append(
+            f"above its limit: {', '.join(above)}. What the machine gives swings, and what stays in a cache is not read"
+            " again"
+        )
     if not figures.finished:
         lines.append("broken off: what is missing here was not measured")
     return lines

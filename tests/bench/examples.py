@@ -133,7 +133,7 @@ PAGED = replace(
 
 DISTURBED = replace(
     FULL,
-    conditions=Conditions(load_average=1.4, stolen=0.031, throttled=3, clock=0.82, power="battery"),
+    conditions=Conditions(load_average=1.4, stolen=0.031, throttled=3, clock=0.52, power="battery"),
     speeds=FULL.speeds[:2],
     start=None,
     profile=None,

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode
 from gptoss_mlx.bench import formats, tables
+from gptoss_mlx.bench.figures import Percentiles, Spread
 from gptoss_mlx.bench.plot import check_plot, save_plot
 from gptoss_mlx.bench.report import print_table
 from gptoss_mlx.errors import GptOssError
@@ -47,6 +48,8 @@ Speed
 │ decode 128 at 0     │     4.70 │  4.46-4.89 │  20.8 │      23% │
 │ decode 128 at 4,096 │     4.10 │  3.89-4.26 │  19.8 │      21% │
 └─────────────────────┴──────────┴────────────┴───────┴──────────┘
+limit: 40.0-40.0 GB/s read, 0.800-0.800 Top/s in products, 0.100-0.100 in
+attention, measured beside each
 Each token
 ┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━┳━━━━━┳━━━━━━┳━━━━━━━━━┓
 ┃ what                ┃ ms p50 ┃ p90 ┃ p99 ┃ most ┃ J/token ┃
@@ -106,12 +109,40 @@ def test_nothing_measured():
     assert "broken off" in text
 
 
+def test_one_run_has_no_spread():
+    once = replace(FULL, speeds=[replace(FULL.speeds[0], tokens_per_second=Spread.of([100.0]))])
+    assert tables.speeds(FULL).columns[2] == "least-most"
+    assert "least-most" not in tables.speeds(once).columns
+
+
+def test_percentiles_of_few_tokens_are_not_their_most():
+    assert Percentiles.of([2.0, 1.0]) == Percentiles(1.5, None, None, 2.0)
+    assert Percentiles.of(list(range(1, 21))) == Percentiles(10.5, 18, None, 20)
+    assert Percentiles.of(list(range(1, 201))) == Percentiles(100.5, 180, 198, 200)
+    assert tables.tokens(
+        replace(FULL, speeds=[replace(decode(2, 0, 5.0), token_seconds=Percentiles.of([0.1, 0.3]))])
+    ).rows == [("decode 2 at 0", "200", "300")]
+
+
+def test_a_limit_takes_all_rates():
+    speed = FULL.speeds[0]
+    for rate in ("bandwidth", "matrix", "vector"):
+        assert replace(speed, rates=replace(speed.rates, **{rate: None})).limit is None
+
+
+def test_more_than_the_limit_is_explained():
+    speed = decode(128, 0, 50.0)
+    assert speed.share > 1
+    (line,) = tables.warnings(replace(FULL, speeds=[speed, FULL.speeds[0]]))
+    assert line.startswith("above its limit: decode 128 at 0. What the machine gives swings")
+
+
 def test_a_disturbed_run_says_so():
     assert [line for line in printed(DISTURBED).splitlines() if line.startswith(("disturbed", "broken"))] == [
         "disturbed: a load average of 1.40 on 2 cores, before it began",
         "disturbed: the host gave 3.1% of these cores' time to others",
         "disturbed: cores were slowed 3 times because they were hot",
-        "disturbed: at the end the cores' clock was at 82% of its highest",
+        "disturbed: at the end the cores' clock was at 52% of its highest",
         "disturbed: on battery",
         "broken off: what is missing here was not measured",
     ]
@@ -285,7 +316,13 @@ def test_plot_says_what_it_shows(figures, tmp_path):
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(path, parser).getroot()
     texts = {each.text.strip() for each in root.iter() if each.tag is ElementTree.Comment}
-    assert {"Speed", "tokens/s", "depth of the context (tokens)", "Memory", "memory (GB)"} <= texts
+    assert {
+        "Speed: median, least and most",
+        "tokens/s",
+        "depth of the context (tokens)",
+        "Memory",
+        "memory (GB)",
+    } <= texts
     assert {f"{speed.kind} of {speed.tokens:,} tokens" for speed in figures.speeds} <= texts
     assert {f"{speed.depth:,}" for speed in figures.speeds} <= texts
     assert ("limit of each" in texts) == (figures is not BARE)
@@ -316,8 +353,8 @@ def test_plot_of_another_kind(name, tmp_path):
 
 
 def test_plot_that_cannot_be_written(tmp_path):
-    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: No such file or directory"):
-        save_plot(BARE, tmp_path / "missing" / "plot.png")
+    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: its folder is not there"):
+        check_plot(tmp_path / "missing" / "plot.png")
     (tmp_path / "plot.png").mkdir()
     with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: Is a directory"):
         save_plot(BARE, tmp_path / "plot.png")
@@ -346,6 +383,11 @@ def test_plot_is_silent_and_a_persons_settings_do_not_change_it(tmp_path):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "there.svg").read_bytes() == (tmp_path / "here.svg").read_bytes()
+
+
+def test_a_matplotlib_that_does_not_start(tmp_path):
+    done = drawn(tmp_path / "plot.png", MPLBACKEND="nonsense")
+    assert "GptOssError: matplotlib does not start: Key backend: 'nonsense'" in done.stderr.strip().splitlines()[-1]
 
 
 def test_without_matplotlib(tmp_path):
