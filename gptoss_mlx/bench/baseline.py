@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,10 +49,6 @@ class Change:
     def ratio(self) -> float | None:
         """Of the tokens per second: present over earlier."""
         return self.present.median / self.earlier.median if self.earlier and self.present else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"ratio": self.ratio}
 
 
 def read_baseline(path: Path) -> Figures:

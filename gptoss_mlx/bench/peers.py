@@ -396,7 +396,7 @@ def _output(name: str, words: list[str], time_limit: float) -> bytes:
 def _wait(name: str, process: subprocess.Popen[bytes], written: Sequence[BinaryIO], time_limit: float) -> None:
     """Until the process ends. Raises GptOssError where it takes too long, or has written more than MAX_JSON bytes."""
     deadline = time.monotonic() + time_limit
-    while process.returncode is None:
+    while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(min(POLL, time_limit))
             return
@@ -410,7 +410,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], written: Sequence[BinaryI
 def _last_line(errors: BinaryIO) -> str:
     errors.seek(max(errors.seek(0, os.SEEK_END) - LONGEST, 0))
     lines = errors.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return next((line.strip().removeprefix("error: ") for line in reversed(lines) if line.strip()), "")
 
 
 def _ending(returncode: int) -> str:

@@ -11,7 +11,7 @@ from .peers import OURS, Comparison
 from .report import print_lines, print_text_table
 from .tables import TextTable
 
-LEGEND = f"ratio: the median of all pairs, and the least and the most; won: pairs in which {OURS} was faster"
+LEGEND = f"ratio: median (least-most); won: pairs in which {OURS} was faster"
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:

@@ -238,17 +238,3 @@ slower: decode 128 at 4,096, 0.930 of the baseline
 slower: decode 128 at 16,384, 0.930 of the baseline
 not as then: bits of keys and values: 8 then, 16 now"""
     )
-
-
-def test_changes_as_json():
-    (change,) = compare_with_baseline(
-        times(replace(FULL, speeds=FULL.speeds[:1]), 0.5), replace(FULL, speeds=FULL.speeds[:1])
-    )
-    assert json.loads(json.dumps(change.as_dict())) == {
-        "name": "prefill 512 at 0",
-        "earlier": {"median": 84.2, "least": 0.98 * 84.2, "most": 1.01 * 84.2, "runs": 5},
-        "present": {"median": 42.1, "least": 0.49 * 84.2, "most": 0.505 * 84.2, "runs": 5},
-        "bandwidth_ratio": 1.0,
-        "below": True,
-        "ratio": 0.5,
-    }

@@ -255,7 +255,7 @@ def test_garbage_of_ours_is_one_line(tmp_path, gguf, output, said):
     [
         (
             "echo warning >&2; printf 'error: failed to load\\033[31m\\n\\n' >&2; exit 1",
-            r"error: failed to load\x1b[31m",
+            r"failed to load\x1b[31m",
         ),
         ("exit 3", "exit status 3"),
         ("echo warning >&2; kill -SEGV $$", "Segmentation fault"),
