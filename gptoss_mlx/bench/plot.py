@@ -123,8 +123,10 @@ def _draw_memory(axes: Axes, figures: Figures) -> None:
     contexts, sizes = zip(*planned, strict=True)
     axes.plot(contexts, [size / 1e9 for size in sizes], color=COLORS[0], marker="o", markersize=5, label="planned")
     if peak is not None:
+        # Keys and values take memory as far as there are tokens, not as far as there is room.
+        used = max((speed.depth + speed.tokens for speed in figures.speeds), default=figures.setup.context)
         label = f"most that was measured, {size_text(peak)}"
-        axes.axhline(peak / 1e9, color=COLORS[1], linestyle="--", linewidth=1.5, label=label)
+        axes.plot(used, peak / 1e9, color=COLORS[1], linestyle="", marker="D", markersize=8, label=label)
     _token_axis(axes, set(contexts))
     axes.set_ylim(0, 1.1 * max(*sizes, peak or 0) / 1e9)
     axes.grid(axis="y", alpha=0.3)
