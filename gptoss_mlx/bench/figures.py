@@ -57,10 +57,10 @@ class Rates:
     bandwidth: float | None
     """Bytes per second of plain reads."""
     matrix: float | None
-    """Operations per second, of the kind that products with weights are made of; a multiplication and an addition are
-    two."""
+    """Operations per second, of the kind that products with quantized weights are made of: of 8-bit integers on a CPU,
+    in BF16 on a GPU. A multiplication and an addition are two."""
     vector: float | None
-    """The same, of the kind that attention is made of."""
+    """The same, of the kind that attention is made of: in FP32 on a CPU, in BF16 on a GPU."""
 
 
 @dataclass(frozen=True)

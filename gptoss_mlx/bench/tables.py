@@ -57,7 +57,7 @@ def number(value: float | None, beside: float | None = None) -> str:
 
 
 def percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    return "" if share is None else f"{share:.{0 if share >= 0.1 else 1}%}"
 
 
 def span(spread: Spread) -> str:
@@ -137,8 +137,10 @@ def limit_line(figures: Figures) -> list[str]:
         rate = Spread.of([getattr(each, part) / unit for each in rates])
         return span(rate) or number(rate.median)
 
-    read, products, attention = told("bandwidth", 1e9), told("matrix", 1e12), told("vector", 1e12)
-    return [f"limit: {read} GB/s read, {products} Top/s in products, {attention} in attention, measured beside each"]
+    operations = f"{told('matrix', 1e12)} Top/s in BF16"
+    if figures.machine.device == "CPU":
+        operations = f"{told('matrix', 1e12)} Top/s in 8-bit products, {told('vector', 1e12)} in FP32"
+    return [f"limit: {told('bandwidth', 1e9)} GB/s read, {operations}, measured beside each"]
 
 
 def limits(figures: Figures) -> TextTable | None:

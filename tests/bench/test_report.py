@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode
 from gptoss_mlx.bench import formats, tables
-from gptoss_mlx.bench.figures import Percentiles, Spread
+from gptoss_mlx.bench.figures import Percentiles, Rates, Spread
 from gptoss_mlx.bench.plot import check_plot, save_plot
 from gptoss_mlx.bench.report import print_table
 from gptoss_mlx.errors import GptOssError
@@ -48,8 +48,8 @@ Speed
 │ decode 128 at 0     │     4.70 │  4.46-4.89 │  20.8 │      23% │
 │ decode 128 at 4,096 │     4.10 │  3.89-4.26 │  19.8 │      21% │
 └─────────────────────┴──────────┴────────────┴───────┴──────────┘
-limit: 40.0-40.0 GB/s read, 0.800-0.800 Top/s in products, 0.100-0.100 in
-attention, measured beside each
+limit: 40.0-40.0 GB/s read, 0.800-0.800 Top/s in 8-bit products, 0.100-0.100 in
+FP32, measured beside each
 Each token
 ┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━┳━━━━━┳━━━━━┳━━━━━━┳━━━━━━━━━┓
 ┃ what                ┃ ms p50 ┃ p90 ┃ p99 ┃ most ┃ J/token ┃
@@ -75,7 +75,7 @@ Start, with a prompt of 16 tokens
 │ attention │ 14.2 │     25% │ 441.0 MB │ 31.1 │          78% │
 │ experts   │ 33.5 │     59% │  1.27 GB │ 37.9 │          95% │
 │ head      │ 8.10 │     14% │ 310.0 MB │ 38.3 │          96% │
-│ rest      │ 1.20 │      2% │          │      │              │
+│ rest      │ 1.20 │    2.1% │          │      │              │
 │ in all    │ 57.0 │    100% │  2.02 GB │ 35.5 │          89% │
 └───────────┴──────┴─────────┴──────────┴──────┴──────────────┘"""
     )
@@ -122,6 +122,13 @@ def test_percentiles_of_few_tokens_are_not_their_most():
     assert tables.tokens(
         replace(FULL, speeds=[replace(decode(2, 0, 5.0), token_seconds=Percentiles.of([0.1, 0.3]))])
     ).rows == [("decode 2 at 0", "200", "300")]
+
+
+def test_where_limits_come_from():
+    once = replace(FULL, speeds=[replace(FULL.speeds[0], rates=Rates(2e12, 600e12, 600e12))])
+    (line,) = tables.limit_line(replace(once, machine=replace(FULL.machine, device="NVIDIA H100")))
+    assert line == "limit: 2,000 GB/s read, 600 Top/s in BF16, measured beside each"
+    assert tables.limit_line(BARE) == []
 
 
 def test_a_limit_takes_all_rates():
