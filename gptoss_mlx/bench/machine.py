@@ -46,7 +46,7 @@ def describe() -> Machine:
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=total(),
         device=str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU",
-        kernels=native.kernels_in_use() if native else None,
+        kernels=native.kernels_in_use() if native and not on_gpu else None,
         versions=versions | ({"NVIDIA driver": gpu.driver} if gpu and gpu.driver else {}),
         commit=commit(),
     )

@@ -54,7 +54,7 @@ def check_plot(path: Path) -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise GptOssError("--plot draws with matplotlib: pip install 'gptoss-mlx[plot]'") from None
-    except ValueError as error:  # of what it reads at its import, as MPLBACKEND
+    except Exception as error:  # whatever is wrong with MPLBACKEND, a person's matplotlibrc, or the installation
         raise GptOssError(f"matplotlib does not start: {reason(error)}") from None
 
 

@@ -33,7 +33,7 @@ def print_text_table(console: Console, table: TextTable) -> None:
     for index, name in enumerate(table.columns):
         justify = "right" if index and table.numbers else "left"
         # In a narrow terminal a cell is folded: half a number would be another one.
-        shown.add_column(Text(name), justify=justify, overflow="fold")
+        shown.add_column(Text(name), justify=justify, no_wrap=not index, overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     console.print(shown)

@@ -84,7 +84,7 @@ def heading(figures: Figures) -> list[str]:
     size = f"{size_text(model.bytes)}, {model.bits_per_weight:.2f} bits per weight"
     how = [f"context {setup.context:,}", f"keys and values in {setup.kv_bits} bits"]
     how += [] if setup.expert_slots is None else [f"{_slots(figures)} experts in memory"]
-    how += [f"median of {setup.repeat} runs"]
+    how += [f"median of {setup.repeat} runs" if setup.repeat > 1 else "one run of each"]
     return [f"{model.name}{recipe} ({weights}{size})", ", ".join(where), ", ".join(how)]
 
 

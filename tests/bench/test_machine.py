@@ -44,6 +44,14 @@ def test_this_machine_is_described_without_a_name_of_it_or_of_a_person():
     assert getuser() not in (found.system, found.processor, found.device)
 
 
+def test_a_gpu_does_without_the_kernels_for_processors(monkeypatch):
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.DeviceType.cpu and describe().kernels:
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert (describe().device != "CPU", describe().kernels) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("files", "name"),
     [

@@ -113,6 +113,7 @@ def test_one_run_has_no_spread():
     once = replace(FULL, speeds=[replace(FULL.speeds[0], tokens_per_second=Spread.of([100.0]))])
     assert tables.speeds(FULL).columns[2] == "least-most"
     assert "least-most" not in tables.speeds(once).columns
+    assert tables.heading(replace(FULL, setup=replace(FULL.setup, repeat=1)))[2].endswith(", one run of each")
 
 
 def test_percentiles_of_few_tokens_are_not_their_most():
