@@ -172,7 +172,7 @@ def print_changes(changes: Sequence[Change], differences: Sequence[str] = (), co
     console = console or Console()
     if table := changes_table(changes):
         print_text_table(console, table)
-    print_lines(console, ["ratio: now over then; memory: the same of its bandwidth, measured beside each speed"])
+    print_lines(console, ["ratio: now over then; memory: the same of its bandwidth, measured beside each"])
     print_lines(
         console, (f"slower: {each.name}, {each.ratio:.3f} of the baseline" for each in changes if each.below), "red"
     )

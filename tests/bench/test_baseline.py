@@ -233,7 +233,6 @@ Beside the baseline, tokens/s
 │ decode 128 at 0      │ 18.5 (17.6-19.2) │                - │       │        │
 └──────────────────────┴──────────────────┴──────────────────┴───────┴────────┘
 ratio: now over then; memory: the same of its bandwidth, measured beside each
-speed
 slower: decode 128 at 4,096, 0.930 of the baseline
 slower: decode 128 at 16,384, 0.930 of the baseline
 not as then: bits of keys and values: 8 then, 16 now"""
