@@ -1,8 +1,9 @@
 """Start, prefill, decode and memory of one model folder on this machine.
 
 Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
-they are text. Each point is warmed up and then repeated from the same state; what the machine gives is measured before
-and after it, because on a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
+they are text. Each point is warmed up and then repeated from the same state, each time with other tokens: the experts
+of the same ones would be in memory already. What the machine gives is measured before and after each point, because on
+a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
 the start of a new process.
 """
 
@@ -73,6 +74,11 @@ class Wanted:
             (self.first_prompt + 1, *self.prompts, *decoded, *([WARM_UP] if self.profile else []))
         )
 
+    @property
+    def ids(self) -> int:
+        """Tokens that all of it reads: each run of a prompt other ones."""
+        return self.context + max(self.repeat, STARTS) * max(self.prompts, default=1)
+
 
 def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgress) -> Figures:
     """Measure a folder in a process that keeps to `plan`; `command` would do the same.
@@ -81,9 +87,10 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
     Raises GptOssError for a folder that cannot be loaded, and for a context without room for what is wanted.
     """
     if wanted.context > plan.settings.context:
+        asked = (plan.wanted_context or 0) >= wanted.context
         raise GptOssError(
-            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}:"
-            f" give --context {wanted.context}, or less --depth"
+            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}: give"
+            f" {'more --memory' if asked else f'--context {wanted.context}'}, or less --depth, --prompt or --generate"
         )
     watch, start, speeds, found, finished = Watch(), None, [], None, False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
@@ -144,15 +151,16 @@ class _Bench:
         self.cache = self.model.make_cache()
         self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
         ids_for = partial(_text, plan) if _reads_text(plan) else partial(_random_ids, self.model.config)
-        self.ids = ids_for(wanted.context)
+        self.ids = ids_for(wanted.ids)
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
         self.rates = self._measured_rates()
 
     def warm_starts(self) -> Spread:
         """Seconds from a prompt to its first token."""
-        ids, seconds = self.ids[: self.wanted.first_prompt], []
+        seconds = []
         for number in range(1 + STARTS):
+            ids = self._ids(number, 0, self.wanted.first_prompt)
             self.agenda.tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
@@ -175,7 +183,7 @@ class _Bench:
     def profile(self) -> Profile:
         """Of a step at the greatest depth."""
         self.agenda.tell("profile")
-        return profile(self.model, self.cache, self.demand, self.rates.bandwidth)
+        return profile(self.model, self.cache, self.demand, self.rates.bandwidth, self._check)
 
     def _deepened(self, mark: Mark, depth: int) -> Mark:
         """The state behind `depth` tokens, from that behind fewer."""
@@ -193,9 +201,8 @@ class _Bench:
         return self.cache.mark()
 
     def _prefill(self, mark: Mark, count: int) -> Speed:
-        ids = self.ids[mark.offset : mark.offset + count]
-
-        def run() -> list[float]:
+        def run(number: int, count: int) -> list[float]:
+            ids = self._ids(number, mark.offset, count)
             self.cache.go_back(mark.offset, mark)
             started = time.perf_counter()
             mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
@@ -205,9 +212,8 @@ class _Bench:
         return self._repeated("prefill", count, mark.offset, work, run, warm_up=count)
 
     def _decode(self, mark: Mark, count: int) -> Speed:
-        first = self.ids[mark.offset : mark.offset + 1]
-
-        def run(count: int = count) -> list[float]:
+        def run(number: int, count: int) -> list[float]:
+            first = self._ids(number, mark.offset, 1)
             self.cache.go_back(mark.offset, mark)
             tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
             next(tokens)  # it is what prefill ends with
@@ -221,18 +227,19 @@ class _Bench:
         return self._repeated("decode", count, mark.offset, work, run, warm_up=WARM_UP)
 
     def _repeated(
-        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[..., list[float]], warm_up: int
+        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[[int, int], list[float]], warm_up: int
     ) -> Speed:
-        """`run` gives the seconds of its parts: tokens, where they come one by one."""
+        """`run`, of its number and of a number of tokens, gives the seconds of its parts: of tokens that come one by
+        one."""
         name = f"{kind} {tokens:,} at {depth:,}"
         self.agenda.tell(f"{name}, warm-up")
-        self.agenda.did(kind, warm_up, sum(run(warm_up) if kind == "decode" else run()))
+        self.agenda.did(kind, warm_up, sum(run(0, warm_up)))
         stats = self.model.expert_stats and replace(self.model.expert_stats)
         joules = self.energy and self.energy.joules()  # None where there is none to tell
         runs = []
         for number in range(1, 1 + self.wanted.repeat):
             self.agenda.tell(f"{name}, run {number} of {self.wanted.repeat}")
-            runs.append(run())
+            runs.append(run(number, tokens))
             self.agenda.did(kind, tokens, sum(runs[-1]))
         spent = self.energy and self.energy.joules()
         before, self.rates = self.rates, self._measured_rates()
@@ -248,6 +255,11 @@ class _Bench:
             # A counter that did not move was too slow to tell.
             joules_per_token=None if None in (joules, spent) else (spent - joules) / (tokens * len(runs)) or None,
         )
+
+    def _ids(self, run: int, offset: int, count: int) -> list[int]:
+        """What a run reads behind `offset`."""
+        start = offset + run * count
+        return self.ids[start : start + count]
 
     def _measured_rates(self) -> Rates:
         with self.memory.apart():
