@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -43,6 +42,7 @@ from .stages import profile
 
 GREEDY = Sampling(temperature=0)
 WARM_UP = 16  # tokens that are decoded before decoding is timed
+RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
 SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
 
 OnProgress = Callable[[str, float | None], None]
@@ -73,11 +73,6 @@ class Wanted:
         return max(self.depths) + max(
             (self.first_prompt + 1, *self.prompts, *decoded, *([WARM_UP] if self.profile else []))
         )
-
-    @property
-    def ids(self) -> int:
-        """Tokens that all of it reads: each run of a prompt other ones."""
-        return self.context + max(self.repeat, STARTS) * max(self.prompts, default=1)
 
 
 def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgress) -> Figures:
@@ -150,8 +145,7 @@ class _Bench:
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
         self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
-        ids_for = partial(_text, plan) if _reads_text(plan) else partial(_random_ids, self.model.config)
-        self.ids = ids_for(wanted.ids)
+        self.ids = _text(plan) if _reads_text(plan) else _random_ids(self.model.config)
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
         self.rates = self._measured_rates()
@@ -188,7 +182,7 @@ class _Bench:
     def _deepened(self, mark: Mark, depth: int) -> Mark:
         """The state behind `depth` tokens, from that behind fewer."""
         self.cache.go_back(mark.offset, mark)
-        if not (ids := self.ids[mark.offset : depth]):
+        if not (ids := self._ids(0, mark.offset, depth - mark.offset)):
             return mark
         started = time.perf_counter()
 
@@ -257,9 +251,8 @@ class _Bench:
         )
 
     def _ids(self, run: int, offset: int, count: int) -> list[int]:
-        """What a run reads behind `offset`."""
-        start = offset + run * count
-        return self.ids[start : start + count]
+        """What a run reads behind `offset`; run 0 reads on where the context ends."""
+        return _cyclic(self.ids, offset + run * count, count)
 
     def _measured_rates(self) -> Rates:
         with self.memory.apart():
@@ -296,25 +289,30 @@ class _Agenda:
 def record_routing(plan: MemoryPlan, wanted: Wanted, path: Path) -> None:
     """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is said after it."""
     model = load(plan.model, plan.settings)
-    ids = _text(plan, wanted.first_prompt) if _has_tokenizer(plan) else _random_ids(model.config, wanted.first_prompt)
+    ids = _text(plan) if _has_tokenizer(plan) else _random_ids(model.config)
+    ids = _cyclic(ids, 0, wanted.first_prompt)
     with recording(model) as recorder:
         for _ in model.generate(ids, sampling=GREEDY, max_tokens=1 + max(wanted.generate, default=0), stop=()):
             pass
     recorder.trace().save(path)
 
 
-def _random_ids(config: ModelConfig, count: int) -> list[int]:
-    return random.Random(0).choices(range(config.vocab_size), k=count)
+def _random_ids(config: ModelConfig) -> list[int]:
+    return random.Random(0).choices(range(config.vocab_size), k=RANDOM_IDS)
 
 
-def _text(plan: MemoryPlan, count: int) -> list[int]:
-    """English prose, again and again, as ids."""
+def _text(plan: MemoryPlan) -> list[int]:
+    """English prose, as ids."""
     from gptoss_convert.fidelity import TEXT
 
     from ..tokenizer import Tokenizer
 
-    ids = Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
-    return (ids * -(-count // len(ids)))[:count]
+    return Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
+
+
+def _cyclic(ids: list[int], start: int, count: int) -> list[int]:
+    """`count` of them from `start` on, as if they went on again and again."""
+    return [ids[index % len(ids)] for index in range(start, start + count)]
 
 
 def _has_tokenizer(plan: MemoryPlan) -> bool:

@@ -119,7 +119,6 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
     if wanted.profile:
         bench.profile()
     assert wanted_most <= wanted.context
-    assert len(bench.ids) == wanted.ids
     assert set(bench.agenda._left.values()) == {0}
 
 
@@ -164,7 +163,7 @@ def test_experts_are_counted_without_the_warm_up(bench_of):
     assert decode.experts.needed == WANTED.repeat * (24 + 1) * layers * k  # each run begins with a token of its own
     assert prefill.experts.needed > 0
     assert decode.experts.bytes_read == decode.experts.missed * bench.model.network.pool.expert_bytes
-    assert bench.ids[:5] != measure._random_ids(bench.model.config, 5)  # text
+    assert bench.ids[:5] != measure._random_ids(bench.model.config)[:5]  # text
 
 
 def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
