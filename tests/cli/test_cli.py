@@ -189,19 +189,6 @@ def test_doctor_without_kernels(run):
     assert "off: switched off" in done.stdout
 
 
-def test_bench(run, demo_folder):
-    done = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--repeat", 2, "--json")
-    figures = json.loads(done.stdout)
-    (decode,) = figures["decode"]
-    assert decode["depth"] == 8
-    assert decode["tokens_per_second"]["median"] > 0
-    assert decode["bytes_per_token"] > 1e6
-    table = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--depth", 200, "--repeat", 1).stdout
-    assert "prefill 8" in table
-    assert "decode 4 at 200" in table
-    assert "tokens/s" in table
-
-
 def test_demo(run):
     done = run("demo")
     assert done.returncode == 0
