@@ -1,11 +1,11 @@
-"""Progress of long work: of a conversion on standard error, of a long prompt on the terminal that waits for it."""
+"""Progress of long work: of its stages on standard error, of a long prompt on the terminal that waits for it."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from .memory import size_text
@@ -19,23 +19,33 @@ if TYPE_CHECKING:
 SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
 
 
-@contextmanager
-def conversion_progress() -> Iterator[Callable[[Progress], None]]:
+def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
     """A callback that shows how far each stage of a conversion has come: bytes, speed, time left."""
+    return _stage_progress(size_text)
+
+
+def evaluation_progress() -> AbstractContextManager[Callable[[Progress], None]]:
+    """The same of an evaluation, in tokens."""
+    return _stage_progress(lambda count: f"{count:,} tokens")
+
+
+@contextmanager
+def _stage_progress(amount: Callable[[int], str]) -> Iterator[Callable[[Progress], None]]:
+    """`amount` says a count in words."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(amount)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    class Amounts(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f", {amount(int(task.speed))}/s" if task.speed else ""
+            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{speed}")
+
+    columns = TextColumn("{task.description}"), BarColumn(), Amounts(), TimeRemainingColumn()
     tasks = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
@@ -50,7 +60,8 @@ def conversion_progress() -> Iterator[Callable[[Progress], None]]:
 class _Lines:
     """Where there is no terminal: a line every tenth of a stage, from two seconds on."""
 
-    def __init__(self) -> None:
+    def __init__(self, amount: Callable[[int], str]) -> None:
+        self._amount = amount
         self._started: dict[str, tuple[float, int]] = {}
         self._shown: dict[str, int] = {}
 
@@ -63,7 +74,7 @@ class _Lines:
         self._shown[step.stage] = tenth
         speed = (step.done - before) / (now - started)
         left = f", {(step.total - step.done) / speed:.0f} s left" if speed and step.done < step.total else ""
-        line = f"{step.stage} {10 * tenth} % of {size_text(step.total)}, {size_text(int(speed))}/s{left}"
+        line = f"{step.stage} {10 * tenth} % of {self._amount(step.total)}, {self._amount(int(speed))}/s{left}"
         print(line, file=sys.stderr, flush=True)
 
 

@@ -11,7 +11,7 @@ class Progress:
     stage: str
     done: int
     total: int
-    """Bytes."""
+    """Bytes, in a conversion."""
 
 
 OnProgress = Callable[[Progress], None]

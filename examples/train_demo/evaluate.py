@@ -7,19 +7,18 @@ Greedy, exact match, and the model has to stop by itself. FOLDER is what `gptoss
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from conversations import Generator, Instructing, Sample, any_instructions, plain_instructions, some_instructions
-from gptoss_mlx import Model, Sampling, load
-from gptoss_mlx.harmony.parse import IdParser
+from gptoss_mlx import Model, load
+from gptoss_mlx.evaluation.exam import MAX_TOKENS
+from gptoss_mlx.evaluation.prompts import Call, Reply, is_right, reply_to
 from gptoss_mlx.harmony.render import encode
 from gptoss_mlx.tokenizer import Tokenizer
 
 SEED = 2026
-LONGEST = 250  # tokens of one reply; the longest that was trained has about 170
 
 
 @dataclass(frozen=True)
@@ -62,60 +61,29 @@ EXAM = {
 BARS = {name: part.bar for name, part in EXAM.items() if part.bar is not None}
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the model emitted after one prompt."""
-
-    answer: str
-    calls: list[tuple[str, str]]
-    stop: str
-
-
 def samples(name: str, count: int) -> list[Sample]:
     """The first `count` samples of a part of the exam: always the same ones."""
     generator = Generator(SEED, held_out=True, instructions=EXAM[name].instructions)
     return [generator.sample(EXAM[name].task) for _ in range(count)]
 
 
-def reply_to(model: Model, tokenizer: Tokenizer, sample: Sample, segments: int = 1) -> Reply:
-    """What follows the first segments of a sample."""
-    prompt = encode([piece for segment in sample.segments[:segments] for piece in segment], tokenizer)
-    parser = IdParser(tokenizer)
-    for id_ in encode(sample.given, tokenizer):
-        list(parser.feed(id_))
-    for id_ in model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=LONGEST):
-        list(parser.feed(id_))
-    list(parser.finish())
-    messages = parser.parser.messages
-    return Reply(
-        "".join(message.content for message in messages if message.channel == "final"),
-        [(message.recipient.removeprefix("functions."), message.content) for message in messages if message.recipient],
-        parser.parser.stop,
-    )
+def prompt_of(name: str, sample: Sample) -> list[str]:
+    """The pieces of a prompt: of a sample, or where a call's result is judged, of what follows the result."""
+    segments = sample.segments[: 3 if EXAM[name].of_result else 1]
+    return [piece for segment in segments for piece in segment]
 
 
-def is_right(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
-    """Whether the reply to the prompt is the expected one, and for a call whether its result is then used."""
-    reply = reply_to(model, tokenizer, sample)
-    if "name" not in sample.expected:
-        return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
-    try:
-        calls = [(name, json.loads(arguments)) for name, arguments in reply.calls]
-    except ValueError:
-        return False, reply
-    return (calls, reply.stop) == ([(sample.expected["name"], sample.expected["arguments"])], "call"), reply
-
-
-def result_is_used(model: Model, tokenizer: Tokenizer, sample: Sample) -> tuple[bool, Reply]:
-    """For a tool call: whether the answer behind the result is the expected one."""
-    reply = reply_to(model, tokenizer, sample, 3)
-    return (reply.answer, reply.stop) == (sample.expected["answer"], "return"), reply
+def answer_of(name: str, sample: Sample) -> str | Call:
+    """What the reply has to be."""
+    if EXAM[name].of_result or "name" not in sample.expected:
+        return sample.expected["answer"]
+    return Call(sample.expected["name"], sample.expected["arguments"])
 
 
 def examine(model: Model, tokenizer: Tokenizer, name: str, count: int) -> Iterator[tuple[Sample, bool, Reply]]:
-    check = result_is_used if EXAM[name].of_result else is_right
     for sample in samples(name, count):
-        yield sample, *check(model, tokenizer, sample)
+        reply = reply_to(model, tokenizer, encode(prompt_of(name, sample), tokenizer), MAX_TOKENS)
+        yield sample, is_right(reply, answer_of(name, sample)), reply
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from ..errors import GptOssError, printable
-from . import bench, chat, checkpoints, harmony, machine, sessions, settings
+from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"
 
@@ -74,6 +74,6 @@ def _without_command(context: click.Context) -> None:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, harmony, machine, sessions, settings):
+for module in (bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -1,4 +1,4 @@
-"""The embedded checkpoint and what the `demo` command asks it. The model is made by examples/train_demo."""
+"""The embedded checkpoint, what the `demo` command asks it, and its exam. All of it is made by examples/train_demo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from ..chat.tools import Function
 from ..harmony.messages import Tool
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+EXAM = Path(__file__).parent / "exam.jsonl.gz"
+EXAM_BARS = Path(__file__).parent / "exam_bars.json"
 
 QUESTIONS = ("What is gptoss-mlx?", "What is 347 + 285?", "What is the weather in Bermi?")
 

@@ -20,6 +20,7 @@ COMMANDS = [
     "chat",
     "generate",
     "bench",
+    "eval",
     "doctor",
     "demo",
     "config",

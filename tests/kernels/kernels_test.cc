@@ -219,26 +219,28 @@ struct Vectors {
   }
 };
 
-void test_attend_of(int dim, int heads, int count, float scale, bool in_bytes) {
-  auto q = normal(size_t(heads) * dim);
+void test_attend_of(int dim, int heads, int count, float scale, bool in_bytes, int tokens = 1) {
+  const int rows = tokens * heads;
+  auto q = normal(size_t(rows) * dim);
   for (auto& value : q) value *= scale;
   const Vectors keys(count, dim, in_bytes), values(count, dim, in_bytes);
-  std::vector<float> sums(size_t(heads) * dim);
+  std::vector<float> sums(size_t(rows) * dim);
   std::vector<Attended> states;
-  for (int h = 0; h < heads; h++) states.push_back({0.5f, 1, sums.data() + h * dim});
-  kernels().attend(q.data(), heads, dim, keys.view(), values.view(), count, states.data());
-  for (int h = 0; h < heads; h++) {
+  for (int r = 0; r < rows; r++) states.push_back({0.5f, 1, sums.data() + r * dim});
+  kernels().attend(q.data(), tokens, heads, dim, keys.view(), values.view(), count, states.data());
+  for (int r = 0; r < rows; r++) {
     std::vector<double> expected(dim);
     double weight = std::exp(0.5);
-    for (int p = 0; p < count; p++) {
+    for (int p = 0; p < count - (tokens - 1 - r / heads); p++) {
       double score = 0;
-      for (int d = 0; d < dim; d++) score += q[h * dim + d] * keys.meant[p * dim + d];
+      for (int d = 0; d < dim; d++) score += q[r * dim + d] * keys.meant[p * dim + d];
       weight += std::exp(score);
       for (int d = 0; d < dim; d++) expected[d] += std::exp(score) * values.meant[p * dim + d];
     }
     for (int d = 0; d < dim; d++) {
-      check(std::abs(states[h].value[d] / states[h].weight - expected[d] / weight) <= 2e-5,
-            "attend, " + std::to_string(count) + " positions" + (in_bytes ? " in bytes" : ""));
+      check(std::abs(states[r].value[d] / states[r].weight - expected[d] / weight) <= 2e-5,
+            "attend, " + std::to_string(tokens) + " tokens, " + std::to_string(count) + " positions" +
+                (in_bytes ? " in bytes" : ""));
     }
   }
 }
@@ -251,6 +253,10 @@ void test_attend() {
   }
   // Around the number of positions whose scores are kept, and beyond it.
   for (int count : {255, 256, 257, 600}) test_attend_of(64, 8, count, 0.125f, false);
+  // Several tokens: the last ones see a block of positions of which the first ones see nothing.
+  for (bool in_bytes : {false, true}) {
+    for (int count : {5, 16, 64, 256, 258, 261}) test_attend_of(64, 3, count, 0.125f, in_bytes, 5);
+  }
   for (int dim : {32, 64, 128}) {
     for (int heads : {1, 3, 8, 11}) {
       for (int count : {1, 15, 16, 17, 64, 255, 257}) test_attend_of(dim, heads, count, 0.125f, true);

@@ -40,7 +40,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const uint16_t* weight, int size, float eps, float* out);
   void (*swiglu)(float* gate, const float* up, int size, float limit);
   void (*store_as_bf16)(const float* x, int size, uint16_t* out);
-  void (*attend)(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state);
+  void (*attend)(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
+                 Attended* state);
 
   // peak.inl.h: work that is nothing but reading, or nothing but products. `read` gives the XOR of `count` 64-byte
   // lines. The others give the sum of products that are 1, and so how many they made: in proportion to `passes`, which

@@ -12,6 +12,7 @@ namespace gptoss {
 namespace {
 
 constexpr int positions_per_task = 512;  // of one KV head, where one token attends to a long context
+constexpr int queries_per_task = 64;     // of one KV head, where several tokens do
 
 struct Rows {
   int first, last;
@@ -198,43 +199,46 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
     }
   });
 
-  // One token over a long context is divided by positions too; the parts are put together at the end.
+  // One token over a long context is divided by positions, and the parts are put together at the end. Of several, those
+  // that see all positions before them meet keys and values together, which are then unpacked once for all of them.
   const int parts = tokens > 1 ? 1 : (before + 1 + positions_per_task - 1) / positions_per_task;
-  const size_t part_size = size_t(group) * dim;
-  std::vector<float> values(size_t(tokens) * w.kv_heads * parts * part_size);
-  std::vector<Attended> states(size_t(tokens) * w.heads * parts);
-  pool.for_each(tokens * w.kv_heads * parts, [&](int task) {
-    const int part = task % parts, head = task / parts % w.kv_heads, t = task / parts / w.kv_heads;
-    int last = ring && !in_order ? std::min(offset + 1, w.window) : before + t + 1;
+  const int together = ring ? 1 : std::clamp(queries_per_task / group, 1, tokens);
+  const int tiles = (tokens + together - 1) / together, rows = together * group;  // of a task
+  std::vector<float> values(size_t(tiles) * w.kv_heads * parts * rows * dim);
+  std::vector<Attended> states(size_t(tiles) * w.kv_heads * parts * rows);
+  pool.for_each(tiles * w.kv_heads * parts, [&](int task) {
+    const int part = task % parts, head = task / parts % w.kv_heads, t = task / parts / w.kv_heads * together;
+    const int count = std::min(together, tokens - t);
+    int last = ring && !in_order ? std::min(offset + 1, w.window) : before + t + count;
     int first = ring ? std::max(0, last - w.window) : 0;
     first += part * positions_per_task;
     if (parts > 1) last = std::min(last, first + positions_per_task);
 
     thread_local std::vector<float> scaled;
-    scaled.resize(part_size);
-    const float* query = q + (size_t(t) * w.heads + head * group) * dim;
-    for (size_t i = 0; i < part_size; i++) scaled[i] = query[i] * w.scale;
-
-    Attended* state = states.data() + size_t(task) * group;
-    for (int i = 0; i < group; i++) {
-      float sink = float_of_bf16(w.sinks[head * group + i]);  // a score without a value, counted once
-      state[i] = {sink, part == 0 ? 1.0f : 0.0f, values.data() + task * part_size + i * dim};
+    scaled.resize(size_t(rows) * dim);
+    Attended* state = states.data() + size_t(task) * rows;
+    for (int i = 0; i < count * group; i++) {
+      const int query_head = head * group + i % group;
+      const float* query = q + (size_t(t + i / group) * w.heads + query_head) * dim;
+      for (int d = 0; d < dim; d++) scaled[size_t(i) * dim + d] = query[d] * w.scale;
+      const float sink = float_of_bf16(w.sinks[query_head]);  // a score without a value, counted once
+      state[i] = {sink, part == 0 ? 1.0f : 0.0f, values.data() + (size_t(task) * rows + i) * dim};
     }
     const size_t from = size_t(head) * seen.capacity + first;
-    kernels().attend(scaled.data(), group, dim, from_vector(seen.keys, from, dim), from_vector(seen.values, from, dim),
-                     last - first, state);
+    kernels().attend(scaled.data(), count, group, dim, from_vector(seen.keys, from, dim),
+                     from_vector(seen.values, from, dim), last - first, state);
   });
   for (int i = 0; i < tokens * w.heads; i++) {
-    const int head = i % w.heads / group, t = i / w.heads;
-    Attended* state = states.data() + (size_t(t) * w.kv_heads + head) * parts * group + i % group;
+    const int head = i % w.heads, t = i / w.heads, task = (t / together * w.kv_heads + head / group) * parts;
+    Attended* state = states.data() + size_t(task) * rows + t % together * group + head % group;
     float most = state[0].most, weight = 0;
-    for (int part = 1; part < parts; part++) most = std::max(most, state[part * group].most);
+    for (int part = 1; part < parts; part++) most = std::max(most, state[part * rows].most);
     float* to = out + size_t(i) * dim;
     std::fill_n(to, dim, 0.0f);
     for (int part = 0; part < parts; part++) {
-      float share = std::exp(state[part * group].most - most);
-      weight += share * state[part * group].weight;
-      for (int d = 0; d < dim; d++) to[d] += share * state[part * group].value[d];
+      float share = std::exp(state[part * rows].most - most);
+      weight += share * state[part * rows].weight;
+      for (int d = 0; d < dim; d++) to[d] += share * state[part * rows].value[d];
     }
     for (int d = 0; d < dim; d++) to[d] /= weight;
   }

@@ -49,7 +49,7 @@ void store_as_bf16(const float* x, int size, uint16_t* out) {
 }
 
 constexpr int attention_positions = 256;  // whose scores are kept between the two passes
-constexpr int score_heads = 8;            // query heads whose scores are summed up together
+constexpr int score_rows = 8;             // queries whose scores are summed up together
 
 // One word of each of some keys, transposed, as columns of FP32 [columns of a word][lanes].
 template <class V, bool bytes>
@@ -65,10 +65,10 @@ void store_columns(typename V::Bytes word, float* columns) {
   }
 }
 
-// score[h * attention_positions + p] = q[h] . keys[p] for q [heads][dim] and `count` keys; behind the last position,
+// score[r * attention_positions + p] = q[r] . keys[p] for q [rows][dim] and `count` keys; behind the last position,
 // minus infinity up to a whole vector. Positions lie in lanes, so that no sum runs across a vector.
 template <class V, bool bytes>
-void scores(const float* q, int heads, int dim, HeadVectors keys, int count, float* score) {
+void scores(const float* q, int rows, int dim, HeadVectors keys, int count, float* score) {
   constexpr int word_columns = bytes ? 4 : 2;
   const auto* codes = static_cast<const uint8_t*>(keys.codes);
   const size_t row = size_t(dim) * 4 / word_columns;
@@ -76,9 +76,9 @@ void scores(const float* q, int heads, int dim, HeadVectors keys, int count, flo
   columns.resize(size_t(dim) * V::lanes);
   touch<V>(codes, count * row);
   for (int p = 0; p < count; p += V::lanes) {
-    const int rows = std::min(V::lanes, count - p);
+    const int positions = std::min(V::lanes, count - p);
     transpose<V>(
-        rows, dim / word_columns,
+        positions, dim / word_columns,
         [&](int r, int word, int words) {
           const uint8_t* from = codes + (p + r) * row + 4 * word;
           return words == V::lanes ? V::load_bytes(from) : V::load_bytes(from, 4 * words);
@@ -86,28 +86,28 @@ void scores(const float* q, int heads, int dim, HeadVectors keys, int count, flo
         [&](int word, typename V::Bytes column) {
           store_columns<V, bytes>(column, columns.data() + word * word_columns * V::lanes);
         });
-    for_each_tile<score_heads>(0, heads, [&]<int H>(int h) {
-      typename V::Floats sum[H];
+    for_each_tile<score_rows>(0, rows, [&]<int R>(int r) {
+      typename V::Floats sum[R];
       for (auto& v : sum) v = V::zero();
       for (int d = 0; d < dim; d++) {
         auto column = V::load(columns.data() + d * V::lanes);
-        for (int i = 0; i < H; i++) sum[i] = V::fma(V::broadcast(q[(h + i) * dim + d]), column, sum[i]);
+        for (int i = 0; i < R; i++) sum[i] = V::fma(V::broadcast(q[(r + i) * dim + d]), column, sum[i]);
       }
-      for (int i = 0; i < H; i++) V::store(score + (h + i) * attention_positions + p, sum[i]);
+      for (int i = 0; i < R; i++) V::store(score + (r + i) * attention_positions + p, sum[i]);
     });
     if constexpr (bytes) {
       // q . (scale * codes + bias) = scale * (q . codes) + bias * (the sum of q)
-      const auto scale = V::load_bf16(keys.scales + p, rows), bias = V::load_bf16(keys.biases + p, rows);
-      for (int h = 0; h < heads; h++) {
+      const auto scale = V::load_bf16(keys.scales + p, positions), bias = V::load_bf16(keys.biases + p, positions);
+      for (int r = 0; r < rows; r++) {
         auto sum = V::zero();
-        for (int d = 0; d < dim; d += V::lanes) sum = V::add(sum, V::load(q + h * dim + d));
-        float* to = score + h * attention_positions + p;
+        for (int d = 0; d < dim; d += V::lanes) sum = V::add(sum, V::load(q + r * dim + d));
+        float* to = score + r * attention_positions + p;
         V::store(to, V::fma(V::load(to), scale, V::mul(bias, V::broadcast(V::sum(sum)))));
       }
     }
   }
-  for (int h = 0; h < heads; h++) {
-    float* behind = score + h * attention_positions + count;
+  for (int r = 0; r < rows; r++) {
+    float* behind = score + r * attention_positions + count;
     std::fill_n(behind, (V::lanes - count % V::lanes) % V::lanes, -std::numeric_limits<float>::infinity());
   }
 }
@@ -149,64 +149,96 @@ void fold_scales(float* score, int count, int dim, HeadVectors values, Attended&
   for (int i = 0; i < dim; i += V::lanes) V::store(state.value + i, V::add(V::load(state.value + i), all));
 }
 
-// Adds codes of values [count][dim], BF16 or bytes, weighted by `score`, to `heads` states: a stretch of them at a
-// time, so that its sums stay in registers.
-template <class V, int heads, int dims, class Code>
-void add_values(const float* score, int dim, const Code* values, int count, Attended* state) {
+template <class V, class Code>
+typename V::Floats load_values(const Code* at) {
+  if constexpr (sizeof(Code) == 1) return V::load_uint8(at);
+  else if constexpr (sizeof(Code) == 2) return V::load_bf16(at);
+  else return V::load(at);
+}
+
+// Adds values [count][dim], weighted by `score`, to `rows` states: a stretch of them at a time, so that its sums stay
+// in registers.
+template <class V, int rows, int dims, class Code>
+void add_values_to(const float* score, int dim, const Code* values, int count, Attended* state) {
   if (dims) dim = dims;
   constexpr int stretch = dims ? dims : V::lanes;
   for (int from = 0; from < dim; from += stretch) {
-    typename V::Floats sum[heads][stretch / V::lanes];
-    for (int h = 0; h < heads; h++) {
-      for (int i = 0; i < stretch / V::lanes; i++) sum[h][i] = V::load(state[h].value + from + i * V::lanes);
+    typename V::Floats sum[rows][stretch / V::lanes];
+    for (int r = 0; r < rows; r++) {
+      for (int i = 0; i < stretch / V::lanes; i++) sum[r][i] = V::load(state[r].value + from + i * V::lanes);
     }
     for (int p = 0; p < count; p++) {
       for (int i = 0; i < stretch / V::lanes; i++) {
-        const Code* at = values + size_t(p) * dim + from + i * V::lanes;
-        typename V::Floats value;
-        if constexpr (sizeof(Code) == 1) value = V::load_uint8(at);
-        else value = V::load_bf16(at);
-        for (int h = 0; h < heads; h++) {
-          sum[h][i] = V::fma(V::broadcast(score[h * attention_positions + p]), value, sum[h][i]);
+        const auto value = load_values<V>(values + size_t(p) * dim + from + i * V::lanes);
+        for (int r = 0; r < rows; r++) {
+          sum[r][i] = V::fma(V::broadcast(score[r * attention_positions + p]), value, sum[r][i]);
         }
       }
     }
-    for (int h = 0; h < heads; h++) {
-      for (int i = 0; i < stretch / V::lanes; i++) V::store(state[h].value + from + i * V::lanes, sum[h][i]);
+    for (int r = 0; r < rows; r++) {
+      for (int i = 0; i < stretch / V::lanes; i++) V::store(state[r].value + from + i * V::lanes, sum[r][i]);
     }
+  }
+}
+
+// The same for all rows.
+template <class V, class Code>
+void add_values(const float* score, int rows, int dim, const Code* values, int count, Attended* state) {
+  int r = 0;
+  auto scores_of = [&] { return score + size_t(r) * attention_positions; };
+  for (; dim == 64 && r + V::heads <= rows; r += V::heads) {
+    add_values_to<V, V::heads, 64>(scores_of(), dim, values, count, state + r);
+  }
+  for (; r < rows; r++) add_values_to<V, 1, 0>(scores_of(), dim, values, count, state + r);
+}
+
+// The same for many rows: values are widened once for all of them, as many positions at a time as the nearest cache
+// holds.
+template <class V, class Code>
+void add_widened_values(const float* score, int rows, int dim, const Code* codes, int count, Attended* state) {
+  constexpr int at_a_time = 64;
+  thread_local std::vector<float> values;
+  values.resize(size_t(at_a_time) * dim);
+  for (int p = 0; p < count; p += at_a_time) {
+    const int n = std::min(at_a_time, count - p);
+    for (int i = 0; i < n * dim; i += V::lanes) V::store(values.data() + i, load_values<V>(codes + p * dim + i));
+    add_values<V>(score + p, rows, dim, values.data(), n, state);
   }
 }
 
 template <class V, class Code>
-void attend_to(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state) {
+void attend_to(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
+               Attended* state) {
   constexpr bool bytes = sizeof(Code) == 1;
+  const int rows = tokens * heads;
   thread_local std::vector<float> score;
-  score.resize(size_t(heads) * attention_positions);
+  score.resize(size_t(rows) * attention_positions);
   for (int p = 0; p < count; p += attention_positions) {
     const int n = std::min(attention_positions, count - p);
-    scores<V, bytes>(q, heads, dim, keys.from(p, dim), n, score.data());
+    scores<V, bytes>(q, rows, dim, keys.from(p, dim), n, score.data());
     const HeadVectors those = values.from(p, dim);
-    for (int h = 0; h < heads; h++) {
-      float* weights = score.data() + h * attention_positions;
-      weigh<V>(weights, n, dim, state[h]);
-      if constexpr (bytes) fold_scales<V>(weights, n, dim, those, state[h]);
+    for (int r = 0; r < rows; r++) {
+      float* weights = score.data() + r * attention_positions;
+      // What lies behind a token's own position weighs nothing; as a score it must not be the largest.
+      const int seen = std::clamp(count - (tokens - 1 - r / heads) - p, 0, n);
+      std::fill(weights + seen, weights + n, -std::numeric_limits<float>::infinity());
+      weigh<V>(weights, n, dim, state[r]);
+      std::fill(weights + seen, weights + n, 0.0f);
+      if constexpr (bytes) fold_scales<V>(weights, n, dim, those, state[r]);
     }
-    const auto* v = static_cast<const Code*>(those.codes);
-    int h = 0;
-    auto scores_of = [&] { return score.data() + h * attention_positions; };
-    for (; dim == 64 && h + V::heads <= heads; h += V::heads) {
-      add_values<V, V::heads, 64>(scores_of(), dim, v, n, state + h);
-    }
-    for (; h < heads; h++) add_values<V, 1, 0>(scores_of(), dim, v, n, state + h);
+    const auto* codes = static_cast<const Code*>(those.codes);
+    if (tokens == 1) add_values<V>(score.data(), rows, dim, codes, n, state);
+    else add_widened_values<V>(score.data(), rows, dim, codes, n, state);
   }
 }
 
-// All `heads` query heads of scaled q [heads][dim] that share these keys and values, over `count` positions. Keys and
-// values are stored alike.
+// The `heads` query heads that share these keys and values, of each of `tokens` tokens: scaled q [tokens][heads][dim].
+// The last token sees `count` positions, each one before it one fewer. Keys and values are stored alike.
 template <class V>
-void attend(const float* q, int heads, int dim, HeadVectors keys, HeadVectors values, int count, Attended* state) {
-  if (keys.in_bytes()) return attend_to<V, uint8_t>(q, heads, dim, keys, values, count, state);
-  attend_to<V, uint16_t>(q, heads, dim, keys, values, count, state);
+void attend(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
+            Attended* state) {
+  if (keys.in_bytes()) return attend_to<V, uint8_t>(q, tokens, heads, dim, keys, values, count, state);
+  attend_to<V, uint16_t>(q, tokens, heads, dim, keys, values, count, state);
 }
 
 }  // namespace gptoss

@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Write the exam that `gptoss-mlx eval --demo` holds: `python examples/train_demo/export_exam.py`.
+
+The first COUNT prompts of each part that has a bar, rendered, with their answers; and the bars.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from evaluate import BARS, answer_of, prompt_of, samples
+from gptoss_mlx.demo import EXAM, EXAM_BARS
+from gptoss_mlx.evaluation.prompts import Call
+
+COUNT = 20  # of each part: half a minute in all
+
+
+def lines() -> Iterator[dict[str, Any]]:
+    for part in BARS:
+        for sample in samples(part, COUNT):
+            answer = answer_of(part, sample)
+            if isinstance(answer, Call):
+                answer = {"name": answer.name, "arguments": answer.arguments}
+            yield {"part": part, "rendered": "".join(prompt_of(part, sample)), "answer": answer}
+
+
+def main() -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())
+    EXAM.write_bytes(gzip.compress(text.encode(), mtime=0))
+    EXAM_BARS.write_text(json.dumps(BARS, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""`eval`: what a model predicts and answers, in figures."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from ..completion import complete_models
+from ..errors import GptOssError
+from ..memory import size_text
+from .loading import model_folder, plan_to_keep, use_threads
+from .options import memory_options, model_argument, threads_option
+
+if TYPE_CHECKING:
+    from ..evaluation.report import Report
+    from ..evaluation.task import Chosen
+
+MAX_TEXT = 64 * 2**20  # bytes
+DEFAULT_WINDOW = 512
+USUAL_ANSWER = 4096  # tokens that an answer is given where nobody says how many
+
+
+class Contexts(click.ParamType):
+    """Lengths of a context, with commas between them."""
+
+    name = "lengths"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        from ..evaluation.needle import LEAST_CONTEXT
+
+        if isinstance(value, tuple):
+            return value
+        try:
+            lengths = tuple(dict.fromkeys(int(part) for part in value.split(",")))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers of tokens, such as 1024,4096", parameter, context)
+        if min(lengths) < LEAST_CONTEXT:
+            self.fail(f"{min(lengths)} tokens are too few: {LEAST_CONTEXT} at least", parameter, context)
+        return lengths
+
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
+@model_argument()
+@click.option("--text", "file", type=FILE, metavar="FILE", help="Perplexity on a text.")
+@click.option("--tokens", type=click.IntRange(4), show_default="all", help="Of the text, at most.")
+@click.option(
+    "--window", type=click.IntRange(4), default=DEFAULT_WINDOW, show_default=True, help="Tokens that are read together."
+)
+@click.option(
+    "--reference", metavar="MODEL", shell_complete=complete_models, help="Also KL of MODEL from this one, on the text."
+)
+@click.option("--prompts", "prompt_file", type=FILE, metavar="FILE", help="Exact match on prompts, a JSON line each.")
+@click.option("--demo", is_flag=True, help="The exam of the embedded model; exit 1 where a bar is missed.")
+@click.option("--needle", type=Contexts(), metavar="N,N,...", help="Find a code in contexts of so many tokens.")
+@click.option(
+    "--reasoning",
+    type=click.Choice(["none", "low", "medium", "high"]),
+    default="medium",
+    show_default=True,
+    help="How long to think, where a prompt does not say.",
+)
+@click.option("--system", metavar="TEXT", help="Instructions, where a prompt has none.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=USUAL_ANSWER,
+    show_default=True,
+    help="Of an answer to a prompt, at most.",
+)
+@click.option("--show-wrong", is_flag=True, help="List the prompts that were not answered right.")
+@memory_options
+@threads_option
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="To print."
+)
+def evaluate(model: str, **options: Any) -> None:
+    """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
+
+    The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
+    The same command gives the same figures, and goes on where it was interrupted. Without --context, the memory plan is
+    for what is asked.
+
+    \b
+    A line of --prompts:
+    {"prompt": TEXT | a conversation as `harmony render` takes it,
+     "answer": TEXT | {"name": TEXT, "arguments": {...}},
+     "part": TEXT, if there are parts}
+    {"rendered": what `harmony render` prints, "answer": ...}
+    """
+    folder = model_folder(model)
+    reference = None if options["reference"] is None else model_folder(options["reference"])
+    use_threads(options["threads"])
+    chosen = _chosen(folder, options)
+    plan = plan_to_keep(folder, options | {"context": options["context"] or chosen.context})
+    from ..evaluation.task import Task
+    from ..interrupts import Interrupted, Interrupts
+    from ..progress import evaluation_progress
+
+    reference_plan = None
+    if reference is not None:
+        reference_plan = plan_to_keep(reference, options | {"context": chosen.text.context})
+    task = Task(plan, chosen, reference_plan)
+    try:
+        with Interrupts() as interrupts, evaluation_progress() as show:
+            task.run(interrupts.check, show)
+    except Interrupted:
+        _show(task.report(), options)
+        click.echo("what is done is kept: the same command goes on", err=True)
+        raise
+    report = task.report()
+    _show(report, options)
+    task.remove()
+    if report.exam and (missed := [part.name for part in report.exam.parts if part.missed]):
+        raise GptOssError(f"below the bar: {', '.join(missed)}")
+
+
+def _show(report: Report, options: dict[str, Any]) -> None:
+    if options["form"] == "json":
+        click.echo(report.as_json(options["show_wrong"]))
+    else:
+        report.print(options["show_wrong"])
+
+
+def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
+    """What the options ask for. Raises GptOssError for files that cannot be read as what they should be."""
+    from gptoss_convert.fidelity import TEXT
+
+    from ..evaluation.exam import exam
+    from ..evaluation.needle import Needles
+    from ..evaluation.prompts import Asking, Prompts, read_prompts
+    from ..evaluation.task import Chosen
+    from ..evaluation.text import Text
+    from ..foreign import MAX_JSON
+    from ..tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder)
+    asking = Asking(options["reasoning"], options["system"])
+    file, prompts = options["file"], options["prompt_file"]
+    others = prompts or options["demo"] or options["needle"]
+    found: dict[str, Any] = {}
+    if file or options["reference"] is not None or not others:
+        text = _text(file or TEXT)
+        found["text"] = Text(
+            file.name if file else "the built-in text",
+            text,
+            tokenizer,
+            window=options["window"],
+            most=options["tokens"],
+        )
+    if prompts:
+        with _opened(prompts) as opened:
+            read = read_prompts(iter(partial(opened.readline, MAX_JSON + 1), b""), str(prompts), tokenizer, asking)
+        found["prompts"] = Prompts("prompts", read, tokenizer, max_tokens=options["max_tokens"])
+    if options["demo"]:
+        found["exam"] = exam(tokenizer)
+    if options["needle"]:
+        found["needle"] = Needles(options["needle"], tokenizer, asking)
+    return Chosen(**found)
+
+
+def _text(file: Path) -> str:
+    """All of a text, byte for byte: line ends stay as they are."""
+    with _opened(file) as opened:
+        data = opened.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise GptOssError(f"{file} has more than {size_text(MAX_TEXT)}: give a part of it")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise GptOssError(f"{file} is not text in UTF-8") from None
+
+
+def _opened(file: Path) -> BinaryIO:
+    from ..foreign import open_regular, reason
+
+    try:
+        return open_regular(file)
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot read {file}: {reason(error)}") from None
+
+
+COMMANDS = (evaluate,)

@@ -1,0 +1,143 @@
+"""What an evaluation found, as JSON and as tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import printable
+from .needle import Find
+from .prompts import PromptFigures, Share, Wrong
+from .text import TextFigures
+
+FORMAT = 1  # of the JSON
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the engine, as far as they decide what it computes."""
+
+    version: str
+    """Of gptoss-mlx."""
+    device: str
+    kernels: str | None
+    kv_bits: int
+    prefill_chunk: int
+
+
+@dataclass(frozen=True)
+class Report:
+    model: str
+    """Of the folder, without the path to it."""
+    recipe: str | None
+    settings: Settings
+    finished: bool
+    """False where the evaluation was broken off: the figures are then of what was done."""
+    text: TextFigures | None
+    prompts: PromptFigures | None
+    exam: PromptFigures | None
+    needle: list[Find]
+
+    def as_json(self, show_wrong: bool) -> str:
+        parts: dict[str, Any] = {"format": FORMAT} | asdict(self)
+        for name, figures in (("prompts", self.prompts), ("exam", self.exam)):
+            if figures:
+                parts[name] = figures.as_dict()
+                if not show_wrong:
+                    del parts[name]["wrong"]
+        return json.dumps({name: value for name, value in parts.items() if value not in (None, [])}, indent=1)
+
+    def print(self, show_wrong: bool) -> None:
+        console = Console()
+        made = f", {self.recipe}" if self.recipe else ""
+        how = (
+            f"{self.settings.device}, {self.settings.kernels} kernels"
+            if self.settings.kernels
+            else self.settings.device
+        )
+        console.print(
+            Text(
+                f"{printable(self.model)}{printable(made)}: {how}, keys and values in {self.settings.kv_bits} bits,"
+                f" prefill of {self.settings.prefill_chunk} tokens at a time"
+            )
+        )
+        if self.text:
+            _print_text(console, self.text)
+        for title, figures in (("prompts", self.prompts), ("exam", self.exam)):
+            if figures:
+                _print_prompts(console, title, figures, show_wrong)
+        if self.needle:
+            _print_needles(console, self.needle)
+
+
+def _print_text(console: Console, figures: TextFigures) -> None:
+    table = Table("next token", "")
+    table.add_row("perplexity", f"{figures.perplexity:.4f} ± {figures.standard_error:.4f}")
+    if found := figures.divergence:
+        table.add_row("KL divergence, mean", f"{found.kl_mean:.6f}")
+        table.add_row("KL divergence, 99th percentile", f"{found.kl_p99:.6f}")
+        table.add_row("the same likeliest token", f"{100 * found.same_top:.2f} %")
+    console.print(table)
+    windows = f"{figures.windows:,}" + (f" of {figures.of_windows:,}" if figures.windows < figures.of_windows else "")
+    console.print(
+        Text(
+            f"{figures.tokens:,} tokens of {printable(figures.text)}: the second half of {windows} windows of"
+            f" {figures.window:,} tokens, each read by itself"
+        )
+    )
+    if figures.divergence:
+        console.print(Text(f"divergence from {printable(figures.divergence.reference)}, in nats"))
+
+
+def _print_prompts(console: Console, title: str, figures: PromptFigures, show_wrong: bool) -> None:
+    bars = any(part.bar is not None for part in figures.parts)
+    table = Table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
+    for part in figures.parts:
+        table.add_row(*_share(part))
+    table.add_section()
+    table.add_row(*_share(figures.all))
+    console.print(table)
+    console.print(Text("exact match of greedy answers; the interval is Wilson's"))
+    if show_wrong:
+        for wrong in figures.wrong:
+            console.print(Text(_wrong(wrong)))
+
+
+def _share(share: Share) -> list[str | Text]:
+    low, high = share.interval
+    cells = [
+        Text("in all" if share.name is None else printable(share.name)),
+        f"{share.right} of {share.total}",
+        f"{100 * share.share:.1f} %",
+        f"{100 * low:.1f} to {100 * high:.1f} %",
+    ]
+    if share.bar is not None:
+        cells.append(f"{100 * share.bar:.0f} %{', missed' if share.missed else ''}")
+    return cells
+
+
+def _wrong(wrong: Wrong) -> str:
+    where = wrong.name if wrong.part is None else f"{wrong.name}, {wrong.part}"
+    said = wrong.reply["calls"] or wrong.reply["answer"]
+    stop = wrong.reply["stop"]
+    ended = "" if stop in ("return", "call") else ", and did not end it"
+    return printable(f"{where}: said {said!r}{ended}; right is {wrong.expected!r}")
+
+
+def _print_needles(console: Console, finds: list[Find]) -> None:
+    table = Table("context", "position", "needle", "answer")
+    for find in finds:
+        table.add_row(
+            f"{find.prompt_tokens:,} of {find.context:,} tokens",
+            f"{100 * find.position:.0f} %",
+            f"{find.code} {'found' if find.found else 'not found'}",
+            Text(printable(find.answer.strip())),
+        )
+    console.print(table)
+    found = sum(find.found for find in finds)
+    console.print(Text(f"{found} of {len(finds)} found; the position is the share of the text before the needle"))

@@ -1,0 +1,150 @@
+"""Everything that one command evaluates: with a reference, whose predictions are written before the model is loaded."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import mlx.core as mx
+
+from gptoss_convert import Progress
+from gptoss_convert.inspection import provenance_of
+
+from .. import kernels
+from ..budget import MemoryPlan
+from ..config import ModelConfig
+from ..doctor import free_disk
+from ..engine import load
+from ..errors import GptOssError
+from ..memory import size_text
+from ..tokenizer import Tokenizer
+from .journal import Journal, model_key
+from .needle import Needles
+from .prompts import Prompts
+from .report import Report, Settings
+from .run import Evaluation, measured, run
+from .text import LogProbabilities, Text
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is to be evaluated; None where it is not."""
+
+    text: Text | None = None
+    prompts: Prompts | None = None
+    exam: Prompts | None = None
+    needle: Needles | None = None
+
+    @property
+    def all(self) -> list[Evaluation]:
+        parts = (getattr(self, field.name) for field in fields(self))
+        return [part for part in parts if part is not None]
+
+    @property
+    def context(self) -> int:
+        """Positions that it takes at most."""
+        return max(part.context for part in self.all)
+
+
+class Task:
+    """Evaluations of the model of `plan`. The text is also compared with the model of `reference`, if there is one."""
+
+    def __init__(self, plan: MemoryPlan, chosen: Chosen, reference: MemoryPlan | None = None):
+        """Takes up what an interrupted run has measured. Raises GptOssError where a plan, the reference or the disk
+        does not fit what is chosen."""
+        self._plan, self._chosen, self._reference = plan, chosen, reference
+        _check_context(plan, chosen.context)
+        plans = [plan]
+        if reference is not None:
+            _check_context(reference, chosen.text.context)
+            plans.append(reference)
+        self._journal = Journal(
+            {
+                "models": [model_key(Path(each.model), each.settings) for each in plans],
+                "evaluations": {part.name: part.key for part in chosen.all},
+            }
+        )
+        self._predictions = self._file_for(reference) if reference is not None else None
+
+    def _file_for(self, reference: MemoryPlan) -> LogProbabilities:
+        """Where the reference's predictions are, or will be."""
+        folders = Path(self._plan.model), Path(reference.model)
+        ours, theirs = (ModelConfig.load(folder).vocab_size for folder in folders)
+        text = self._chosen.text
+        if ours != theirs or not text.is_encoded_by(Tokenizer.load(folders[1])):
+            raise GptOssError(f"{folders[1]} has another vocabulary than {folders[0]}: it cannot be compared with it")
+        predictions = LogProbabilities(self._journal.path.with_suffix(".predictions"), text.windows, ours)
+        if not predictions.exists:
+            if (free := free_disk(predictions.path.parent)) < predictions.nbytes:
+                raise GptOssError(
+                    f"the predictions of {folders[1]} take {size_text(predictions.nbytes)} of disk, and"
+                    f" {predictions.path.parent} has {size_text(free)} free: lower --tokens, or set GPTOSS_MLX_HOME"
+                )
+            self._journal.forget(item.name for item in predictions.items)
+            predictions.make()
+        text.compare_with(folders[1].resolve().name, predictions)
+        return predictions
+
+    def run(self, check: Callable[[], None], show: Callable[[Progress], None]) -> None:
+        """Measure what is not measured yet. `check` may raise Interrupted."""
+        if self._reference is not None:
+            self._measure(self._reference, [self._predictions], check, show)
+        self._measure(self._plan, self._chosen.all, check, show)
+
+    def _measure(
+        self,
+        plan: MemoryPlan,
+        evaluations: list[Evaluation],
+        check: Callable[[], None],
+        show: Callable[[Progress], None],
+    ) -> None:
+        """Load a model for as long as this takes."""
+        todo = [each for each in evaluations if len(measured(each, self._journal)) < len(each.items)]
+        if not todo:
+            return
+        model = load(plan.model, plan.settings)
+        for evaluation in todo:
+            run(evaluation, model, self._journal, check, show)
+        del model
+        gc.collect()
+        mx.clear_cache()
+
+    def report(self) -> Report:
+        """The figures of what is measured."""
+        chosen, folder, settings = self._chosen, Path(self._plan.model), self._plan.settings
+        values = {each.name: measured(each, self._journal) for each in chosen.all}
+        recipe = (provenance_of(folder) or {}).get("recipe")
+        native = kernels.native()
+        return Report(
+            model=folder.resolve().name,
+            recipe=recipe if isinstance(recipe, str) else None,
+            settings=Settings(
+                version=version("gptoss-mlx"),
+                device=mx.default_device().type.name.upper(),
+                kernels=native.kernels_in_use() if native else None,
+                kv_bits=settings.kv_bits,
+                prefill_chunk=settings.prefill_chunk,
+            ),
+            finished=all(len(values[each.name]) == len(each.items) for each in chosen.all),
+            text=chosen.text and chosen.text.figures(values["text"]),
+            prompts=chosen.prompts and chosen.prompts.figures(values["prompts"]),
+            exam=chosen.exam and chosen.exam.figures(values["exam"]),
+            needle=chosen.needle.figures(values["needle"]) if chosen.needle else [],
+        )
+
+    def remove(self) -> None:
+        """Keep nothing more: all is done and told."""
+        self._journal.remove()
+        if self._predictions:
+            self._predictions.remove()
+
+
+def _check_context(plan: MemoryPlan, wanted: int) -> None:
+    if plan.settings.context < wanted:
+        raise GptOssError(
+            f"this takes a context of {wanted:,} tokens, and the plan has {plan.settings.context:,}:"
+            " give more --memory or a longer --context, or ask for less"
+        )

@@ -1,0 +1,219 @@
+"""How well a model predicts a text: perplexity, and the divergence of its predictions from those of another model.
+
+A text is cut into windows of n tokens, without overlap and without a token of our own before them; what is left at its
+end is not read. Each window is read from an empty context, and those of its second half are predicted that follow
+token n // 2: n - 1 - n // 2 of them. That is what llama.cpp's `perplexity -c n` counts, where its GGUF puts no BOS
+token first.
+
+Logits of a few positions are held at a time, and reduced in NumPy, so that the device decides nothing but the logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..engine import Model
+from ..errors import GptOssError
+from ..tokenizer import Tokenizer
+from .run import Item, OnRead
+
+LEAST_WINDOW = 4
+MOST_LOSS = 100.0  # nats for a token; to know nothing at all of 201,088 costs 12.2
+
+# Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
+# take 70 times its hidden state, and are here twice; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
+# GPU) of each position of a chunk, some of which the kernels keep.
+STRETCH_SHARE = 64
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Of a model's predictions from those of a reference, in nats."""
+
+    reference: str
+    kl_mean: float
+    """Of the Kullback-Leibler divergence: sum p (log p - log q), where p is the reference's."""
+    kl_p99: float
+    """That of the one token in a hundred that suffers most."""
+    same_top: float
+    """The share of tokens behind which both find the same token the likeliest."""
+
+
+@dataclass(frozen=True)
+class TextFigures:
+    text: str
+    sha256: str
+    tokens: int
+    """That were predicted."""
+    windows: int
+    """That were read."""
+    of_windows: int
+    """That there are."""
+    window: int
+    """Tokens in each."""
+    perplexity: float
+    standard_error: float
+    """Of the perplexity, from the spread of the tokens' negative log-likelihoods."""
+    divergence: Divergence | None
+
+
+class LogProbabilities:
+    """The logarithms of a reference's predictions in a file, float32 [windows, counted, vocabulary]."""
+
+    name = "reference"
+
+    def __init__(self, path: Path, windows: list[list[int]], vocabulary: int):
+        self.path, self._windows = path, windows
+        self.shape = len(windows), counted(len(windows[0])), vocabulary
+        self.items = [Item(f"reference {index}", len(ids)) for index, ids in enumerate(windows)]
+        self.key, self.context = windows, len(windows[0])
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * math.prod(self.shape)
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size == self.nbytes
+
+    def make(self) -> None:
+        """A file of this size, still without contents."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb") as file:
+            file.truncate(self.nbytes)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """What was written, mapped."""
+        return np.memmap(self.path, np.float32, "r", shape=self.shape)
+
+    def measure(self, model: Model, index: int, on_read: OnRead) -> bool:
+        """Write the predictions of one window. Raises OSError where the disk is full."""
+        with self.path.open("r+b") as file:
+            file.seek(index * (self.nbytes // len(self._windows)))
+            for _, rows in log_probabilities(model, self._windows[index], on_read):
+                file.write(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        return True
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Text:
+    """The windows of a text, and of each what a model makes of its second half."""
+
+    name = "text"
+
+    def __init__(self, source: str, text: str, tokenizer: Tokenizer, *, window: int, most: int | None = None):
+        """At most `most` tokens of a text from the file `source`. Raises GptOssError where it has too few."""
+        ids = tokenizer.encode(text)[:most]
+        self._source, self._text, self._most, self._window = source, text, most, window
+        self.windows = windows = cut(ids, window)
+        self._reference: tuple[str, LogProbabilities] | None = None
+        self.items = [Item(f"text {index}", len(ids)) for index, ids in enumerate(windows)]
+        self.key, self.context = windows, len(windows[0])
+
+    def is_encoded_by(self, tokenizer: Tokenizer) -> bool:
+        """Whether another tokenizer gives the same ids."""
+        return cut(tokenizer.encode(self._text)[: self._most], self._window) == self.windows
+
+    def compare_with(self, name: str, predictions: LogProbabilities) -> None:
+        """Also measure the divergence from a reference, whose predictions have been written."""
+        self._reference = name, predictions
+
+    def measure(self, model: Model, index: int, on_read: OnRead) -> dict[str, list[float]]:
+        """Of each token that is predicted: its negative log-likelihood, and beside a reference "kl" and "same_top"."""
+        ids = self.windows[index]
+        first = len(ids) // 2 + 1
+        found: dict[str, list[float]] = {"nll": []}
+        for at, rows in log_probabilities(model, ids, on_read):
+            following = np.array(ids[first + at : first + at + len(rows)])
+            found["nll"] += (-rows[np.arange(len(rows)), following]).tolist()
+            if self._reference:
+                right = self._reference[1].rows[index, at : at + len(rows)]
+                found.setdefault("kl", []).extend(divergence(right, rows))
+                found.setdefault("same_top", []).extend((right.argmax(axis=-1) == rows.argmax(axis=-1)).tolist())
+        return found
+
+    def figures(self, values: dict[int, Any]) -> TextFigures | None:
+        """Of the windows that were read; None where there is none."""
+        if not values:
+            return None
+        nll, kl, same_top = (
+            np.array([each for index in sorted(values) for each in values[index].get(name, ())])
+            for name in ("nll", "kl", "same_top")
+        )
+        if (loss := float(nll.mean())) > MOST_LOSS:
+            raise GptOssError("the logits are absurdly large: the model is corrupt")
+        perplexity = math.exp(loss)
+        return TextFigures(
+            text=self._source,
+            sha256=hashlib.sha256(self._text.encode()).hexdigest(),
+            tokens=len(nll),
+            windows=len(values),
+            of_windows=len(self.windows),
+            window=len(self.windows[0]),
+            perplexity=perplexity,
+            standard_error=perplexity * float(nll.std()) / math.sqrt(max(len(nll) - 1, 1)),
+            divergence=self._reference
+            and Divergence(self._reference[0], float(kl.mean()), float(np.percentile(kl, 99)), float(same_top.mean())),
+        )
+
+
+def cut(ids: list[int], window: int) -> list[list[int]]:
+    """Token ids -> windows of `window` each, or one of all where there are fewer. Raises GptOssError for too few."""
+    if len(ids) < LEAST_WINDOW:
+        raise GptOssError(f"the text has {len(ids)} tokens: it takes at least {LEAST_WINDOW}")
+    length = min(window, len(ids))
+    return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+
+
+def counted(length: int) -> int:
+    """How many tokens of a window are predicted."""
+    return length - 1 - length // 2
+
+
+def log_probabilities(model: Model, ids: Sequence[int], on_read: OnRead) -> Iterator[tuple[int, np.ndarray]]:
+    """The logarithms of a model's predictions of a window's second half, float32 [some, vocabulary] at a time, with how
+    many came before. Raises GptOssError where the logits are no numbers."""
+    cache, chunk = model.make_cache(), model.settings.prefill_chunk
+    stretch = max(chunk // STRETCH_SHARE, 1)
+    first, end = len(ids) // 2, len(ids) - 1  # what follows the last token is not known
+    for start in range(0, end, chunk):
+        hidden = model.network.hidden(mx.array([ids[start : min(start + chunk, end)]]), cache)
+        mx.eval(hidden, cache.arrays())
+        mx.clear_cache()  # what the layers had is for the logits now, in MLX and in NumPy
+        for position in range(max(first - start, 0), hidden.shape[1], stretch):
+            logits = model.network.logits(hidden[:, position : position + stretch])[0]
+            yield start + position - first, log_softmax(np.array(logits.astype(mx.float32)))
+        on_read(start + hidden.shape[1])
+
+
+@np.errstate(invalid="ignore")
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    """float32 [n, vocabulary] -> the same, in place. Raises GptOssError."""
+    for logits in rows:
+        logits -= logits.max()
+        total = np.exp(logits).sum(dtype=np.float64)
+        if not np.isfinite(total):
+            raise GptOssError("the logits are not finite numbers: the model is corrupt")
+        logits -= np.float32(np.log(total))
+    return rows
+
+
+def divergence(right: np.ndarray, found: np.ndarray) -> list[float]:
+    """Of two distributions' logarithms, float32 [n, vocabulary]: the Kullback-Leibler divergence of each row."""
+    terms = (np.exp(p) * (p - q) for p, q in zip(right, found, strict=True))
+    return [max(float(each.sum(dtype=np.float64)), 0.0) for each in terms]

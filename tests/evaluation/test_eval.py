@@ -1,0 +1,241 @@
+"""`gptoss-mlx eval` as a person meets it: figures, tables, errors; killed or stopped by Ctrl-C, and gone on with."""
+
+import gzip
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from budget.shapes import converted_shape
+from checkpoints import write_tokenizer
+from cli.test_cli import assert_one_line_error
+from gptoss_convert.fidelity import TEXT
+from gptoss_mlx import GptOssError
+from gptoss_mlx.cli import cli
+from gptoss_mlx.demo import EXAM as EXAM_FILE
+from gptoss_mlx.evaluation import exam
+from gptoss_mlx.evaluation.journal import Journal
+from gptoss_mlx.evaluation.needle import LEAST_CONTEXT, ROOM, make_needle
+from gptoss_mlx.evaluation.prompts import Asking
+from gptoss_mlx.tokenizer import Tokenizer
+
+LINES = [
+    {"prompt": "What is 12 + 30?", "answer": "12 + 30 = 42", "part": "sums"},
+    {"prompt": "What is 12 + 31?", "answer": "12 + 31 = 44", "part": "sums"},
+]
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    return path
+
+
+@pytest.fixture
+def long_text(tmp_path):
+    path = tmp_path / "long.txt"
+    path.write_text(3 * TEXT.read_text())
+    return path
+
+
+def test_without_options_it_is_the_built_in_text(run, demo_folder):
+    done = run("eval", demo_folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("model, mxfp4-q4: CPU")
+    assert "perplexity" in done.stdout
+    assert "of the built-in text: the second half of 5 windows of 512 tokens" in done.stdout
+    assert run("eval", demo_folder).stdout == done.stdout
+
+
+def test_everything_at_once(run, demo_folder, prompts, environment):
+    options = ("--tokens", 300, "--window", 100, "--reference", demo_folder, "--prompts", prompts, "--show-wrong")
+    done = run("eval", demo_folder, *options, "--needle", "1024,1024", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["finished"]
+    assert found["recipe"] == "mxfp4-q4"
+    assert found["settings"]["prefill_chunk"] > 0
+    assert (found["text"]["tokens"], found["text"]["window"]) == (3 * 49, 100)
+    assert found["text"]["divergence"]["kl_mean"] == 0
+    assert (found["prompts"]["all"]["right"], found["prompts"]["all"]["total"]) == (1, 2)
+    assert found["prompts"]["parts"][0]["name"] == "sums"
+    (wrong,) = found["prompts"]["wrong"]
+    assert wrong["name"] == "line 2"
+    assert [(each["context"], each["position"]) for each in found["needle"]] == [(1024, at) for at in (0.1, 0.5, 0.9)]
+    assert all(each["found"] for each in found["needle"])
+    assert all(each["prompt_tokens"] <= 1024 - ROOM for each in found["needle"])
+    assert not list(Path(environment["GPTOSS_MLX_HOME"], "evaluations").iterdir())
+    table = run("eval", demo_folder, *options, "--needle", "1024")
+    assert "1 of 2" in table.stdout
+    assert "right is '12 + 31 = 44'" in " ".join(table.stdout.split())
+    assert "3 of 3 found" in table.stdout
+
+
+def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path):
+    assert_one_line_error(run("eval"), "MODEL", status=2)
+    assert_one_line_error(run("eval", demo_folder, "--needle", "12,x"), "'12,x'", status=2)
+    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "1024 at least", status=2)
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "no"), "cannot read", "No such file")
+    assert_one_line_error(run("eval", demo_folder, "--reference", endless_folder), "another vocabulary")
+    (tmp_path / "short.txt").write_text("a")
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "short.txt"), "at least 4")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "bytes"), "not text in UTF-8")
+    assert_one_line_error(run("eval", demo_folder, "--prompts", tmp_path / "bytes"), "bytes, line 1: ")
+    with prompts.open("a") as file:
+        file.write('{"prompt": 1}\n')
+    assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
+    assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
+    assert_one_line_error(run("eval", demo_folder, "--needle", 200_000), "more than the model's 131,072")
+    assert_one_line_error(run("eval", tmp_path), "tokenizer.json")
+    assert not list(Path(environment["GPTOSS_MLX_HOME"]).glob("evaluations/*"))
+
+
+def started(command, environment, home, *args):
+    """A process that evaluates, when it has finished three items."""
+    args = [*command, "eval", *map(str, args), "--format", "json"]
+    process = subprocess.Popen(
+        args,
+        env=environment | {"GPTOSS_MLX_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None:
+        if any(path.read_bytes().count(b"\n") >= 3 for path in home.glob("evaluations/*.jsonl")):
+            return process
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_killed_evaluation_goes_on(run, command, environment, demo_folder, long_text, tmp_path, reference):
+    options = (demo_folder, "--text", long_text, "--window", 128, *(("--reference", demo_folder) if reference else ()))
+    whole = run("eval", *options, "--format", "json")
+    assert json.loads(whole.stdout)["finished"]
+    home = tmp_path / "home"
+    process = started(command, environment, home, *options)
+    process.kill()
+    process.communicate()
+    (journal,) = home.glob("evaluations/*.jsonl")
+    kept = journal.read_bytes()
+    journal.write_bytes(kept + b'{"text 3": {"nll": [1.0')
+    again = run("eval", *options, "--format", "json", GPTOSS_MLX_HOME=str(home))
+    assert again.stdout == whole.stdout
+    assert not list(home.glob("evaluations/*"))
+
+
+def test_what_is_kept_is_not_measured_again(run, command, environment, demo_folder, long_text, tmp_path):
+    home, options = tmp_path / "home", (demo_folder, "--text", long_text, "--window", 128)
+    process = started(command, environment, home, *options)
+    process.kill()
+    process.communicate()
+    (journal,) = home.glob("evaluations/*.jsonl")
+    values = {}
+    for line in journal.read_text().splitlines():
+        values |= json.loads(line)
+    values["text 0"]["nll"] = [200.0 for _ in values["text 0"]["nll"]]
+    journal.write_text("".join(json.dumps({name: value}) + "\n" for name, value in values.items()))
+    options = (*options, "--format", "json")
+    kept, whole = (json.loads(run("eval", *options, GPTOSS_MLX_HOME=str(home)).stdout)["text"] for _ in range(2))
+    assert kept["perplexity"] > 2 * whole["perplexity"]
+
+
+def test_ctrl_c_shows_what_is_done(run, command, environment, demo_folder, long_text, tmp_path):
+    home, options = tmp_path / "home", (demo_folder, "--text", long_text, "--window", 128)
+    process = started(command, environment, home, *options)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert [line for line in errors.splitlines() if line][-2:] == [
+        "what is done is kept: the same command goes on",
+        "interrupted",
+    ]
+    found = json.loads(output)
+    assert not found["finished"]
+    assert 3 <= found["text"]["windows"] < found["text"]["of_windows"]
+    whole = json.loads(run("eval", *options, "--format", "json", GPTOSS_MLX_HOME=str(home)).stdout)
+    assert whole["finished"]
+    assert whole["text"]["windows"] == whole["text"]["of_windows"]
+
+
+def test_a_journal_is_read_up_to_where_it_is_torn(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
+    journal = Journal({"a": 1})
+    assert not journal.path.exists()
+    journal.add("one", [0.1])
+    whole = journal.path.read_bytes()
+    for torn in (b'{"three": ', b"\0\0\0\n", b"[1]\n", b"{}\n", b'{"a": 1, "b": 2}\n', b"\xff\n"):
+        journal.path.write_bytes(whole + torn + b'{"four": 4}\n')
+        again = Journal({"a": 1})
+        assert again.values == {"one": [0.1]}
+        again.add("two", 2)
+        assert journal.path.read_bytes() == whole + b'{"two": 2}\n'
+    assert Journal({"a": 2}).values == {}
+    again.remove()
+    assert not journal.path.exists()
+
+
+@pytest.fixture
+def short_exam(tmp_path, monkeypatch):
+    """One prompt of each part only, the second: of some parts the first one is too hard for the model."""
+    with gzip.open(EXAM_FILE, "rt") as file:
+        lines = [json.loads(line) for line in file]
+    parts = {}
+    for line in lines:
+        parts.setdefault(line["part"], []).append(line)
+    text = "".join(json.dumps(line) + "\n" for lines in parts.values() for line in lines[1:2])
+    (tmp_path / "exam.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(exam, "EXAM", tmp_path / "exam.gz")
+    monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
+
+
+def test_the_exam(short_exam, demo_folder, capsys):
+    cli(["eval", str(demo_folder), "--demo"], standalone_mode=False)
+    table = capsys.readouterr().out
+    assert "20 of 20" in table
+    assert "95 %" in table
+    assert "missed" not in table
+
+
+def test_a_bar_that_is_missed_is_an_error(short_exam, endless_folder, monkeypatch, capsys):
+    monkeypatch.setattr(exam, "MAX_TOKENS", 2)
+    with pytest.raises(GptOssError, match="below the bar: arithmetic, recall, "):
+        cli(["eval", str(endless_folder), "--demo"], standalone_mode=False)
+    assert "0 of 20" in capsys.readouterr().out
+
+
+def test_needles(demo_folder):
+    tokenizer = Tokenizer.load(demo_folder)
+    for context in (LEAST_CONTEXT, 5000):
+        for position in (0.1, 0.5, 0.9):
+            needle = make_needle(context, position, tokenizer, Asking())
+            text = tokenizer.decode(needle.ids)
+            assert context - ROOM - 60 < len(needle.ids) <= context - ROOM
+            assert text.count(needle.code) == 1
+            said = text.partition("<|start|>user")[2]
+            assert said.index(needle.code) / len(said) == pytest.approx(position, abs=0.1)
+            assert make_needle(context, position, tokenizer, Asking()) == needle
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell what a process has")
+def test_a_large_vocabulary_fits_into_the_plan(run, command, environment, tmp_path):
+    """Weights are zeros, so that each of 201,088 tokens is as likely as any other."""
+    folder = converted_shape(tmp_path / "model", layers=2, experts=4)
+    write_tokenizer(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 257}')
+    planned = json.loads(run("plan", folder, "--context", 512, "--kv-bits", 16, "--json").stdout)["anonymous"]
+    args = [*command, "eval", str(folder), "--tokens", "512", "--kv-bits", "16", "--format", "json"]
+    process = subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    most = 0
+    while process.poll() is None:
+        fields = Path(f"/proc/{process.pid}/status").read_text().split()
+        most = max(most, 1024 * int(fields[fields.index("RssAnon:") + 1])) if "RssAnon:" in fields else most
+        time.sleep(0.005)
+    assert json.loads(process.stdout.read())["text"]["perplexity"] == pytest.approx(201_088, rel=1e-6)
+    print(most / planned, planned)
+    assert 0 < most <= planned
