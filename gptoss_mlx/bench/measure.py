@@ -255,34 +255,38 @@ class _Bench:
         return _cyclic(self.ids, offset + run * count, count)
 
     def _measured_rates(self) -> Rates:
+        started = time.perf_counter()
         with self.memory.apart():
-            return measured_rates(self.room)
+            found = measured_rates(self.room)
+        self.agenda.did("rates", 1, time.perf_counter() - started)
+        return found
 
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
 
 
 class _Agenda:
-    """The tokens of each kind that are still to do, and how fast such tokens went last."""
+    """How many tokens of each kind, and looks at the machine's rates, are still to do, and how long the last took."""
 
     def __init__(self, wanted: Wanted, on_progress: OnProgress):
-        depths = len(set(wanted.depths))
+        depths, points = len(set(wanted.depths)), len(wanted.prompts) + len(wanted.generate)
         starts = (1 + STARTS) * wanted.first_prompt if wanted.start else 0
         self._left = {
             "prefill": starts + max(wanted.depths) + depths * (1 + wanted.repeat) * sum(wanted.prompts),
             "decode": depths * sum(WARM_UP + wanted.repeat * count for count in wanted.generate),
+            "rates": 1 + depths * points,
         }
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
 
-    def did(self, kind: str, tokens: int, seconds: float) -> None:
-        self._left[kind] -= tokens
-        self._seconds[kind] = seconds / tokens
+    def did(self, kind: str, count: int, seconds: float) -> None:
+        self._left[kind] -= count
+        self._seconds[kind] = seconds / count
 
     def tell(self, what: str) -> None:
         """What is done next."""
-        known = all(kind in self._seconds for kind, tokens in self._left.items() if tokens)
-        left = sum(tokens * self._seconds.get(kind, 0) for kind, tokens in self._left.items())
+        known = all(kind in self._seconds for kind, count in self._left.items() if count)
+        left = sum(count * self._seconds.get(kind, 0) for kind, count in self._left.items())
         self._on_progress(what, left if known else None)
 
 

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -125,12 +124,13 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 def test_time_left(bench_of):
     bench = bench_of(WANTED)
     list(bench.speeds())
-    lefts = [left for _, left in bench.told]
-    known = [left for left in lefts if left is not None]
-    assert lefts[0] is None
-    assert len(known) > len(lefts) / 2
+    known = [left for _, left in bench.told if left is not None]
+    assert bench.told[0][1] is None
+    assert len(known) > len(bench.told) / 2
     assert all(left > 0 for left in known)
-    assert known[-1] < max(known)
+    assert bench.told[-1][0] == "decode 24 at 300, run 2 of 2"
+    rates, decode = bench.agenda._seconds["rates"], bench.agenda._seconds["decode"]
+    assert known[-1] < 5 * 24 * decode + 5 * rates
 
 
 class Joules:
@@ -175,15 +175,13 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     assert all(stage.seconds >= 0 for stage in found.stages)
     assert abs(sum(stage.bytes for stage in found.stages) - bench.demand.decode(300, 1).bytes) <= 2
     assert bench.cache.offset == 300
-    best = 9.0
-    for _ in range(20):
-        best = min(best, found.seconds)
-        steps = bench._decode(bench.cache.mark(), 24).token_seconds
-        if abs(best / steps.p50 - 1) < 0.25:
-            break
-        found = bench.profile()
-    else:
-        pytest.fail(f"a step of {best} s, and of {steps.p50} s while decoding")
+    step = token = 9.0
+    for _ in range(30):
+        step = min(step, bench.profile().seconds)
+        token = min(token, bench._decode(bench.cache.mark(), 24).token_seconds.p50)
+        if abs(step / token - 1) < 0.2:
+            return
+    pytest.fail(f"a step of {step} s, and of {token} s while decoding")
 
 
 def test_a_profile_of_paged_experts_has_no_rest(bench_of):
@@ -308,7 +306,7 @@ class TestColdStarts:
         assert 0 < load_seconds.median < first.median
 
     @pytest.mark.parametrize("paged", [False, True])
-    def test_settings_and_threads_reach_it(self, demo_folder, heard, monkeypatch, paged):
+    def test_settings_reach_it(self, demo_folder, heard, paged):
         plan = plan_of(demo_folder, paged=paged)
         cold_starts(plan, 8)
         assert len(heard()) == STARTS
@@ -317,7 +315,7 @@ class TestColdStarts:
             assert settings["expert_slots"] == plan.settings.expert_slots
             assert settings["context"] == plan.settings.context
 
-    def test_threads_of_the_command_line(self, run, demo_folder, heard, environment):
+    def test_threads_of_the_command_line(self, run, demo_folder, heard):
         path = os.environ["PYTHONPATH"]
         sizes = ("--prompt", 4, "--generate", 0, "--depth", 0, "--repeat", 1, "--format", "json")
         done = run("bench", demo_folder, *sizes, "--threads", 1, PYTHONPATH=path)
@@ -332,17 +330,10 @@ class TestColdStarts:
             cold_starts(replace(plan, model=str(tmp_path / "gone")), 8)
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python cannot be told")
-    def test_modules_of_the_current_folder_are_not_taken(self, command, environment, demo_folder, tmp_path):
+    def test_modules_of_the_current_folder_are_not_taken(self, demo_folder, tmp_path, monkeypatch):
         (tmp_path / "tokenizers.py").write_text("raise SystemExit('not this one')")
-        done = subprocess.run(
-            [sys.executable, "-P", *command[1:], "bench", str(demo_folder), "--repeat", "1", "--depth", "0"],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, done.stderr
+        monkeypatch.chdir(tmp_path)
+        assert cold_starts(plan_of(demo_folder), 8)
 
 
 def test_nothing_of_the_rates_is_in_the_memory(run, demo_folder):
