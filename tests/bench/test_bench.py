@@ -202,8 +202,8 @@ class TestSizes:
 
     def test_a_context_that_grows(self, bench, demo_folder):
         """Where the usual one fits, and what is measured takes more."""
-        usual = make_plan(demo_folder, Device.here(), memory=90_000_000).settings.context
-        options = (*QUICK, "--depth", usual, "--memory", 90_000_000, "--format", "json")
+        usual = make_plan(demo_folder, Device.here(), memory=76_000_000).settings.context
+        options = (*QUICK, "--depth", usual, "--memory", 76_000_000, "--format", "json")
         figures = self.figures(bench(demo_folder, *options))
         assert figures["setup"]["context"] == usual + 17
         assert "--context" not in figures["command"]
