@@ -66,7 +66,7 @@ def main(folder: Path, settings: dict, tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    from gptoss_mlx.errors import GptOssError
+    from ..errors import GptOssError
 
     try:
         main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))

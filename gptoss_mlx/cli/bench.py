@@ -42,7 +42,7 @@ class Numbers(click.ParamType):
 
 
 def numbers_option(name: str, default: str, help_: str) -> Any:
-    """An option that takes numbers, and may be given several times; it arrives as one tuple."""
+    """An option that takes numbers, and may be given several times; it arrives as one tuple, an empty list as a 0."""
     return click.option(
         name,
         type=Numbers(),
@@ -50,7 +50,7 @@ def numbers_option(name: str, default: str, help_: str) -> Any:
         default=[default],
         show_default=True,
         metavar="N[,N...]",
-        callback=lambda context, parameter, value: tuple(dict.fromkeys(sum(value, ()))),
+        callback=lambda context, parameter, value: tuple(dict.fromkeys(sum(value, ()))) or (0,),
         help=help_,
     )
 
@@ -120,7 +120,6 @@ def _check_options(context: click.Context, options: dict[str, Any]) -> None:
         raise click.UsageError("give MODEL or --random-weights, not both")
     for name in ("prompt", "generate"):
         options[name] = tuple(count for count in options[name] if count)
-    options["depth"] = options["depth"] or (0,)
     if not options["prompt"] and not options["generate"]:
         raise click.UsageError("--prompt 0 and --generate 0 leave nothing to measure")
     llama = {"llama_bench", "gguf"}

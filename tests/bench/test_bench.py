@@ -366,7 +366,9 @@ class TestConfigFile:
     def test_no_depths_are_the_beginning(self, bench, demo_folder, tmp_path):
         done = self.configured(bench, demo_folder, tmp_path, "depth = []", *QUICK[:4], *QUICK[6:], "--format", "json")
         assert done.returncode == 0, done.stderr
-        assert {speed["depth"] for speed in json.loads(done.stdout)["speeds"]} == {0}
+        figures = json.loads(done.stdout)
+        assert {speed["depth"] for speed in figures["speeds"]} == {0}
+        assert "--depth 0 " in figures["command"]
 
     def test_is_no_part_of_a_comparisons_own_runs(self, bench, demo_folder, tmp_path):
         """`against` would begin a comparison in a comparison, without an end."""
