@@ -201,9 +201,8 @@ def test_least_seconds():
     work = Work(bytes=100, matrix_operations=30, vector_operations=20)
     assert work.least_seconds(Rates(bandwidth=10, matrix=30, vector=20)) == 10
     assert work.least_seconds(Rates(bandwidth=100, matrix=3, vector=2)) == 20
-    assert work.least_seconds(Rates(bandwidth=None, matrix=3, vector=2)) == 20
-    assert work.least_seconds(Rates(bandwidth=10, matrix=3, vector=None)) == 10
-    assert work.least_seconds(Rates(None, None, None)) is None
+    for unknown in (Rates(None, 3, 2), Rates(10, None, 2), Rates(10, 3, None), Rates(None, None, None)):
+        assert work.least_seconds(unknown) is None
 
 
 def test_mean_rates():
