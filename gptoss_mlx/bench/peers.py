@@ -374,7 +374,8 @@ def _comparison(peer: Peer, rounds: int, ours: list[Figures], theirs: list[Readi
 
 
 def _output(name: str, words: list[str], time_limit: float) -> bytes:
-    """What a program prints until it ends; it and all that it started is gone afterwards. Raises GptOssError."""
+    """What a program prints until it ends, at most MAX_JSON bytes and one; its process group is gone afterwards. Raises
+    GptOssError."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         try:
             process = subprocess.Popen(
@@ -396,7 +397,7 @@ def _output(name: str, words: list[str], time_limit: float) -> bytes:
             said = _last_line(errors) if process.returncode > 0 else ""
             raise GptOssError(f"{name} failed: {said or _ending(process.returncode)}")
         output.seek(0)
-        return output.read()
+        return output.read(MAX_JSON + 1)
 
 
 def _wait(name: str, process: subprocess.Popen[bytes], written: Sequence[BinaryIO], time_limit: float) -> None:
