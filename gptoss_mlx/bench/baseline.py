@@ -29,6 +29,7 @@ SETTINGS = {
     "kv_bits": "bits of keys and values",
     "prefill_chunk": "tokens of a prefill chunk",
     "expert_slots": "limit of experts in memory",
+    "cpu_expert_layers": "layers with experts on the CPU",
     "prompts": "prompts",
 }
 

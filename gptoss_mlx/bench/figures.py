@@ -171,7 +171,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Profile:
-    """One step of decoding behind `depth` tokens, by stage; the stages together take the whole step."""
+    """One step of decoding behind `depth` tokens, by stage; noise apart, the stages together take the whole step."""
 
     depth: int
     stages: list[Stage]
@@ -207,6 +207,8 @@ class Setup:
     prefill_chunk: int
     expert_slots: int | None
     """Experts in memory at a time, of all layers; None: all of them."""
+    cpu_expert_layers: int
+    """Layers whose experts the CPU computes beside a GPU."""
     energy: str | None
     """What the joules cover."""
     prompts: str
@@ -236,6 +238,8 @@ class Conditions:
 
     load_average: float | None
     """Of the minute before."""
+    others: float | None
+    """The share of the cores' time that other programs took meanwhile."""
     stolen: float | None
     """The share of time in which a host gave this virtual machine's cores to others."""
     throttled: int | None

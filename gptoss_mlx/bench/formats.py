@@ -36,6 +36,7 @@ RUN_COLUMNS: dict[str, Callable[[Figures], Any]] = {
     "versions": lambda figures: ", ".join(f"{name} {version}" for name, version in figures.machine.versions.items()),
     "commit": lambda figures: figures.machine.commit,
     "load_average": lambda figures: figures.conditions.load_average,
+    "others_share": lambda figures: figures.conditions.others,
     "stolen_share": lambda figures: figures.conditions.stolen,
     "throttled_times": lambda figures: figures.conditions.throttled,
     "clock_share": lambda figures: figures.conditions.clock,

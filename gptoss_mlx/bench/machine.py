@@ -133,14 +133,16 @@ class Watch:
         self._root = root
         self._gpu = nvidia_gpu()
         self._load = _load_average()
-        self._times = _cpu_times(root)
+        self._times, self._own = _cpu_times(root), _own_seconds()
         self._throttled = _throttle_count(root)
 
     def conditions(self) -> Conditions:
         """Right after the work: clocks fall soon."""
+        times = _passed(self._times, _cpu_times(self._root))
         return Conditions(
             load_average=self._load,
-            stolen=_stolen(self._times, _cpu_times(self._root)),
+            others=times and _others(times, _own_seconds() - self._own),
+            stolen=times and times[7] / sum(times),
             throttled=_difference(self._throttled, _throttle_count(self._root)),
             clock=_clock(self._root) or _mac_speed_limit(),
             power=power_source(self._root / "sys") or _mac_power(),
@@ -166,10 +168,22 @@ def _cpu_times(root: Path) -> list[int] | None:
     return times if len(times) == 8 else None
 
 
-def _stolen(before: list[int] | None, after: list[int] | None) -> float | None:
+def _passed(before: list[int] | None, after: list[int] | None) -> list[int] | None:
+    """None where the system is silent, or too little time has passed."""
     if before is None or after is None or sum(after) <= sum(before):
         return None
-    return (after[7] - before[7]) / (sum(after) - sum(before))
+    return [now - then for then, now in zip(before, after, strict=True)]
+
+
+def _own_seconds() -> float:
+    """Of the cores' time, what this process and the children that have ended took."""
+    return sum(os.times()[:4])
+
+
+def _others(times: list[int], own: float) -> float:
+    user, nice, system, _, _, interrupts, soft_interrupts, _ = times
+    busy = user + nice + system + interrupts + soft_interrupts
+    return max(busy - own * os.sysconf("SC_CLK_TCK"), 0) / sum(times)
 
 
 def _throttle_count(root: Path) -> int | None:

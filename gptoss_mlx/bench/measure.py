@@ -33,7 +33,7 @@ from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
 from .energy import Meter, meter
-from .figures import Figures, Memory, ModelFacts, Percentiles, Profile, Rates, Setup, Speed, Spread, Start, Work
+from .figures import Figures, Memory, ModelFacts, Percentiles, Point, Profile, Rates, Setup, Speed, Spread, Start, Work
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
 from .random_weights import SOURCE
@@ -225,7 +225,7 @@ class _Bench:
     ) -> Speed:
         """`run`, of its number and of a number of tokens, gives the seconds of its parts: of tokens that come one by
         one."""
-        name = f"{kind} {tokens:,} at {depth:,}"
+        name = Point(kind, tokens, depth).name
         self.agenda.tell(f"{name}, warm-up")
         self.agenda.did(kind, warm_up, sum(run(0, warm_up)))
         stats = self.model.expert_stats and replace(self.model.expert_stats)
@@ -338,6 +338,7 @@ def setup_of(plan: MemoryPlan, wanted: Wanted, energy: str | None = None) -> Set
         kv_bits=settings.kv_bits,
         prefill_chunk=settings.prefill_chunk,
         expert_slots=settings.expert_slots,
+        cpu_expert_layers=settings.cpu_expert_layers,
         energy=energy,
         prompts=f"the routing of {wanted.replay.model}" if wanted.replay else prompts,
     )

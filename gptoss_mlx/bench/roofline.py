@@ -19,6 +19,7 @@ from .. import kernels
 from ..cache import Cache, FullKV, RingKV
 from ..checkpoint import Checkpoint
 from ..config import ModelConfig
+from ..memory import total
 from .figures import Rates, Work
 
 STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.": "experts"} | {
@@ -142,7 +143,9 @@ def measured_rates(room: int) -> Rates:
     Without kernels nothing is measured on a CPU: MLX uses it too little for a limit to mean anything.
     """
     if mx.default_device().type == mx.DeviceType.gpu:
+        limit = mx.set_memory_limit(total())  # above that of the plan, MLX would go slower
         rates = Rates(_gpu_bandwidth(room), rate := _gpu_product_rate(), rate)
+        mx.set_memory_limit(limit)
         mx.clear_cache()  # or MLX keeps this memory, as if the model had needed it
         return rates
     products = kernels.product_rates()

@@ -17,6 +17,7 @@ from .figures import Figures, Speed, Spread, Stage
 # all cores together do not reach the highest clock of one alone.
 BUSY_CORES = 0.25
 STOLEN = 0.01
+OTHERS = 0.05  # of the cores' time
 SLOW_CLOCK = 0.6
 
 Item = TypeVar("Item")
@@ -248,6 +249,7 @@ def machine(figures: Figures) -> TextTable:
             *told.versions.items(),
             ("commit", told.commit),
             ("load average", None if conditions.load_average is None else f"{conditions.load_average:.2f}"),
+            ("other programs", None if conditions.others is None else f"{conditions.others:.1%} of the cores"),
             ("stolen by the host", None if conditions.stolen is None else f"{conditions.stolen:.1%}"),
             ("throttled", None if conditions.throttled is None else f"{conditions.throttled} times"),
             ("clock", None if conditions.clock is None else f"{conditions.clock:.0%} of the highest"),
@@ -272,6 +274,7 @@ def settings(figures: Figures) -> TextTable:
             ("keys and values", f"{setup.kv_bits} bits"),
             ("prefill", f"{setup.prefill_chunk:,} tokens at a time"),
             ("experts in memory", _slots(figures)),
+            ("experts on the CPU", f"of {setup.cpu_expert_layers} layers" if setup.cpu_expert_layers else None),
             ("energy", setup.energy),
             ("prompts", setup.prompts),
         ],
@@ -282,7 +285,9 @@ def warnings(figures: Figures) -> list[str]:
     """A line for each sign that the figures are not those of an idle machine at its full speed, or not all there."""
     told, cores = figures.conditions, figures.machine.cores
     lines = []
-    if (told.load_average or 0) > BUSY_CORES * cores:
+    if (told.others or 0) > OTHERS:
+        lines.append(f"disturbed: other programs took {told.others:.0%} of the cores' time meanwhile")
+    elif told.others is None and (told.load_average or 0) > BUSY_CORES * cores:
         lines.append(f"disturbed: a load average of {told.load_average:.2f} on {cores} cores, before it began")
     if (told.stolen or 0) > STOLEN:
         lines.append(f"disturbed: the host gave {told.stolen:.1%} of these cores' time to others")

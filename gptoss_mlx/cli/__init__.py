@@ -19,6 +19,9 @@ PROGRAM = "gptoss-mlx"
 
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # what a terminal without Unicode cannot show is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:

@@ -59,7 +59,7 @@ FULL = Figures(
         versions={"gptoss-mlx": "0.1.0", "MLX": "0.32.4", "Python": "3.11.7"},
         commit="c65292d",
     ),
-    conditions=Conditions(load_average=0.08, stolen=0.002, throttled=0, clock=0.99, power="mains"),
+    conditions=Conditions(load_average=0.08, others=0.004, stolen=0.002, throttled=0, clock=0.99, power="mains"),
     model=ModelFacts("gpt-oss-20b", "mxfp4-q4", False, 24, 32, 4, 11_200_000_000, 4.28),
     setup=Setup(
         repeat=5,
@@ -68,6 +68,7 @@ FULL = Figures(
         kv_bits=16,
         prefill_chunk=512,
         expert_slots=None,
+        cpu_expert_layers=0,
         energy=None,
         prompts="random ids",
     ),
@@ -113,7 +114,7 @@ BARE = replace(
     FULL,
     command="gptoss-mlx bench 20b",
     machine=replace(FULL.machine, kernels=None, commit=None, versions={}),
-    conditions=Conditions(None, None, None, None, None),
+    conditions=Conditions(None, None, None, None, None, None),
     model=replace(FULL.model, recipe=None),
     setup=replace(FULL.setup, threads=None),
     memory=Memory(None, None, None, 12_400_000_000, []),
@@ -133,7 +134,7 @@ PAGED = replace(
 
 DISTURBED = replace(
     FULL,
-    conditions=Conditions(load_average=1.4, stolen=0.031, throttled=3, clock=0.52, power="battery"),
+    conditions=Conditions(load_average=1.4, others=0.31, stolen=0.031, throttled=3, clock=0.52, power="battery"),
     speeds=FULL.speeds[:2],
     start=None,
     profile=None,
