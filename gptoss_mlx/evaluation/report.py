@@ -77,19 +77,17 @@ class Report:
 
 def _print_text(console: Console, figures: TextFigures) -> None:
     table = Table("next token", "")
-    table.add_row("perplexity", f"{figures.perplexity:.4f} ± {figures.standard_error:.4f}")
+    error = "" if figures.standard_error is None else f" ± {figures.standard_error:.4f}"
+    table.add_row("perplexity", f"{figures.perplexity:.4f}{error}")
     if found := figures.divergence:
         table.add_row("KL divergence, mean", f"{found.kl_mean:.6f}")
         table.add_row("KL divergence, 99th percentile", f"{found.kl_p99:.6f}")
         table.add_row("the same likeliest token", f"{100 * found.same_top:.2f} %")
     console.print(table)
     windows = f"{figures.windows:,}" + (f" of {figures.of_windows:,}" if figures.windows < figures.of_windows else "")
-    console.print(
-        Text(
-            f"{figures.tokens:,} tokens of {printable(figures.text)}: the second half of {windows} windows of"
-            f" {figures.window:,} tokens, each read by itself"
-        )
-    )
+    each = f"{windows} window{'s' if figures.of_windows > 1 else ''} of {figures.window:,} tokens"
+    tokens = f"{figures.tokens:,} token{'s' if figures.tokens > 1 else ''}"
+    console.print(Text(f"{tokens} of {printable(figures.text)}: the second half of {each}, each read by itself"))
     if figures.divergence:
         console.print(Text(f"divergence from {printable(figures.divergence.reference)}, in nats"))
 
