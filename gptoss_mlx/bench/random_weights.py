@@ -132,7 +132,8 @@ def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress:
             folder.mkdir()
             model.write(folder, on_progress)
         except OSError as error:
-            raise GptOssError(f"cannot write random weights in {place}: {error.strerror or error}") from None
+            why = error.strerror or error
+            raise GptOssError(f"cannot write random weights in {place}: {why}: set TMPDIR to another folder") from None
         yield folder
 
 
