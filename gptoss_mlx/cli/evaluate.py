@@ -84,8 +84,8 @@ def evaluate(model: str, **options: Any) -> None:
     """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
-    The same command gives the same figures, and goes on where it was interrupted. Without --context, the memory plan is
-    for what is asked.
+    The same command with the same memory plan gives the same figures, and goes on where it was interrupted: --memory
+    fixes the plan. Without --context, it has room for what is asked.
 
     \b
     A line of --prompts:

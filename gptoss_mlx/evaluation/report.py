@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import printable
@@ -75,8 +75,13 @@ class Report:
             _print_needles(console, self.needle)
 
 
+def _table(*headers: str) -> Table:
+    """In a narrow terminal, words go on in the next line instead of being cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers))
+
+
 def _print_text(console: Console, figures: TextFigures) -> None:
-    table = Table("next token", "")
+    table = _table("next token", "")
     error = "" if figures.standard_error is None else f" ± {figures.standard_error:.4f}"
     table.add_row("perplexity", f"{figures.perplexity:.4f}{error}")
     if found := figures.divergence:
@@ -94,7 +99,7 @@ def _print_text(console: Console, figures: TextFigures) -> None:
 
 def _print_prompts(console: Console, title: str, figures: PromptFigures, show_wrong: bool) -> None:
     bars = any(part.bar is not None for part in figures.parts)
-    table = Table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
+    table = _table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
     for part in figures.parts:
         table.add_row(*_share(part))
     table.add_section()
@@ -128,7 +133,7 @@ def _wrong(wrong: Wrong) -> str:
 
 
 def _print_needles(console: Console, finds: list[Find]) -> None:
-    table = Table("context", "position", "needle", "answer")
+    table = _table("context", "position", "needle", "answer")
     for find in finds:
         table.add_row(
             f"{find.prompt_tokens:,} of {find.context:,} tokens",
