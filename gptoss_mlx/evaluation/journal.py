@@ -113,14 +113,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
-    """What decides the bits that a model computes here. Shards count by size and time: reading them takes minutes."""
+    """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
+    reading them takes minutes."""
     native = kernels.native()
     shards = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
     return {
         "gptoss-mlx": version("gptoss-mlx"),
         "mlx": mx.__version__,
         "device": mx.default_device().type.name,
-        "kernels": [native.kernels_in_use(), native.threads()] if native else None,
+        "kernels": native.kernels_in_use() if native else None,
         "kv_bits": settings.kv_bits,
         "prefill_chunk": settings.prefill_chunk,
         "cpu_expert_layers": settings.cpu_expert_layers,
