@@ -92,6 +92,7 @@ class Task:
         self._journal.open()
         try:
             if self._predictions is not None:
+                load(self._plan.model, self._plan.settings)  # what is wrong with it is said before hours of the other's
                 if not self._predictions.exists:
                     self._journal.clear()  # it may name windows whose predictions are gone
                     self._predictions.make()
@@ -113,12 +114,11 @@ class Task:
         todo = [each for each in evaluations if len(measured(each, self._journal)) < len(each.items)]
         if not todo:
             return
+        gc.collect()  # the model that was loaded before
+        mx.clear_cache()
         model = load(plan.model, plan.settings)
         for evaluation in todo:
             run(evaluation, model, self._journal, check, show)
-        del model
-        gc.collect()
-        mx.clear_cache()
 
     def report(self) -> Report:
         """The figures of what is measured."""

@@ -103,7 +103,8 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
     assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), "give a part of it")
     nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
     assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
-    assert_one_line_error(run("eval", demo_folder, "--reference", CHECKPOINT), "is a published checkpoint")
+    for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):
+        assert_one_line_error(run("eval", pair[0], "--reference", pair[1]), "is a published checkpoint")
     assert_one_line_error(run("eval", tmp_path), "tokenizer.json")
     assert not list(Path(environment["GPTOSS_MLX_HOME"]).glob("evaluations/*"))
 
