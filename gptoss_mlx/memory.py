@@ -77,7 +77,7 @@ class ProcessMemory:
     peak: int
     """The most of both together: since `forget_peak` where the system can forget, else now."""
     gpu: int | None
-    """The most that MLX has had, so far, on a GPU with memory of its own; None without one."""
+    """The most that MLX has had, since `forget_peak`, on a GPU with memory of its own; None without one."""
 
 
 def process_memory() -> ProcessMemory | None:
@@ -95,9 +95,11 @@ def process_memory() -> ProcessMemory | None:
 
 
 def forget_peak() -> None:
-    """Have the peak begin anew; where the system cannot do that, nothing is done."""
+    """Have the peaks begin anew; where the system cannot do that, nothing is done."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    if _on_gpu() is not None:
+        sys.modules["mlx.core"].reset_peak_memory()
 
 
 def _on_gpu() -> int | None:

@@ -90,7 +90,7 @@ def step_progress() -> Iterator[Callable[[str, float | None], None]]:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status("") as status:
+    with Console(stderr=True).status("", refresh_per_second=2) as status:
         yield lambda what, left: status.update(Text(_step_line(what, left)))
 
 

@@ -14,7 +14,7 @@ import pytest
 COMMANDS = {
     "chat": ("--temperature", "0"),
     "generate": ("--temperature", "0"),
-    "bench": ("--prompt", "4", "--generate", "2", "--repeat", "1"),
+    "bench": ("--prompt", "4", "--generate", "2", "--depth", "0", "--repeat", "1", "--profile"),
     "eval": ("--tokens", "64", "--needle", "1024"),
     "inspect": (),
     "plan": (),

@@ -25,20 +25,21 @@ STARTS = 3
 def cold_starts(plan: MemoryPlan, tokens: int) -> tuple[Spread, Spread]:
     """Seconds of loading, and from the start of the process to the first token. Raises GptOssError."""
     from .. import kernels
+    from ..errors import GptOssError
     from .figures import Spread
 
-    threads = {"GPTOSS_MLX_THREADS": str(kernels.native().threads())} if kernels.native() else {}
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}  # what lies in the current folder is none of our modules
+    if native := kernels.native():
+        environment["GPTOSS_MLX_THREADS"] = str(native.threads())
     arguments = [plan.model, json.dumps(asdict(plan.settings)), str(tokens)]
     loads, firsts = [], []
     for _ in range(STARTS):
         # The clock is the system's, the same in all processes.
         started = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", __name__, *arguments], capture_output=True, text=True, env=os.environ | threads
+            [sys.executable, "-m", __name__, *arguments], capture_output=True, text=True, env=environment
         )
         if done.returncode:
-            from ..errors import GptOssError
-
             reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             raise GptOssError(f"a new process could not run the model: {reason[0]}")
         times = json.loads(done.stdout)
@@ -65,4 +66,9 @@ def main(folder: Path, settings: dict, tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    from ..errors import GptOssError
+
+    try:
+        main(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    except GptOssError as error:
+        sys.exit(str(error))

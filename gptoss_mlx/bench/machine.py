@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -243,9 +242,9 @@ class MemorySampler:
         with self._lock:
             if now := process_memory():
                 before = self._most or now
-                self._most = replace(
-                    now,  # what MLX has had on a GPU is of all the time
+                self._most = ProcessMemory(
                     anonymous=max(before.anonymous, now.anonymous),
                     mapped=max(before.mapped, now.mapped),
                     peak=max(before.peak, now.peak),
+                    gpu=None if now.gpu is None else max(before.gpu or 0, now.gpu),
                 )

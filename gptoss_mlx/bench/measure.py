@@ -1,8 +1,9 @@
 """Start, prefill, decode and memory of one model folder on this machine.
 
 Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
-they are text. Each point is warmed up and then repeated from the same state; what the machine gives is measured before
-and after it, because on a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
+they are text. Each point is warmed up and then repeated from the same state, each time with other tokens: the experts
+of the same ones would be in memory already. What the machine gives is measured before and after each point, because on
+a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
 the start of a new process.
 """
 
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -42,6 +42,7 @@ from .stages import profile
 
 GREEDY = Sampling(temperature=0)
 WARM_UP = 16  # tokens that are decoded before decoding is timed
+RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
 SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
 
 OnProgress = Callable[[str, float | None], None]
@@ -81,9 +82,10 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
     Raises GptOssError for a folder that cannot be loaded, and for a context without room for what is wanted.
     """
     if wanted.context > plan.settings.context:
+        asked = (plan.wanted_context or 0) >= wanted.context
         raise GptOssError(
-            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}:"
-            f" give --context {wanted.context}, or less --depth"
+            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}: give"
+            f" {'more --memory' if asked else f'--context {wanted.context}'}, or less --depth, --prompt or --generate"
         )
     watch, start, speeds, found, finished = Watch(), None, [], None, False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
@@ -143,16 +145,16 @@ class _Bench:
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
         self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
-        ids_for = partial(_text, plan) if _reads_text(plan) else partial(_random_ids, self.model.config)
-        self.ids = ids_for(wanted.context)
+        self.ids = _text(plan) if _reads_text(plan) else _random_ids(self.model.config)
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
         self.rates = self._measured_rates()
 
     def warm_starts(self) -> Spread:
         """Seconds from a prompt to its first token."""
-        ids, seconds = self.ids[: self.wanted.first_prompt], []
+        seconds = []
         for number in range(1 + STARTS):
+            ids = self._ids(number, 0, self.wanted.first_prompt)
             self.agenda.tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
@@ -175,12 +177,12 @@ class _Bench:
     def profile(self) -> Profile:
         """Of a step at the greatest depth."""
         self.agenda.tell("profile")
-        return profile(self.model, self.cache, self.demand, self.rates.bandwidth)
+        return profile(self.model, self.cache, self.demand, self.rates.bandwidth, self._check)
 
     def _deepened(self, mark: Mark, depth: int) -> Mark:
         """The state behind `depth` tokens, from that behind fewer."""
         self.cache.go_back(mark.offset, mark)
-        if not (ids := self.ids[mark.offset : depth]):
+        if not (ids := self._ids(0, mark.offset, depth - mark.offset)):
             return mark
         started = time.perf_counter()
 
@@ -193,9 +195,8 @@ class _Bench:
         return self.cache.mark()
 
     def _prefill(self, mark: Mark, count: int) -> Speed:
-        ids = self.ids[mark.offset : mark.offset + count]
-
-        def run() -> list[float]:
+        def run(number: int, count: int) -> list[float]:
+            ids = self._ids(number, mark.offset, count)
             self.cache.go_back(mark.offset, mark)
             started = time.perf_counter()
             mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
@@ -205,9 +206,8 @@ class _Bench:
         return self._repeated("prefill", count, mark.offset, work, run, warm_up=count)
 
     def _decode(self, mark: Mark, count: int) -> Speed:
-        first = self.ids[mark.offset : mark.offset + 1]
-
-        def run(count: int = count) -> list[float]:
+        def run(number: int, count: int) -> list[float]:
+            first = self._ids(number, mark.offset, 1)
             self.cache.go_back(mark.offset, mark)
             tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
             next(tokens)  # it is what prefill ends with
@@ -221,18 +221,19 @@ class _Bench:
         return self._repeated("decode", count, mark.offset, work, run, warm_up=WARM_UP)
 
     def _repeated(
-        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[..., list[float]], warm_up: int
+        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[[int, int], list[float]], warm_up: int
     ) -> Speed:
-        """`run` gives the seconds of its parts: tokens, where they come one by one."""
+        """`run`, of its number and of a number of tokens, gives the seconds of its parts: of tokens that come one by
+        one."""
         name = f"{kind} {tokens:,} at {depth:,}"
         self.agenda.tell(f"{name}, warm-up")
-        self.agenda.did(kind, warm_up, sum(run(warm_up) if kind == "decode" else run()))
+        self.agenda.did(kind, warm_up, sum(run(0, warm_up)))
         stats = self.model.expert_stats and replace(self.model.expert_stats)
         joules = self.energy and self.energy.joules()  # None where there is none to tell
         runs = []
         for number in range(1, 1 + self.wanted.repeat):
             self.agenda.tell(f"{name}, run {number} of {self.wanted.repeat}")
-            runs.append(run())
+            runs.append(run(number, tokens))
             self.agenda.did(kind, tokens, sum(runs[-1]))
         spent = self.energy and self.energy.joules()
         before, self.rates = self.rates, self._measured_rates()
@@ -249,60 +250,73 @@ class _Bench:
             joules_per_token=None if None in (joules, spent) else (spent - joules) / (tokens * len(runs)) or None,
         )
 
+    def _ids(self, run: int, offset: int, count: int) -> list[int]:
+        """What a run reads behind `offset`; run 0 reads on where the context ends."""
+        return _cyclic(self.ids, offset + run * count, count)
+
     def _measured_rates(self) -> Rates:
+        started = time.perf_counter()
         with self.memory.apart():
-            return measured_rates(self.room)
+            found = measured_rates(self.room)
+        self.agenda.did("rates", 1, time.perf_counter() - started)
+        return found
 
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
 
 
 class _Agenda:
-    """The tokens of each kind that are still to do, and how fast such tokens went last."""
+    """How many tokens of each kind, and looks at the machine's rates, are still to do, and how long the last took."""
 
     def __init__(self, wanted: Wanted, on_progress: OnProgress):
-        depths = len(set(wanted.depths))
+        depths, points = len(set(wanted.depths)), len(wanted.prompts) + len(wanted.generate)
         starts = (1 + STARTS) * wanted.first_prompt if wanted.start else 0
         self._left = {
             "prefill": starts + max(wanted.depths) + depths * (1 + wanted.repeat) * sum(wanted.prompts),
             "decode": depths * sum(WARM_UP + wanted.repeat * count for count in wanted.generate),
+            "rates": 1 + depths * points,
         }
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
 
-    def did(self, kind: str, tokens: int, seconds: float) -> None:
-        self._left[kind] -= tokens
-        self._seconds[kind] = seconds / tokens
+    def did(self, kind: str, count: int, seconds: float) -> None:
+        self._left[kind] -= count
+        self._seconds[kind] = seconds / count
 
     def tell(self, what: str) -> None:
         """What is done next."""
-        known = all(kind in self._seconds for kind, tokens in self._left.items() if tokens)
-        left = sum(tokens * self._seconds.get(kind, 0) for kind, tokens in self._left.items())
+        known = all(kind in self._seconds for kind, count in self._left.items() if count)
+        left = sum(count * self._seconds.get(kind, 0) for kind, count in self._left.items())
         self._on_progress(what, left if known else None)
 
 
 def record_routing(plan: MemoryPlan, wanted: Wanted, path: Path) -> None:
     """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is said after it."""
     model = load(plan.model, plan.settings)
-    ids = _text(plan, wanted.first_prompt) if _has_tokenizer(plan) else _random_ids(model.config, wanted.first_prompt)
+    ids = _text(plan) if _has_tokenizer(plan) else _random_ids(model.config)
+    ids = _cyclic(ids, 0, wanted.first_prompt)
     with recording(model) as recorder:
         for _ in model.generate(ids, sampling=GREEDY, max_tokens=1 + max(wanted.generate, default=0), stop=()):
             pass
     recorder.trace().save(path)
 
 
-def _random_ids(config: ModelConfig, count: int) -> list[int]:
-    return random.Random(0).choices(range(config.vocab_size), k=count)
+def _random_ids(config: ModelConfig) -> list[int]:
+    return random.Random(0).choices(range(config.vocab_size), k=RANDOM_IDS)
 
 
-def _text(plan: MemoryPlan, count: int) -> list[int]:
-    """English prose, again and again, as ids."""
+def _text(plan: MemoryPlan) -> list[int]:
+    """English prose, as ids."""
     from gptoss_convert.fidelity import TEXT
 
     from ..tokenizer import Tokenizer
 
-    ids = Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
-    return (ids * -(-count // len(ids)))[:count]
+    return Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
+
+
+def _cyclic(ids: list[int], start: int, count: int) -> list[int]:
+    """`count` of them from `start` on, as if they went on again and again."""
+    return [ids[index % len(ids)] for index in range(start, start + count)]
 
 
 def _has_tokenizer(plan: MemoryPlan) -> bool:

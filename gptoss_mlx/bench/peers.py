@@ -33,8 +33,14 @@ from .figures import Figures, Spread
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
 POLL = 0.25  # seconds between looks at a process that runs
-# No connections; and what a person has set for `bench`, --against say, is not for the runs of a comparison.
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GPTOSS_MLX_CONFIG": os.devnull}
+# No connections; what a person has set for `bench`, --against say, is not for the runs of a comparison; and what the
+# current folder holds is no module of theirs.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "GPTOSS_MLX_CONFIG": os.devnull,
+    "PYTHONSAFEPATH": "1",
+}
 
 Run = Callable[[str, list[str]], bytes]
 """From the name of a side, for errors, and a command line to what it printed."""

@@ -3,6 +3,9 @@
 A stage is timed by itself, in all layers one after the other, each with its own weights and keys and values: as in a
 step, but for what flows through it. So nothing has to wait between stages, which on a GPU would cost more than some of
 them. The rest is what a whole step takes beyond them: the embedding, sampling, and whatever computes nothing.
+
+What flows through decides which experts are read where they are paged: there they are what a step takes beyond
+attention and head, the rest included.
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ STEPS = 8  # at a time, so that a GPU need not wait for Python
 ROUNDS = 5
 
 
-def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None) -> Profile:
-    """Of a step behind what `cache` holds, which needs room for STEPS + 1 more; it is left as it was."""
+def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None, check: Callable[[], None]) -> Profile:
+    """Of a step behind what `cache` holds, which needs room for STEPS + 1 more; it is left as it was.
+
+    `check` is called again and again, and may raise.
+    """
     depth, mark, network = cache.offset, cache.mark(), model.network
     masks = cache.masks(1)
 
@@ -41,32 +47,34 @@ def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None)
     def head(x: mx.array) -> mx.array:
         return network.logits(network.norm(x))[..., : x.shape[-1]]
 
-    x = network.embedding(mx.array([[0]]))
-    mx.eval(x)
-    seconds = {stage.__name__: _seconds(stage, x) for stage in (attention, experts, head)}
-    steps = []
-    for _ in range(1 + ROUNDS):
+    def through(stage: Callable[[mx.array], mx.array]) -> float:
+        y = x
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            mx.async_eval(y := stage(y))
+        mx.eval(y)
+        return (time.perf_counter() - started) / STEPS
+
+    def steps() -> float:
         cache.go_back(depth, mark)
         tokens = model.generate([0], sampling=Sampling(temperature=0), max_tokens=STEPS + 1, stop=(), cache=cache)
         next(tokens)
         started = time.perf_counter()
         for _ in tokens:
             pass
-        steps.append((time.perf_counter() - started) / STEPS)
+        return (time.perf_counter() - started) / STEPS
+
+    x = network.embedding(mx.array([[0]]))
+    mx.eval(x)
+    apart = (attention, head) if network.pool else (attention, experts, head)
+    rounds = []
+    for _ in range(1 + ROUNDS):  # all in each, so that what disturbs one disturbs the others too
+        check()
+        rounds.append([*map(through, apart), steps()])
     cache.go_back(depth, mark)
-    seconds["rest"] = max(statistics.median(steps[1:]) - sum(seconds.values()), 0)
+    *found, step = map(statistics.median, zip(*rounds[1:], strict=True))
+    seconds = dict(zip((stage.__name__ for stage in apart), found, strict=True))
+    # Single stages can be slower than in a step, which is then shorter than all of them.
+    seconds["experts" if network.pool else "rest"] = max(step - sum(found), 0)
     sizes = demand.stage_bytes(depth)
     return Profile(depth, [Stage(name, each, sizes.get(name, 0)) for name, each in seconds.items()], bandwidth)
-
-
-def _seconds(stage: Callable[[mx.array], mx.array], x: mx.array) -> float:
-    """Of one step through a stage: the median of several rounds, behind one that is not counted."""
-    rounds = []
-    for _ in range(1 + ROUNDS):
-        started = time.perf_counter()
-        y = x
-        for _ in range(STEPS):
-            mx.async_eval(y := stage(y))
-        mx.eval(y)
-        rounds.append((time.perf_counter() - started) / STEPS)
-    return statistics.median(rounds[1:])

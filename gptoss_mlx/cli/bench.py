@@ -42,15 +42,15 @@ class Numbers(click.ParamType):
 
 
 def numbers_option(name: str, default: str, help_: str) -> Any:
-    """An option that takes numbers, and may be given several times; it arrives as one tuple."""
+    """An option that takes numbers, and may be given several times; it arrives as one tuple, an empty list as a 0."""
     return click.option(
         name,
         type=Numbers(),
         multiple=True,
         default=[default],
-        show_default=default,
+        show_default=True,
         metavar="N[,N...]",
-        callback=lambda context, parameter, value: tuple(dict.fromkeys(sum(value, ()))),
+        callback=lambda context, parameter, value: tuple(dict.fromkeys(sum(value, ()))) or (0,),
         help=help_,
     )
 
@@ -116,7 +116,7 @@ def _check_options(context: click.Context, options: dict[str, Any]) -> None:
         for name in context.params
         if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     }
-    if {"model", "random_weights"} <= given:
+    if "model" in given and context.params["random_weights"]:
         raise click.UsageError("give MODEL or --random-weights, not both")
     for name in ("prompt", "generate"):
         options[name] = tuple(count for count in options[name] if count)
@@ -185,7 +185,14 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
 
 
 def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
-    """With room for what is measured, where no context is asked for."""
+    """With room for what is measured, where no context is asked for. Raises GptOssError."""
+    from ..config import ModelConfig
+
+    if needed > (most := ModelConfig.load(folder).max_context):
+        raise GptOssError(
+            f"{needed:,} tokens of context are needed, and this model has {most:,}:"
+            " give less --depth, --prompt or --generate"
+        )
     if options["context"] is None and plan_memory(folder, options).settings.context < needed:
         options["context"] = needed
     return plan_to_keep(folder, options)
@@ -202,7 +209,7 @@ def _command(context: click.Context, options: dict[str, Any]) -> str:
         if isinstance(parameter, click.Argument):
             words.append(value)
         elif parameter.is_flag:
-            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+            words += (parameter.opts if value else parameter.secondary_opts)[:1]
         else:
             words += [parameter.opts[0], ",".join(map(str, value)) if name in NUMBERS else str(value)]
     return shlex.join(["gptoss-mlx", "bench", *words])
@@ -258,9 +265,9 @@ def _compare(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     else:
         peer = peers.LlamaCpp(options["llama_bench"], options["gguf"], sizes, native() and native().threads())
     ours = [sys.executable, "-m", "gptoss_mlx", "bench", str(folder), "--repeat", "1", "--no-start"]
-    for name in ("memory", "context", "kv_bits"):
-        if options[name] is not None:
-            ours += [f"--{name.replace('_', '-')}", str(options[name])]
+    for name in ("memory", "context", "kv_bits", "threads"):
+        if context.params[name] is not None:
+            ours += [f"--{name.replace('_', '-')}", str(context.params[name])]
     comparison = None
     try:
         for known in peers.compare(peer, [*ours, "--format", "json"], options["repeat"], _tell):

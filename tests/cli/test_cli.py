@@ -51,7 +51,8 @@ def assert_one_line_error(done, *parts, status=1):
 def test_help_shows_an_example(run, name):
     done = run(*name.split(), "--help")
     assert done.returncode == 0
-    assert f"Example: {'git diff | ' if name == 'generate' else ''}gptoss-mlx {name}" in " ".join(done.stdout.split())
+    line = f"Examples?: {'git diff [|] ' if name == 'generate' else ''}gptoss-mlx {name}"
+    assert re.search(line, " ".join(done.stdout.split()))
 
 
 def test_recipes_in_the_help_are_those_that_there_are(run):
@@ -188,19 +189,6 @@ def test_doctor(run):
 def test_doctor_without_kernels(run):
     done = run("doctor", GPTOSS_MLX_KERNELS="0")
     assert "off: switched off" in done.stdout
-
-
-def test_bench(run, demo_folder):
-    done = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--repeat", 2, "--json")
-    figures = json.loads(done.stdout)
-    (decode,) = figures["decode"]
-    assert decode["depth"] == 8
-    assert decode["tokens_per_second"]["median"] > 0
-    assert decode["bytes_per_token"] > 1e6
-    table = run("bench", demo_folder, "--prompt", 8, "--generate", 4, "--depth", 200, "--repeat", 1).stdout
-    assert "prefill 8" in table
-    assert "decode 4 at 200" in table
-    assert "tokens/s" in table
 
 
 def test_demo(run):

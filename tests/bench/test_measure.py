@@ -1,0 +1,345 @@
+"""What is measured is what it says: the state behind a depth, each run's own tokens, and a bare loop's time."""
+
+import io
+import json
+import os
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from gptoss_mlx.bench import machine, measure
+from gptoss_mlx.bench.energy import meter
+from gptoss_mlx.bench.figures import Rates
+from gptoss_mlx.bench.first_token import STARTS, cold_starts
+from gptoss_mlx.bench.machine import MemorySampler
+from gptoss_mlx.bench.measure import GREEDY, Wanted
+from gptoss_mlx.budget import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.engine import load
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.interrupts import Interrupts
+from gptoss_mlx.progress import step_progress
+
+NEAR = 0.05  # of each other
+PATIENCE = 40  # seconds: what other programs take may hit one side more, until there are many runs of both
+MOST_OVERHEAD = 0.01
+
+WANTED = Wanted(prompts=(100,), generate=(24,), depths=(0, 300), repeat=2, start=False)
+
+
+def plan_of(folder: Path, *, paged: bool = False):
+    if not paged:
+        return make_plan(folder, Device.here(), context=4096)
+    with pytest.raises(BudgetTooSmall) as caught:
+        make_plan(folder, Device.here(), memory=2**20, context=1024)
+    return make_plan(folder, Device.here(), memory=caught.value.smallest + 100_000, context=1024)
+
+
+@pytest.fixture
+def bench_of(demo_folder, monkeypatch):
+    """Make what measures, on a machine whose rates take no time to find."""
+    monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
+    told = []
+
+    def make(wanted: Wanted, energy=None, paged: bool = False) -> measure._Bench:
+        bench = measure._Bench(
+            plan_of(demo_folder, paged=paged), wanted, sampler, Interrupts(), energy, lambda *each: told.append(each)
+        )
+        bench.told = told
+        return bench
+
+    with MemorySampler() as sampler:
+        yield make
+
+
+def test_the_state_behind_a_depth_is_that_of_its_tokens_after_every_run(bench_of):
+    """Of rings that have gone round too: the demo's window is shorter than the depths."""
+    wanted = replace(WANTED, depths=(0, 40, 300))
+    bench = bench_of(wanted)
+    assert bench.model.config.sliding_window < 300
+    probe, seen = bench.ids[:7], []
+    for speed in bench.speeds():
+        if speed.kind == "decode":
+            seen.append(speed.depth)
+    assert seen == [0, 40, 300]
+    # `speeds` leaves the state of the last depth.
+    fresh = bench.model.make_cache()
+    bench.model.prefill(bench.ids[:300], fresh)
+    assert bench.cache.offset == fresh.offset == 300
+    mx.eval(left := bench.model.prefill(probe, bench.cache), right := bench.model.prefill(probe, fresh))
+    assert mx.array_equal(left, right)
+
+
+def test_each_run_reads_other_tokens_and_from_the_same_depth(bench_of, monkeypatch):
+    bench = bench_of(WANTED)
+    reads = []
+    prefill = bench.model.prefill
+
+    def listening(ids, cache, **options):
+        reads.append((cache.offset, tuple(ids)))
+        return prefill(ids, cache, **options)
+
+    monkeypatch.setattr(bench.model, "prefill", listening)
+    list(bench.speeds())
+    prompts = [each for each in reads if len(each[1]) == 100]
+    assert [offset for offset, _ in prompts] == [0] * 3 + [300] * 3
+    for depth in (0, 300):
+        assert len({ids for offset, ids in prompts if offset == depth}) == 1 + WANTED.repeat
+    firsts = [each for each in reads if len(each[1]) == 1]
+    assert [offset for offset, _ in firsts] == [0] * 3 + [300] * 3
+    assert [ids for offset, ids in reads if offset == 0 and len(ids) == 300] == [tuple(bench.ids[:300])]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        WANTED,
+        replace(WANTED, repeat=1, prompts=(3, 700), start=True),
+        replace(WANTED, prompts=(), start=True),
+        replace(WANTED, generate=(), profile=True, depths=(17,)),
+        replace(WANTED, prompts=(), generate=(1,), depths=(0,), repeat=1, profile=True),
+    ],
+)
+def test_context_and_tokens_are_just_enough(bench_of, wanted):
+    """With one position less, something has no room."""
+    wanted_most = 0
+    bench = bench_of(wanted)
+    make_cache = bench.model.make_cache
+    bench.cache.context = wanted.context
+    bench.cache.layers = make_cache().layers
+    if wanted.start:
+        bench.warm_starts()
+    for speed in bench.speeds():
+        wanted_most = max(wanted_most, speed.depth + speed.tokens + (speed.kind == "decode"))
+    if wanted.profile:
+        bench.profile()
+    assert wanted_most <= wanted.context
+    assert set(bench.agenda._left.values()) == {0}
+
+
+def test_time_left(bench_of):
+    bench = bench_of(WANTED)
+    list(bench.speeds())
+    known = [left for _, left in bench.told if left is not None]
+    assert bench.told[0][1] is None
+    assert len(known) > len(bench.told) / 2
+    assert all(left > 0 for left in known)
+    assert bench.told[-1][0] == "decode 24 at 300, run 2 of 2"
+    rates, decode = bench.agenda._seconds["rates"], bench.agenda._seconds["decode"]
+    assert known[-1] < 5 * 24 * decode + 5 * rates
+
+
+class Joules:
+    """Twelve joules each time that it is asked; none from the third point on."""
+
+    covers = "a test"
+
+    def __init__(self):
+        self.asked = 0
+
+    def joules(self):
+        self.asked += 1
+        return 12.0 * self.asked if self.asked <= 4 else None
+
+
+def test_energy_is_that_of_the_runs_that_count(bench_of):
+    wanted = replace(WANTED, generate=(24, 6), prompts=(100,), depths=(0,))
+    found = {speed.name: speed.joules_per_token for speed in bench_of(wanted, Joules()).speeds()}
+    assert found == {
+        "prefill 100 at 0": 12 / (100 * wanted.repeat),
+        "decode 24 at 0": 12 / (24 * wanted.repeat),
+        "decode 6 at 0": None,
+    }
+
+
+def test_experts_are_counted_without_the_warm_up(bench_of):
+    bench = bench_of(replace(WANTED, depths=(0,), prompts=(30,)), paged=True)
+    prefill, decode = bench.speeds()
+    layers, k = bench.model.config.num_layers, bench.model.config.experts_per_token
+    assert decode.experts.needed == WANTED.repeat * (24 + 1) * layers * k  # each run begins with a token of its own
+    assert prefill.experts.needed > 0
+    assert decode.experts.bytes_read == decode.experts.missed * bench.model.network.pool.expert_bytes
+    assert bench.ids[:5] != measure._random_ids(bench.model.config)[:5]  # text
+
+
+def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
+    bench = bench_of(replace(WANTED, depths=(300,), profile=True))
+    list(bench.speeds())
+    found = bench.profile()
+    assert found.depth == 300
+    assert [stage.name for stage in found.stages] == ["attention", "experts", "head", "rest"]
+    assert all(stage.seconds >= 0 for stage in found.stages)
+    assert abs(sum(stage.bytes for stage in found.stages) - bench.demand.decode(300, 1).bytes) <= 2
+    assert bench.cache.offset == 300
+    step = token = 9.0
+    for _ in range(30):
+        step = min(step, bench.profile().seconds)
+        token = min(token, bench._decode(bench.cache.mark(), 24).token_seconds.p50)
+        if abs(step / token - 1) < 0.2:
+            return
+    pytest.fail(f"a step of {step} s, and of {token} s while decoding")
+
+
+def test_a_profile_of_paged_experts_has_no_rest(bench_of):
+    bench = bench_of(replace(WANTED, depths=(0,), profile=True), paged=True)
+    list(bench.speeds())
+    found = bench.profile()
+    assert [stage.name for stage in found.stages] == ["attention", "head", "experts"]
+    assert sum(stage.bytes for stage in found.stages) == pytest.approx(bench.demand.decode(0, 1).bytes, abs=2)
+
+
+def test_a_profile_can_be_interrupted(bench_of):
+    bench = bench_of(replace(WANTED, depths=(0,), profile=True))
+    bench.interrupts._press()
+    with pytest.raises(KeyboardInterrupt):
+        bench.profile()
+
+
+def test_speeds_are_those_of_a_bare_loop(bench_of):
+    """By turns in one process, each behind a run that warms up: nothing of the bench is in what it times."""
+    bench = bench_of(replace(WANTED, prompts=(512,), generate=(64,), depths=(0,), repeat=1))
+    model, mark = bench.model, bench.cache.mark()
+
+    def bare_prefill() -> float:
+        cache = model.make_cache()
+        started = time.perf_counter()
+        mx.eval(model.prefill(bench.ids[512:1024], cache))
+        return 512 / (time.perf_counter() - started)
+
+    def bare_decode() -> float:
+        tokens = model.generate([bench.ids[1]], sampling=GREEDY, max_tokens=65, stop=())
+        next(tokens)
+        started = time.perf_counter()
+        assert sum(1 for _ in tokens) == 64
+        return 64 / (time.perf_counter() - started)
+
+    sides = {
+        "prefill": (lambda: bench._prefill(mark, 512).tokens_per_second.median, bare_prefill),
+        "decode": (lambda: bench._decode(mark, 64).tokens_per_second.median, bare_decode),
+    }
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+
+    def apart(name: str) -> float:
+        """How far the two are from each other: the best of each, or the median of what they are in a pair."""
+        ours, bare = zip(*pairs[name], strict=True)
+        return min(abs(max(ours) / max(bare) - 1), abs(statistics.median(a / b for a, b in pairs[name]) - 1))
+
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        for name, (ours, bare) in sides.items():
+            bare()
+            pairs[name].append((ours(), bare()))
+        if len(pairs["decode"]) >= 10 and all(apart(name) < NEAR for name in sides):
+            return
+    pytest.fail(str({name: apart(name) for name in sides}))
+
+
+def cost(call, times: int) -> float:
+    """Seconds of a call: the best of several rounds."""
+    rounds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        for _ in range(times):
+            call()
+        rounds.append((time.perf_counter() - started) / times)
+    return min(rounds)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch):
+    """On the smallest model: what is done for each token, and what the threads do while a token is computed, as a share
+    of one core's time."""
+    model = load(demo_folder)
+    token = 9.0
+    for _ in range(7):
+        tokens = model.generate([0], sampling=GREEDY, max_tokens=65, stop=())
+        next(tokens)
+        token = min(token, cost(lambda tokens=tokens: next(tokens), 9))
+    ends: list[float] = []
+    with MemorySampler() as memory, Interrupts() as interrupts:
+
+        def each_token() -> None:
+            ends.append(time.perf_counter())
+            interrupts.check()
+
+        share = cost(each_token, 1000) / token
+        share += cost(memory._sample, 100) / machine.SAMPLE_SECONDS
+    if energy := meter():
+        with energy:
+            share += cost(energy.joules, 20)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown = []
+    for _ in range(3):
+        with step_progress() as show:
+            show("decode 64 at 4,096, run 1 of 5", 3.0)
+            before = time.process_time()
+            time.sleep(1)
+            shown.append(time.process_time() - before)
+    assert share + min(shown) < MOST_OVERHEAD
+
+
+class TestColdStarts:
+    @pytest.fixture
+    def heard(self, tmp_path, monkeypatch):
+        """What each new process was started with, noted as it starts."""
+        log = tmp_path / "log"
+        (tmp_path / "path").mkdir()
+        (tmp_path / "path" / "sitecustomize.py").write_text(
+            "import json, os, sys\n"
+            f"with open({str(log)!r}, 'a') as file:\n"
+            "    print(json.dumps([sys.orig_argv, os.environ.get('GPTOSS_MLX_THREADS')]), file=file)\n"
+        )
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+        return lambda: [json.loads(line) for line in log.read_text().splitlines()]
+
+    def test_a_start_is_all_of_it(self, demo_folder):
+        load_seconds, first = cold_starts(plan_of(demo_folder), 8)
+        assert load_seconds.runs == first.runs == STARTS
+        assert 0 < load_seconds.median < first.median
+
+    @pytest.mark.parametrize("paged", [False, True])
+    def test_settings_reach_it(self, demo_folder, heard, paged):
+        plan = plan_of(demo_folder, paged=paged)
+        cold_starts(plan, 8)
+        assert len(heard()) == STARTS
+        for words, _ in heard():
+            settings = json.loads(words[-2])
+            assert settings["expert_slots"] == plan.settings.expert_slots
+            assert settings["context"] == plan.settings.context
+
+    def test_threads_of_the_command_line(self, run, demo_folder, heard):
+        path = os.environ["PYTHONPATH"]
+        sizes = ("--prompt", 4, "--generate", 0, "--depth", 0, "--repeat", 1, "--format", "json")
+        done = run("bench", demo_folder, *sizes, "--threads", 1, PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["setup"]["threads"] in (1, None)
+        children = [threads for words, threads in heard() if "gptoss_mlx.bench.first_token" in words]
+        assert children in (["1"] * STARTS, [None] * STARTS)  # None without kernels
+
+    def test_what_fails_there_is_one_line(self, demo_folder, tmp_path):
+        plan = plan_of(demo_folder)
+        with pytest.raises(GptOssError, match=r"^a new process could not run the model: .* is not a folder"):
+            cold_starts(replace(plan, model=str(tmp_path / "gone")), 8)
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python cannot be told")
+    def test_modules_of_the_current_folder_are_not_taken(self, demo_folder, tmp_path, monkeypatch):
+        (tmp_path / "tokenizers.py").write_text("raise SystemExit('not this one')")
+        monkeypatch.chdir(tmp_path)
+        assert cold_starts(plan_of(demo_folder), 8)
+
+
+def test_nothing_of_the_rates_is_in_the_memory(run, demo_folder):
+    """They read 512 MB, or 64 MB where memory is short, that are none of the model's."""
+    sizes = ("--prompt", 4, "--generate", 4, "--depth", 0, "--repeat", 1, "--no-start", "--format", "json")
+    for options in ((), ("--memory", plan_of(demo_folder, paged=True).device.memory, "--context", 1024)):
+        memory = json.loads(run("bench", demo_folder, *sizes, *options).stdout)["memory"]
+        assert memory["peak"] is None or max(memory["anonymous"], memory["mapped"]) < memory["peak"]
+        assert memory["peak"] is None or memory["peak"] <= memory["planned"]
