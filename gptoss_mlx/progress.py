@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gptoss_convert import Progress
 
 SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
+LINES_APART = 10.0  # seconds, of steps without a terminal
+BAR_WIDTH = 20  # what stands beside a bar fits a terminal of 80 columns
 
 
 def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
@@ -26,14 +28,14 @@ def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
 
 def evaluation_progress() -> AbstractContextManager[Callable[[Progress], None]]:
     """The same of an evaluation, in tokens."""
-    return _stage_progress(lambda count: f"{count:,} tokens")
+    return _stage_progress("{:,}".format, " tokens")
 
 
 @contextmanager
-def _stage_progress(amount: Callable[[int], str]) -> Iterator[Callable[[Progress], None]]:
-    """`amount` says a count in words."""
+def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Callable[[Progress], None]]:
+    """`amount` says a count in words, to which `unit` belongs."""
     if not sys.stderr.isatty():
-        yield _Lines(amount)
+        yield _Lines(lambda count: amount(count) + unit)
         return
     from rich.console import Console
     from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -42,10 +44,10 @@ def _stage_progress(amount: Callable[[int], str]) -> Iterator[Callable[[Progress
 
     class Amounts(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = f", {amount(int(task.speed))}/s" if task.speed else ""
-            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{speed}")
+            speed = f", {amount(int(task.speed))}{unit}/s" if task.speed else ""
+            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{unit}{speed}")
 
-    columns = TextColumn("{task.description}"), BarColumn(), Amounts(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), TimeRemainingColumn()
     tasks = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
@@ -90,9 +92,6 @@ def step_progress() -> Iterator[Callable[[str, float | None], None]]:
 
     with Console(stderr=True).status("", refresh_per_second=2) as status:
         yield lambda what, left: status.update(Text(_step_line(what, left)))
-
-
-LINES_APART = 10.0  # seconds
 
 
 class _TimedLines:
@@ -157,7 +156,7 @@ class PrefillProgress:
         if time.monotonic() - self._started < SHOWN_AFTER:
             return Group()
         line = Table.grid(padding=(0, 1))
-        line.add_row("reading", ProgressBar(self._total, self._done, width=20), self._figures())
+        line.add_row("reading", ProgressBar(self._total, self._done, width=BAR_WIDTH), self._figures())
         return line
 
     def _figures(self) -> str:

@@ -60,7 +60,9 @@ class RoutingTrace:
         """Write a file in NumPy's .npz, which appears whole or not at all. Raises GptOssError."""
         if self.chosen.nbytes > MEMBERS["chosen"] - 1024:
             raise GptOssError(f"a routing trace of {len(self.chosen):,} tokens is more than a file has: record fewer")
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        if path.exists() and not path.is_file():
+            raise GptOssError(f"cannot write the routing trace {path}: it is there, and not a regular file")
+        partial = path.parent / f".{path.name}.{os.getpid()}"
         try:
             try:
                 with partial.open("wb") as file:
@@ -79,9 +81,7 @@ class RoutingTrace:
                 chosen, experts, model = _members(file.read(sum(MEMBERS.values()) + 1))
             return cls(_checked(chosen, _number(experts)), _number(experts), _text(model))
         except (*UNREADABLE, ValueError) as error:
-            raise GptOssError(
-                f"{path} is not a routing trace of --record-routing: {reason(error) or 'cut off'}"
-            ) from None
+            raise GptOssError(f"cannot read {path} as a routing trace: {reason(error) or 'cut off'}") from None
 
 
 def _members(data: bytes) -> list[np.ndarray]:

@@ -117,7 +117,8 @@ def parse_shape(text: str) -> RandomShape:
 
 @contextmanager
 def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress: OnProgress = untold) -> Iterator[Path]:
-    """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C.
+    """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C; what is killed
+    leaves it, below random-weights-*.
 
     It lies below TMPDIR if that is set, else where converted models are kept or, if that has too little room, where the
     system keeps temporary files. Raises GptOssError where no place has room, before anything is written.
@@ -132,7 +133,8 @@ def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress:
             folder.mkdir()
             model.write(folder, on_progress)
         except OSError as error:
-            raise GptOssError(f"cannot write random weights in {place}: {error.strerror or error}") from None
+            why = error.strerror or error
+            raise GptOssError(f"cannot write random weights in {place}: {why}: set TMPDIR to another folder") from None
         yield folder
 
 

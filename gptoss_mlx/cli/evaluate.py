@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +15,11 @@ from .options import memory_options, model_argument, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
-    from ..evaluation.task import Chosen
+    from ..evaluation.task import Chosen, Task
 
-MAX_TEXT = 64 * 2**20  # bytes
+# Bytes of a file. A text is encoded at once, which takes 400 bytes of memory for a token; WikiText-2's has 1.3 MB.
+MAX_TEXT = 4 * 2**20
+MAX_PROMPTS = 16 * 2**20
 DEFAULT_WINDOW = 512
 USUAL_ANSWER = 4096  # tokens that an answer is given where nobody says how many
 
@@ -83,8 +84,8 @@ def evaluate(model: str, **options: Any) -> None:
     """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
-    The same command gives the same figures, and goes on where it was interrupted. Without --context, the memory plan is
-    for what is asked.
+    The same command with the same memory plan gives the same figures, and goes on where it was interrupted: --memory
+    fixes the plan. Without --context, it has room for what is asked.
 
     \b
     A line of --prompts:
@@ -97,7 +98,8 @@ def evaluate(model: str, **options: Any) -> None:
     reference = None if options["reference"] is None else model_folder(options["reference"])
     use_threads(options["threads"])
     chosen = _chosen(folder, options)
-    plan = plan_to_keep(folder, options | {"context": options["context"] or chosen.context})
+    context = chosen.context if options["context"] is None else options["context"]
+    plan = plan_to_keep(folder, options | {"context": context})
     from ..evaluation.task import Task
     from ..interrupts import Interrupted, Interrupts
     from ..progress import evaluation_progress
@@ -109,15 +111,23 @@ def evaluate(model: str, **options: Any) -> None:
     try:
         with Interrupts() as interrupts, evaluation_progress() as show:
             task.run(interrupts.check, show)
+        report = task.report()
     except Interrupted:
         _show(task.report(), options)
-        click.echo("what is done is kept: the same command goes on", err=True)
+        _tell_kept(task)
         raise
-    report = task.report()
+    except GptOssError:
+        _tell_kept(task)
+        raise
     _show(report, options)
     task.remove()
     if report.exam and (missed := [part.name for part in report.exam.parts if part.missed]):
         raise GptOssError(f"below the bar: {', '.join(missed)}")
+
+
+def _tell_kept(task: Task) -> None:
+    if kept := " and ".join(map(str, task.kept)):
+        click.echo(f"what is done is kept: the same command goes on; to give it up, remove {kept}", err=True)
 
 
 def _show(report: Report, options: dict[str, Any]) -> None:
@@ -131,15 +141,15 @@ def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
     """What the options ask for. Raises GptOssError for files that cannot be read as what they should be."""
     from gptoss_convert.fidelity import TEXT
 
+    from ..config import ModelConfig
     from ..evaluation.exam import exam
     from ..evaluation.needle import Needles
     from ..evaluation.prompts import Asking, Prompts, read_prompts
     from ..evaluation.task import Chosen
     from ..evaluation.text import Text
-    from ..foreign import MAX_JSON
     from ..tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(folder)
+    tokenizer, most = Tokenizer.load(folder), ModelConfig.load(folder).max_context
     asking = Asking(options["reasoning"], options["system"])
     file, prompts = options["file"], options["prompt_file"]
     others = prompts or options["demo"] or options["needle"]
@@ -154,35 +164,40 @@ def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
             most=options["tokens"],
         )
     if prompts:
-        with _opened(prompts) as opened:
-            read = read_prompts(iter(partial(opened.readline, MAX_JSON + 1), b""), str(prompts), tokenizer, asking)
+        read = read_prompts(_contents(prompts, MAX_PROMPTS).splitlines(), str(prompts), tokenizer, asking)
         found["prompts"] = Prompts("prompts", read, tokenizer, max_tokens=options["max_tokens"])
     if options["demo"]:
         found["exam"] = exam(tokenizer)
     if options["needle"]:
+        if (longest := max(options["needle"])) > most:
+            raise GptOssError(f"--needle: a context of {longest:,} tokens is more than the model's {most:,}")
         found["needle"] = Needles(options["needle"], tokenizer, asking)
+    for part in found.values():
+        if part.context > most:
+            wanted = f"{part.name}: a context of {part.context:,} tokens, with room for the answer,"
+            raise GptOssError(f"{wanted} is more than the model's {most:,}: shorten it, or lower --max-tokens")
     return Chosen(**found)
 
 
 def _text(file: Path) -> str:
     """All of a text, byte for byte: line ends stay as they are."""
-    with _opened(file) as opened:
-        data = opened.read(MAX_TEXT + 1)
-    if len(data) > MAX_TEXT:
-        raise GptOssError(f"{file} has more than {size_text(MAX_TEXT)}: give a part of it")
     try:
-        return data.decode()
+        return _contents(file, MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise GptOssError(f"{file} is not text in UTF-8") from None
 
 
-def _opened(file: Path) -> BinaryIO:
+def _contents(file: Path, most: int) -> bytes:
     from ..foreign import open_regular, reason
 
     try:
-        return open_regular(file)
+        with open_regular(file) as opened:
+            data = opened.read(most + 1)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot read {file}: {reason(error)}") from None
+    if len(data) > most:
+        raise GptOssError(f"{file} has more than {size_text(most)}: give a part of it")
+    return data
 
 
 COMMANDS = (evaluate,)

@@ -1,15 +1,19 @@
-"""What an interrupted evaluation has measured, so that the same command goes on: a JSON line for each finished item.
+"""What an interrupted evaluation has measured, so that the same command goes on: a line for each finished item, JSON
+behind its checksum.
 
-The file is named after all that decides the results; another model, text or version has another one. Knows nothing
-about what is measured.
+The file is named after all that decides the results; another model, text or version has another one. One process has it
+at a time. Knows nothing about what is measured.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,70 +22,106 @@ import mlx.core as mx
 
 from .. import kernels
 from ..budget import Settings
-from ..foreign import MAX_JSON, parse_json
+from ..errors import GptOssError
+from ..foreign import reason
 from ..models import home
 
 # Of a model's folder, what decides what it computes, beside its shards.
 DECIDING = ("config.json", "generation_config.json", "tokenizer.json", "provenance.json")
+LONGEST_LINE = 16 * 2**20  # bytes: 50 for each token that is predicted of a window
 
 
 class Journal:
     """Values of finished items, by name, for the evaluation that `key` describes."""
 
     def __init__(self, key: dict[str, Any]):
-        """Takes up what there is for `key`; makes no file yet."""
+        """Touches no file yet."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        self.path = home() / "evaluations" / f"{digest[:32]}.jsonl"
+        self.path = home() / "evaluations" / f"{digest[:32]}.journal"
         self.values: dict[str, Any] = {}
         self._file: BinaryIO | None = None
-        self._end = self._read() if self.path.is_file() else 0
 
-    def _read(self) -> int:
+    def open(self) -> None:
+        """Take up what there is, or begin. Raises GptOssError where another process has it or it cannot be written."""
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+b")
+            if not _lock(file):
+                raise GptOssError("the same evaluation is running already: wait for it, or stop it")
+            file.truncate(self._read(file))
+            self._file = file
+
+    def _read(self, file: BinaryIO) -> int:
         """Take up whole lines, and tell where they end: a process that was killed may have left a part of one."""
+        file.seek(0)
         end = 0
-        with self.path.open("rb") as file:
-            while (line := file.readline(MAX_JSON)).endswith(b"\n"):
-                try:
-                    ((name, value),) = parse_json(line).items()
-                except (ValueError, AttributeError):
-                    break
-                self.values[name] = value
-                end += len(line)
+        while (line := file.readline(LONGEST_LINE)).endswith(b"\n") and line == line_of(line[CHECKSUM:-1]):
+            self.values |= json.loads(line[CHECKSUM:])
+            end += len(line)
         return end
 
     def add(self, name: str, value: Any) -> None:
-        """Keep the value of a finished item, which JSON can say, before this returns. Raises OSError."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
-            self._file.truncate(self._end)
-        line = json.dumps({name: value})
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.values[name] = json.loads(line)[name]
+        """Keep the value of a finished item, which JSON can say, before this returns. Raises GptOssError."""
+        data = json.dumps({name: value}).encode()
+        with writing(self.path):
+            self._file.write(line_of(data))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self.values |= json.loads(data)
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Measure these again, in this run at least."""
-        for name in names:
-            self.values.pop(name, None)
+    def clear(self) -> None:
+        """Measure everything again. Raises GptOssError."""
+        self.values = {}
+        with writing(self.path):
+            self._file.truncate(0)
+            os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """All is done and told."""
-        if self._file is not None:
-            self._file.close()
+        """All is done and told, or nothing is done."""
         self.path.unlink(missing_ok=True)
+        self._file.close()
+
+
+CHECKSUM = 9  # characters of it, with the space behind
+
+
+def line_of(data: bytes) -> bytes:
+    """JSON -> a line of the file."""
+    return b"%08x %b\n" % (zlib.crc32(data), data)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Whether no other process has the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # file systems without locks are used without
+        pass
+    return os.fstat(file.fileno()).st_nlink > 0  # who had it may have removed it since it was opened
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of writing a file as GptOssError."""
+    try:
+        yield
+    except OSError as error:
+        raise GptOssError(
+            f"cannot write {path}: {reason(error)}: make room, or set GPTOSS_MLX_HOME to another folder"
+        ) from None
 
 
 def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
-    """What decides the bits that a model computes here. Shards count by size and time: reading them takes minutes."""
+    """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
+    reading them takes minutes."""
     native = kernels.native()
     shards = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
     return {
         "gptoss-mlx": version("gptoss-mlx"),
         "mlx": mx.__version__,
         "device": mx.default_device().type.name,
-        "kernels": [native.kernels_in_use(), native.threads()] if native else None,
+        "kernels": native.kernels_in_use() if native else None,
         "kv_bits": settings.kv_bits,
         "prefill_chunk": settings.prefill_chunk,
         "cpu_expert_layers": settings.cpu_expert_layers,

@@ -16,7 +16,7 @@ from itertools import accumulate
 from gptoss_convert.fidelity import TEXT
 
 from ..engine import Model
-from ..harmony.messages import EFFORTS, Conversation, Message
+from ..harmony.messages import Conversation, Message
 from ..harmony.render import encode
 from ..tokenizer import Tokenizer
 from .prompts import Asking, reply_to
@@ -84,8 +84,7 @@ def make_needle(context: int, position: float, tokenizer: Tokenizer, asking: Ask
     def ids_of(hay: list[str]) -> list[int]:
         before = int(position * len(hay))
         said = " ".join([*hay[:before], NEEDLE.format(code), *hay[before:], QUESTION])
-        effort = asking.reasoning if asking.reasoning in EFFORTS else EFFORTS[0]
-        conversation = Conversation((Message("user", said),), reasoning_effort=effort)
+        conversation = Conversation((Message("user", said),), reasoning_effort=asking.effort)
         return encode(asking.pieces(conversation), tokenizer)
 
     tokens = {sentence: len(tokenizer.encode(f" {sentence}")) for sentence in sentences}

@@ -8,6 +8,7 @@ its name and its parsed arguments are the same and it is the only one.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,6 +63,11 @@ class Asking:
     reasoning: str = "medium"
     """An effort of Harmony's, or "none": straight to the answer."""
     instructions: str | None = None
+
+    @property
+    def effort(self) -> str:
+        """What a conversation names that names none itself."""
+        return self.reasoning if self.reasoning in EFFORTS else EFFORTS[0]
 
     def pieces(self, conversation: Conversation) -> list[str]:
         """The rendered prompt; without a date, so that it is the same every day."""
@@ -208,7 +214,12 @@ def _call(message: Message) -> Call | None:
 def is_right(reply: Reply, answer: str | Call) -> bool:
     if isinstance(answer, str):
         return (reply.answer.strip(), reply.stop) == (answer.strip(), "return")
-    return (reply.calls, reply.stop) == ([answer], "call")
+    return (_written(reply.calls), reply.stop) == (_written([answer]), "call")
+
+
+def _written(calls: list[Call | None]) -> str:
+    """To compare calls as JSON; in Python, 1 and True are equal."""
+    return json.dumps([call and asdict(call) for call in calls], sort_keys=True)
 
 
 def read_prompts(lines: Iterable[bytes], source: str, tokenizer: Tokenizer, asking: Asking) -> list[Prompt]:
@@ -252,11 +263,10 @@ def _rendered_ids(text: Any, tokenizer: Tokenizer) -> list[int]:
 
 def _conversation(prompt: Any, asking: Asking) -> Conversation:
     """A text becomes a question; a conversation that names no effort gets that of `asking`."""
-    effort = asking.reasoning if asking.reasoning in EFFORTS else EFFORTS[0]
     if isinstance(prompt, str):
-        return Conversation((Message("user", prompt),), reasoning_effort=effort)
+        return Conversation((Message("user", prompt),), reasoning_effort=asking.effort)
     if isinstance(prompt, dict):
-        prompt = {"reasoning_effort": effort} | prompt
+        prompt = {"reasoning_effort": asking.effort} | prompt
     return conversation_from_json(prompt)
 
 

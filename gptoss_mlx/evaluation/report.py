@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import printable
@@ -75,28 +75,31 @@ class Report:
             _print_needles(console, self.needle)
 
 
+def _table(*headers: str) -> Table:
+    """In a narrow terminal, words go on in the next line instead of being cut off."""
+    return Table(*(Column(header, overflow="fold") for header in headers))
+
+
 def _print_text(console: Console, figures: TextFigures) -> None:
-    table = Table("next token", "")
-    table.add_row("perplexity", f"{figures.perplexity:.4f} ± {figures.standard_error:.4f}")
+    table = _table("next token", "")
+    error = "" if figures.standard_error is None else f" ± {figures.standard_error:.4f}"
+    table.add_row("perplexity", f"{figures.perplexity:.4f}{error}")
     if found := figures.divergence:
         table.add_row("KL divergence, mean", f"{found.kl_mean:.6f}")
         table.add_row("KL divergence, 99th percentile", f"{found.kl_p99:.6f}")
         table.add_row("the same likeliest token", f"{100 * found.same_top:.2f} %")
     console.print(table)
     windows = f"{figures.windows:,}" + (f" of {figures.of_windows:,}" if figures.windows < figures.of_windows else "")
-    console.print(
-        Text(
-            f"{figures.tokens:,} tokens of {printable(figures.text)}: the second half of {windows} windows of"
-            f" {figures.window:,} tokens, each read by itself"
-        )
-    )
+    each = f"{windows} window{'s' if figures.of_windows > 1 else ''} of {figures.window:,} tokens"
+    tokens = f"{figures.tokens:,} token{'s' if figures.tokens > 1 else ''}"
+    console.print(Text(f"{tokens} of {printable(figures.text)}: the second half of {each}, each read by itself"))
     if figures.divergence:
         console.print(Text(f"divergence from {printable(figures.divergence.reference)}, in nats"))
 
 
 def _print_prompts(console: Console, title: str, figures: PromptFigures, show_wrong: bool) -> None:
     bars = any(part.bar is not None for part in figures.parts)
-    table = Table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
+    table = _table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
     for part in figures.parts:
         table.add_row(*_share(part))
     table.add_section()
@@ -130,7 +133,7 @@ def _wrong(wrong: Wrong) -> str:
 
 
 def _print_needles(console: Console, finds: list[Find]) -> None:
-    table = Table("context", "position", "needle", "answer")
+    table = _table("context", "position", "needle", "answer")
     for find in finds:
         table.add_row(
             f"{find.prompt_tokens:,} of {find.context:,} tokens",

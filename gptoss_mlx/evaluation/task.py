@@ -53,8 +53,7 @@ class Task:
     """Evaluations of the model of `plan`. The text is also compared with the model of `reference`, if there is one."""
 
     def __init__(self, plan: MemoryPlan, chosen: Chosen, reference: MemoryPlan | None = None):
-        """Takes up what an interrupted run has measured. Raises GptOssError where a plan, the reference or the disk
-        does not fit what is chosen."""
+        """Writes nothing yet. Raises GptOssError where a plan, the reference or the disk does not fit the choice."""
         self._plan, self._chosen, self._reference = plan, chosen, reference
         _check_context(plan, chosen.context)
         plans = [plan]
@@ -77,22 +76,32 @@ class Task:
         if ours != theirs or not text.is_encoded_by(Tokenizer.load(folders[1])):
             raise GptOssError(f"{folders[1]} has another vocabulary than {folders[0]}: it cannot be compared with it")
         predictions = LogProbabilities(self._journal.path.with_suffix(".predictions"), text.windows, ours)
-        if not predictions.exists:
-            if (free := free_disk(predictions.path.parent)) < predictions.nbytes:
-                raise GptOssError(
-                    f"the predictions of {folders[1]} take {size_text(predictions.nbytes)} of disk, and"
-                    f" {predictions.path.parent} has {size_text(free)} free: lower --tokens, or set GPTOSS_MLX_HOME"
-                )
-            self._journal.forget(item.name for item in predictions.items)
-            predictions.make()
+        if not predictions.exists and (free := free_disk(predictions.path.parent)) < predictions.nbytes:
+            raise GptOssError(
+                f"the predictions of {folders[1]} take {size_text(predictions.nbytes)} of disk, and"
+                f" {predictions.path.parent} has {size_text(free)} free: lower --tokens, or set GPTOSS_MLX_HOME"
+            )
         text.compare_with(folders[1].resolve().name, predictions)
         return predictions
 
     def run(self, check: Callable[[], None], show: Callable[[Progress], None]) -> None:
-        """Measure what is not measured yet. `check` may raise Interrupted."""
-        if self._reference is not None:
-            self._measure(self._reference, [self._predictions], check, show)
-        self._measure(self._plan, self._chosen.all, check, show)
+        """Measure what an interrupted run has not measured yet. `check` may raise Interrupted.
+
+        Raises GptOssError for a model that cannot be read, a disk that is full, and where the same is running already.
+        """
+        self._journal.open()
+        try:
+            if self._predictions is not None:
+                load(self._plan.model, self._plan.settings)  # what is wrong with it is said before hours of the other's
+                if not self._predictions.exists:
+                    self._journal.clear()  # it may name windows whose predictions are gone
+                    self._predictions.make()
+                self._measure(self._reference, [self._predictions], check, show)
+            self._measure(self._plan, self._chosen.all, check, show)
+        except BaseException:
+            if not self._journal.values:
+                self.remove()
+            raise
 
     def _measure(
         self,
@@ -105,12 +114,11 @@ class Task:
         todo = [each for each in evaluations if len(measured(each, self._journal)) < len(each.items)]
         if not todo:
             return
+        gc.collect()  # the model that was loaded before
+        mx.clear_cache()
         model = load(plan.model, plan.settings)
         for evaluation in todo:
             run(evaluation, model, self._journal, check, show)
-        del model
-        gc.collect()
-        mx.clear_cache()
 
     def report(self) -> Report:
         """The figures of what is measured."""
@@ -135,11 +143,17 @@ class Task:
             needle=chosen.needle.figures(values["needle"]) if chosen.needle else [],
         )
 
+    @property
+    def kept(self) -> list[Path]:
+        """The files that the same command would go on with, where something was measured."""
+        files = [self._journal, self._predictions] if self._journal.values else []
+        return [file.path for file in files if file is not None]
+
     def remove(self) -> None:
-        """Keep nothing more: all is done and told."""
-        self._journal.remove()
+        """Keep nothing more: all is done and told, or nothing is done."""
         if self._predictions:
             self._predictions.remove()
+        self._journal.remove()
 
 
 def _check_context(plan: MemoryPlan, wanted: int) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from ..engine import Model
 from ..errors import GptOssError
 from ..tokenizer import Tokenizer
+from .journal import writing
 from .run import Item, OnRead
 
 LEAST_WINDOW = 4
@@ -62,8 +63,9 @@ class TextFigures:
     window: int
     """Tokens in each."""
     perplexity: float
-    standard_error: float
-    """Of the perplexity, from the spread of the tokens' negative log-likelihoods."""
+    standard_error: float | None
+    """Of the perplexity, from the spread of the tokens' negative log-likelihoods as if they were independent; None for
+    one token."""
     divergence: Divergence | None
 
 
@@ -87,9 +89,8 @@ class LogProbabilities:
         return self.path.is_file() and self.path.stat().st_size == self.nbytes
 
     def make(self) -> None:
-        """A file of this size, still without contents."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("wb") as file:
+        """A file of this size, still without contents, in a folder that is there. Raises GptOssError."""
+        with writing(self.path), self.path.open("wb") as file:
             file.truncate(self.nbytes)
 
     @cached_property
@@ -98,8 +99,8 @@ class LogProbabilities:
         return np.memmap(self.path, np.float32, "r", shape=self.shape)
 
     def measure(self, model: Model, index: int, on_read: OnRead) -> bool:
-        """Write the predictions of one window. Raises OSError where the disk is full."""
-        with self.path.open("r+b") as file:
+        """Write the predictions of one window. Raises GptOssError where the disk is full."""
+        with writing(self.path), self.path.open("r+b") as file:
             file.seek(index * (self.nbytes // len(self._windows)))
             for _, rows in log_probabilities(model, self._windows[index], on_read):
                 file.write(rows)
@@ -166,7 +167,7 @@ class Text:
             of_windows=len(self.windows),
             window=len(self.windows[0]),
             perplexity=perplexity,
-            standard_error=perplexity * float(nll.std()) / math.sqrt(max(len(nll) - 1, 1)),
+            standard_error=perplexity * float(nll.std(ddof=1)) / math.sqrt(len(nll)) if len(nll) > 1 else None,
             divergence=self._reference
             and Divergence(self._reference[0], float(kl.mean()), float(np.percentile(kl, 99)), float(same_top.mean())),
         )
@@ -207,7 +208,7 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     for logits in rows:
         logits -= logits.max()
         total = np.exp(logits).sum(dtype=np.float64)
-        if not np.isfinite(total):
+        if not np.isfinite([total, logits.min()]).all():
             raise GptOssError("the logits are not finite numbers: the model is corrupt")
         logits -= np.float32(np.log(total))
     return rows

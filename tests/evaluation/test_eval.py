@@ -15,9 +15,11 @@ from cli.test_cli import assert_one_line_error
 from gptoss_convert.fidelity import TEXT
 from gptoss_mlx import GptOssError
 from gptoss_mlx.cli import cli
+from gptoss_mlx.cli.evaluate import MAX_TEXT
+from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.demo import EXAM as EXAM_FILE
 from gptoss_mlx.evaluation import exam
-from gptoss_mlx.evaluation.journal import Journal
+from gptoss_mlx.evaluation.journal import CHECKSUM, Journal, line_of
 from gptoss_mlx.evaluation.needle import LEAST_CONTEXT, ROOM, make_needle
 from gptoss_mlx.evaluation.prompts import Asking
 from gptoss_mlx.tokenizer import Tokenizer
@@ -90,7 +92,19 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         file.write('{"prompt": 1}\n')
     assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
     assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
-    assert_one_line_error(run("eval", demo_folder, "--needle", 200_000), "more than the model's 131,072")
+    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is no context")
+    for many in (200_000, 10**15):
+        assert_one_line_error(run("eval", demo_folder, "--needle", many), "more than the model's 131,072")
+    prompts.write_text(json.dumps({"prompt": "word " * 200_000, "answer": ""}))
+    assert_one_line_error(
+        run("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
+    )
+    (tmp_path / "large").write_bytes(b"a" * (MAX_TEXT + 1))
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), "give a part of it")
+    nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
+    assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
+    for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):
+        assert_one_line_error(run("eval", pair[0], "--reference", pair[1]), "is a published checkpoint")
     assert_one_line_error(run("eval", tmp_path), "tokenizer.json")
     assert not list(Path(environment["GPTOSS_MLX_HOME"]).glob("evaluations/*"))
 
@@ -106,7 +120,7 @@ def started(command, environment, home, *args):
         text=True,
     )
     while process.poll() is None:
-        if any(path.read_bytes().count(b"\n") >= 3 for path in home.glob("evaluations/*.jsonl")):
+        if any(path.read_bytes().count(b"\n") >= 3 for path in home.glob("evaluations/*.journal")):
             return process
         time.sleep(0.01)
     raise AssertionError(process.communicate())
@@ -121,12 +135,31 @@ def test_a_killed_evaluation_goes_on(run, command, environment, demo_folder, lon
     process = started(command, environment, home, *options)
     process.kill()
     process.communicate()
-    (journal,) = home.glob("evaluations/*.jsonl")
+    (journal,) = home.glob("evaluations/*.journal")
     kept = journal.read_bytes()
-    journal.write_bytes(kept + b'{"text 3": {"nll": [1.0')
+    journal.write_bytes(kept + line_of(b'{"text 3": {"nll": [1.0]}}')[:-2])
     again = run("eval", *options, "--format", "json", GPTOSS_MLX_HOME=str(home))
     assert again.stdout == whole.stdout
     assert not list(home.glob("evaluations/*"))
+
+
+def test_predictions_that_are_gone_are_written_again(run, command, environment, demo_folder, long_text, tmp_path):
+    """All of them, also if that is broken off: what an older journal told of them is not believed again."""
+    home, options = tmp_path / "home", (demo_folder, "--text", long_text, "--window", 128, "--reference", demo_folder)
+    process = started(command, environment, home, *options)
+    process.kill()
+    process.communicate()
+    (predictions,) = home.glob("evaluations/*.predictions")
+    predictions.unlink()
+    args = [*command, "eval", *map(str, options)]
+    process = subprocess.Popen(args, env=environment | {"GPTOSS_MLX_HOME": str(home)}, stdout=subprocess.DEVNULL)
+    while not predictions.exists():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    found = json.loads(run("eval", *options, "--format", "json", GPTOSS_MLX_HOME=str(home)).stdout)
+    assert found["text"]["divergence"]["kl_mean"] == 0
 
 
 def test_what_is_kept_is_not_measured_again(run, command, environment, demo_folder, long_text, tmp_path):
@@ -134,12 +167,12 @@ def test_what_is_kept_is_not_measured_again(run, command, environment, demo_fold
     process = started(command, environment, home, *options)
     process.kill()
     process.communicate()
-    (journal,) = home.glob("evaluations/*.jsonl")
+    (journal,) = home.glob("evaluations/*.journal")
     values = {}
-    for line in journal.read_text().splitlines():
-        values |= json.loads(line)
+    for line in journal.read_bytes().splitlines():
+        values |= json.loads(line[CHECKSUM:])
     values["text 0"]["nll"] = [200.0 for _ in values["text 0"]["nll"]]
-    journal.write_text("".join(json.dumps({name: value}) + "\n" for name, value in values.items()))
+    journal.write_bytes(b"".join(line_of(json.dumps({name: value}).encode()) for name, value in values.items()))
     options = (*options, "--format", "json")
     kept, whole = (json.loads(run("eval", *options, GPTOSS_MLX_HOME=str(home)).stdout)["text"] for _ in range(2))
     assert kept["perplexity"] > 2 * whole["perplexity"]
@@ -151,8 +184,9 @@ def test_ctrl_c_shows_what_is_done(run, command, environment, demo_folder, long_
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 130
+    (journal,) = home.glob("evaluations/*.journal")
     assert [line for line in errors.splitlines() if line][-2:] == [
-        "what is done is kept: the same command goes on",
+        f"what is done is kept: the same command goes on; to give it up, remove {journal}",
         "interrupted",
     ]
     found = json.loads(output)
@@ -165,19 +199,29 @@ def test_ctrl_c_shows_what_is_done(run, command, environment, demo_folder, long_
 
 def test_a_journal_is_read_up_to_where_it_is_torn(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
-    journal = Journal({"a": 1})
-    assert not journal.path.exists()
+
+    def opened(key):
+        journal = Journal(key)
+        journal.open()
+        return journal
+
+    journal = opened({"a": 1})
     journal.add("one", [0.1])
-    whole = journal.path.read_bytes()
-    for torn in (b'{"three": ', b"\0\0\0\n", b"[1]\n", b"{}\n", b'{"a": 1, "b": 2}\n', b"\xff\n"):
-        journal.path.write_bytes(whole + torn + b'{"four": 4}\n')
-        again = Journal({"a": 1})
+    with pytest.raises(GptOssError, match="running already"):
+        opened({"a": 1})
+    path, whole = journal.path, journal.path.read_bytes()
+    del journal
+    edited = line_of(b'{"three": 3}').replace(b"3}", b"4}")
+    for torn in (line_of(b'{"three": 3}')[:-1], b"\0\0\0\n", b"\n", b'{"three": 3}\n', edited, b"\xff\n"):
+        path.write_bytes(whole + torn + line_of(b'{"four": 4}'))
+        again = opened({"a": 1})
         assert again.values == {"one": [0.1]}
         again.add("two", 2)
-        assert journal.path.read_bytes() == whole + b'{"two": 2}\n'
-    assert Journal({"a": 2}).values == {}
-    again.remove()
-    assert not journal.path.exists()
+        assert path.read_bytes() == whole + line_of(b'{"two": 2}')
+        del again
+    assert opened({"a": 2}).values == {}
+    opened({"a": 1}).remove()
+    assert not path.exists()
 
 
 @pytest.fixture

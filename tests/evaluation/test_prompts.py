@@ -84,6 +84,7 @@ def test_what_is_right():
     assert not is_right(Reply("", [same, same], "call"), bermi)
     assert not is_right(Reply("", [Call("get_weather", {})], "call"), bermi)
     assert not is_right(Reply("", [None], "call"), bermi)
+    assert not is_right(Reply("", [Call("get_weather", {"location": "Bermi", "days": True})], "call"), bermi)
     assert not is_right(Reply("", [same], "none"), bermi)
 
 

@@ -119,8 +119,13 @@ def test_what_is_cut():
         cut(ids[:3], 4)
 
 
+def test_one_token_has_no_standard_error(tokenizer):
+    found = Text("a text", TEXT.read_text(), tokenizer, window=4).figures({0: {"nll": [2.0]}})
+    assert (found.perplexity, found.standard_error) == (pytest.approx(math.exp(2)), None)
+
+
 def test_a_model_that_is_corrupt(text):
-    for wrong in (np.nan, np.inf):
+    for wrong in (np.nan, np.inf, -np.inf):
         with pytest.raises(GptOssError, match="not finite"):
             log_softmax(np.array([[0, wrong]], np.float32))
     with pytest.raises(GptOssError, match="absurdly large"):
