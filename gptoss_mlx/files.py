@@ -14,14 +14,18 @@ from .errors import GptOssError
 from .foreign import reason
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file, which only its owner can read, so that it is whole at every moment: the old one, or the new one.
-    Text is UTF-8. Raises GptOssError."""
+def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file so that it is whole at every moment: the old one, or the new one. Text is UTF-8; a `private` file
+    only its owner can read. Raises GptOssError, also for what is there and is no file."""
     data = content.encode(errors="replace") if isinstance(content, str) else content
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
         try:
             with open(descriptor, "wb") as file:
+                if not private:
+                    os.fchmod(descriptor, 0o666 & ~_umask())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -32,6 +36,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
             raise
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+
+
+def _umask() -> int:
+    """What the user wants no new file to allow: it can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def read_text(path: Path) -> str | None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from ..errors import GptOssError
 from ..foreign import read_json
 from . import tables
-from .figures import FORMAT, Figures, Machine, ModelFacts, Setup, Speed, Spread
+from .figures import FORMAT, Figures, Machine, ModelFacts, Point, Setup, Speed, Spread
 from .report import print_lines, print_text_table
 from .tables import TextTable
 
@@ -76,13 +76,21 @@ def figures_of(data: Any) -> Figures:
     return figures
 
 
-def check_comparable(machine: Machine, model: ModelFacts, setup: Setup, baseline: Figures) -> None:
-    """Raises GptOssError where the baseline is of another machine or model, which is known before a measurement."""
+def check_comparable(
+    machine: Machine, model: ModelFacts, setup: Setup, points: Sequence[Point], baseline: Figures
+) -> None:
+    """Before a measurement of these points: raises GptOssError where the baseline is of another machine or model, or
+    has none of them."""
     here, there = _identity(machine, model, setup), _identity(baseline.machine, baseline.model, baseline.setup)
     names = [name for name in here if here[name] != there[name]]
     if differing := [f"{name} {_told(there[name])}, and this is {_told(here[name])}" for name in names]:
         raise GptOssError(
             f"the baseline was measured on {'; '.join(differing)}. A baseline is of the same machine and model"
+        )
+    wanted, known = ([each.name for each in some] for some in (points, baseline.speeds))
+    if not set(wanted) & set(known):
+        raise GptOssError(
+            f"nothing to compare: the baseline has {', '.join(known) or 'nothing'}, and this run {', '.join(wanted)}"
         )
 
 
@@ -118,13 +126,9 @@ def _told(value: int | str | None) -> str:
 def compare_with_baseline(figures: Figures, baseline: Figures, fail_below: float = FAIL_BELOW) -> list[Change]:
     """What has become of each speed: those of now first, then those that only the baseline has.
 
-    Raises GptOssError as `check_comparable` does, and where the two have no speed in common.
+    For figures that `check_comparable` let through.
     """
-    check_comparable(figures.machine, figures.model, figures.setup, baseline)
     then, now = ({speed.name: speed for speed in each.speeds} for each in (baseline, figures))
-    if not then.keys() & now.keys():
-        known = ", ".join(then) or "nothing"
-        raise GptOssError(f"nothing to compare: the baseline has {known}, and this run {', '.join(now) or 'nothing'}")
     return [_change(name, then.get(name), now.get(name), fail_below) for name in {**now, **then}]
 
 

@@ -93,6 +93,20 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Tokens to prefill and to decode, each behind each depth."""
+
+    prompt: tuple[int, ...]
+    generate: tuple[int, ...]
+    depth: tuple[int, ...]
+
+    @property
+    def points(self) -> list[Point]:
+        kinds = [("prefill", tokens) for tokens in self.prompt] + [("decode", tokens) for tokens in self.generate]
+        return [Point(kind, tokens, depth) for depth in self.depth for kind, tokens in kinds]
+
+
+@dataclass(frozen=True)
 class Speed:
     """Prefill or decode of some tokens behind `depth` tokens of context."""
 

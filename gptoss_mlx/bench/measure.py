@@ -33,7 +33,21 @@ from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
 from .energy import Meter, meter
-from .figures import Figures, Memory, ModelFacts, Percentiles, Point, Profile, Rates, Setup, Speed, Spread, Start, Work
+from .figures import (
+    Figures,
+    Grid,
+    Memory,
+    ModelFacts,
+    Percentiles,
+    Point,
+    Profile,
+    Rates,
+    Setup,
+    Speed,
+    Spread,
+    Start,
+    Work,
+)
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
 from .random_weights import SOURCE
@@ -65,6 +79,11 @@ class Wanted:
     def first_prompt(self) -> int:
         """Tokens of the prompt whose first token is waited for."""
         return self.prompts[0] if self.prompts else 1
+
+    @property
+    def points(self) -> list[Point]:
+        """The smallest depth first."""
+        return Grid(self.prompts, self.generate, tuple(sorted(set(self.depths)))).points
 
     @property
     def context(self) -> int:
@@ -163,15 +182,13 @@ class _Bench:
         return Spread.of(seconds[1:])
 
     def speeds(self) -> Iterator[Speed]:
-        """Each point as it is done, the smallest depth first."""
+        """Each point as it is done."""
         mark = self.cache.mark()
         with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
-            for depth in sorted(set(self.wanted.depths)):
-                mark = self._deepened(mark, depth)
-                for count in self.wanted.prompts:
-                    yield self._prefill(mark, count)
-                for count in self.wanted.generate:
-                    yield self._decode(mark, count)
+            for point in self.wanted.points:
+                mark = self._deepened(mark, point.depth)
+                measure = self._prefill if point.kind == "prefill" else self._decode
+                yield measure(mark, point.tokens)
         self.cache.go_back(mark.offset, mark)
 
     def profile(self) -> Profile:

@@ -28,7 +28,7 @@ from ..errors import LONGEST, GptOssError
 from ..foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 from ..memory import size_text
 from .baseline import figures_of
-from .figures import Figures, Point, Spread
+from .figures import Figures, Grid, Point, Spread
 
 OURS = "gptoss-mlx"
 TIME_LIMIT = 1800.0  # seconds that one process may take
@@ -47,20 +47,6 @@ Run = Callable[[str, list[str]], bytes]
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Tokens to prefill and to decode, each behind each depth."""
-
-    prompt: tuple[int, ...]
-    generate: tuple[int, ...]
-    depth: tuple[int, ...]
-
-    @property
-    def points(self) -> list[Point]:
-        kinds = [("prefill", tokens) for tokens in self.prompt] + [("decode", tokens) for tokens in self.generate]
-        return [Point(kind, tokens, depth) for depth in self.depth for kind, tokens in kinds]
-
-
-@dataclass(frozen=True)
 class Reading:
     """What one run of a peer gave."""
 
@@ -75,7 +61,7 @@ class Peer(Protocol):
     name: str
     points: list[Point]
     """What is compared."""
-    ours: Sizes
+    ours: Grid
     """What ours has to measure for that."""
 
     def measure(self, run: Run) -> Reading:
@@ -173,7 +159,7 @@ class MlxLm:
     decode."""
 
     folder: Path
-    sizes: Sizes
+    sizes: Grid
     name: ClassVar = "mlx-lm"
     facts: ClassVar = {
         "operations": "MLX's own",
@@ -202,12 +188,12 @@ class MlxLm:
 
     @property
     def points(self) -> list[Point]:
-        prompts = Sizes(self.sizes.prompt, (), (0,)).points
+        prompts = Grid(self.sizes.prompt, (), (0,)).points
         return prompts + [Point("decode", *pair) for pair in product(self.sizes.generate, self.sizes.prompt)]
 
     @property
-    def ours(self) -> Sizes:
-        return Sizes(self.sizes.prompt, self.sizes.generate, (0, *self.sizes.prompt))
+    def ours(self) -> Grid:
+        return Grid(self.sizes.prompt, self.sizes.generate, (0, *self.sizes.prompt))
 
     def measure(self, run: Run) -> Reading:
         speeds = {}
@@ -227,7 +213,7 @@ class LlamaCpp:
 
     llama_bench: Path
     gguf: Path
-    sizes: Sizes
+    sizes: Grid
     threads: int | None
     name: ClassVar = "llama.cpp"
 
@@ -249,7 +235,7 @@ class LlamaCpp:
         return self.sizes.points
 
     @property
-    def ours(self) -> Sizes:
+    def ours(self) -> Grid:
         return self.sizes
 
     def measure(self, run: Run) -> Reading:
@@ -284,7 +270,7 @@ def our_facts(figures: Figures) -> dict[str, str]:
     }
 
 
-def _measure_ours(run: Run, command: Sequence[str], sizes: Sizes) -> Figures:
+def _measure_ours(run: Run, command: Sequence[str], sizes: Grid) -> Figures:
     counts = [(f"--{name}", _listed(counts)) for name, counts in asdict(sizes).items()]
     output = run(OURS, [*command, *(word for pair in counts for word in pair)])
     try:

@@ -43,7 +43,7 @@ class Transcript:
 
     def write(self, path: Path) -> None:
         """As JSON; an existing file is replaced in one step. Raises GptOssError."""
-        replace_file(path, self.as_json())
+        replace_file(path, self.as_json(), private=True)
 
     def as_json(self) -> str:
         messages = [

@@ -130,6 +130,8 @@ def _check_options(context: click.Context, options: dict[str, Any]) -> None:
     alone = {"profile", "record_routing", "replay_routing", "baseline", "plot", "submit", "start"}
     if options["against"] and (both := sorted(alone & given)):
         raise click.UsageError(f"--{both[0].replace('_', '-')} is no part of a comparison with {options['against']}")
+    if options["against"] == "mlx-lm" and "depth" in given:
+        raise click.UsageError("mlx-lm decodes behind its prompt only: give --prompt, and no --depth")
     if options["plot"]:
         from ..bench.plot import check_plot
 
@@ -172,7 +174,7 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     plan = _plan(folder, options, wanted.context)
     earlier = options["baseline"] and baseline.read_baseline(options["baseline"])
     if earlier:
-        baseline.check_comparable(describe(), facts_of(folder), setup_of(plan, wanted), earlier)
+        baseline.check_comparable(describe(), facts_of(folder), setup_of(plan, wanted), wanted.points, earlier)
     if options["record_routing"]:
         record_routing(plan, wanted, options["record_routing"])
     with step_progress() as show:
@@ -234,7 +236,7 @@ def _save_figures(figures: Figures, options: dict[str, Any]) -> None:
         save_plot(figures, options["plot"])
     if options["submit"]:
         from ..bench.formats import submission
-        from ..chat.transcript import replace_file
+        from ..files import replace_file
 
         path = Path(f"gptoss-mlx-bench-{figures.date[:10]}.md")
         replace_file(path, submission(figures))
@@ -257,9 +259,10 @@ def _print_changes(context: click.Context, figures: Figures, earlier: Figures, o
 def _compare(context: click.Context, folder: Path, options: dict[str, Any]) -> bool:
     """Run by turns with another runtime and show; whether it came to its end."""
     from ..bench import peers
+    from ..bench.figures import Grid
     from ..kernels import native
 
-    sizes = peers.Sizes(options["prompt"], options["generate"], options["depth"])
+    sizes = Grid(options["prompt"], options["generate"], options["depth"])
     if options["against"] == "mlx-lm":
         peer = peers.MlxLm(folder, sizes)
     else:

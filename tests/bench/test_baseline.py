@@ -20,6 +20,8 @@ from gptoss_mlx.bench.baseline import (
 from gptoss_mlx.bench.figures import Spread
 from gptoss_mlx.errors import GptOssError
 
+POINTS = [speed.point for speed in FULL.speeds]
+
 
 def times(figures, factor, bandwidth=1.0):
     """The figures of a run that was `factor` as fast, on memory that gave `bandwidth` as much."""
@@ -169,10 +171,13 @@ def test_speeds_of_only_one_run_are_told_and_do_not_fail():
     ]
     assert (changes[1].earlier, changes[2].present) == (None, None)
     assert not any_below(changes)
+
+
+def test_a_baseline_without_any_of_the_points():
     with pytest.raises(GptOssError, match="nothing to compare: the baseline has prefill 512 at 0, and this run decode"):
-        compare_with_baseline(replace(FULL, speeds=now.speeds[1:]), replace(FULL, speeds=then.speeds[:1]))
-    with pytest.raises(GptOssError, match="and this run nothing"):
-        compare_with_baseline(replace(FULL, speeds=[]), FULL)
+        check_comparable(FULL.machine, FULL.model, FULL.setup, POINTS[-1:], replace(FULL, speeds=[prefill(512, 0, 84)]))
+    with pytest.raises(GptOssError, match="the baseline has nothing, and this run"):
+        check_comparable(FULL.machine, FULL.model, FULL.setup, POINTS, replace(FULL, speeds=[]))
 
 
 @pytest.mark.parametrize(
@@ -193,10 +198,7 @@ def test_another_machine_or_model(part, changes, message):
     baseline = replace(FULL, **{part: replace(getattr(FULL, part), **changes)})
     line = f"the baseline was measured on {message}. A baseline is of the same machine and model"
     with pytest.raises(GptOssError) as error:
-        check_comparable(FULL.machine, FULL.model, FULL.setup, baseline)
-    assert str(error.value) == line
-    with pytest.raises(GptOssError) as error:
-        compare_with_baseline(FULL, baseline)
+        check_comparable(FULL.machine, FULL.model, FULL.setup, POINTS, baseline)
     assert str(error.value) == line
 
 

@@ -235,7 +235,7 @@ class TestPaging:
 
     def test_what_is_no_trace(self, bench, demo_folder, measured):
         done = bench(demo_folder, *QUICK, "--replay-routing", measured)
-        assert_refused(done, "is not a routing trace of --record-routing")
+        assert_refused(done, "as a routing trace")
 
 
 class TestRandomWeights:

@@ -26,13 +26,13 @@ from pathlib import Path
 import pytest
 
 from bench.examples import FULL, decode, prefill
-from gptoss_mlx.bench.figures import Figures
-from gptoss_mlx.bench.peers import LlamaCpp, MlxLm, PairedSpeed, Point, Sizes, compare
+from gptoss_mlx.bench.figures import Figures, Grid, Point
+from gptoss_mlx.bench.peers import LlamaCpp, MlxLm, PairedSpeed, compare
 from gptoss_mlx.bench.peers_report import comparison_as_csv, comparison_as_markdown, print_comparison
 from gptoss_mlx.errors import GptOssError
 
 GOLDEN = Path(__file__).parent / "llama_bench.json"
-SIZES = Sizes(prompt=(64,), generate=(16,), depth=(0, 128))
+SIZES = Grid(prompt=(64,), generate=(16,), depth=(0, 128))
 
 # Prints its outputs, one each time it is run, and notes how it was run. For the output None it starts another program,
 # tells its id, and waits for ever.
@@ -105,8 +105,8 @@ def golden(**changes: object) -> str:
 def test_mlx_lm_runs_offline_on_the_same_folder(demo_folder, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(AUDIT.format(log=str(tmp_path / "audit")))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    peer = MlxLm(demo_folder, Sizes(prompt=(16,), generate=(4,), depth=(0, 4096)))
-    assert peer.ours == Sizes((16,), (4,), (0, 16))
+    peer = MlxLm(demo_folder, Grid(prompt=(16,), generate=(4,), depth=(0, 4096)))
+    assert peer.ours == Grid((16,), (4,), (0, 16))
     told = []
     command = ours_at(tmp_path, 1e6, points=peer.ours.points)
     *_, last = compare(peer, command, 2, told.append)
@@ -130,7 +130,7 @@ def test_the_token_that_mlx_lm_counts_as_decoded_is_taken_off(demo_folder):
         assert words[words.index("-g") + 1] == "5"  # its clock runs for four of them
         return b"Trial 1:  prompt_tps=80.000, generation_tps=50.000, peak_memory=0.003, total_time=0.1\n"
 
-    reading = MlxLm(demo_folder, Sizes((16,), (4,), ())).measure(run)
+    reading = MlxLm(demo_folder, Grid((16,), (4,), ())).measure(run)
     assert reading.speeds == {Point("prefill", 16, 0): 80.0, Point("decode", 4, 16): 40.0}
 
 
@@ -140,7 +140,7 @@ def test_the_token_that_mlx_lm_counts_as_decoded_is_taken_off(demo_folder):
 )
 def test_mlx_lm_without_speeds(demo_folder, line):
     with pytest.raises(GptOssError, match="no line with the speeds"):
-        MlxLm(demo_folder, Sizes((16,), (4,), ())).measure(lambda name, words: line)
+        MlxLm(demo_folder, Grid((16,), (4,), ())).measure(lambda name, words: line)
 
 
 def test_mlx_lm_needs_a_tokenizer_and_runs_no_code_of_the_folder(demo_folder, tmp_path):
@@ -188,7 +188,10 @@ def test_what_differs_from_llama_cpp(tmp_path, gguf):
 
 def test_a_busy_machine_is_told_by_the_load_before_the_first_run(tmp_path, gguf):
     first, second = (
-        replace(figures_of(dict.fromkeys(SIZES.points, 1.0)), conditions=replace(FULL.conditions, load_average=load))
+        replace(
+            figures_of(dict.fromkeys(SIZES.points, 1.0)),
+            conditions=replace(FULL.conditions, others=None, load_average=load),
+        )
         for load in (3.0, 1.5)
     )
     *_, last = compare(llama(tmp_path, gguf, golden()), ours(tmp_path, first, second), 2)
@@ -204,7 +207,7 @@ def test_pairs_that_are_won(theirs, won):
 def test_one_kind_of_speed_alone(tmp_path, gguf):
     """What both sides are asked is a 0 where there is nothing to do: no text is no number."""
     tests = [test for test in json.loads(GOLDEN.read_text()) if test["n_prompt"]]
-    peer = replace(llama(tmp_path, gguf, json.dumps(tests)), sizes=Sizes((64,), (), (0, 128)))
+    peer = replace(llama(tmp_path, gguf, json.dumps(tests)), sizes=Grid((64,), (), (0, 128)))
     (last,) = compare(peer, ours_at(tmp_path, 1.0), 1)
     assert [speed.point.kind for speed in last.speeds] == ["prefill", "prefill"]
     log = (tmp_path / "log").read_text().splitlines()
@@ -212,7 +215,7 @@ def test_one_kind_of_speed_alone(tmp_path, gguf):
     assert "-p 64 -n 0 -d 0,128" in log[1]
 
 
-@pytest.mark.parametrize("sizes", [Sizes((), (4,), (0,)), Sizes((16,), (), (0,))])
+@pytest.mark.parametrize("sizes", [Grid((), (4,), (0,)), Grid((16,), (), (0,))])
 def test_mlx_lm_takes_a_prompt_and_decodes(demo_folder, sizes):
     with pytest.raises(GptOssError, match="neither --prompt nor --generate can be 0"):
         MlxLm(demo_folder, sizes)
