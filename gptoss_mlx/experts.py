@@ -129,6 +129,9 @@ class PoolStats:
     stall_seconds: float = 0.0
     """Time in which nothing could be computed because a read was not done."""
 
+    def __add__(self, other: PoolStats) -> PoolStats:
+        return PoolStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
     def __sub__(self, earlier: PoolStats) -> PoolStats:
         return PoolStats(*(getattr(self, f.name) - getattr(earlier, f.name) for f in fields(self)))
 

@@ -52,7 +52,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine gave beside a figure, on the same threads or the same GPU: the mean of before and after."""
+    """What the machine gave at most beside a figure, on the same threads or the same GPU: the mean of several looks."""
 
     bandwidth: float | None
     """Bytes per second of plain reads."""

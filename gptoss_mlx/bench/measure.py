@@ -2,21 +2,22 @@
 
 Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
 they are text. Each point is warmed up and then repeated from the same state, each time with other tokens: the experts
-of the same ones would be in memory already. What the machine gives is measured before and after each point, because on
-a shared machine it swings. Not measured: sampling beyond greedy, and tokenization, except in
-the start of a new process.
+of the same ones would be in memory already. The points of one depth take turns, so that what the machine does meanwhile
+is in the spread of all of them; and what it gives at most is measured before, in between and after. Not measured:
+sampling beyond greedy, and tokenization, except in the start of a new process.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from itertools import pairwise
-from math import prod
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,6 +29,7 @@ from ..checkpoint import Checkpoint
 from ..config import ModelConfig
 from ..engine import load
 from ..errors import GptOssError, printable
+from ..experts import PoolStats
 from ..foreign import is_there, read_json
 from ..interrupts import Interrupts
 from ..routing import RoutingTrace, recording, replaying
@@ -56,6 +58,8 @@ from .stages import profile
 
 GREEDY = Sampling(temperature=0)
 WARM_UP = 16  # tokens that are decoded before decoding is timed
+LEAST_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
+RATES_APART = 2.0  # seconds, at least, between two looks at what the machine gives
 RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
 SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
 
@@ -106,7 +110,7 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
             f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}: give"
             f" {'more --memory' if asked else f'--context {wanted.context}'}, or less --depth, --prompt or --generate"
         )
-    watch, start, speeds, found, finished = Watch(), None, [], None, False
+    watch, start, bench, found, finished = Watch(), None, None, None, False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
         try:
             if wanted.start:
@@ -117,13 +121,12 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
             bench = _Bench(plan, wanted, memory, interrupts, energy, on_progress)
             if wanted.start:
                 start = Start(wanted.first_prompt, load_seconds, cold, bench.warm_starts())
-            for speed in bench.speeds():
-                speeds.append(speed)
+            bench.measure()
             if wanted.profile:
                 found = bench.profile()
             finished = True
         except KeyboardInterrupt:
-            if not (start or speeds):
+            if not (start or (bench and bench.speeds)):
                 raise
         seen = memory.most()
     return Figures(
@@ -142,10 +145,64 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
             gpu=seen and seen.gpu,
         ),
         start=start,
-        speeds=speeds,
+        speeds=bench.speeds,
         profile=found,
         finished=finished,
     )
+
+
+class _Series:
+    """The runs of one point, all from the same state."""
+
+    def __init__(self, point: Point, work: Work, work_off: Callable[[int, int], list[float]]):
+        """`work_off`, given a number and how many tokens, does the work once with the tokens of that number, and gives
+        the seconds of its parts: of tokens that come one by one."""
+        self.point, self.work, self._work_off = point, work, work_off
+        self._number = 0
+        self._at_a_time = 1
+        self._runs: list[float] = []  # seconds of the work, once
+        self._parts: list[float] = []
+        self._experts: PoolStats | None = None
+        self._joules: float | None = 0.0
+        self.rates: list[Rates] = []
+
+    def warm_up(self) -> tuple[int, float]:
+        """Tokens and seconds of it."""
+        tokens = WARM_UP if self.point.kind == "decode" else self.point.tokens
+        seconds = sum(self._work_off(0, tokens))
+        self._at_a_time = max(1, math.ceil(LEAST_SECONDS / (seconds * self.point.tokens / tokens)))
+        return tokens, seconds
+
+    def run(self, stats: PoolStats | None, energy: Meter | None) -> tuple[int, float]:
+        """Tokens and seconds of it; `stats` are those of the model."""
+        before, joules = stats and replace(stats), energy and energy.joules()
+        parts = []
+        for _ in range(self._at_a_time):
+            self._number += 1
+            parts += self._work_off(self._number, self.point.tokens)
+        spent = energy and energy.joules()
+        self._joules = None if None in (self._joules, joules, spent) else self._joules + spent - joules
+        if before is not None:
+            self._experts = stats - before if self._experts is None else self._experts + (stats - before)
+        self._parts += parts
+        self._runs.append(sum(parts) / self._at_a_time)
+        return self._at_a_time * self.point.tokens, sum(parts)
+
+    def speed(self) -> Speed | None:
+        """None before the first run has ended."""
+        if not self._runs:
+            return None
+        done = self.point.tokens * self._at_a_time * len(self._runs)
+        return Speed(
+            *self.point,
+            tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self._runs]),
+            work=self.work,
+            rates=mean_rates(self.rates),
+            token_seconds=Percentiles.of(self._parts) if self.point.kind == "decode" else None,
+            experts=self._experts,
+            # A counter that did not move was too slow to tell.
+            joules_per_token=self._joules / done if self._joules else None,
+        )
 
 
 class _Bench:
@@ -167,7 +224,12 @@ class _Bench:
         self.ids = _text(plan) if _reads_text(plan) else _random_ids(self.model.config)
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
-        self.rates = self._measured_rates()
+        self.series: list[_Series] = []
+
+    @property
+    def speeds(self) -> list[Speed]:
+        """Of all points that have had a run."""
+        return [speed for series in self.series if (speed := series.speed())]
 
     def warm_starts(self) -> Spread:
         """Seconds from a prompt to its first token."""
@@ -178,23 +240,39 @@ class _Bench:
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
             seconds.append(time.perf_counter() - started)
-            self.agenda.did("prefill", len(ids), seconds[-1])
+            self.agenda.read(len(ids), seconds[-1])
         return Spread.of(seconds[1:])
 
-    def speeds(self) -> Iterator[Speed]:
-        """Each point as it is done."""
+    def measure(self) -> None:
+        """All points, the smallest depth first. `speeds` has them, also when it is broken off."""
         mark = self.cache.mark()
         with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
-            for point in self.wanted.points:
-                mark = self._deepened(mark, point.depth)
-                measure = self._prefill if point.kind == "prefill" else self._decode
-                yield measure(mark, point.tokens)
+            for depth, points in groupby(self.wanted.points, lambda point: point.depth):
+                mark = self._deepened(mark, depth)
+                self._by_turns([self._series_of(point, mark) for point in points])
         self.cache.go_back(mark.offset, mark)
 
     def profile(self) -> Profile:
         """Of a step at the greatest depth."""
         self.agenda.tell("profile")
-        return profile(self.model, self.cache, self.demand, self.rates.bandwidth, self._check)
+        bandwidth = self.series[-1].rates[-1].bandwidth
+        return profile(self.model, self.cache, self.demand, bandwidth, self._check)
+
+    def _by_turns(self, all_series: list[_Series]) -> None:
+        """The runs of the points of one depth."""
+        self.series += all_series
+        for series in all_series:
+            self.agenda.tell(f"{series.point.name}, warm-up")
+            self.agenda.ran(series.point, *series.warm_up())
+        self._look_at_rates(all_series)
+        seen, repeat = time.monotonic(), self.wanted.repeat
+        for number in range(1, 1 + repeat):
+            for series in all_series:
+                self.agenda.tell(f"{series.point.name}, run {number} of {repeat}")
+                self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
+            if number == repeat or time.monotonic() - seen > RATES_APART:
+                self._look_at_rates(all_series)
+                seen = time.monotonic()
 
     def _deepened(self, mark: Mark, depth: int) -> Mark:
         """The state behind `depth` tokens, from that behind fewer."""
@@ -208,103 +286,76 @@ class _Bench:
             self.interrupts.check()
 
         self.model.prefill(ids, self.cache, on_progress=check)
-        self.agenda.did("prefill", len(ids), time.perf_counter() - started)
+        self.agenda.read(len(ids), time.perf_counter() - started)
         return self.cache.mark()
 
-    def _prefill(self, mark: Mark, count: int) -> Speed:
-        def run(number: int, count: int) -> list[float]:
-            ids = self._ids(number, mark.offset, count)
-            self.cache.go_back(mark.offset, mark)
-            started = time.perf_counter()
-            mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
-            return [time.perf_counter() - started]
+    def _series_of(self, point: Point, mark: Mark) -> _Series:
+        if point.kind == "prefill":
+            work = self.demand.prefill(point.depth, point.tokens, self.model.settings.prefill_chunk)
+            return _Series(point, work, partial(self._prefill, mark))
+        return _Series(point, self.demand.decode(point.depth + 1, point.tokens), partial(self._decode, mark))
 
-        work = self.demand.prefill(mark.offset, count, self.model.settings.prefill_chunk)
-        return self._repeated("prefill", count, mark.offset, work, run, warm_up=count)
+    def _prefill(self, mark: Mark, number: int, count: int) -> list[float]:
+        ids = self._ids(number, mark.offset, count)
+        self.cache.go_back(mark.offset, mark)
+        started = time.perf_counter()
+        mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
+        return [time.perf_counter() - started]
 
-    def _decode(self, mark: Mark, count: int) -> Speed:
-        def run(number: int, count: int) -> list[float]:
-            first = self._ids(number, mark.offset, 1)
-            self.cache.go_back(mark.offset, mark)
-            tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
-            next(tokens)  # it is what prefill ends with
-            ends = [time.perf_counter()]
-            for _ in tokens:
-                ends.append(time.perf_counter())
-                self.interrupts.check()
-            return [end - begun for begun, end in pairwise(ends)]
-
-        work = self.demand.decode(mark.offset + 1, count)
-        return self._repeated("decode", count, mark.offset, work, run, warm_up=WARM_UP)
-
-    def _repeated(
-        self, kind: str, tokens: int, depth: int, work: Work, run: Callable[[int, int], list[float]], warm_up: int
-    ) -> Speed:
-        """`run`, of its number and of a number of tokens, gives the seconds of its parts: of tokens that come one by
-        one."""
-        name = Point(kind, tokens, depth).name
-        self.agenda.tell(f"{name}, warm-up")
-        self.agenda.did(kind, warm_up, sum(run(0, warm_up)))
-        stats = self.model.expert_stats and replace(self.model.expert_stats)
-        joules = self.energy and self.energy.joules()  # None where there is none to tell
-        runs = []
-        for number in range(1, 1 + self.wanted.repeat):
-            self.agenda.tell(f"{name}, run {number} of {self.wanted.repeat}")
-            runs.append(run(number, tokens))
-            self.agenda.did(kind, tokens, sum(runs[-1]))
-        spent = self.energy and self.energy.joules()
-        before, self.rates = self.rates, self._measured_rates()
-        return Speed(
-            kind=kind,
-            tokens=tokens,
-            depth=depth,
-            tokens_per_second=Spread.of([tokens / sum(parts) for parts in runs]),
-            work=work,
-            rates=mean_rates(before, self.rates),
-            token_seconds=Percentiles.of([part for parts in runs for part in parts]) if kind == "decode" else None,
-            experts=self.model.expert_stats - stats if stats else None,
-            # A counter that did not move was too slow to tell.
-            joules_per_token=None if None in (joules, spent) else (spent - joules) / (tokens * len(runs)) or None,
-        )
+    def _decode(self, mark: Mark, number: int, count: int) -> list[float]:
+        first = self._ids(number, mark.offset, 1)
+        self.cache.go_back(mark.offset, mark)
+        tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
+        next(tokens)  # it is what prefill ends with
+        ends = [time.perf_counter()]
+        for _ in tokens:
+            ends.append(time.perf_counter())
+            self.interrupts.check()
+        return [end - begun for begun, end in pairwise(ends)]
 
     def _ids(self, run: int, offset: int, count: int) -> list[int]:
         """What a run reads behind `offset`; run 0 reads on where the context ends."""
         return _cyclic(self.ids, offset + run * count, count)
 
-    def _measured_rates(self) -> Rates:
-        started = time.perf_counter()
+    def _look_at_rates(self, all_series: list[_Series]) -> None:
         with self.memory.apart():
-            found = measured_rates(self.room)
-        self.agenda.did("rates", 1, time.perf_counter() - started)
-        return found
+            rates = measured_rates(self.room)
+        for series in all_series:
+            series.rates.append(rates)
 
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
 
 
 class _Agenda:
-    """How many tokens of each kind, and looks at the machine's rates, are still to do, and how long the last took."""
+    """What is still to do, and how long a token of each kind took last."""
 
     def __init__(self, wanted: Wanted, on_progress: OnProgress):
-        depths, points = len(set(wanted.depths)), len(wanted.prompts) + len(wanted.generate)
-        starts = (1 + STARTS) * wanted.first_prompt if wanted.start else 0
-        self._left = {
-            "prefill": starts + max(wanted.depths) + depths * (1 + wanted.repeat) * sum(wanted.prompts),
-            "decode": depths * sum(WARM_UP + wanted.repeat * count for count in wanted.generate),
-            "rates": 1 + depths * points,
-        }
+        self._runs = dict.fromkeys(wanted.points, 1 + wanted.repeat)  # with the one that warms up
+        self._to_read = max(wanted.depths) + ((1 + STARTS) * wanted.first_prompt if wanted.start else 0)
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
 
-    def did(self, kind: str, count: int, seconds: float) -> None:
-        self._left[kind] -= count
-        self._seconds[kind] = seconds / count
+    def read(self, tokens: int, seconds: float) -> None:
+        """So many tokens of context, or of a prompt that is waited for."""
+        self._to_read -= tokens
+        self._seconds["prefill"] = seconds / tokens
+
+    def ran(self, point: Point, tokens: int, seconds: float) -> None:
+        self._runs[point] -= 1
+        self._seconds[point.kind] = seconds / tokens
 
     def tell(self, what: str) -> None:
         """What is done next."""
-        known = all(kind in self._seconds for kind, count in self._left.items() if count)
-        left = sum(count * self._seconds.get(kind, 0) for kind, count in self._left.items())
-        self._on_progress(what, left if known else None)
+        self._on_progress(what, self._seconds_left())
+
+    def _seconds_left(self) -> float | None:
+        """None before a token of each kind has been timed."""
+        each, runs = self._seconds, {point: count for point, count in self._runs.items() if count}
+        if {point.kind for point in runs} - each.keys() or (self._to_read and "prefill" not in each):
+            return None
+        of_runs = sum(count * max(LEAST_SECONDS, point.tokens * each[point.kind]) for point, count in runs.items())
+        return of_runs + self._to_read * each.get("prefill", 0)
 
 
 def record_routing(plan: MemoryPlan, wanted: Wanted, path: Path) -> None:
@@ -367,9 +418,9 @@ def facts_of(folder: Path) -> ModelFacts:
     for name, tensor in tensors.items():
         module = name.rpartition(".")[0]
         if name == f"{module}.scales":
-            weights += prod(tensor.shape) * config.quantization_of(module).group_size
+            weights += math.prod(tensor.shape) * config.quantization_of(module).group_size
         elif f"{module}.scales" not in tensors or name == f"{module}.bias":
-            weights += prod(tensor.shape)
+            weights += math.prod(tensor.shape)
     size = sum(tensor.nbytes for tensor in tensors.values())
     recipe, source = _provenance(folder)
     return ModelFacts(

@@ -8,9 +8,10 @@ rows of the embedding table.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
 from math import prod
 
 import mlx.core as mx
@@ -152,13 +153,10 @@ def measured_rates(room: int) -> Rates:
     return Rates(kernels.read_bandwidth(room), *(products or (None, None)))
 
 
-def mean_rates(before: Rates, after: Rates) -> Rates:
-    return Rates(
-        *(
-            None if one is None or other is None else (one + other) / 2
-            for one, other in zip(vars(before).values(), vars(after).values(), strict=True)
-        )
-    )
+def mean_rates(all_rates: Sequence[Rates]) -> Rates:
+    """None where one of them is."""
+    columns = zip(*(astuple(rates) for rates in all_rates), strict=True)
+    return Rates(*(None if None in column else statistics.fmean(column) for column in columns))
 
 
 def _gpu_bandwidth(room: int) -> float:

@@ -5,6 +5,7 @@
  * prints bytes read per second, and operations per second of byte products and of FP32, of which a multiplication and an
  * addition are two; 0 for what it has no instructions for. Each is the best of some rounds. */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +18,8 @@
 #include <arm_neon.h>
 #endif
 
-enum { rounds = 8, most_threads = 256 };
-static const size_t memory_size = (size_t)512 << 20;
+enum { rounds = 16, most_threads = 256 };
+static const size_t memory_size = (size_t)512 << 20, block_size = 1 << 20;
 static const long products = 400000; /* of twelve vectors each */
 
 static int threads;
@@ -26,6 +27,7 @@ static char *memory;
 static pthread_barrier_t barrier;
 static double started[most_threads], ended[most_threads];
 static volatile uint64_t sink;
+static atomic_size_t taken;
 
 static double now(void) {
   struct timespec t;
@@ -33,12 +35,16 @@ static double now(void) {
   return t.tv_sec + t.tv_nsec * 1e-9;
 }
 
-static void read_part(int thread) {
-  const uint64_t *p = (const uint64_t *)(memory + memory_size / threads * thread);
-  uint64_t sums[16] = {0};
-  for (size_t i = 0; i < memory_size / threads / 8; i += 16)
-    for (int j = 0; j < 16; j++) sums[j] += p[i + j];
-  for (int j = 0; j < 16; j++) sink += sums[j];
+/* Whoever is done with a block takes the next one: cores of one machine are not always equally fast. */
+static void read_blocks(int thread) {
+  uint64_t sums[8] = {0};
+  (void)thread;
+  for (size_t at; (at = atomic_fetch_add(&taken, block_size)) < memory_size;) {
+    const uint64_t *p = (const uint64_t *)(memory + at);
+    for (size_t i = 0; i < block_size / 8; i += 8)
+      for (int j = 0; j < 8; j++) sums[j] += p[i + j];
+  }
+  for (int j = 0; j < 8; j++) sink += sums[j];
 }
 
 /* Twelve independent sums, one instruction each: nothing else is in the loop. */
@@ -99,35 +105,39 @@ typedef void (*work)(int thread);
 struct job {
   work work;
   int thread;
+  double amount, best;
 };
 
+/* The threads stay, so that the system has time to give each a core of its own. */
 static void *run(void *argument) {
   struct job *job = argument;
-  pthread_barrier_wait(&barrier);
-  started[job->thread] = now();
-  job->work(job->thread);
-  ended[job->thread] = now();
-  return NULL;
-}
-
-static double best_rate(double amount, work work) {
-  double best = 0;
   for (int round = 0; round < rounds; round++) {
-    pthread_t all[most_threads];
-    struct job jobs[most_threads];
-    for (int i = 0; i < threads; i++) {
-      jobs[i] = (struct job){work, i};
-      pthread_create(&all[i], NULL, run, &jobs[i]);
-    }
-    for (int i = 0; i < threads; i++) pthread_join(all[i], NULL);
+    taken = 0;
+    pthread_barrier_wait(&barrier);
+    started[job->thread] = now();
+    job->work(job->thread);
+    ended[job->thread] = now();
+    pthread_barrier_wait(&barrier);
     double first = started[0], last = ended[0];
     for (int i = 1; i < threads; i++) {
       first = started[i] < first ? started[i] : first;
       last = ended[i] > last ? ended[i] : last;
     }
-    if (amount / (last - first) > best) best = amount / (last - first);
+    if (job->amount / (last - first) > job->best) job->best = job->amount / (last - first);
+    pthread_barrier_wait(&barrier);
   }
-  return best;
+  return NULL;
+}
+
+static double best_rate(double amount, work work) {
+  pthread_t all[most_threads];
+  struct job jobs[most_threads];
+  for (int i = 0; i < threads; i++) {
+    jobs[i] = (struct job){work, i, amount, 0};
+    pthread_create(&all[i], NULL, run, &jobs[i]);
+  }
+  for (int i = 0; i < threads; i++) pthread_join(all[i], NULL);
+  return jobs[0].best;
 }
 
 int main(int argc, char **argv) {
@@ -137,7 +147,7 @@ int main(int argc, char **argv) {
   memory = malloc(memory_size);
   if (!memory) return 1;
   memset(memory, 1, memory_size);
-  double bandwidth = best_rate((double)(memory_size / threads * threads), read_part), bytes = 0, floats = 0;
+  double bandwidth = best_rate((double)memory_size, read_blocks), bytes = 0, floats = 0;
 #if defined(INOUT)
   bytes = best_rate(2.0 * 12 * products * bytes_a_product * threads, multiply_bytes);
   floats = best_rate(2.0 * 12 * products * bytes_a_product / 4 * threads, multiply_floats);

@@ -14,7 +14,7 @@ import pytest
 
 from gptoss_mlx.bench import machine, measure
 from gptoss_mlx.bench.energy import meter
-from gptoss_mlx.bench.figures import Rates
+from gptoss_mlx.bench.figures import Point, Rates
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
 from gptoss_mlx.bench.measure import GREEDY, Wanted
@@ -41,8 +41,9 @@ def plan_of(folder: Path, *, paged: bool = False):
 
 @pytest.fixture
 def bench_of(demo_folder, monkeypatch):
-    """Make what measures, on a machine whose rates take no time to find."""
+    """Make what measures, on a machine whose rates take no time to find; each run does its work once."""
     monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0)
     told = []
 
     def make(wanted: Wanted, energy=None, paged: bool = False) -> measure._Bench:
@@ -61,12 +62,10 @@ def test_the_state_behind_a_depth_is_that_of_its_tokens_after_every_run(bench_of
     wanted = replace(WANTED, depths=(0, 40, 300))
     bench = bench_of(wanted)
     assert bench.model.config.sliding_window < 300
-    probe, seen = bench.ids[:7], []
-    for speed in bench.speeds():
-        if speed.kind == "decode":
-            seen.append(speed.depth)
-    assert seen == [0, 40, 300]
-    # `speeds` leaves the state of the last depth.
+    probe = bench.ids[:7]
+    bench.measure()
+    assert [speed.depth for speed in bench.speeds if speed.kind == "decode"] == [0, 40, 300]
+    # `measure` leaves the state of the last depth.
     fresh = bench.model.make_cache()
     bench.model.prefill(bench.ids[:300], fresh)
     assert bench.cache.offset == fresh.offset == 300
@@ -84,7 +83,7 @@ def test_each_run_reads_other_tokens_and_from_the_same_depth(bench_of, monkeypat
         return prefill(ids, cache, **options)
 
     monkeypatch.setattr(bench.model, "prefill", listening)
-    list(bench.speeds())
+    bench.measure()
     prompts = [each for each in reads if len(each[1]) == 100]
     assert [offset for offset, _ in prompts] == [0] * 3 + [300] * 3
     for depth in (0, 300):
@@ -106,35 +105,68 @@ def test_each_run_reads_other_tokens_and_from_the_same_depth(bench_of, monkeypat
 )
 def test_context_and_tokens_are_just_enough(bench_of, wanted):
     """With one position less, something has no room."""
-    wanted_most = 0
     bench = bench_of(wanted)
     make_cache = bench.model.make_cache
     bench.cache.context = wanted.context
     bench.cache.layers = make_cache().layers
     if wanted.start:
         bench.warm_starts()
-    for speed in bench.speeds():
-        wanted_most = max(wanted_most, speed.depth + speed.tokens + (speed.kind == "decode"))
+    bench.measure()
     if wanted.profile:
         bench.profile()
-    assert wanted_most <= wanted.context
-    assert set(bench.agenda._left.values()) == {0}
+    assert max(speed.depth + speed.tokens + (speed.kind == "decode") for speed in bench.speeds) <= wanted.context
+    assert set(bench.agenda._runs.values()) == {0}
+    assert bench.agenda._to_read == 0
+
+
+def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.02)
+    monkeypatch.setattr(measure, "RATES_APART", 0)
+    bench = bench_of(replace(WANTED, depths=(0,), repeat=3))
+    bench.measure()
+    turns = [what for what, _ in bench.told if ", run " in what]
+    assert turns == [f"{name}, run {n} of 3" for n in (1, 2, 3) for name in ("prefill 100 at 0", "decode 24 at 0")]
+    for series in bench.series:
+        assert series._at_a_time > 1
+        assert len(series._runs) == 3
+        assert len(series.rates) == 1 + 3
+    decode = bench.series[1]
+    assert len(decode._parts) == 3 * decode._at_a_time * 24
+    assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
+
+
+def test_what_is_done_is_there_when_it_is_broken_off(bench_of, monkeypatch):
+    bench = bench_of(replace(WANTED, depths=(0, 300), repeat=3))
+    prefill, reads = bench.model.prefill, []
+
+    def interrupted(ids, cache, **options):
+        reads.append(len(ids))
+        if reads.count(100) == 3:  # the second run of the first point, behind its warm-up
+            raise KeyboardInterrupt
+        return prefill(ids, cache, **options)
+
+    monkeypatch.setattr(bench.model, "prefill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure()
+    assert [(speed.name, speed.tokens_per_second.runs) for speed in bench.speeds] == [
+        ("prefill 100 at 0", 1),
+        ("decode 24 at 0", 1),
+    ]
 
 
 def test_time_left(bench_of):
     bench = bench_of(WANTED)
-    list(bench.speeds())
+    bench.measure()
     known = [left for _, left in bench.told if left is not None]
     assert bench.told[0][1] is None
     assert len(known) > len(bench.told) / 2
     assert all(left > 0 for left in known)
     assert bench.told[-1][0] == "decode 24 at 300, run 2 of 2"
-    rates, decode = bench.agenda._seconds["rates"], bench.agenda._seconds["decode"]
-    assert known[-1] < 5 * 24 * decode + 5 * rates
+    assert known[-1] < 5 * 24 * bench.agenda._seconds["decode"]
 
 
 class Joules:
-    """Twelve joules each time that it is asked; none from the third point on."""
+    """Twelve joules each time that it is asked; none after a while."""
 
     covers = "a test"
 
@@ -143,22 +175,25 @@ class Joules:
 
     def joules(self):
         self.asked += 1
-        return 12.0 * self.asked if self.asked <= 4 else None
+        return 12.0 * self.asked if self.asked <= 10 else None
 
 
 def test_energy_is_that_of_the_runs_that_count(bench_of):
     wanted = replace(WANTED, generate=(24, 6), prompts=(100,), depths=(0,))
-    found = {speed.name: speed.joules_per_token for speed in bench_of(wanted, Joules()).speeds()}
-    assert found == {
-        "prefill 100 at 0": 12 / (100 * wanted.repeat),
-        "decode 24 at 0": 12 / (24 * wanted.repeat),
+    bench = bench_of(wanted, Joules())
+    bench.measure()
+    # Each run asks twice, before and after; the last of the third point's are not told.
+    assert {speed.name: speed.joules_per_token for speed in bench.speeds} == {
+        "prefill 100 at 0": 12 / 100,
+        "decode 24 at 0": 12 / 24,
         "decode 6 at 0": None,
     }
 
 
 def test_experts_are_counted_without_the_warm_up(bench_of):
     bench = bench_of(replace(WANTED, depths=(0,), prompts=(30,)), paged=True)
-    prefill, decode = bench.speeds()
+    bench.measure()
+    prefill, decode = bench.speeds
     layers, k = bench.model.config.num_layers, bench.model.config.experts_per_token
     assert decode.experts.needed == WANTED.repeat * (24 + 1) * layers * k  # each run begins with a token of its own
     assert prefill.experts.needed > 0
@@ -168,7 +203,7 @@ def test_experts_are_counted_without_the_warm_up(bench_of):
 
 def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     bench = bench_of(replace(WANTED, depths=(300,), profile=True))
-    list(bench.speeds())
+    bench.measure()
     found = bench.profile()
     assert found.depth == 300
     assert [stage.name for stage in found.stages] == ["attention", "experts", "head", "rest"]
@@ -178,7 +213,7 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     step = token = 9.0
     for _ in range(30):
         step = min(step, bench.profile().seconds)
-        token = min(token, bench._decode(bench.cache.mark(), 24).token_seconds.p50)
+        token = min(token, *bench._decode(bench.cache.mark(), 0, 24))
         if abs(step / token - 1) < 0.2:
             return
     pytest.fail(f"a step of {step} s, and of {token} s while decoding")
@@ -186,7 +221,7 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
 
 def test_a_profile_of_paged_experts_has_no_rest(bench_of):
     bench = bench_of(replace(WANTED, depths=(0,), profile=True), paged=True)
-    list(bench.speeds())
+    bench.measure()
     found = bench.profile()
     assert [stage.name for stage in found.stages] == ["attention", "head", "experts"]
     assert sum(stage.bytes for stage in found.stages) == pytest.approx(bench.demand.decode(0, 1).bytes, abs=2)
@@ -194,6 +229,7 @@ def test_a_profile_of_paged_experts_has_no_rest(bench_of):
 
 def test_a_profile_can_be_interrupted(bench_of):
     bench = bench_of(replace(WANTED, depths=(0,), profile=True))
+    bench.measure()
     bench.interrupts._press()
     with pytest.raises(KeyboardInterrupt):
         bench.profile()
@@ -217,9 +253,16 @@ def test_speeds_are_those_of_a_bare_loop(bench_of):
         assert sum(1 for _ in tokens) == 64
         return 64 / (time.perf_counter() - started)
 
+    def speed_of(point: Point) -> float:
+        series = bench._series_of(point, mark)
+        series.warm_up()
+        bench._look_at_rates([series])
+        series.run(None, None)
+        return series.speed().tokens_per_second.median
+
     sides = {
-        "prefill": (lambda: bench._prefill(mark, 512).tokens_per_second.median, bare_prefill),
-        "decode": (lambda: bench._decode(mark, 64).tokens_per_second.median, bare_decode),
+        "prefill": (lambda: speed_of(Point("prefill", 512, 0)), bare_prefill),
+        "decode": (lambda: speed_of(Point("decode", 64, 0)), bare_decode),
     }
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
 

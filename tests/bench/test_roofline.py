@@ -206,4 +206,4 @@ def test_least_seconds():
 
 
 def test_mean_rates():
-    assert mean_rates(Rates(1, 2, None), Rates(3, 4, 5)) == Rates(2, 3, None)
+    assert mean_rates([Rates(1, 2, None), Rates(3, 4, 5)]) == Rates(2, 3, None)

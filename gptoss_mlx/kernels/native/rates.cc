@@ -10,23 +10,26 @@ namespace gptoss {
 
 namespace {
 
-constexpr int rounds = 5;
+// Longer than a system takes to give each thread a core of its own.
+constexpr double least_seconds = 0.1;
+constexpr int least_rounds = 5;
 
 // The most of `amount` per second that `work` does.
 template <class Work>
 double best_rate(double amount, const Work& work) {
-  double best = 0;
-  for (int round = 0; round < rounds; round++) {
+  double best = 0, all = 0;
+  for (int round = 0; round < least_rounds || all < least_seconds; round++) {
     auto started = std::chrono::steady_clock::now();
     work();
     std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;
     best = std::max(best, amount / seconds.count());
+    all += seconds.count();
   }
   return best;
 }
 
 double product_rate(Pool& pool, double (*sum_products)(int passes)) {
-  constexpr int passes = 30000, tasks_per_thread = 32;
+  constexpr int passes = 10000, tasks_per_thread = 32;
   const int tasks = tasks_per_thread * pool.threads();
   std::vector<double> products(tasks);
   auto work = [&] { pool.for_each(tasks, [&](int i) { products[i] = sum_products(passes); }); };

@@ -1,4 +1,4 @@
-// What the threads of a pool get out of the machine at most: the best of several passes, each some milliseconds long.
+// What the threads of a pool get out of the machine at most: the best of many passes in a tenth of a second.
 #pragma once
 
 #include <cstddef>
