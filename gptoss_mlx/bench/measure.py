@@ -2,9 +2,9 @@
 
 Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
 they are text. Each point is warmed up and then repeated from the same state, each time with other tokens: the experts
-of the same ones would be in memory already. The points of one depth take turns, so that what the machine does meanwhile
-is in the spread of all of them; and what it gives at most is measured before, in between and after. Not measured:
-sampling beyond greedy, and tokenization, except in the start of a new process.
+of the same ones would be in memory already. All points take turns, so that what the machine does meanwhile is in the
+spread of each; and what it gives at most is measured again and again. Not measured: sampling beyond greedy, and
+tokenization, except in the start of a new process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from .stages import profile
 GREEDY = Sampling(temperature=0)
 WARM_UP = 16  # tokens that are decoded before decoding is timed
 LEAST_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
-RATES_APART = 2.0  # seconds, at least, between two looks at what the machine gives
+RATES_APART = 2.0  # seconds, at most, between a look at what the machine gives and the run that it counts for
 RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
 SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
 
@@ -225,6 +225,7 @@ class _Bench:
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
         self.series: list[_Series] = []
+        self._look_at_rates()
 
     @property
     def speeds(self) -> list[Speed]:
@@ -244,35 +245,38 @@ class _Bench:
         return Spread.of(seconds[1:])
 
     def measure(self) -> None:
-        """All points, the smallest depth first. `speeds` has them, also when it is broken off."""
+        """All points, by turns. `speeds` has them, also when it is broken off.
+
+        The first turn reads the context, from the smallest depth to the greatest. What the runs of later turns leave
+        behind at a smaller depth stays in the context of a greater one: tokens too, if others.
+        """
         mark = self.cache.mark()
         with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
             for depth, points in groupby(self.wanted.points, lambda point: point.depth):
                 mark = self._deepened(mark, depth)
-                self._by_turns([self._series_of(point, mark) for point in points])
+                here = [self._series_of(point, mark) for point in points]
+                self.series += here
+                for series in here:
+                    self.agenda.tell(f"{series.point.name}, warm-up")
+                    self.agenda.ran(series.point, *series.warm_up())
+                self._turn(1, here)
+            for number in range(2, 1 + self.wanted.repeat):
+                self._turn(number, self.series)
         self.cache.go_back(mark.offset, mark)
 
     def profile(self) -> Profile:
         """Of a step at the greatest depth."""
         self.agenda.tell("profile")
-        bandwidth = self.series[-1].rates[-1].bandwidth
-        return profile(self.model, self.cache, self.demand, bandwidth, self._check)
+        return profile(self.model, self.cache, self.demand, self.rates.bandwidth, self._check)
 
-    def _by_turns(self, all_series: list[_Series]) -> None:
-        """The runs of the points of one depth."""
-        self.series += all_series
+    def _turn(self, number: int, all_series: list[_Series]) -> None:
+        """A run of each, beside what the machine gives."""
         for series in all_series:
-            self.agenda.tell(f"{series.point.name}, warm-up")
-            self.agenda.ran(series.point, *series.warm_up())
-        self._look_at_rates(all_series)
-        seen, repeat = time.monotonic(), self.wanted.repeat
-        for number in range(1, 1 + repeat):
-            for series in all_series:
-                self.agenda.tell(f"{series.point.name}, run {number} of {repeat}")
-                self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
-            if number == repeat or time.monotonic() - seen > RATES_APART:
-                self._look_at_rates(all_series)
-                seen = time.monotonic()
+            if time.monotonic() - self._rates_seen > RATES_APART:
+                self._look_at_rates()
+            series.rates.append(self.rates)
+            self.agenda.tell(f"{series.point.name}, run {number} of {self.wanted.repeat}")
+            self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
 
     def _deepened(self, mark: Mark, depth: int) -> Mark:
         """The state behind `depth` tokens, from that behind fewer."""
@@ -317,11 +321,10 @@ class _Bench:
         """What a run reads behind `offset`; run 0 reads on where the context ends."""
         return _cyclic(self.ids, offset + run * count, count)
 
-    def _look_at_rates(self, all_series: list[_Series]) -> None:
+    def _look_at_rates(self) -> None:
         with self.memory.apart():
-            rates = measured_rates(self.room)
-        for series in all_series:
-            series.rates.append(rates)
+            self.rates = measured_rates(self.room)
+        self._rates_seen = time.monotonic()
 
     def _check(self, *progress: int) -> None:
         self.interrupts.check()

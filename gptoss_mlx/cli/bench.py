@@ -72,7 +72,7 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @numbers_option("--prompt", "128,512", "Tokens to prefill; 0 leaves it out.")
 @numbers_option("--generate", "64", "Tokens to decode; 0 leaves it out.")
 @numbers_option("--depth", "0,4096", "Tokens of context before them.")
-@click.option("--repeat", type=click.IntRange(1), default=5, show_default=True, help="Runs; the median counts.")
+@click.option("--repeat", type=click.IntRange(1), default=7, show_default=True, help="Runs; the median counts.")
 @click.option("--start/--no-start", default=True, show_default=True, help="Measure the time to a first token.")
 @click.option("--profile", is_flag=True, help="Take a step of decoding apart, behind the greatest depth.")
 @file_option("--record-routing", "First write which experts a text chooses, for --replay-routing.")

@@ -57,9 +57,9 @@ def bench_of(demo_folder, monkeypatch):
         yield make
 
 
-def test_the_state_behind_a_depth_is_that_of_its_tokens_after_every_run(bench_of):
+def test_the_state_behind_a_depth_is_that_of_its_tokens_after_the_runs(bench_of):
     """Of rings that have gone round too: the demo's window is shorter than the depths."""
-    wanted = replace(WANTED, depths=(0, 40, 300))
+    wanted = replace(WANTED, depths=(0, 40, 300), repeat=1)  # a second turn would leave other tokens in the context
     bench = bench_of(wanted)
     assert bench.model.config.sliding_window < 300
     probe = bench.ids[:7]
@@ -85,11 +85,11 @@ def test_each_run_reads_other_tokens_and_from_the_same_depth(bench_of, monkeypat
     monkeypatch.setattr(bench.model, "prefill", listening)
     bench.measure()
     prompts = [each for each in reads if len(each[1]) == 100]
-    assert [offset for offset, _ in prompts] == [0] * 3 + [300] * 3
+    assert [offset for offset, _ in prompts] == [0, 0, 300, 300, 0, 300]  # the first at each depth warms up
     for depth in (0, 300):
         assert len({ids for offset, ids in prompts if offset == depth}) == 1 + WANTED.repeat
     firsts = [each for each in reads if len(each[1]) == 1]
-    assert [offset for offset, _ in firsts] == [0] * 3 + [300] * 3
+    assert [offset for offset, _ in firsts] == [0, 0, 300, 300, 0, 300]
     assert [ids for offset, ids in reads if offset == 0 and len(ids) == 300] == [tuple(bench.ids[:300])]
 
 
@@ -120,17 +120,17 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 
 
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
-    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.02)
+    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.2)
     monkeypatch.setattr(measure, "RATES_APART", 0)
-    bench = bench_of(replace(WANTED, depths=(0,), repeat=3))
+    bench = bench_of(replace(WANTED, repeat=3))
     bench.measure()
     turns = [what for what, _ in bench.told if ", run " in what]
-    assert turns == [f"{name}, run {n} of 3" for n in (1, 2, 3) for name in ("prefill 100 at 0", "decode 24 at 0")]
+    assert turns == [f"{speed.name}, run {n} of 3" for n in (1, 2, 3) for speed in bench.speeds]
     for series in bench.series:
         assert series._at_a_time > 1
         assert len(series._runs) == 3
-        assert len(series.rates) == 1 + 3
-    decode = bench.series[1]
+        assert len(series.rates) == 3
+    decode = bench.series[3]
     assert len(decode._parts) == 3 * decode._at_a_time * 24
     assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
 
@@ -141,16 +141,18 @@ def test_what_is_done_is_there_when_it_is_broken_off(bench_of, monkeypatch):
 
     def interrupted(ids, cache, **options):
         reads.append(len(ids))
-        if reads.count(100) == 3:  # the second run of the first point, behind its warm-up
+        if reads.count(100) == 5:  # the second run of the first point, behind the warm-ups and first runs of both
             raise KeyboardInterrupt
         return prefill(ids, cache, **options)
 
     monkeypatch.setattr(bench.model, "prefill", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench.measure()
-    assert [(speed.name, speed.tokens_per_second.runs) for speed in bench.speeds] == [
-        ("prefill 100 at 0", 1),
-        ("decode 24 at 0", 1),
+    assert [(speed.depth, speed.kind, speed.tokens_per_second.runs) for speed in bench.speeds] == [
+        (0, "prefill", 1),
+        (0, "decode", 1),
+        (300, "prefill", 1),
+        (300, "decode", 1),
     ]
 
 
@@ -256,8 +258,7 @@ def test_speeds_are_those_of_a_bare_loop(bench_of):
     def speed_of(point: Point) -> float:
         series = bench._series_of(point, mark)
         series.warm_up()
-        bench._look_at_rates([series])
-        series.run(None, None)
+        bench._turn(1, [series])
         return series.speed().tokens_per_second.median
 
     sides = {
