@@ -149,7 +149,11 @@ void multiply_rows(const Matrix& m, int first, int last, const Activations* x, f
         total[t] = V::fma(V::to_floats(sum), scale, total[t]);
       }
     };
-    for (size_t lane = 0; lane < size_t(whole); lane += V::lanes) step(lane, V::load_bytes(codes + 4 * lane));
+    for (size_t lane = 0; lane < size_t(whole); lane += V::lanes) {
+      // The next page may lie anywhere, and the core's own prefetch ends with this one.
+      __builtin_prefetch(codes + 4 * lane + 4096);
+      step(lane, V::load_bytes(codes + 4 * lane));
+    }
     if (whole < lanes) step(whole, V::load_bytes(codes + 4 * whole, 4 * (lanes - whole)));
     for (int t = 0; t < T; t++) out[t * (last - first) + r - first] = V::sum(total[t]);
   }
