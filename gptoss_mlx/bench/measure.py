@@ -1,7 +1,7 @@
 """Start, prefill, decode and memory of one model folder on this machine.
 
 Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
-they are text. Each point is warmed up and then repeated from the same state, each time with other tokens: the experts
+they are text. Each point is warmed up and then repeated from the same depth, each time with other tokens: the experts
 of the same ones would be in memory already. All points take turns, so that what the machine does meanwhile is in the
 spread of each; and what it gives at most is measured again and again. Not measured: sampling beyond greedy, and
 tokenization, except in the start of a new process.
@@ -152,7 +152,7 @@ def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgr
 
 
 class _Series:
-    """The runs of one point, all from the same state."""
+    """The runs of one point, all from the same depth."""
 
     def __init__(self, point: Point, work: Work, work_off: Callable[[int, int], list[float]]):
         """`work_off`, given a number and how many tokens, does the work once with the tokens of that number, and gives
