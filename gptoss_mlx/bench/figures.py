@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ..experts import PoolStats
 
 FORMAT = 1  # of the JSON
+RANDOM_WEIGHTS = "random weights"  # as the source that provenance.json names
 
 
 @dataclass(frozen=True)

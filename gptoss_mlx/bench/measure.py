@@ -36,6 +36,7 @@ from ..routing import RoutingTrace, recording, replaying
 from ..sampling import Sampling
 from .energy import Meter, meter
 from .figures import (
+    RANDOM_WEIGHTS,
     Figures,
     Grid,
     Memory,
@@ -52,7 +53,6 @@ from .figures import (
 )
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
-from .random_weights import SOURCE
 from .roofline import Demand, mean_rates, measured_rates
 from .stages import profile
 
@@ -429,7 +429,7 @@ def facts_of(folder: Path) -> ModelFacts:
     return ModelFacts(
         name=printable(folder.resolve().name),
         recipe=recipe,
-        random_weights=source == SOURCE,
+        random_weights=source == RANDOM_WEIGHTS,
         layers=config.num_layers,
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,

@@ -34,8 +34,8 @@ from ..config import LAYER_TYPES, ModelConfig
 from ..doctor import free_disk
 from ..errors import GptOssError
 from ..models import home
+from .figures import RANDOM_WEIGHTS
 
-SOURCE = "random weights"  # in provenance.json
 SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
 
 # config.json of the published checkpoints, without what differs between them.
@@ -184,7 +184,7 @@ class _RandomModel:
         write_json(folder / "generation_config.json", GENERATION_CONFIG)
         write_json(
             folder / PROVENANCE,
-            {"source": {"id": SOURCE, "revision": None}, "tool": tool(), "recipe": self.recipe.name},
+            {"source": {"id": RANDOM_WEIGHTS, "revision": None}, "tool": tool(), "recipe": self.recipe.name},
         )
         write_json(folder / "config.json", converted_config(self.raw_config, self.weights, self.recipe))
 

@@ -13,7 +13,8 @@ from gptoss_mlx import kernels
 from gptoss_mlx.bench import roofline
 from gptoss_mlx.bench.figures import Rates
 
-NEAR = 0.1  # of each other
+NEAR = 0.1  # of each other, on a machine that does nothing else
+ROUGHLY = 0.4  # on any machine: a wrong count of operations or threads is a factor of two
 PATIENCE = 60  # seconds; other programs can only make a rate smaller, so that the best of many rounds is what counts
 
 
@@ -28,7 +29,8 @@ def independent(tmp_path_factory) -> list[str]:
     return [str(program), str(kernels.native().threads())]
 
 
-def test_rates_are_those_of_an_independent_program(independent):
+@pytest.mark.parametrize("near", [ROUGHLY, pytest.param(NEAR, marks=pytest.mark.slow)])
+def test_rates_are_those_of_an_independent_program(independent, near):
     ours, theirs = [0.0] * 3, [0.0] * 3
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
@@ -37,10 +39,10 @@ def test_rates_are_those_of_an_independent_program(independent):
         measured = roofline.measured_rates(2**40)
         ours = list(map(max, ours, (measured.bandwidth, measured.matrix, measured.vector)))
         compared = [one / other for one, other in zip(ours, theirs, strict=True) if other]
-        if all(1 - NEAR < ratio < 1 / (1 - NEAR) for ratio in compared):
+        if all(1 - near < ratio < 1 / (1 - near) for ratio in compared):
             break
     assert len(compared) == 3 or not theirs[1]
-    assert compared == pytest.approx([1] * len(compared), abs=NEAR), (ours, theirs)
+    assert all(1 - near < ratio < 1 / (1 - near) for ratio in compared), (ours, theirs)
 
 
 def test_rates_grow_with_the_threads():
