@@ -386,4 +386,5 @@ def test_nothing_of_the_rates_is_in_the_memory(run, demo_folder):
     for options in ((), ("--memory", plan_of(demo_folder, paged=True).device.memory, "--context", 1024)):
         memory = json.loads(run("bench", demo_folder, *sizes, *options).stdout)["memory"]
         assert memory["peak"] is None or max(memory["anonymous"], memory["mapped"]) < memory["peak"]
-        assert memory["peak"] is None or memory["peak"] <= memory["planned"]
+        # Half of the least that they read is room for what Python takes more on some machines.
+        assert memory["peak"] is None or memory["peak"] <= memory["planned"] + 2**25
