@@ -9,6 +9,7 @@ import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
+from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
 
 
@@ -30,6 +31,18 @@ def endless_folder(tmp_path_factory) -> Path:
     write_safetensors(next(source.glob("*.safetensors")), tensors)
     convert(source, root / "model", "mxfp4-bf16")
     return root / "model"
+
+
+@pytest.fixture(params=["kernels", "mlx"])
+def computing(request):
+    """With the kernels where there are any, and without."""
+    if request.param == "mlx":
+        with kernels.off():
+            yield
+    elif kernels.native():
+        yield
+    else:
+        pytest.skip(kernels.why_not_native())
 
 
 @pytest.fixture(scope="session")

@@ -31,18 +31,6 @@ def folder(tmp_path_factory):
     return root / "model"
 
 
-@pytest.fixture(params=["kernels", "mlx"])
-def computing(request):
-    """With the kernels where there are any, and without."""
-    if request.param == "mlx":
-        with kernels.off():
-            yield
-    elif kernels.native():
-        yield
-    else:
-        pytest.skip(kernels.why_not_native())
-
-
 @pytest.fixture(scope="module")
 def trace(folder):
     model = load(folder, PAGED)

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 from .. import kernels
+from ..budget import backend
 from ..files import read_number, read_text
 from ..foreign import parse_json
 from ..memory import ProcessMemory, forget_peak, process_memory, total
@@ -30,6 +31,11 @@ PACKAGE = Path(__file__).parents[1]
 ROOT = Path("/")
 SECONDS = 5  # that another program may take to answer
 SAMPLE_SECONDS = 1  # a look takes up to half a millisecond of a core that does other things in between
+
+
+def kernel_threads() -> int | None:
+    """Of the kernels, where they compute; None on a GPU, and where MLX computes on its own."""
+    return kernels.native().threads() if backend() == "kernels" else None
 
 
 def describe() -> Machine:

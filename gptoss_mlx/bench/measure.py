@@ -22,7 +22,6 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from .. import kernels
 from ..budget import MemoryPlan, Sizes
 from ..cache import Mark
 from ..checkpoint import Checkpoint
@@ -52,7 +51,7 @@ from .figures import (
     Work,
 )
 from .first_token import STARTS, cold_starts
-from .machine import MemorySampler, Watch, describe
+from .machine import MemorySampler, Watch, describe, kernel_threads
 from .roofline import Demand, mean_rates, measured_rates
 from .stages import profile
 
@@ -400,11 +399,11 @@ def _reads_text(plan: MemoryPlan) -> bool:
 
 def setup_of(plan: MemoryPlan, wanted: Wanted, energy: str | None = None) -> Setup:
     """`energy`: what a meter covers."""
-    settings, native = plan.settings, kernels.native()
+    settings = plan.settings
     prompts = "text" if _reads_text(plan) else "random ids"
     return Setup(
         repeat=wanted.repeat,
-        threads=native.threads() if native and mx.default_device().type == mx.DeviceType.cpu else None,
+        threads=kernel_threads(),
         context=settings.context,
         kv_bits=settings.kv_bits,
         prefill_chunk=settings.prefill_chunk,

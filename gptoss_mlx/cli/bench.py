@@ -178,7 +178,7 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     if options["record_routing"]:
         record_routing(plan, wanted, options["record_routing"])
     with step_progress() as show:
-        figures = measure(plan, wanted, _command(context, options), show)
+        figures = measure(plan, wanted, _command(context), show)
     _print_figures(figures, options["form"])
     _save_figures(figures, options)
     if earlier and figures.speeds:
@@ -200,7 +200,7 @@ def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
     return plan_to_keep(folder, options)
 
 
-def _command(context: click.Context, options: dict[str, Any]) -> str:
+def _command(context: click.Context) -> str:
     """What measures the same again, whatever the defaults are then."""
     words = []
     for parameter in context.command.params:
@@ -260,13 +260,13 @@ def _compare(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     """Run by turns with another runtime and show; whether it came to its end."""
     from ..bench import peers
     from ..bench.figures import Grid
-    from ..kernels import native
+    from ..bench.machine import kernel_threads
 
     sizes = Grid(options["prompt"], options["generate"], options["depth"])
     if options["against"] == "mlx-lm":
         peer = peers.MlxLm(folder, sizes)
     else:
-        peer = peers.LlamaCpp(options["llama_bench"], options["gguf"], sizes, native() and native().threads())
+        peer = peers.LlamaCpp(options["llama_bench"], options["gguf"], sizes, kernel_threads())
     ours = [sys.executable, "-m", "gptoss_mlx", "bench", str(folder), "--repeat", "1", "--no-start"]
     for name in ("memory", "context", "kv_bits", "threads"):
         if context.params[name] is not None:

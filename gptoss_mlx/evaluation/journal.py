@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import mlx.core as mx
 
+from gptoss_convert.verification import sha256
+
 from .. import kernels
 from ..budget import Settings
 from ..errors import GptOssError
@@ -128,7 +130,3 @@ def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
         "files": {name: sha256(folder / name) for name in DECIDING if (folder / name).is_file()},
         "shards": {name: [status.st_size, status.st_mtime_ns] for name, status in shards.items()},
     }
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

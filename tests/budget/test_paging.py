@@ -43,18 +43,6 @@ def convert_to(source, folder, recipe):
     return folder
 
 
-@pytest.fixture(params=["kernels", "mlx"])
-def computing(request):
-    """With the kernels where there are any, and without."""
-    if request.param == "mlx":
-        with kernels.off():
-            yield
-    elif kernels.native():
-        yield
-    else:
-        pytest.skip(kernels.why_not_native())
-
-
 def outputs(folder, settings):
     """Logits of a prompt in chunks, and of some tokens behind it."""
     model, cache = load(folder, settings), None
