@@ -5,6 +5,7 @@ Knows no text: rendering, tokenizing and what a stop id means are its callers' b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,16 @@ LOOK_AHEAD = {mx.DeviceType.cpu: False, mx.DeviceType.gpu: True}
 
 class ContextFull(GptOssError):
     """The prompt does not fit into what is left of the model's context."""
+
+
+class NotFinite(GptOssError):
+    """The model computes what is no number, NaN or infinity: nothing follows from that."""
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            f"the model computes NaN or infinity: its files are damaged. `gptoss-mlx verify {folder}` names the file;"
+            " convert the checkpoint again"
+        )
 
 
 class Constraint(Protocol):
@@ -129,31 +140,40 @@ class Model:
     ) -> Iterator[int]:
         """Yield sampled ids, the first from `logits` [1, vocabulary] of the cache's last position, as `generate` does.
 
-        A `constraint` says before each id which ones may be sampled, so that nothing is computed ahead of it.
+        A `constraint` says before each id which ones may be sampled, so that nothing is computed ahead of it. Raises
+        NotFinite where the logits of an id are not all numbers.
         """
         stop = self.stop_ids if stop is None else stop
         room = cache.context - cache.offset + 1
         most = min(room, max_tokens or room)
         ahead = LOOK_AHEAD[mx.default_device().type] and constraint is None
 
-        def sampled(logits: mx.array) -> mx.array:
+        def sampled(logits: mx.array) -> tuple[mx.array, mx.array]:
+            """A token [1], and the sum of the logits."""
+            total = mx.sum(logits)
             if not constraint:
-                return sampler(logits)
+                return sampler(logits), total
             mx.async_eval(logits)
-            return sampler(logits, constraint.allowed())
+            return sampler(logits, constraint.allowed()), total
 
-        token = sampled(logits)
+        token, total = sampled(logits)
         following = None
         for count in range(1, most + 1):
-            mx.async_eval(token)
+            mx.async_eval(token, total)
             if ahead and count < most:
                 mx.async_eval(following := sampled(self._logits_behind(token, cache)))
+            self.require_finite(total)
             yield (id_ := token.item())
             if id_ in stop or count == most:
                 return
             if constraint:
                 constraint.accept(id_)
-            token = following if ahead else sampled(self._logits_behind(token, cache))
+            token, total = following if ahead else sampled(self._logits_behind(token, cache))
+
+    def require_finite(self, total: mx.array) -> None:
+        """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""
+        if not math.isfinite(total.item()):
+            raise NotFinite(self.path)
 
     def _logits_behind(self, token: mx.array, cache: Cache) -> mx.array:
         """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
@@ -172,7 +192,8 @@ class Model:
 
 
 def load(path: str | Path, settings: Settings | None = None) -> Model:
-    """Open a converted folder. Headers are checked; weights are mapped, or read when they are first used.
+    """Open a converted folder. Headers and the small weights are checked; the others are mapped, or read when they are
+    first used.
 
     `settings` come from a `budget.MemoryPlan`; without them all is in memory, and the context is the model's.
 
@@ -192,11 +213,13 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
         mx.set_cache_limit(settings.workspace)
     if settings.allocations is not None:
         mx.set_memory_limit(settings.allocations)
+    weights = Weights(checkpoint, config, dtype)
     network = Transformer(
-        Weights(checkpoint, config, dtype),
+        weights,
         expert_slots=settings.expert_slots,
         expert_layers_on_cpu=settings.cpu_expert_layers,
     )
+    weights.check_finite()
     return Model(path, config, network, _stop_ids(path), settings)
 
 

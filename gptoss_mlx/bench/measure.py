@@ -302,8 +302,10 @@ class _Bench:
         ids = self._ids(number, mark.offset, count)
         self.cache.go_back(mark.offset, mark)
         started = time.perf_counter()
-        mx.eval(self.model.prefill(ids, self.cache, on_progress=self._check))
-        return [time.perf_counter() - started]
+        mx.eval(logits := self.model.prefill(ids, self.cache, on_progress=self._check))
+        seconds = time.perf_counter() - started
+        self.model.require_finite(mx.sum(logits))
+        return [seconds]
 
     def _decode(self, mark: Mark, number: int, count: int) -> list[float]:
         first = self._ids(number, mark.offset, 1)

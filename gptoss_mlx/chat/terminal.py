@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..engine import ContextFull
+from ..engine import ContextFull, NotFinite
 from ..errors import GptOssError
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
 from .attachments import expand, run_command
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .keeper import Keeper
 
 BROKE_OFF = "(broke off at --max-tokens; /continue goes on)"
+REPEATED = "(stopped: the model was repeating the same {cycle}; /continue resumes)"
 BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
 BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
 WAYS_OUT = "/undo takes the last question back, /reset starts anew"
@@ -177,6 +178,8 @@ class Chat:
                 self.answer(partial(self.session.send, message))
         except ContextFull as error:
             self.screen.note(f"error: {error}: {self._ways_out()}")
+        except NotFinite:  # nor will the next answer be one
+            raise
         except GptOssError as error:
             self.screen.note(f"error: {error}")
 
@@ -216,10 +219,12 @@ class Chat:
                 case Stop(reason):
                     pass
                 case TurnStats(finished=False):
-                    screen.note(self._broke_off() if reason == "none" else "(no answer; /continue asks for one)")
+                    screen.note(self._broke_off(event) if reason == "none" else "(no answer; /continue asks for one)")
 
-    def _broke_off(self) -> str:
+    def _broke_off(self, stats: TurnStats) -> str:
         """Why an answer did, and what to do."""
+        if stats.cycle:
+            return REPEATED.format(cycle="token" if stats.cycle == 1 else f"{stats.cycle} tokens")
         if self.session.context_used < self.session.model.context - 1:
             return BROKE_OFF
         turns = sum(message.role == "user" for message in self.session.messages)

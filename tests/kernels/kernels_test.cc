@@ -184,6 +184,12 @@ void test_vector_math() {
       double expected = (u + 1) * g / (1 + std::exp(-1.702 * g));
       check(std::abs(gate[i] - expected) <= 1e-5 * std::abs(expected) + 1e-6, "swiglu of " + std::to_string(x[i]));
     }
+    for (float strange : {NAN, INFINITY, -INFINITY}) {
+      auto g = x, u = up;
+      g[1] = strange, u[2] = strange;
+      kernels().swiglu(g.data(), u.data(), size, 7);
+      check(std::isnan(g[1]) && std::isnan(g[2]) && std::isfinite(g[3]), "swiglu of " + std::to_string(strange));
+    }
     std::vector<uint16_t> bits(size);
     x[2] = NAN, x[3] = INFINITY, x[4] = -0.0f, x[5] = float_of_bits(0x3f808000), x[6] = float_of_bits(0x3f818000);
     kernels().store_as_bf16(x.data(), size, bits.data());

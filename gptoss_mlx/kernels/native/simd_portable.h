@@ -182,6 +182,7 @@ struct Portable {
   static Floats div(Floats a, Floats b) {
     return each<Floats>([&](int i) { return a.at[i] / b.at[i]; });
   }
+  // The smaller, or larger, of two; b where one of them is NaN (on ARM, NaN).
   static Floats min(Floats a, Floats b) {
     return each<Floats>([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
   }

@@ -6,10 +6,11 @@
 
 namespace gptoss {
 
-// e^x to within 2 units in the last place, for x from -87 to 88; what lies outside becomes the nearer of these.
+// e^x to within 2 units in the last place, for x from -87 to 88; what lies outside becomes the nearer of these, and NaN
+// stays NaN.
 template <class V>
 typename V::Floats exp(typename V::Floats x) {
-  x = V::min(V::max(x, V::broadcast(-87.0f)), V::broadcast(88.0f));
+  x = V::min(V::broadcast(88.0f), V::max(V::broadcast(-87.0f), x));
   auto n = V::round(V::mul(x, V::broadcast(1.44269504f)));
   // x - n ln 2, with ln 2 in two parts
   auto r = V::fma(n, V::broadcast(-0.693359375f), x);
@@ -31,15 +32,18 @@ void rms_norm(const float* x, const uint16_t* weight, int size, float eps, float
   }
 }
 
-// gate = (u + 1) * g * sigmoid(1.702 g), where g is gate clamped from above and u is up clamped on both sides.
+// gate = (u + 1) * g * sigmoid(1.702 g), where g is gate clamped from above and u is up clamped on both sides. What is
+// not finite becomes NaN: clamped, an infinity that a damaged weight left would pass for an ordinary value.
 template <class V>
 void swiglu(float* gate, const float* up, int size, float limit) {
   auto most = V::broadcast(limit), least = V::broadcast(-limit), one = V::broadcast(1);
   for (int i = 0; i < size; i += V::lanes) {
-    auto g = V::min(V::load(gate + i), most);
-    auto u = V::max(V::min(V::load(up + i), most), least);
+    const auto raw_gate = V::load(gate + i), raw_up = V::load(up + i);
+    auto g = V::min(raw_gate, most);
+    auto u = V::max(V::min(raw_up, most), least);
     auto sigmoid = V::div(one, V::add(one, exp<V>(V::mul(g, V::broadcast(-1.702f)))));
-    V::store(gate + i, V::mul(V::mul(V::add(u, one), g), sigmoid));
+    const auto nothing = V::mul(V::add(raw_gate, raw_up), V::zero());
+    V::store(gate + i, V::fma(V::mul(V::add(u, one), g), sigmoid, nothing));
   }
 }
 
