@@ -29,8 +29,10 @@ class Weights:
         self.checkpoint, self.config, self.dtype = checkpoint, config, dtype
 
     def check_finite(self) -> None:
-        """Raise CheckpointError for NaN or infinity in what is small enough to look at: 18 MB of gpt-oss-20b. The router
-        would never choose an expert whose score is NaN, and the clamp makes 7 of infinity: no logit would tell."""
+        """Raise CheckpointError for NaN or infinity in what is small enough to look at: 18 MB of gpt-oss-20b.
+
+        No logit would tell of them all: an expert whose score is NaN is never chosen, and the clamp makes 7 of infinity.
+        """
         for name in self.checkpoint.tensors:
             if name.endswith(VECTORS):
                 values = _as_float32(self.checkpoint.view(name))

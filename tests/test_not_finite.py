@@ -37,7 +37,7 @@ def ids(demo_folder):
 
 
 def refusal(folder, ids):
-    with pytest.raises(GptOssError, match="NaN or infinity.* damaged.*`gptoss-mlx verify ") as caught:
+    with pytest.raises(GptOssError, match=r"NaN or infinity.* damaged.*`gptoss-mlx verify ") as caught:
         list(load(folder).generate(ids, sampling=GREEDY, max_tokens=4, stop=()))
     return caught.value
 

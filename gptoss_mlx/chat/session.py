@@ -42,7 +42,7 @@ from ..timeline import Timeline
 from ..tokenizer import Tokenizer
 from .tools import Builtin, Function, Toolbox, error_result
 from .transcript import Transcript
-from .turn import AnswerGrammar, Clock, Dropped, ToolResult, TurnStats
+from .turn import LOOKED_FOR_EVERY, AnswerGrammar, Clock, Dropped, ToolResult, TurnStats, cycle_at_end
 
 if TYPE_CHECKING:
     from ..grammar import JsonGrammar, Schema
@@ -297,6 +297,7 @@ class Session:
             if calls:  # it was stopped before they could run
                 return calls, False
             given, may_insist = self._insistence(draft, parser), False
+        before_sampling = len(draft.written)
         while True:
             calls += self._give(encode(given, self.tokenizer), draft, parser, grammar)
             stopped, in_header = False, 0
@@ -319,12 +320,16 @@ class Session:
                         if grammar:
                             grammar.accept(id_)
                         break
+                    sampled = len(draft.written) - before_sampling
+                    if sampled % LOOKED_FOR_EVERY == 0 and (cycle := cycle_at_end(draft.written[-sampled:])):
+                        clock.cycle = cycle
+                        break
             if not (stopped and may_insist) or calls or _has_answer(parser.parser):
                 break
             given, may_insist = self._insistence(draft, parser), False
         for event in parser.finish():
-            calls += [event] if isinstance(event, ToolCall) else []
-            yield event
+            if not isinstance(event, ToolCall):  # one that broke off says what nobody meant
+                yield event
         return calls, stopped and _has_answer(parser.parser) and (grammar is None or grammar.finished)
 
     def _may_reason(self, message: Message, clock: Clock) -> bool:

@@ -3,7 +3,8 @@
 A turn adds the stretch that is new; what is no longer part of the conversation is removed. A stretch names the model
 and says, by a SHA-256 of all ids before it, what it continues: so nothing has to agree with any other file, and what
 does not fit, or was removed by others, is as good as not there. Where a stretch ends in a mark, it holds the rings of
-the sliding layers too; the state can go on from there.
+the sliding layers too; the state can go on from there. A CRC-32 of its arrays, in the metadata, tells whether they are
+still what was written.
 
     000000812-000001044.safetensors: ids [end - start] uint32, `full.*` and `ring.*` as `cache.Cache` names them
 """
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -29,12 +31,14 @@ from ..foreign import reason
 from ..timeline import Timeline, common_prefix
 from .store import clear
 
-FORMAT = "gptoss-mlx KV state 1"
+FORMAT = "gptoss-mlx KV state 2"
+CHECKSUM = "crc32"
 SUFFIX = ".safetensors"
 
 GONE = "its KV state is gone"
 ANOTHER_MODEL = "its KV state is of another model or recipe"
 UNREADABLE = "its KV state cannot be read"
+DAMAGED = "its KV state is damaged"
 
 
 class StateFiles:
@@ -47,41 +51,44 @@ class StateFiles:
         self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
         self.missing: str | None = GONE
-        """Why `load` found nothing to use, in words."""
+        """Why `load` could not use all that was kept, in words."""
 
     def load(self, timeline: Timeline) -> int:
         """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
         timeline.clear()
         marks: list[Mark] = []
-        why = GONE
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-            why = UNREADABLE
+        self.missing = GONE
+        for path in sorted(self.folder.glob(f"[0-9]*{SUFFIX}")):
             try:
                 mark = self._load(path, timeline.cache)
-            except _AnotherModel:
-                why = ANOTHER_MODEL
+            except _Unusable as unusable:
+                self.missing = unusable.why
                 break
-            except (CheckpointError, RuntimeError, _Unusable):
+            except (CheckpointError, RuntimeError):
+                self.missing = UNREADABLE
                 break
             marks += [mark] if mark else []
+            self.missing = None if marks else UNREADABLE
         timeline.adopt(self._ids, marks)
-        self.missing = None if marks else why
         return timeline.cache.offset
 
     def _load(self, path: Path, cache: Cache) -> Mark | None:
         """Append a stretch to the cache; its mark, if it ends in one."""
         header = read_header(path)
         if header.metadata.get("model", self._fingerprint) != self._fingerprint:
-            raise _AnotherModel
+            raise _Unusable(ANOTHER_MODEL)
         start, ids = len(self._ids), header.tensors.get("ids")
         length = ids.shape[0] if ids and ids.dtype == "U32" and len(ids.shape) == 1 else 0
-        if header.metadata != self._metadata(start) or not 0 < length <= cache.context - start:
-            raise _Unusable
+        metadata = dict(header.metadata)
+        checksum = metadata.pop(CHECKSUM, None)
+        if metadata != self._metadata(start) or not 0 < length <= cache.context - start:
+            raise _Unusable(UNREADABLE)
         arrays = mx.load(str(path))
         full, rings = _part(arrays, "full."), _part(arrays, "ring.")
         if _forms(full) != cache.stretch_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
-            raise _Unusable
-        mx.eval(arrays)  # while the file is there
+            raise _Unusable(UNREADABLE)
+        if _checksum(arrays) != checksum:
+            raise _Unusable(DAMAGED)
         cache.restore(start, full)
         self._ids += arrays["ids"].tolist()
         self._stretches.append((start, start + length))
@@ -111,13 +118,13 @@ class StateFiles:
         arrays = {"ids": mx.array(ids, mx.uint32)}
         arrays |= {f"full.{name}": part for name, part in timeline.cache.stretch(start, end).items()}
         arrays |= {f"ring.{name}": ring for name, ring in (mark.rings if mark else {}).items()}
-        mx.eval(arrays)
+        metadata = self._metadata(start) | {CHECKSUM: _checksum(arrays)}
         path = self._path(start, end)
         partial = path.with_name(f".{path.name}")  # MLX wants the suffix
         try:
             partial.touch(mode=0o600)
             try:
-                mx.save_safetensors(str(partial), arrays, self._metadata(start))
+                mx.save_safetensors(str(partial), arrays, metadata)
             except RuntimeError:  # in MLX's words
                 raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
             with partial.open("rb") as file:
@@ -138,11 +145,10 @@ class StateFiles:
 
 
 class _Unusable(Exception):
-    """A file that holds something else."""
+    """A file that holds something else; `why`, in words."""
 
-
-class _AnotherModel(_Unusable):
-    """A file that another model, or another recipe, has left."""
+    def __init__(self, why: str):
+        self.why = why
 
 
 def fingerprint(model: Model) -> str:
@@ -164,6 +170,14 @@ def fingerprint(model: Model) -> str:
 
 def _digest(ids: Sequence[int]) -> str:
     return hashlib.sha256(np.array(ids, np.uint32).tobytes()).hexdigest()
+
+
+def _checksum(arrays: Mapping[str, mx.array]) -> str:
+    """CRC-32 of names and bytes, which are evaluated for it, an array at a time."""
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(memoryview(mx.contiguous(arrays[name]).view(mx.uint8)), zlib.crc32(name.encode(), total))
+    return f"{total:08x}"
 
 
 def _part(arrays: dict[str, mx.array], prefix: str) -> dict[str, mx.array]:

@@ -47,6 +47,8 @@ class TurnStats:
     context_used: int
     finished: bool
     """Whether there is an answer that did not break off; `Session.resume` goes on with any other."""
+    cycle: int | None = None
+    """Tokens of the cycle that the model repeated over and over, where the answer was stopped for that."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -89,6 +91,23 @@ class AnswerGrammar:
         return message is not None and kind_of(message) is Content
 
 
+# A model that has fallen into a loop seldom leaves it. What a person wants repeats as well (a table of zeros, a log),
+# but not for so long: of 20,000 source files, logs and tables, NNN do.
+LOOP = 4096  # tokens that are one cycle over and over
+LONGEST_CYCLE = 512  # tokens, which makes eight repetitions at least
+LOOKED_FOR_EVERY = 256  # tokens
+
+
+def cycle_at_end(ids: list[int]) -> int | None:
+    """The length of the cycle, LONGEST_CYCLE at most, that the last LOOP of `ids` repeat; None where they do not."""
+    tail = ids[-LOOP:]
+    if len(tail) < LOOP:
+        return None
+    some = tail[:16]  # which spares most of the long comparisons
+    lengths = (n for n in range(1, LONGEST_CYCLE + 1) if tail[n : n + len(some)] == some)
+    return next((n for n in lengths if tail[n:] == tail[:-n]), None)
+
+
 class Clock:
     """Counts and times one turn, over all its rounds, and looks for Ctrl-C where nothing is half done."""
 
@@ -96,6 +115,7 @@ class Clock:
         self.interrupts, self._on_prefill = interrupts, on_prefill
         self.prefilled = self.decoded = self.sampled = self.reasoning = 0
         self.first_token_seconds = self.decode_seconds = 0.0
+        self.cycle: int | None = None  # of a model in a loop
         self._started: float | None = None
         self._last = 0.0
         self._fresh = True
@@ -144,4 +164,5 @@ class Clock:
             self.decode_seconds,
             context_used,
             finished,
+            self.cycle,
         )

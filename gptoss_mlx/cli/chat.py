@@ -163,7 +163,7 @@ def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Sessi
     if why is None and session.unread > session.prompt_tokens - instructions:
         why = "its instructions, tools or reasoning are others"
     if why:
-        line += f"; {why}, so that its {session.prompt_tokens:,} tokens are read again"
+        line += f"; {why}, so that {session.unread:,} tokens are read again"
     click.echo(printable(line), err=True)
     return session
 
@@ -252,6 +252,11 @@ def _generate(session: Session, text: str) -> None:
                 click.echo(show(written), nl=False)
     if written and not written.endswith("\n"):
         click.echo()
+    if cycle := session.stats[-1].cycle:
+        what = "the same token" if cycle == 1 else f"the same {cycle} tokens"
+        raise GptOssError(
+            f"the model was repeating {what}, and was stopped: try --repetition-penalty 1.1, or another --seed"
+        )
     if not session.stats[-1].finished:
         state = "broke off" if written else "has no final part"
         raise GptOssError(f"the answer {state}: raise --max-tokens or --context, or lower --reasoning")

@@ -446,6 +446,34 @@ def test_folders_in_place_of_files_are_replaced(model, store):
     assert (positions, keeper.reading_again) == (0, "its KV state cannot be read")
 
 
+@pytest.mark.parametrize("kv_bits", [16, 8])
+@pytest.mark.parametrize("at", [0, -1], ids=["in the first file", "in the last file"])
+@pytest.mark.parametrize("count", [1, 200])
+def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at, count):
+    model = load(model.path, Settings(4096, kv_bits, 64))
+    keeper = Keeper(store)
+    session = talk(model, keeper)
+    keeper.leave()
+    expected = list(session.send("What is my locker code?"))
+    path = sorted(store.find().state.iterdir())[at]
+    data = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    picked = random.Random(count)
+    for place in picked.sample(range(header, len(data)), count):
+        data[place] ^= picked.randrange(1, 256)
+    path.write_bytes(data)
+    again, positions, keeper = resumed(model, store)
+    assert keeper.reading_again == "its KV state is damaged"
+    assert positions < session.timeline.marks[-1].offset
+    assert (positions == 0) == (at == 0)
+    assert again.unread > 0
+    assert list(again.send("What is my locker code?"))[:-1] == expected[:-1]
+    # What is written now is whole again.
+    keeper.keep(again, kv=True)
+    keeper.leave()
+    assert resumed(model, store)[2].reading_again is None
+
+
 FILLER = """
 import resource, signal, sys
 from pathlib import Path
