@@ -31,7 +31,7 @@ class Weights:
     def check_finite(self) -> None:
         """Raise CheckpointError for NaN or infinity in what is small enough to look at: 18 MB of gpt-oss-20b.
 
-        No logit would tell of them all: an expert whose score is NaN is never chosen, and the clamp makes 7 of infinity.
+        No logit tells of them all: an expert whose score is NaN is never chosen, and the clamp makes 7 of infinity.
         """
         for name in self.checkpoint.tensors:
             if name.endswith(VECTORS):

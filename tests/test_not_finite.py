@@ -1,14 +1,25 @@
-"""NaN and infinity in a model's files, or in its KV state: one line that says what to do, never an answer."""
+"""NaN and infinity in a model's files, or in its KV state: one line that says what to do, never an answer.
 
+`python tests/test_not_finite.py MINUTES` tries random places of the embedded model, with kernels and without.
+"""
+
+import random
 import shutil
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from gptoss_mlx import GptOssError, Sampling, Session, load
+from gptoss_convert import convert
+from gptoss_mlx import GptOssError, Sampling, Session, kernels, load
 from gptoss_mlx.cache import FullKV, RingKV
 from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine import NotFinite
 from gptoss_mlx.tokenizer import Tokenizer
 
@@ -17,13 +28,13 @@ BITS = {"BF16": {"nan": 0x7FC0, "inf": 0x7F80, "-inf": 0xFF80}, "U8": {"nan": 25
 LAYER, EXPERTS = "model.layers.1", "model.layers.1.mlp.experts"
 
 
-def poison(folder, name, value, *, everywhere=False):
-    """Overwrite an element of a tensor, or all of them, in its file."""
+def poison(folder, name, value, *, everywhere=False, place=0.5):
+    """Overwrite an element of a tensor, or all of them, in its file; `place` from 0 to 1."""
     checkpoint = Checkpoint.open(folder)
     tensor = checkpoint.tensors[name]
     elements = np.memmap(checkpoint.file_of[name], np.uint8, "r+")[tensor.start : tensor.end]
     elements = elements.view({"BF16": np.uint16, "U8": np.uint8}[tensor.dtype])
-    elements[slice(None) if everywhere else elements.size // 2] = BITS[tensor.dtype][value]
+    elements[slice(None) if everywhere else int(elements.size * place)] = BITS[tensor.dtype][value]
 
 
 @pytest.fixture
@@ -148,3 +159,47 @@ def test_an_answer_in_json(folder):
     session = Session(load(folder), sampling=GREEDY, response_schema={"type": "object"})
     with pytest.raises(NotFinite):
         list(session.send("Hello"))
+
+
+def answered_or_refused(folder, picked):
+    """Put NaN or infinity at random places of a file; the model must refuse, or compute nothing but numbers."""
+    checkpoint = Checkpoint.open(folder)
+    name = picked.choice([name for name, tensor in checkpoint.tensors.items() if tensor.dtype in BITS])
+    value = picked.choice(list(BITS[checkpoint.tensors[name].dtype]))
+    before = checkpoint.file_of[name].read_bytes()
+    poison(folder, name, value, everywhere=picked.random() < 0.3, place=picked.random())
+    try:
+        model = load(folder)
+        cache = model.make_cache()
+        ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 300))]
+        emitted = list(model.generate(ids, sampling=GREEDY, max_tokens=4, stop=(), cache=cache))
+        assert np.isfinite(np.array(model(mx.array([emitted]), cache))).all(), (name, value)
+        return False
+    except GptOssError as error:
+        if "NaN or infinity" not in str(error):
+            raise
+        return True
+    finally:
+        checkpoint.file_of[name].write_bytes(before)
+
+
+@pytest.mark.usefixtures("computing")
+def test_random_places(folder):
+    picked = random.Random(1)
+    refused = [answered_or_refused(folder, picked) for _ in range(12)]
+    assert any(refused)
+
+
+def main(minutes):
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "model")
+        convert(CHECKPOINT, folder)
+        picked, until, refused = random.Random(0), time.monotonic() + 60 * minutes, []
+        while time.monotonic() < until:
+            with kernels.off() if picked.random() < 0.5 else nullcontext():
+                refused.append(answered_or_refused(folder, picked))
+        print(f"{len(refused)} models, {sum(refused)} refused, {len(refused) - sum(refused)} computed numbers only")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

@@ -1,9 +1,15 @@
-"""A model that repeats itself is stopped; a text that a person may have asked for is not."""
+"""A model that repeats itself is stopped; a text that a person may have asked for is not.
+
+`PYTHONPATH=tests python tests/chat/test_loops.py MINUTES` tries models that say any token behind any other.
+"""
 
 import itertools
 import json
 import random
+import sys
 import sysconfig
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -21,22 +27,23 @@ from gptoss_mlx.tokenizer import Tokenizer
 ENDS_A_HEADER = 262  # <|message|> of the tests' tokenizer
 
 
-def looping_model(folder, cycle):
-    """A network that says ids 0, 1, ... `cycle` - 1 over and over: no layer adds anything, and the head knows, by its
-    embedding, which token follows which."""
+def memoryless_model(folder, seed=0, cycle=None):
+    """A network whose layers add nothing, so that each token decides the next one: at random, or, with a `cycle`, so
+    that ids 0, 1, ... `cycle` - 1 follow each other over and over."""
     config = config_of(num_hidden_layers=1)
     source = write_checkpoint(folder / "source", config, shards=1)
-    tensors = tensors_of(config)
+    tensors = tensors_of(config, seed)
     for name, (array, _) in tensors.items():
         if ".o_proj." in name or ".down_proj" in name:
             array[:] = 0
         elif "norm.weight" in name:
             array[:] = 0x3F80  # 1
-    embeddings, head = (tensors[name][0] for name in ("model.embed_tokens.weight", "lm_head.weight"))
-    head[:] = 0
-    for id_ in range(cycle):
-        head[(id_ + 1) % cycle] = embeddings[id_]
-    embeddings[ENDS_A_HEADER] = embeddings[cycle - 1]
+    if cycle:
+        embeddings, head = (tensors[name][0] for name in ("model.embed_tokens.weight", "lm_head.weight"))
+        head[:] = 0
+        for id_ in range(cycle):
+            head[(id_ + 1) % cycle] = embeddings[id_]
+        embeddings[ENDS_A_HEADER] = embeddings[cycle - 1]
     write_safetensors(next(source.glob("*.safetensors")), tensors)
     convert(source, folder / "model", "mxfp4-bf16")
     return folder / "model"
@@ -44,7 +51,7 @@ def looping_model(folder, cycle):
 
 @pytest.fixture(scope="module")
 def stuck_folder(tmp_path_factory):
-    return looping_model(tmp_path_factory.mktemp("stuck"), 7)
+    return memoryless_model(tmp_path_factory.mktemp("stuck"), cycle=7)
 
 
 def make_session(folder, **options):
@@ -53,7 +60,7 @@ def make_session(folder, **options):
 
 @pytest.mark.parametrize("cycle", [1, 2, 7, 200])
 def test_a_model_in_a_loop_is_stopped(tmp_path, cycle):
-    session = make_session(looping_model(tmp_path, cycle))
+    session = make_session(memoryless_model(tmp_path, cycle=cycle))
     events = list(session.send("Hello"))
     stats = events[-1]
     assert (stats.cycle, stats.finished) == (cycle, False)
@@ -95,6 +102,19 @@ def test_generate_ends_with_an_error(stuck_folder, run):
     ]
 
 
+def check_that_it_ends(folder, seed):
+    """Whatever follows what, markup included: a turn ends by itself, or is stopped within a loop."""
+    session = make_session(memoryless_model(folder, seed))
+    stats = list(session.send("Hello"))[-1]
+    assert stats.decoded < 2 * LOOP
+    return stats.cycle
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_function_of_the_last_token_ends(tmp_path, seed):
+    check_that_it_ends(tmp_path, seed)
+
+
 @pytest.mark.parametrize("cycle", [1, 3, 64, 511, LONGEST_CYCLE])
 def test_any_cycle_is_found_behind_any_text(cycle):
     picked = random.Random(cycle)
@@ -128,3 +148,15 @@ def test_no_real_text_is_taken_for_a_loop(tmp_path, tokenizer):
         ids = encode(text[:100_000])
         ends = range(LOOP, len(ids) + 1, LOOKED_FOR_EVERY)
         assert not any(cycle_at_end(ids[end - LOOP : end]) for end in ends), text[:200]
+
+
+def main(minutes):
+    until, cycles = time.monotonic() + 60 * minutes, []
+    while time.monotonic() < until:
+        with tempfile.TemporaryDirectory() as root:
+            cycles.append(check_that_it_ends(Path(root), len(cycles)))
+    print(f"{len(cycles)} models, {sum(map(bool, cycles))} stopped in a loop, of {sorted(set(filter(None, cycles)))}")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))
