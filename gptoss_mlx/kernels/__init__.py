@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
 from ..errors import GptOssError, printable
-from . import building
 
 # Memory that is read to measure its bandwidth: many times a cache, or what a tight budget has room for.
 BANDWIDTH_BYTES = 512 * 2**20
@@ -47,11 +46,10 @@ def how_to_have_native() -> str | None:
     return _obstacle() and _obstacle().remedy
 
 
-def end_in_order_on_bus_error() -> None:
-    """To be called before a file is mapped: where the file then can no longer be read, the process ends with an error
-    line, and its terminal as it is now. Without the compiled module it ends as the system ends it."""
-    with suppress(ImportError):
-        _module().end_in_order_on_bus_error()
+def compiled() -> ModuleType:
+    """The compiled module, whether or not it is to be used. Raises ImportError where there is none."""
+    import_module("mlx.core")  # brings the library that the kernels are linked to
+    return import_module("._native", __package__)
 
 
 @contextmanager
@@ -97,6 +95,8 @@ def _obstacle() -> _Obstacle | None:
 
 @cache
 def _unusable() -> _Obstacle | None:
+    from . import building
+
     try:
         module = _load()
     except ModuleNotFoundError:
@@ -109,15 +109,10 @@ def _unusable() -> _Obstacle | None:
     return None
 
 
-def _module() -> ModuleType:
-    import_module("mlx.core")  # brings the library that the kernels are linked to
-    return import_module("._native", __package__)
-
-
 @cache
 def _load() -> ModuleType:
     """The module, set up as the environment says."""
-    _native = _module()
+    _native = compiled()
     if instructions := os.environ.get("GPTOSS_MLX_INSTRUCTIONS"):
         try:
             _native.use_kernels(instructions)
