@@ -28,11 +28,11 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard gptoss_mlx/kernels/native/*) tests/kernels/kernels_test.cc
 
-$(INSTALLED): pyproject.toml CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
+$(INSTALLED): pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(VENV) --editable '.[test]'; \
+		uv pip install --quiet --python $(VENV) --reinstall-package gptoss-mlx --editable '.[test]'; \
 	else \
 		echo "installing into $(VENV) with pip (this takes a minute or two)"; \
 		$(PYTHON) -m venv $(VENV) && \

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import bus_error
 from .errors import GptOssError
 from .foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 
@@ -150,7 +151,8 @@ class Shard:
     def check_size(self) -> None:
         """Raise CheckpointError where the file has shrunk: whoever touches what is mapped behind its end is killed.
 
-        That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process.
+        That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process, as
+        `bus_error` says.
         """
         try:
             size = self.path.stat().st_size
@@ -162,11 +164,13 @@ class Shard:
     @cached_property
     def bytes(self) -> np.ndarray:
         """uint8 [file size], read-only: a map, not a copy."""
-        self.check_size()
+        bus_error.end_in_order()
         try:
-            return np.memmap(self.path, dtype=np.uint8, mode="r")
-        except OSError as error:
-            raise CheckpointError(f"cannot map {self.path}: {error.strerror}") from None
+            mapped = np.memmap(self.path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot map {self.path}: {reason(error)}") from None
+        self.check_size()
+        return mapped
 
     @cached_property
     def windows(self) -> Windows | None:
@@ -178,15 +182,16 @@ class Shard:
         # Other programs' files need not be aligned.
         if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
             return None
-        self.check_size()
         if mx.default_device().type != mx.DeviceType.cpu:
             return _page_windows(self.bytes)
         if not native():
             return None
+        bus_error.end_in_order()
         try:
             words = native().map_file(str(self.path))
         except RuntimeError as error:
             raise CheckpointError(str(error)) from None
+        self.check_size()
         return lambda start, end: words[start // 4 : -(-end // 4)]
 
     @cached_property

@@ -45,6 +45,7 @@ def facts() -> Iterator[tuple[str, str]]:
         yield "kernels", f"on, {native.kernels_in_use()}{also}, {native.threads()} threads"
     else:
         yield "kernels", f"off: {kernels.why_not_native()}"
+        yield "for the kernels", kernels.how_to_have_native()
     yield from _memory()
     yield "models", f"{home()}, {free_disk(home()) / 1e9:.0f} GB free"
 

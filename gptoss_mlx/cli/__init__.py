@@ -34,6 +34,10 @@ def main() -> NoReturn:
         sys.exit(130)
     except MemoryError:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
+    except RuntimeError as error:
+        if not str(error).startswith("[read]"):  # MLX reads weights that are not mapped when they are first used
+            raise
+        _fail("a file of the model can no longer be read: `gptoss-mlx verify` on its folder tells more")
     except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
         _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 

@@ -15,7 +15,7 @@ from ..completion import complete_sessions
 from ..errors import GptOssError, printable
 from ..memory import parse_size
 from ..models import home, last_used, remember
-from .loading import convert_with_progress, load_model, print_report
+from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
 from .options import Size, memory_options, model_argument, threads_option
 
 if TYPE_CHECKING:
@@ -282,6 +282,7 @@ def demo() -> None:
         session.reset()
     if sys.stdin.isatty() and sys.stdout.isatty():
         run(session, show_reasoning=True, history=home() / "history")
+    warn_without_kernels()
 
 
 def _tools(options: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..engine import Model
 
 
+LARGE = 10**9  # bytes of a model that is slow without the kernels; a smaller one is fast enough with MLX alone
+
+
 def plan_memory(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
     from ..budget import Device, make_plan
 
@@ -35,7 +38,8 @@ def plan_memory(folder: Path, options: dict[str, Any], device: str | None = None
 
 
 def plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
-    """The plan, with what it gives up told on standard error; also if it counts on more than there is."""
+    """The plan, with what it gives up told on standard error; also if it counts on more than there is, or if a large
+    model will be slow for want of the kernels."""
     from ..budget import Device
 
     plan = plan_memory(folder, options)
@@ -44,7 +48,19 @@ def plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
     if plan.total > (here := Device.here().memory):
         lack = f"{size_text(plan.total)} planned, and this machine gives {size_text(here)}"
         click.echo(f"warning: {lack}: it may swap, or be killed", err=True)
+    if sum(shard.stat().st_size for shard in folder.glob("*.safetensors")) > LARGE:
+        warn_without_kernels()
     return plan
+
+
+def warn_without_kernels() -> None:
+    """Where a CPU has to do without the compiled kernels, say why, and what to do, in a line on standard error."""
+    from .. import kernels
+    from ..budget import backend
+
+    if backend() == "cpu":
+        slow = f"the compiled kernels are {kernels.why_not_native()}, and a CPU is many times slower without them"
+        click.echo(f"warning: {slow}: {kernels.how_to_have_native()}", err=True)
 
 
 def use_threads(count: int | None) -> None:

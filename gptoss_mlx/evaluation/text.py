@@ -22,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .. import bus_error
 from ..engine import Model
 from ..errors import GptOssError
 from ..tokenizer import Tokenizer
@@ -96,6 +97,7 @@ class LogProbabilities:
     @cached_property
     def rows(self) -> np.ndarray:
         """What was written, mapped."""
+        bus_error.end_in_order()
         return np.memmap(self.path, np.float32, "r", shape=self.shape)
 
     def measure(self, model: Model, index: int, on_read: OnRead) -> bool:

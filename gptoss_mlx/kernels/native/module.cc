@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "affine.h"
+#include "bus_error.h"
 #include "memory_map.h"
 #include "mlx/version.h"
 #include "primitives.h"
@@ -87,6 +88,7 @@ NB_MODULE(_native, m) {
       "values"_a, "importance"_a.none(), "bits"_a, "shares"_a, "rounds"_a, "codes"_a, "scales"_a, "biases"_a,
       nb::call_guard<nb::gil_scoped_release>());
   m.def("map_file", &map_file, "path"_a);
+  m.def("end_in_order_on_bus_error", &end_in_order_on_bus_error);
   m.def("available_kernels", &available_kernels);
   m.def("kernels_in_use", [] { return std::string(kernels().name); });
   m.def("use_kernels", &use_kernels, "name"_a);
