@@ -210,11 +210,12 @@ class RichScreen:
 
     def content(self, text: str) -> None:
         self._fold()
-        self._block += text
-        if "\n" in text:
-            done, self._block = finished_blocks(self._block)
-            if done.strip():
-                self._print_markdown(done)
+        for line in text.splitlines(keepends=True):  # so that it looks the same, however it arrives
+            self._block += line
+            if line.endswith("\n"):
+                done, self._block = finished_blocks(self._block)
+                if done.strip():
+                    self._print_markdown(done)
         if self._block.strip():
             self._region.draw(_Markdown(self._block))
 
@@ -346,16 +347,17 @@ def terminal_restored() -> Iterator[None]:
 
 
 class _Markdown:
-    """Text as Markdown. Links show their targets and open nothing; what entities and escapes stand for is text too."""
+    """Text as Markdown, whose links open nothing."""
 
     def __init__(self, text: str):
         self._text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        from rich.markdown import Markdown
         from rich.segment import Segment
 
-        for segment in console.render(Markdown(without_controls(self._text), hyperlinks=False), options):
+        from .markdown import Markdown
+
+        for segment in console.render(Markdown(without_controls(self._text)), options):
             yield segment if segment.control else Segment(without_controls(segment.text), segment.style)
 
 
@@ -365,17 +367,27 @@ def _text(text: str, style: str = "dim") -> Text:
     return Text(without_controls(text), style)
 
 
+_FENCE = re.compile(r" {0,3}(?:(`{3,})[^`]*|(~{3,}).*)$", re.DOTALL)
+_ITEM = re.compile(r" {0,3}([-+*]|\d{1,9}[.)])\s")
+
+
 def finished_blocks(text: str) -> tuple[str, str]:
-    """Markdown split where it can no longer change: behind the last blank line outside a code fence."""
-    cut = 0
-    fence = None
-    position = 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark and (fence is None or mark[1].startswith(fence)):
-            fence = None if fence else mark[1]
-        # An indented line after a blank one may still belong to the list above it; a plain one ends it.
-        if not line.strip() and line.endswith("\n") and fence is None:
-            cut = position
+    """Markdown split where it can no longer change: behind the last blank line outside a code fence, unless that may
+    still be within a list or indented code; this ends at a line without an indent."""
+    cut = position = 0
+    fence, goes_on, behind_blank = "", False, True
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        is_blank, is_item, is_indented = not line.strip(), bool(_ITEM.match(line)), line[0] in " \t"
+        if fence:
+            fence = "" if line.strip().strip(fence[0]) == "" and line.strip().startswith(fence) else fence
+        elif is_blank:
+            if line.endswith("\n") and not goes_on:
+                cut = position + len(line)
+        else:
+            if goes_on and behind_blank and line.endswith("\n") and not is_indented and not is_item:
+                cut, goes_on = position, False
+            goes_on = goes_on or is_item or (is_indented and behind_blank)
+            opening = _FENCE.match(line)
+            fence = (opening[1] or opening[2]) if opening else ""
+        behind_blank, position = is_blank, position + len(line)
     return text[:cut], text[cut:]
