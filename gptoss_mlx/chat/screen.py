@@ -27,6 +27,7 @@ REASONING_ROWS = 4  # that are seen of reasoning while it streams
 MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to be wrapped from its beginning
 RESULT_LINES = 4  # that are seen of what a tool answered
 PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
+RECALLED_ROWS = 16  # that are seen of an earlier answer, from its end
 
 # C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
 # for line ends, and lone surrogates, which cannot be written at all.
@@ -95,6 +96,9 @@ class Screen(Protocol):
         """A stretch of reasoning is over."""
 
     def content(self, text: str) -> None: ...
+    def recall(self, text: str) -> bool:
+        """An earlier answer, of which only the end is shown where it is long; whether it was."""
+
     def call(self, name: str, text: str) -> None:
         """A tool is about to do what `text` says."""
 
@@ -140,6 +144,14 @@ class PlainScreen:
 
     def content(self, text: str) -> None:
         self._write(sys.stdout, "answer", text)
+
+    def recall(self, text: str) -> bool:
+        lines = text.strip("\n").split("\n")
+        shown = "\n".join(lines[-RECALLED_ROWS:])[-RECALLED_ROWS * PLAIN_WIDTH :]
+        is_cut = len(shown) < len("\n".join(lines))
+        self.content("... " * is_cut + shown.lstrip("\n"))
+        self.end()
+        return is_cut
 
     def call(self, name: str, text: str) -> None:
         self._say("tool" if self._words else "calls", call_text(name, text))
@@ -218,6 +230,12 @@ class RichScreen:
                     self._print_markdown(done)
         if self._block.strip():
             self._region.draw(_Markdown(self._block))
+
+    def recall(self, text: str) -> bool:
+        rows = rows_of(_Markdown(text), self._console)
+        is_cut = len(rows) > RECALLED_ROWS
+        self._write("...\n" * is_cut + "\n".join(rows[-RECALLED_ROWS:]) + "\n\n")
+        return is_cut
 
     def call(self, name: str, text: str) -> None:
         self._close()

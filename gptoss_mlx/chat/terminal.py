@@ -7,6 +7,7 @@ a slash, `commands`.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from ..engine import ContextFull
 from ..errors import GptOssError
-from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
+from ..harmony.messages import FUNCTIONS, Message
+from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
 from .attachments import expand, run_command
 from .commands import COMMANDS, is_command, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
-from .screen import PlainScreen, RichScreen, Screen, terminal_restored, with_all_visible, without_controls
+from .screen import PlainScreen, RichScreen, Screen, shortened, terminal_restored, with_all_visible, without_controls
 from .session import Session
 from .turn import Dropped, Thought, ToolResult, TurnStats
 
@@ -33,7 +35,12 @@ BROKE_OFF = "(broke off at --max-tokens; /continue goes on)"
 BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
 BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
 WAYS_OUT = "/undo takes the last question back, /reset starts anew"
+NO_ANSWER = "(no answer; /continue asks for one)"
+UNFINISHED = "(this answer is not finished; /continue goes on)"
 OR_DROP = ", and chat --when-full drop would go on without the oldest turns"
+
+RECALLED_MESSAGES = 8  # of the last exchange of a conversation that goes on: a turn may have called many tools
+RECALLED_LINE = 300  # characters of a line of a question or a call in it
 
 REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
@@ -71,6 +78,7 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
+    chat.recall()
     try:
         with terminal_restored() if is_drawn else nullcontext():
             chat.run(messages)
@@ -130,6 +138,38 @@ class Chat:
         self.session.toolbox.close()
         if self.keeper:
             self.keeper.leave()
+
+    def recall(self) -> None:
+        """Show the last exchange of a conversation that goes on, to a person: a pipe has no use for it."""
+        messages = self.session.messages
+        asked = [index for index, message in enumerate(messages) if message.role == "user"]
+        if not asked or not (self.is_asked and sys.stdout.isatty()):
+            return
+        question, *answer = messages[asked[-1] :]
+        self.reasoning[:] = [message.content for message in answer if _is_reasoning(message)]
+        self.screen.note(f"> {shortened(question.content, RECALLED_LINE)}")
+        said = [message for message in answer if self.screen.show_reasoning or not _is_reasoning(message)]
+        cut = [self._recall(message) for message in said[-RECALLED_MESSAGES:]]
+        if any(cut) or len(said) > RECALLED_MESSAGES:
+            kept = self.keeper and self.keeper.name
+            where = f"`gptoss-mlx sessions show {shlex.quote(kept)}` shows" if kept else "/export FILE.md writes"
+            self.screen.note(f"(this is the end of a longer answer: {where} all of it)")
+        if self.session.transcript.unfinished:
+            is_open = said and said[-1].role == "assistant" and kind_of(said[-1]) is Content
+            self.screen.note(UNFINISHED if is_open else NO_ANSWER)
+
+    def _recall(self, message: Message) -> bool:
+        """Show an earlier message; whether only its end."""
+        if message.role != "assistant":
+            self.screen.result(message.role.removeprefix(FUNCTIONS), message.content)
+        elif is_call(message):
+            self.screen.call(message.recipient.removeprefix(FUNCTIONS), shortened(message.content, RECALLED_LINE))
+        elif kind_of(message) is Reasoning:
+            self.screen.reasoning(shortened(message.content, RECALLED_LINE))
+            self.screen.end()
+        else:
+            return self.screen.recall(message.content)
+        return False
 
     def run(self, messages: Input) -> None:
         """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
@@ -216,7 +256,7 @@ class Chat:
                 case Stop(reason):
                     pass
                 case TurnStats(finished=False):
-                    screen.note(self._broke_off() if reason == "none" else "(no answer; /continue asks for one)")
+                    screen.note(self._broke_off() if reason == "none" else NO_ANSWER)
 
     def _broke_off(self) -> str:
         """Why an answer did, and what to do."""
@@ -271,6 +311,10 @@ class Chat:
         if self.session.stats:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
         return without_controls(" · ".join(parts))
+
+
+def _is_reasoning(message: Message) -> bool:
+    return message.role == "assistant" and kind_of(message) is Reasoning
 
 
 def _reply(question: str, letters: str) -> str:
