@@ -39,7 +39,7 @@ NO_ANSWER = "(no answer; /continue asks for one)"
 UNFINISHED = "(this answer is not finished; /continue goes on)"
 OR_DROP = ", and chat --when-full drop would go on without the oldest turns"
 
-RECALLED_MESSAGES = 8  # of the last exchange of a conversation that goes on: a turn may have called many tools
+RECALLED_MESSAGES = 7  # of the last exchange of a conversation that goes on: a turn may have called many tools
 RECALLED_LINE = 300  # characters of a line of a question or a call in it
 
 REPLIES = {"y": "yes", "n": "no", "a": "always"}
