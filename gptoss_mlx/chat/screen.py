@@ -7,15 +7,12 @@ Knows text and terminals; knows nothing of sessions. Importing it is cheap: rich
 from __future__ import annotations
 
 import base64
-import os
 import re
-import signal
 import sys
 import termios
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -28,6 +25,8 @@ MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to
 RESULT_LINES = 4  # that are seen of what a tool answered
 PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
 RECALLED_ROWS = 16  # that are seen of an earlier answer, from its end
+
+NOTHING_SPECIAL = "\x1b[?2004l\x1b[0m\x1b[?25h\n"  # no brackets around what is pasted, no looks, and a cursor
 
 # C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
 # for line ends, and lone surrogates, which cannot be written at all.
@@ -114,6 +113,12 @@ class Screen(Protocol):
     def end(self) -> None:
         """The answer is over, or broke off."""
 
+    def hide(self) -> None:
+        """Leave the terminal to the shell, at any moment: nothing on it that would be redrawn, and its cursor."""
+
+    def show(self) -> None:
+        """Draw again what was hidden."""
+
 
 class PlainScreen:
     """Answers on standard output, all else on standard error, each thing said once, and no control codes."""
@@ -170,6 +175,12 @@ class PlainScreen:
         if self._open is not None:
             print(file=self._open[0], flush=True)
             self._open = None
+
+    def hide(self) -> None:
+        pass
+
+    def show(self) -> None:
+        pass
 
     def _say(self, word: str, text: str) -> None:
         self.note(f"{word}{':' * self._words} {text}")
@@ -259,6 +270,17 @@ class RichScreen:
         self._close()
         _echo(True)
 
+    def hide(self) -> None:
+        self._progress.hide()
+        self._region.hide()
+        self._write(NOTHING_SPECIAL)
+
+    def show(self) -> None:
+        if self._dim:
+            self._write("\x1b[2m")
+        self._region.show()
+        self._progress.show()
+
     def _close(self) -> None:
         """Leave nothing that would be redrawn, and the cursor at the beginning of a line."""
         self._fold()
@@ -298,28 +320,47 @@ class Region:
 
     def __init__(self, console: Console):
         self._console = console
-        self._drawn = False
+        self._rows: list[str] = []  # that are drawn
+        self._width = 0  # of the window, when they were
+        self._hidden = False
         self._next = 0.0
 
     def draw(self, content: RenderableType, most: int | None = None) -> None:
         """Show the last `most` rows of the content, or as many as there is room for; not if it is too early."""
         started = time.monotonic()
-        if started < self._next:
+        if started < self._next or self._hidden:
             return
         room = max(self._console.height - 1, 1)
-        rows = rows_of(content, self._console)[-min(most or room, room) :]
-        if not self._drawn:
-            self._drawn = True
-            self._write("\x1b[?25l")
-        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
-        self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
+        self._put(rows_of(content, self._console)[-min(most or room, room) :])
         now = time.monotonic()
         self._next = now + max(self.INTERVAL, (self.SHARE - 1) * (now - started))
 
     def clear(self) -> None:
-        if self._drawn:
+        self._erase()
+        self._rows = []
+
+    def hide(self) -> None:
+        """Off the screen until `show`."""
+        self._erase()
+        self._hidden = True
+
+    def show(self) -> None:
+        """Draw again what was hidden, unless the window has another width: the next drawing will fit it."""
+        self._hidden = False
+        rows, self._rows = self._rows, []
+        if rows and self._console.width == self._width:
+            self._put(rows)
+
+    def _put(self, rows: list[str]) -> None:
+        if not self._rows:
+            self._write("\x1b[?25l")
+        self._rows, self._width = rows, self._console.width
+        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
+        self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
+
+    def _erase(self) -> None:
+        if self._rows and not self._hidden:
             self._write("\r\x1b[J\x1b[?25h")
-            self._drawn = False
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -340,28 +381,6 @@ def _echo(on: bool) -> None:
         settings = termios.tcgetattr(sys.stdin)
         settings[3] = settings[3] | termios.ECHO if on else settings[3] & ~termios.ECHO
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
-
-
-@contextmanager
-def terminal_restored() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as ever, but leaves the terminal as it was: echoing, with its cursor."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    settings = termios.tcgetattr(sys.stdin)
-
-    def end(number: int, _: object) -> None:
-        with suppress(OSError, termios.error):
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
-            os.write(sys.stdout.fileno(), b"\x1b[0m\x1b[?25h\n")
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Markdown:

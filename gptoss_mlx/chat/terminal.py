@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ from ..engine import ContextFull
 from ..errors import GptOssError
 from ..harmony.messages import FUNCTIONS, Message
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
+from ..job_control import Ended, ending_raises, nothing, restored, suspendable
 from .attachments import expand, run_command
 from .commands import COMMANDS, is_command, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
-from .screen import PlainScreen, RichScreen, Screen, shortened, terminal_restored, with_all_visible, without_controls
+from .screen import PlainScreen, RichScreen, Screen, shortened, with_all_visible, without_controls
 from .session import Session
 from .turn import Dropped, Thought, ToolResult, TurnStats
 
@@ -80,11 +82,18 @@ def run(
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     chat.recall()
     try:
-        with terminal_restored() if is_drawn else nullcontext():
+        with _guarded(screen) if is_asked else nullcontext():
             chat.run(messages)
     finally:
         if chat.session:
             chat.session.close()
+
+
+@contextmanager
+def _guarded(screen: Screen) -> Iterator[None]:
+    """Inside, the terminal is as the shell left it while the program is stopped, and when a signal has ended it."""
+    with suspendable(screen.hide, screen.show), restored(screen.hide):
+        yield
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
@@ -94,7 +103,7 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     else:
         screen = PlainScreen(show_reasoning=show_reasoning)
     screen.note(f"> {text}")
-    with terminal_restored() if sys.stdout.isatty() else nullcontext():
+    with _guarded(screen):
         Chat(session, screen).answer(partial(session.send, text))
     for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
         screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
@@ -184,10 +193,19 @@ class Chat:
                 self.screen.note("(stopped)")
 
     def answer(self, start: Callable[..., Iterator[Event]], so_far: str = "") -> None:
-        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it. `start` takes
-        `on_prefill`."""
+        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it, and a
+        signal that ends the program loses nothing of it. `start` takes `on_prefill`."""
+        try:
+            with ending_raises():
+                self._answer(start, so_far)
+        except Ended as ended:
+            with suppress(OSError):  # of a terminal that is gone
+                self.screen.end()
+            signal.raise_signal(ended.number)
+
+    def _answer(self, start: Callable[..., Iterator[Event]], so_far: str) -> None:
         self.reasoning.clear()
-        accepted = False
+        accepted = ended = False
 
         def on_prefill(done: int, total: int) -> None:
             nonlocal accepted
@@ -200,12 +218,16 @@ class Chat:
             with closing(start(on_prefill=on_prefill)) as events:
                 self.screen.resume(so_far)
                 self._show(events)
+        except Ended:
+            ended = True
+            raise
         except KeyboardInterrupt:
             self.screen.note("(stopped; /continue goes on)")
         finally:
-            self.screen.end()
+            if not ended:
+                self.screen.end()
             if accepted:
-                self.keep(kv=True)
+                self.keep(kv=not ended)  # a KV state may be half written
 
     def _take(self, text: str) -> None:
         """Run a command, or send a message."""
@@ -322,11 +344,13 @@ def _reply(question: str, letters: str) -> str:
     answer to it, and the question comes again after any other."""
     shown = sys.stdout if sys.stdout.isatty() else sys.stderr
     meant = {reply: letter for letter in letters for reply in (letter, REPLIES[letter])}
+    put = partial(print, question, end="", file=shown, flush=True)
     while True:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        print(question, end="", file=shown, flush=True)
+        put()
         try:
-            line = sys.stdin.readline()
+            with suspendable(nothing, put):
+                line = sys.stdin.readline()
         except KeyboardInterrupt:
             print(file=shown)
             raise
