@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from .job_control import restored, suspendable
 from .memory import size_text
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Ca
             return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{unit}{speed}")
 
     columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), TimeRemainingColumn()
-    tasks = {}
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    console, tasks = Console(stderr=True), {}
+    bars = Bars(*columns, console=console, auto_refresh=False)
+    with _drawn(LiveArea(console, bars.get_renderable, per_second=10)):
 
         def show(step: Progress) -> None:
             if step.stage not in tasks:
@@ -88,10 +90,12 @@ def step_progress() -> Iterator[Callable[[str, float | None], None]]:
         yield _TimedLines()
         return
     from rich.console import Console
+    from rich.spinner import Spinner
     from rich.text import Text
 
-    with Console(stderr=True).status("", refresh_per_second=2) as status:
-        yield lambda what, left: status.update(Text(_step_line(what, left)))
+    spinner = Spinner("dots", style="status.spinner")
+    with _drawn(LiveArea(Console(stderr=True), lambda: spinner, per_second=2, transient=True)):
+        yield lambda what, left: spinner.update(text=Text(_step_line(what, left)))
 
 
 class _TimedLines:
@@ -117,10 +121,60 @@ def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
 
     progress = PrefillProgress(Console(stderr=True))
-    try:
-        yield progress
-    finally:
-        progress.stop()
+    with suspendable(progress.hide, progress.show), restored(progress.hide):
+        try:
+            yield progress
+        finally:
+            progress.stop()
+
+
+class LiveArea:
+    """A picture that rich draws again and again, from a thread of its own, and that Ctrl-Z can take off the screen."""
+
+    def __init__(
+        self, console: Console, picture: Callable[[], RenderableType], *, per_second: float, transient: bool = False
+    ):
+        """`transient`: nothing of it stays behind."""
+        self.started = False
+        self._console, self._picture = console, picture
+        self._per_second, self._transient = per_second, transient
+        self._live: Live | None = None
+
+    def start(self) -> None:
+        self.started = True
+        self.show()
+
+    def stop(self) -> None:
+        self.started = False
+        self.hide()
+
+    def hide(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def show(self) -> None:
+        """Draw it where the cursor is now, if it was started."""
+        if self.started and self._live is None:
+            from rich.live import Live
+
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._picture,
+                transient=self._transient,
+                refresh_per_second=self._per_second,
+            )
+            self._live.start()
+
+
+@contextmanager
+def _drawn(area: LiveArea) -> Iterator[None]:
+    with suspendable(area.hide, area.show), restored(area.hide):
+        area.start()
+        try:
+            yield
+        finally:
+            area.stop()
 
 
 class PrefillProgress:
@@ -128,7 +182,8 @@ class PrefillProgress:
 
     def __init__(self, console: Console):
         self._console = console
-        self._live: Live | None = None
+        self._area = LiveArea(console, self._line, per_second=4, transient=True)
+        self.hide, self.show, self.stop = self._area.hide, self._area.show, self._area.stop
         self._started = self._told = 0.0
         self._done, self._total = 0, 0
 
@@ -136,17 +191,9 @@ class PrefillProgress:
         self._done, self._total, self._told = done, total, time.monotonic()
         if done == total:
             self.stop()
-        elif self._live is None and self._console.is_terminal:
-            from rich.live import Live
-
+        elif not self._area.started and self._console.is_terminal:
             self._started = self._told
-            self._live = Live(console=self._console, get_renderable=self._line, transient=True, refresh_per_second=4)
-            self._live.start()
-
-    def stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+            self._area.start()
 
     def _line(self) -> RenderableType:
         from rich.console import Group

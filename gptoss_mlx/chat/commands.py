@@ -273,6 +273,7 @@ def _load(chat: Chat, name: str) -> None:
     chat.session.restore(transcript)
     chat.leave()
     chat.screen.note(f"{len(transcript.messages)} messages from {name}")
+    chat.recall()
 
 
 def _export(chat: Chat, name: str) -> None:

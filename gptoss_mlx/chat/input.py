@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GptOssError
 from ..foreign import reason
+from ..job_control import nothing, stop, suspendable
 from .screen import without_controls
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class TypedInput:
             completer=self._completer,
             complete_while_typing=Condition(lambda: opens_menu(self._prompts.default_buffer.document)),
             key_bindings=self._keys(),
-            enable_suspend=True,
             style=Style.from_dict({"bottom-toolbar": "noreverse dim"}),
         )
         self._prompts.app.terminal_size_polling_interval = None  # SIGWINCH tells, without waking up twice a second
@@ -75,7 +75,7 @@ class TypedInput:
     def read(self, status: str, draft: str = "") -> str | None:
         self._prompts.bottom_toolbar = " ".join(status.split()) or None
         self._pressed_ctrl_c = False
-        with _sigint(self._sigint), _idle_loop(self._reading_ahead.step) as loop:
+        with self._signals(), _idle_loop(self._reading_ahead.step) as loop:
             try:
                 text = loop.run_until_complete(self._prompts.prompt_async(default=draft, handle_sigint=False))
             except EOFError:
@@ -125,6 +125,10 @@ class TypedInput:
         def interrupt(event: KeyPressEvent) -> None:
             self._ctrl_c()
 
+        @keys.add("c-z")
+        def suspend(event: KeyPressEvent) -> None:
+            os.kill(0, signal.SIGTSTP)  # to all that Ctrl-Z would stop outside the editor's raw mode
+
         return keys
 
     def _ctrl_c(self) -> None:
@@ -145,10 +149,29 @@ class TypedInput:
     def _forget_ctrl_c(self, _: Any) -> None:
         self._pressed_ctrl_c = False
 
-    def _sigint(self) -> None:
-        """What Ctrl-C is outside the editor's raw mode; before it has begun there is nothing to interrupt."""
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Inside, Ctrl-C and Ctrl-Z do outside the editor's raw mode what they do in it, and raise nothing: an event
+        loop that is half made, or half closed, would tell of it with a traceback when it is deleted."""
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: self._soon(self._ctrl_c)),
+            signal.SIGTSTP: signal.signal(signal.SIGTSTP, lambda *_: self._soon(self._suspend)),
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        """From the loop that runs the editor; before it has begun there is nothing to interrupt."""
         if loop := self._prompts.app.loop:
-            loop.call_soon_threadsafe(self._ctrl_c)
+            loop.call_soon_threadsafe(action)
+
+    def _suspend(self) -> None:
+        from prompt_toolkit.application import run_in_terminal
+
+        run_in_terminal(stop)
 
 
 class DumbInput:
@@ -187,13 +210,20 @@ class DumbInput:
                 pressed_ctrl_c, draft = True, ""
                 print(HOW_TO_LEAVE, file=sys.stderr)
 
-    def _line(self, prompt: str, draft: str = "") -> str:
+    def _line(self, asked: str, draft: str = "") -> str:
         if self._readline:
             self._readline.set_startup_hook(lambda: self._readline.insert_text(draft))
-        if not sys.stdout.isatty():  # answers alone go there
-            print(prompt, end="", file=sys.stderr, flush=True)
-            prompt = ""
-        return input(prompt)
+        shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+
+        def again() -> None:
+            typed = self._readline.get_line_buffer() if self._readline else ""
+            print(f"{asked}{typed}", end="", file=shown, flush=True)
+
+        with suspendable(nothing, again):
+            if shown is sys.stdout:
+                return input(asked)
+            print(asked, end="", file=shown, flush=True)  # answers alone go to standard output
+            return input()
 
 
 class PipedInput:
@@ -233,17 +263,6 @@ def _message(text: str) -> str:
     """A finished text without the lines of quotes around it."""
     lines = text.split("\n")
     return "\n".join(lines[1:-1]) if _is_quoted(text) and lines[-1].strip() == QUOTES else text
-
-
-@contextmanager
-def _sigint(press: Callable[[], None]) -> Iterator[None]:
-    """Inside, Ctrl-C calls `press` and raises nothing: an event loop that is half made, or half closed, would tell of
-    it with a traceback when it is deleted."""
-    before = signal.signal(signal.SIGINT, lambda *_: press())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

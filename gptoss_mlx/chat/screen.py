@@ -7,15 +7,12 @@ Knows text and terminals; knows nothing of sessions. Importing it is cheap: rich
 from __future__ import annotations
 
 import base64
-import os
 import re
-import signal
 import sys
 import termios
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -27,6 +24,9 @@ REASONING_ROWS = 4  # that are seen of reasoning while it streams
 MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to be wrapped from its beginning
 RESULT_LINES = 4  # that are seen of what a tool answered
 PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
+RECALLED_ROWS = 16  # that are seen of an earlier answer, from its end
+
+NOTHING_SPECIAL = "\x1b[?2004l\x1b[0m\x1b[?25h\n"  # no brackets around what is pasted, no looks, and a cursor
 
 # C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
 # for line ends, and lone surrogates, which cannot be written at all.
@@ -95,6 +95,9 @@ class Screen(Protocol):
         """A stretch of reasoning is over."""
 
     def content(self, text: str) -> None: ...
+    def recall(self, text: str) -> bool:
+        """An earlier answer, of which only the end is shown where it is long; whether it was."""
+
     def call(self, name: str, text: str) -> None:
         """A tool is about to do what `text` says."""
 
@@ -109,6 +112,12 @@ class Screen(Protocol):
 
     def end(self) -> None:
         """The answer is over, or broke off."""
+
+    def hide(self) -> None:
+        """Leave the terminal to the shell, at any moment: nothing on it that would be redrawn, and its cursor."""
+
+    def show(self) -> None:
+        """Draw again what was hidden."""
 
 
 class PlainScreen:
@@ -141,6 +150,14 @@ class PlainScreen:
     def content(self, text: str) -> None:
         self._write(sys.stdout, "answer", text)
 
+    def recall(self, text: str) -> bool:
+        lines = text.strip("\n").split("\n")
+        shown = "\n".join(lines[-RECALLED_ROWS:])[-RECALLED_ROWS * PLAIN_WIDTH :]
+        is_cut = len(shown) < len("\n".join(lines))
+        self.content("... " * is_cut + shown.lstrip("\n"))
+        self.end()
+        return is_cut
+
     def call(self, name: str, text: str) -> None:
         self._say("tool" if self._words else "calls", call_text(name, text))
 
@@ -158,6 +175,12 @@ class PlainScreen:
         if self._open is not None:
             print(file=self._open[0], flush=True)
             self._open = None
+
+    def hide(self) -> None:
+        pass
+
+    def show(self) -> None:
+        pass
 
     def _say(self, word: str, text: str) -> None:
         self.note(f"{word}{':' * self._words} {text}")
@@ -210,13 +233,20 @@ class RichScreen:
 
     def content(self, text: str) -> None:
         self._fold()
-        self._block += text
-        if "\n" in text:
-            done, self._block = finished_blocks(self._block)
-            if done.strip():
-                self._print_markdown(done)
+        for line in text.splitlines(keepends=True):  # so that it looks the same, however it arrives
+            self._block += line
+            if line.endswith("\n"):
+                done, self._block = finished_blocks(self._block)
+                if done.strip():
+                    self._print_markdown(done)
         if self._block.strip():
             self._region.draw(_Markdown(self._block))
+
+    def recall(self, text: str) -> bool:
+        rows = rows_of(_Markdown(text), self._console)
+        is_cut = len(rows) > RECALLED_ROWS
+        self._write("...\n" * is_cut + "\n".join(rows[-RECALLED_ROWS:]) + "\n\n")
+        return is_cut
 
     def call(self, name: str, text: str) -> None:
         self._close()
@@ -239,6 +269,17 @@ class RichScreen:
         self._progress.stop()
         self._close()
         _echo(True)
+
+    def hide(self) -> None:
+        self._progress.hide()
+        self._region.hide()
+        self._write(NOTHING_SPECIAL)
+
+    def show(self) -> None:
+        if self._dim:
+            self._write("\x1b[2m")
+        self._region.show()
+        self._progress.show()
 
     def _close(self) -> None:
         """Leave nothing that would be redrawn, and the cursor at the beginning of a line."""
@@ -279,28 +320,47 @@ class Region:
 
     def __init__(self, console: Console):
         self._console = console
-        self._drawn = False
+        self._rows: list[str] = []  # that are drawn
+        self._width = 0  # of the window, when they were
+        self._hidden = False
         self._next = 0.0
 
     def draw(self, content: RenderableType, most: int | None = None) -> None:
         """Show the last `most` rows of the content, or as many as there is room for; not if it is too early."""
         started = time.monotonic()
-        if started < self._next:
+        if started < self._next or self._hidden:
             return
         room = max(self._console.height - 1, 1)
-        rows = rows_of(content, self._console)[-min(most or room, room) :]
-        if not self._drawn:
-            self._drawn = True
-            self._write("\x1b[?25l")
-        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
-        self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
+        self._put(rows_of(content, self._console)[-min(most or room, room) :])
         now = time.monotonic()
         self._next = now + max(self.INTERVAL, (self.SHARE - 1) * (now - started))
 
     def clear(self) -> None:
-        if self._drawn:
+        self._erase()
+        self._rows = []
+
+    def hide(self) -> None:
+        """Off the screen until `show`."""
+        self._erase()
+        self._hidden = True
+
+    def show(self) -> None:
+        """Draw again what was hidden, unless the window has another width: the next drawing will fit it."""
+        self._hidden = False
+        rows, self._rows = self._rows, []
+        if rows and self._console.width == self._width:
+            self._put(rows)
+
+    def _put(self, rows: list[str]) -> None:
+        if not self._rows:
+            self._write("\x1b[?25l")
+        self._rows, self._width = rows, self._console.width
+        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
+        self._write("\r\x1b[J" + "\n".join(rows) + f"\r{up}")
+
+    def _erase(self) -> None:
+        if self._rows and not self._hidden:
             self._write("\r\x1b[J\x1b[?25h")
-            self._drawn = False
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -323,39 +383,18 @@ def _echo(on: bool) -> None:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
 
 
-@contextmanager
-def terminal_restored() -> Iterator[None]:
-    """Inside, SIGTERM ends the process as ever, but leaves the terminal as it was: echoing, with its cursor."""
-    if not sys.stdin.isatty():
-        yield
-        return
-    settings = termios.tcgetattr(sys.stdin)
-
-    def end(number: int, _: object) -> None:
-        with suppress(OSError, termios.error):
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, settings)
-            os.write(sys.stdout.fileno(), b"\x1b[0m\x1b[?25h\n")
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 class _Markdown:
-    """Text as Markdown. Links show their targets and open nothing; what entities and escapes stand for is text too."""
+    """Text as Markdown, whose links open nothing."""
 
     def __init__(self, text: str):
         self._text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        from rich.markdown import Markdown
         from rich.segment import Segment
 
-        for segment in console.render(Markdown(without_controls(self._text), hyperlinks=False), options):
+        from .markdown import Markdown
+
+        for segment in console.render(Markdown(without_controls(self._text)), options):
             yield segment if segment.control else Segment(without_controls(segment.text), segment.style)
 
 
@@ -365,17 +404,27 @@ def _text(text: str, style: str = "dim") -> Text:
     return Text(without_controls(text), style)
 
 
+_FENCE = re.compile(r" {0,3}(?:(`{3,})[^`]*|(~{3,}).*)$", re.DOTALL)
+_ITEM = re.compile(r" {0,3}([-+*]|\d{1,9}[.)])\s")
+
+
 def finished_blocks(text: str) -> tuple[str, str]:
-    """Markdown split where it can no longer change: behind the last blank line outside a code fence."""
-    cut = 0
-    fence = None
-    position = 0
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        mark = re.match(r" {0,3}(`{3,}|~{3,})", line)
-        if mark and (fence is None or mark[1].startswith(fence)):
-            fence = None if fence else mark[1]
-        # An indented line after a blank one may still belong to the list above it; a plain one ends it.
-        if not line.strip() and line.endswith("\n") and fence is None:
-            cut = position
+    """Markdown split where it can no longer change: behind the last blank line outside a code fence, unless that may
+    still be within a list or indented code; this ends at a line without an indent."""
+    cut = position = 0
+    fence, goes_on, behind_blank = "", False, True
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
+        is_blank, is_item, is_indented = not line.strip(), bool(_ITEM.match(line)), line[0] in " \t"
+        if fence:
+            fence = "" if line.strip().strip(fence[0]) == "" and line.strip().startswith(fence) else fence
+        elif is_blank:
+            if line.endswith("\n") and not goes_on:
+                cut = position + len(line)
+        else:
+            if goes_on and behind_blank and line.endswith("\n") and not is_indented and not is_item:
+                cut, goes_on = position, False
+            goes_on = goes_on or is_item or (is_indented and behind_blank)
+            opening = _FENCE.match(line)
+            fence = (opening[1] or opening[2]) if opening else ""
+        behind_blank, position = is_blank, position + len(line)
     return text[:cut], text[cut:]

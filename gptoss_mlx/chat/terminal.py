@@ -7,10 +7,12 @@ a slash, `commands`.
 from __future__ import annotations
 
 import os
+import shlex
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,13 @@ from typing import TYPE_CHECKING
 
 from ..engine import ContextFull, NotFinite
 from ..errors import GptOssError
-from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall
+from ..harmony.messages import FUNCTIONS, Message
+from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
+from ..job_control import Ended, ending_raises, nothing, restored, suspendable
 from .attachments import expand, run_command
 from .commands import COMMANDS, is_command, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
-from .screen import PlainScreen, RichScreen, Screen, terminal_restored, with_all_visible, without_controls
+from .screen import PlainScreen, RichScreen, Screen, shortened, with_all_visible, without_controls
 from .session import Session
 from .turn import Dropped, Thought, ToolResult, TurnStats
 
@@ -34,7 +38,12 @@ REPEATED = "(stopped: the model was repeating the same {cycle}; /continue resume
 BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
 BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
 WAYS_OUT = "/undo takes the last question back, /reset starts anew"
+NO_ANSWER = "(no answer; /continue asks for one)"
+UNFINISHED = "(this answer is not finished; /continue goes on)"
 OR_DROP = ", and chat --when-full drop would go on without the oldest turns"
+
+RECALLED_MESSAGES = 7  # of the last exchange of a conversation that goes on: a turn may have called many tools
+RECALLED_LINE = 300  # characters of a line of a question or a call in it
 
 REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
@@ -72,12 +81,20 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
+    chat.recall()
     try:
-        with terminal_restored() if is_drawn else nullcontext():
+        with _guarded(screen) if is_asked else nullcontext():
             chat.run(messages)
     finally:
         if chat.session:
             chat.session.close()
+
+
+@contextmanager
+def _guarded(screen: Screen) -> Iterator[None]:
+    """Inside, the terminal is as the shell left it while the program is stopped, and when a signal has ended it."""
+    with suspendable(screen.hide, screen.show), restored(screen.hide):
+        yield
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
@@ -87,7 +104,7 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     else:
         screen = PlainScreen(show_reasoning=show_reasoning)
     screen.note(f"> {text}")
-    with terminal_restored() if sys.stdout.isatty() else nullcontext():
+    with _guarded(screen):
         Chat(session, screen).answer(partial(session.send, text))
     for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
         screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
@@ -132,6 +149,38 @@ class Chat:
         if self.keeper:
             self.keeper.leave()
 
+    def recall(self) -> None:
+        """Show the last exchange of a conversation that goes on, to a person: a pipe has no use for it."""
+        messages = self.session.messages
+        asked = [index for index, message in enumerate(messages) if message.role == "user"]
+        if not asked or not (self.is_asked and sys.stdout.isatty()):
+            return
+        question, *answer = messages[asked[-1] :]
+        self.reasoning[:] = [message.content for message in answer if _is_reasoning(message)]
+        self.screen.note(f"> {shortened(question.content, RECALLED_LINE)}")
+        said = [message for message in answer if self.screen.show_reasoning or not _is_reasoning(message)]
+        cut = [self._recall(message) for message in said[-RECALLED_MESSAGES:]]
+        if any(cut) or len(said) > RECALLED_MESSAGES:
+            kept = self.keeper and self.keeper.name
+            where = f"`gptoss-mlx sessions show {shlex.quote(kept)}` shows" if kept else "/export FILE.md writes"
+            self.screen.note(f"(this is the end of a longer answer: {where} all of it)")
+        if self.session.transcript.unfinished:
+            is_open = said and said[-1].role == "assistant" and kind_of(said[-1]) is Content
+            self.screen.note(UNFINISHED if is_open else NO_ANSWER)
+
+    def _recall(self, message: Message) -> bool:
+        """Show an earlier message; whether only its end."""
+        if message.role != "assistant":
+            self.screen.result(message.role.removeprefix(FUNCTIONS), message.content)
+        elif is_call(message):
+            self.screen.call(message.recipient.removeprefix(FUNCTIONS), shortened(message.content, RECALLED_LINE))
+        elif kind_of(message) is Reasoning:
+            self.screen.reasoning(shortened(message.content, RECALLED_LINE))
+            self.screen.end()
+        else:
+            return self.screen.recall(message.content)
+        return False
+
     def run(self, messages: Input) -> None:
         """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
         while not self.over:
@@ -145,10 +194,19 @@ class Chat:
                 self.screen.note("(stopped)")
 
     def answer(self, start: Callable[..., Iterator[Event]], so_far: str = "") -> None:
-        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it. `start` takes
-        `on_prefill`."""
+        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it, and a
+        signal that ends the program loses nothing of it. `start` takes `on_prefill`."""
+        try:
+            with ending_raises():
+                self._answer(start, so_far)
+        except Ended as ended:
+            with suppress(OSError):  # of a terminal that is gone
+                self.screen.end()
+            signal.raise_signal(ended.number)
+
+    def _answer(self, start: Callable[..., Iterator[Event]], so_far: str) -> None:
         self.reasoning.clear()
-        accepted = False
+        accepted = ended = False
 
         def on_prefill(done: int, total: int) -> None:
             nonlocal accepted
@@ -161,12 +219,16 @@ class Chat:
             with closing(start(on_prefill=on_prefill)) as events:
                 self.screen.resume(so_far)
                 self._show(events)
+        except Ended:
+            ended = True
+            raise
         except KeyboardInterrupt:
             self.screen.note("(stopped; /continue goes on)")
         finally:
-            self.screen.end()
+            if not ended:
+                self.screen.end()
             if accepted:
-                self.keep(kv=True)
+                self.keep(kv=not ended)  # a KV state may be half written
 
     def _take(self, text: str) -> None:
         """Run a command, or send a message."""
@@ -219,7 +281,7 @@ class Chat:
                 case Stop(reason):
                     pass
                 case TurnStats(finished=False):
-                    screen.note(self._broke_off(event) if reason == "none" else "(no answer; /continue asks for one)")
+                    screen.note(self._broke_off(event) if reason == "none" else NO_ANSWER)
 
     def _broke_off(self, stats: TurnStats) -> str:
         """Why an answer did, and what to do."""
@@ -278,16 +340,22 @@ class Chat:
         return without_controls(" · ".join(parts))
 
 
+def _is_reasoning(message: Message) -> bool:
+    return message.role == "assistant" and kind_of(message) is Reasoning
+
+
 def _reply(question: str, letters: str) -> str:
     """Which of the letters a person answers, "n" at the end of the input. What was typed before the question is no
     answer to it, and the question comes again after any other."""
     shown = sys.stdout if sys.stdout.isatty() else sys.stderr
     meant = {reply: letter for letter in letters for reply in (letter, REPLIES[letter])}
+    put = partial(print, question, end="", file=shown, flush=True)
     while True:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        print(question, end="", file=shown, flush=True)
+        put()
         try:
-            line = sys.stdin.readline()
+            with suspendable(nothing, put):
+                line = sys.stdin.readline()
         except KeyboardInterrupt:
             print(file=shown)
             raise

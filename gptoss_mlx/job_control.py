@@ -1,0 +1,130 @@
+"""What a terminal is left with when a signal stops or ends the program: its modes, its cursor, and nothing half drawn.
+
+Knows signals and terminal modes. What is drawn, whoever draws it takes off the screen, and draws again afterwards. A
+signal that was ignored when the program started stays so: that is how a shell without job control, or nohup, asks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+Modes = list[Any]
+
+
+def nothing() -> None:
+    """For what draws nothing that would have to go, or come again."""
+
+
+class Ended(KeyboardInterrupt):
+    """A signal ends the program, and something is to be kept first."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def stop() -> None:
+    """Stop the process, as Ctrl-Z does, until it is continued."""
+    before = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, before)
+
+
+@contextmanager
+def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-Z leaves the terminal to the shell as it was at the beginning, and what was drawn comes again when
+    the process is continued in the foreground. `hide` and `show` are called between any two instructions."""
+    before, while_stopped, is_hidden = _modes(), None, False
+
+    def suspend(*_: object) -> None:
+        nonlocal while_stopped, is_hidden
+        is_hidden = True
+        with suppress(OSError):
+            hide()
+        while_stopped = _modes()
+        _set_modes(before)
+        stop()
+        come_back()  # where nobody could continue it, it was not stopped, and no signal says so
+
+    def come_back(*_: object) -> None:
+        nonlocal is_hidden
+        if is_hidden and _in_foreground():
+            is_hidden = False
+            _set_modes(while_stopped)
+            with suppress(OSError):
+                show()
+
+    with _handled({signal.SIGTSTP: suspend, signal.SIGCONT: come_back}):
+        yield
+
+
+@contextmanager
+def restored(hide: Callable[[], None]) -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the process as ever, but leave the terminal as it was at the beginning."""
+    before = _modes()
+
+    def end(number: int, _: FrameType | None) -> None:
+        with suppress(OSError):
+            hide()
+        _set_modes(before)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    with _handled(dict.fromkeys(ENDING, end)):
+        yield
+
+
+@contextmanager
+def ending_raises() -> Iterator[None]:
+    """Inside, the first SIGTERM or SIGHUP raises Ended where it falls; another one ends the process at once."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        raise Ended(number)
+
+    with _handled(dict.fromkeys(ENDING, end)) as before:
+        yield
+
+
+@contextmanager
+def _handled(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> Iterator[dict[int, Any]]:
+    """With these handlers, but for signals that are ignored; those before them."""
+    before = {number: signal.getsignal(number) for number in handlers}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handlers[number])
+    try:
+        yield before
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _modes() -> Modes | None:
+    """Of the terminal that is typed on; None where there is none."""
+    with suppress(OSError, ValueError, AttributeError, termios.error):
+        return termios.tcgetattr(sys.stdin)
+    return None
+
+
+def _set_modes(modes: Modes | None) -> None:
+    """Only others are set: in the background, a process that sets any is stopped."""
+    if modes is not None and modes != _modes():
+        with suppress(termios.error):
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+
+
+def _in_foreground() -> bool:
+    for stream in (sys.stdin, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    return True
