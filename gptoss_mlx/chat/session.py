@@ -265,7 +265,7 @@ class Session:
         if dropped:
             yield Dropped(dropped)
         for count in range(MAX_CALLS + 1):
-            parser = IdParser(self.tokenizer)
+            parser = IdParser(self.tokenizer, headers_needed=self._grammar is not None)
             try:
                 calls, finished = yield from self._write(draft, parser, clock, must_answer=count == MAX_CALLS)
             except (KeyboardInterrupt, GeneratorExit):
@@ -287,7 +287,8 @@ class Session:
         whether the answer is complete.
 
         What the model should have written is written for it: an empty analysis where it is not to reason, the end of
-        one that grew too long, and the beginning of an answer where it stopped without one, or in another's role.
+        one that grew too long, and the beginning of an answer where it stopped without one, or in another's role. What
+        it says for a tool is taken back.
         """
         grammar = self._grammar and AnswerGrammar(self._grammar, parser.parser, self.tokenizer.special(MESSAGE))
         written, draft.written = draft.written, []
@@ -314,12 +315,14 @@ class Session:
                     clock.check()
                     in_header = 0 if message else in_header + 1
                     unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
-                    if id_ in self._stops or unwanted:
+                    if id_ in self._stops or unwanted or parser.parser.invented:
                         stopped = True
                         if grammar:
                             grammar.accept(id_)
                         break
-            if not (stopped and may_insist) or calls or _has_answer(parser.parser):
+            if parser.parser.invented:
+                self._take_back(draft, parser)
+            if not (stopped and may_insist) or calls or parser.parser.unfit or _has_answer(parser.parser):
                 break
             given, may_insist = self._insistence(draft, parser), False
         for event in parser.finish():
@@ -341,9 +344,17 @@ class Session:
 
     def _insistence(self, draft: _Draft, parser: IdParser) -> tuple[str, ...]:
         """What is written for a model that stopped, or was stopped, without an answer."""
+        if not draft.written:
+            return OPEN_FINAL[len((START, START_OF_ANSWER)) :]
         if draft.written[-1] in self._stops:
             draft.written[-1] = self.tokenizer.special(END)
         return ((END,) if parser.parser.message else ()) + OPEN_FINAL
+
+    def _take_back(self, draft: _Draft, parser: IdParser) -> None:
+        """Forget the message in which the model has answered for a tool: nothing is to be built on that."""
+        start, written = self.tokenizer.special(START), draft.written
+        del written[max((index for index, id_ in enumerate(written) if id_ == start), default=0) :]
+        parser.drop_invented()
 
     def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: AnswerGrammar | None) -> list[ToolCall]:
         """Write ids that the model did not sample, or did before, and tell nothing of them but the calls."""
