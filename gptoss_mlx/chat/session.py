@@ -11,7 +11,7 @@ marked in the timeline where its prompt ended, which is where the next prompt de
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -460,14 +460,28 @@ class Session:
         return _Draft(self._prompt(), [], len(self._said))
 
     def _draft_of(self, said: tuple[_Said, ...]) -> _Draft:
-        """The answer that these messages end in, or that is missing behind them."""
+        """The answer that these messages end in, or that is missing behind them. One that the schema does not allow is
+        begun anew."""
         last = said[-1] if said else None
         if last is None or last.message.role != "assistant" or is_call(last.message):
             return self._new_draft()
         self._set_said(said[:-1])
-        draft = _Draft(self._prompt(), list(last.ids[len(self._start_of_answer) : -1]), len(said) - 1)
+        written = list(last.ids[len(self._start_of_answer) : -1])
+        draft = _Draft(self._prompt(), written if self._is_allowed(written) else [], len(said) - 1)
         self._set_said(said)
         return draft
+
+    def _is_allowed(self, written: list[int]) -> bool:
+        """Whether the answer in it, if there is one, is the beginning of one by the schema."""
+        if self._grammar is None:
+            return True
+        parser = IdParser(self.tokenizer)
+        grammar = AnswerGrammar(self._grammar, parser.parser, self.tokenizer.special(MESSAGE))
+        try:
+            self._give(written, _Draft([], [], 0), parser, grammar)
+        except GptOssError:
+            return False
+        return True
 
     def _keep(self, parser: IdParser) -> None:
         """Add what the model wrote to the conversation."""
@@ -483,17 +497,18 @@ class Session:
 
     def _keep_result(self, name: str, output: str) -> str:
         """What the model is told: the output, unless the context has no room for it and an answer."""
-        said = self._rendered(result(name, output))
+        builtin_tools = self.toolbox.builtins
+        said = self._rendered(result(name, output, builtin_tools))
         room = int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt())
         if len(said.ids) > room:
             output = error_result(f"the result has {len(said.ids):,} tokens: the context has room for {max(room, 0):,}")
-            said = self._rendered(result(name, output))
+            said = self._rendered(result(name, output, builtin_tools))
         self._set_said((*self._said, said))
         return output
 
     def _as_written(self, emitted: Emitted) -> _Said:
         """The model's own ids where they are fit to be read again, with the end that belongs to the message."""
-        message = _as_rendered(emitted.message)
+        message = _as_rendered(emitted.message, self.toolbox.builtins)
         if emitted.ids is None:
             return self._rendered(message)
         end = encode((CALL if is_call(message) else END,), self.tokenizer)
@@ -524,10 +539,10 @@ class Session:
         self._said, self._draft = said, None
 
 
-def _as_rendered(message: Message) -> Message:
+def _as_rendered(message: Message, builtin_tools: Container[str]) -> Message:
     """A message of the model's in the form in which Harmony writes it."""
     if is_call(message):
-        return call(message.recipient.removeprefix(FUNCTIONS), message.content)
+        return call(message.recipient.removeprefix(FUNCTIONS), message.content, builtin_tools)
     return replace(message, channel=message.channel or "final", content_type=None)
 
 

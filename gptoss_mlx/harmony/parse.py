@@ -262,6 +262,7 @@ class IdParser:
         yield from self.parser.feed(self._stream.flush())
         yield from self.parser.finish()
         self._collect()
+        self._ids = []
 
     def drop_invented(self) -> None:
         """Be behind what a tool is said to have answered, which is not to be read again."""
