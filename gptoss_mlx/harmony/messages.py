@@ -276,7 +276,7 @@ def _content(entry: dict[str, Any], where: str) -> str:
 def _part(part: Any) -> Any:
     """The text of a part of a content; None where it is none."""
     kind = part.get("type") if isinstance(part, dict) else None
-    return part.get(TEXT_OF_PART[kind]) if kind in TEXT_OF_PART else None
+    return part.get(TEXT_OF_PART[kind]) if isinstance(kind, str) and kind in TEXT_OF_PART else None
 
 
 def _first(entry: dict[str, Any], names: Iterable[str]) -> Any:
