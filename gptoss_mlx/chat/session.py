@@ -353,6 +353,8 @@ class Session:
     def _take_back(self, draft: _Draft, parser: IdParser) -> None:
         """Forget the message in which the model has answered for a tool: nothing is to be built on that."""
         start, written = self.tokenizer.special(START), draft.written
+        if written[-1] == start:  # of the message behind it
+            written.pop()
         del written[max((index for index, id_ in enumerate(written) if id_ == start), default=0) :]
         parser.drop_invented()
 

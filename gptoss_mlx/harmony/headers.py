@@ -92,12 +92,17 @@ def read_header(pieces: Iterable[str]) -> Message:
     channel = _channel(before, groups)
     role = _role(before, channel, started=any(place == START for place, _ in sections))
     named = [name for kind, name in words if kind == "recipient"]
-    bare = [] if named else [name for kind, name in words if kind == "tool" and name != role]
+    bare = [] if named or channel == "final" else [name for name in _bare(before, *groups) if name != role]
     recipient = next((name for name in [*named, *bare] if name not in NOT_A_TOOL), None)
     role = _speaker(role, recipient, channel)
     if role not in ROLES:
         recipient = next(iter(named), None)
     return Message(role, "", channel, recipient, _content_type(words, groups, constraints, channel))
+
+
+def _bare(*groups: list[Word]) -> list[str]:
+    """The tools that are named without `to=`, where no sentence may be about them."""
+    return [name for group in groups if "word" not in dict(group) for kind, name in group if kind == "tool"]
 
 
 def _channel(before: list[Word], groups: list[list[Word]]) -> str | None:

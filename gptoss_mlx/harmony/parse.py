@@ -5,7 +5,8 @@ emits, and markup never reaches an event. Models get the form wrong in many ways
 headers are kept in `headers`):
 
 A complete header, one that `<|message|>` ends, counts wherever in it a word stands.
-- The recipient is the first `to=NAME` whose name is a tool's, or without any `to=`, a bare `functions.NAME`.
+- The recipient is the first `to=NAME` whose name is a tool's, or without any `to=`, a `functions.NAME`
+  that stands beside a header's words only.
 - The channel is the word behind the last `<|channel|>` that names one; before any, a channel's name is one too.
 - A role stands right behind `<|start|>`: a known one, or a tool's name that stands alone. A channel's name is never a
   role. Elsewhere only `NAME to=assistant` is a role: what a tool is said to have answered.
@@ -269,6 +270,7 @@ class IdParser:
         list(self.parser.feed(END))
         self.parser.invented = False
         self._collect()
+        self._ids = []
 
     def _collect(self) -> bool:
         """Whether a message was complete."""

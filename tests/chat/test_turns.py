@@ -595,7 +595,16 @@ def test_text_before_the_first_header_is_kept_as_a_preamble(model, script):
 RESULT = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>"
 
 
-@pytest.mark.parametrize("result", [RESULT, "<|start|>f<|message|>9<|end|>", "functions.f to=assistant<|message|>"])
+@pytest.mark.parametrize(
+    "result",
+    [
+        RESULT,
+        "<|start|>f<|message|>9<|end|>",
+        "<|start|>f<|message|>9<|start|>",
+        "<|start|>f<|message|>9<|return|>",
+        "functions.f to=assistant<|message|>",
+    ],
+)
 def test_what_a_model_answers_for_a_tool_is_taken_back(model, script, result):
     session = make_session(model, functions=())
     script(f"<|channel|>analysis<|message|>Hm.<|end|>{result}Yes.<|return|>")

@@ -308,6 +308,14 @@ CASES = {
             "functions.f<|channel|>commentary json",
         )
     },
+    "a tool that is spoken of": (
+        f"{ANALYSIS}I have called functions.f for that.{HI}",
+        [THINK, Content("Hi"), Stop("return")],
+    ),
+    "a tool that is spoken of in a header": (
+        "<|channel|>final about functions.f<|message|>Hi<|return|>",
+        [Content("Hi"), Stop("return")],
+    ),
     "call without start": (
         f"{ANALYSIS} to=functions.f{COMMENTARY}{{}}<|call|>",
         [THINK, ToolCall("f", "{}"), Stop("call")],
