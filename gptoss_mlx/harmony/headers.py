@@ -20,7 +20,7 @@ MOST_ROLE = 100  # characters
 
 # A tool's name ends where its arguments may begin, and with no mark of a sentence.
 _NAME = r"""(?!\d)\w(?:[^\s<>{}\[\]()"'`,;=|?!]*\w)?"""
-_TO = rf"""to\s*=\s*["'`]?(?P<recipient>{_NAME})["'`]?"""
+_TO = rf"""_*to\s*=\s*["'`]?(?P<recipient>{_NAME})["'`]?"""
 _ANY_CHANNEL = "|".join(CHANNELS)
 _END_OF_WORD = r"(?![.\-]*\w)"
 _MARKS = r"""[^\w{\[("'`]*"""
@@ -33,7 +33,7 @@ SOUND_HEADER = re.compile(
 OPENING_ANSWER = re.compile(r"(<\|start\|>)?[^<=]*<\|channel\|>\W*final\s*")
 # The words of a header by kind. Those of the last two are the only ones that say nothing.
 _WORD = re.compile(
-    rf"{_TO}|(?P<tool>(?:functions|browser)\.{_NAME})|(?P<channel>{_ANY_CHANNEL}){_END_OF_WORD}"
+    rf"{_TO}|(?:(?:to|recipient)[\s:=]+)?(?P<tool>(?:functions|browser)\.{_NAME})|(?P<channel>{_ANY_CHANNEL}){_END_OF_WORD}"
     rf"|(?P<role>{'|'.join(ROLES)}){_END_OF_WORD}|(?P<type>json|code){_END_OF_WORD}|(?P<to>to\s*(?:=|\Z))"
     r"|(?P<mark>[^\s\w]+)|(?P<word>\w(?:[\w.\-]*\w)?)"
 )
@@ -70,10 +70,11 @@ def preamble(pieces: Iterable[str]) -> str:
     place, text = _sections(pieces)[-1]
     if place == START and not _FIRST_ROLE.match(text):
         return ""
-    return _unless_header(_RECIPIENT.sub("", _FIRST_ROLE.sub("", text)))
+    said = _RECIPIENT.sub("", _FIRST_ROLE.sub("", text)).strip()
+    return said if any(kind == "word" for kind, _ in _words(said)) else ""
 
 
-def _is_header(text: str, *, breaks_off: bool = False) -> bool:
+def _is_header(text: str, *, breaks_off: bool) -> bool:
     """Whether a text is made of a header's words, but for the last one where that may have become one."""
     kinds = [kind for kind, _ in _words(text)]
     if breaks_off and kinds and kinds[-1] == "word":
@@ -193,7 +194,7 @@ def _recipient(text: str, before: str | None) -> tuple[str | None, str]:
     return before or name, _taken(_KNOWN_TYPE, rest)[1]
 
 
-def _unless_header(text: str, *, breaks_off: bool = False) -> str:
+def _unless_header(text: str, *, breaks_off: bool) -> str:
     return "" if _is_header(text, breaks_off=breaks_off) else text.strip()
 
 
