@@ -193,7 +193,8 @@ def _tools(chat: Chat, _: str) -> None:
     toolbox, results = chat.session.toolbox, {}
     for message in chat.session.messages:
         if message.role not in ("user", "assistant"):
-            results[message.role.removeprefix(FUNCTIONS).partition(".")[0]] = message.content
+            name = message.role.removeprefix(FUNCTIONS)
+            results[name if name in toolbox.functions else name.partition(".")[0]] = message.content
     tools = {name: function.tool.description for name, function in toolbox.functions.items()}
     tools |= dict.fromkeys(toolbox.builtins, "built in")
     for name, description in tools.items():

@@ -90,11 +90,15 @@ class Screen(Protocol):
     def resume(self, text: str) -> None:
         """More will follow of an answer that has shown `text` before."""
 
-    def reasoning(self, text: str) -> None: ...
+    def reasoning(self, text: str, begins: bool = False) -> None:
+        """More of it; `begins`: of another message than before, which is set apart."""
+
     def thought(self, tokens: int, seconds: float) -> None:
         """A stretch of reasoning is over."""
 
-    def content(self, text: str) -> None: ...
+    def content(self, text: str, begins: bool = False) -> None:
+        """More of the answer, in the same way."""
+
     def recall(self, text: str) -> bool:
         """An earlier answer, of which only the end is shown where it is long; whether it was."""
 
@@ -134,9 +138,9 @@ class PlainScreen:
     def resume(self, text: str) -> None:
         pass
 
-    def reasoning(self, text: str) -> None:
+    def reasoning(self, text: str, begins: bool = False) -> None:
         if self.show_reasoning:
-            self._write(sys.stderr, "reasoning", text)
+            self._write(sys.stderr, "reasoning", text, begins)
         elif self._words:
             self._write(sys.stderr, "reasoning", "")
 
@@ -147,8 +151,8 @@ class PlainScreen:
             self._write(sys.stderr, "reasoning", thought_line(tokens, seconds))
             self.end()
 
-    def content(self, text: str) -> None:
-        self._write(sys.stdout, "answer", text)
+    def content(self, text: str, begins: bool = False) -> None:
+        self._write(sys.stdout, "answer", text, begins)
 
     def recall(self, text: str) -> bool:
         lines = text.strip("\n").split("\n")
@@ -185,12 +189,14 @@ class PlainScreen:
     def _say(self, word: str, text: str) -> None:
         self.note(f"{word}{':' * self._words} {text}")
 
-    def _write(self, file: TextIO, word: str, text: str) -> None:
+    def _write(self, file: TextIO, word: str, text: str, begins: bool = False) -> None:
         if self._open != (file, word):
             self.end()
             self._open = file, word
             if self._words:
                 print(f"{word}: ", end="", file=file)
+        elif begins:
+            print("\n", file=file)
         print(without_controls(text), end="", file=file, flush=True)
 
 
@@ -218,8 +224,10 @@ class RichScreen:
     def resume(self, text: str) -> None:
         self._block = finished_blocks(text)[1]
 
-    def reasoning(self, text: str) -> None:
+    def reasoning(self, text: str, begins: bool = False) -> None:
         self._finish_block()
+        if begins and (self._dim or self._thinking):
+            text = f"\n\n{text}"
         if self.show_reasoning:
             self._write(("" if self._dim else "\x1b[2m") + without_controls(text))
             self._dim = True
@@ -231,8 +239,10 @@ class RichScreen:
     def thought(self, tokens: int, seconds: float) -> None:
         self.note(thought_line(tokens, seconds))
 
-    def content(self, text: str) -> None:
+    def content(self, text: str, begins: bool = False) -> None:
         self._fold()
+        if begins:
+            self._finish_block()
         for line in text.splitlines(keepends=True):  # so that it looks the same, however it arrives
             self._block += line
             if line.endswith("\n"):

@@ -11,7 +11,7 @@ marked in the timeline where its prompt ended, which is where the next prompt de
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -265,7 +265,7 @@ class Session:
         if dropped:
             yield Dropped(dropped)
         for count in range(MAX_CALLS + 1):
-            parser = IdParser(self.tokenizer)
+            parser = IdParser(self.tokenizer, headers_needed=self._grammar is not None)
             try:
                 calls, finished = yield from self._write(draft, parser, clock, must_answer=count == MAX_CALLS)
             except (KeyboardInterrupt, GeneratorExit):
@@ -287,7 +287,8 @@ class Session:
         whether the answer is complete.
 
         What the model should have written is written for it: an empty analysis where it is not to reason, the end of
-        one that grew too long, and the beginning of an answer where it stopped without one, or in another's role.
+        one that grew too long, and the beginning of an answer where it stopped without one, or in another's role. What
+        it says for a tool is taken back.
         """
         grammar = self._grammar and AnswerGrammar(self._grammar, parser.parser, self.tokenizer.special(MESSAGE))
         written, draft.written = draft.written, []
@@ -315,7 +316,7 @@ class Session:
                     clock.check()
                     in_header = 0 if message else in_header + 1
                     unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
-                    if id_ in self._stops or unwanted:
+                    if id_ in self._stops or unwanted or parser.parser.invented:
                         stopped = True
                         if grammar:
                             grammar.accept(id_)
@@ -324,7 +325,9 @@ class Session:
                     if sampled % LOOKED_FOR_EVERY == 0 and (cycle := cycle_at_end(draft.written[-sampled:])):
                         clock.cycle = cycle
                         break
-            if not (stopped and may_insist) or calls or _has_answer(parser.parser):
+            if parser.parser.invented:
+                self._take_back(draft, parser)
+            if not (stopped and may_insist) or calls or parser.parser.unfit or _has_answer(parser.parser):
                 break
             given, may_insist = self._insistence(draft, parser), False
         for event in parser.finish():
@@ -346,9 +349,19 @@ class Session:
 
     def _insistence(self, draft: _Draft, parser: IdParser) -> tuple[str, ...]:
         """What is written for a model that stopped, or was stopped, without an answer."""
+        if not draft.written:
+            return OPEN_FINAL[len((START, START_OF_ANSWER)) :]
         if draft.written[-1] in self._stops:
             draft.written[-1] = self.tokenizer.special(END)
         return ((END,) if parser.parser.message else ()) + OPEN_FINAL
+
+    def _take_back(self, draft: _Draft, parser: IdParser) -> None:
+        """Forget the message in which the model has answered for a tool: nothing is to be built on that."""
+        start, written = self.tokenizer.special(START), draft.written
+        if written[-1] == start:  # of the message behind it
+            written.pop()
+        del written[max((index for index, id_ in enumerate(written) if id_ == start), default=0) :]
+        parser.drop_invented()
 
     def _give(self, ids: list[int], draft: _Draft, parser: IdParser, grammar: AnswerGrammar | None) -> list[ToolCall]:
         """Write ids that the model did not sample, or did before, and tell nothing of them but the calls."""
@@ -454,14 +467,28 @@ class Session:
         return _Draft(self._prompt(), [], len(self._said))
 
     def _draft_of(self, said: tuple[_Said, ...]) -> _Draft:
-        """The answer that these messages end in, or that is missing behind them."""
+        """The answer that these messages end in, or that is missing behind them. One that the schema does not allow is
+        begun anew."""
         last = said[-1] if said else None
         if last is None or last.message.role != "assistant" or is_call(last.message):
             return self._new_draft()
         self._set_said(said[:-1])
-        draft = _Draft(self._prompt(), list(last.ids[len(self._start_of_answer) : -1]), len(said) - 1)
+        written = list(last.ids[len(self._start_of_answer) : -1])
+        draft = _Draft(self._prompt(), written if self._is_allowed(written) else [], len(said) - 1)
         self._set_said(said)
         return draft
+
+    def _is_allowed(self, written: list[int]) -> bool:
+        """Whether the answer in it, if there is one, is the beginning of one by the schema."""
+        if self._grammar is None:
+            return True
+        parser = IdParser(self.tokenizer)
+        grammar = AnswerGrammar(self._grammar, parser.parser, self.tokenizer.special(MESSAGE))
+        try:
+            self._give(written, _Draft([], [], 0), parser, grammar)
+        except GptOssError:
+            return False
+        return True
 
     def _keep(self, parser: IdParser) -> None:
         """Add what the model wrote to the conversation."""
@@ -477,17 +504,18 @@ class Session:
 
     def _keep_result(self, name: str, output: str) -> str:
         """What the model is told: the output, unless the context has no room for it and an answer."""
-        said = self._rendered(result(name, output))
+        builtin_tools = self.toolbox.builtins
+        said = self._rendered(result(name, output, builtin_tools))
         room = int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt())
         if len(said.ids) > room:
             output = error_result(f"the result has {len(said.ids):,} tokens: the context has room for {max(room, 0):,}")
-            said = self._rendered(result(name, output))
+            said = self._rendered(result(name, output, builtin_tools))
         self._set_said((*self._said, said))
         return output
 
     def _as_written(self, emitted: Emitted) -> _Said:
         """The model's own ids where they are fit to be read again, with the end that belongs to the message."""
-        message = _as_rendered(emitted.message)
+        message = _as_rendered(emitted.message, self.toolbox.builtins)
         if emitted.ids is None:
             return self._rendered(message)
         end = encode((CALL if is_call(message) else END,), self.tokenizer)
@@ -518,10 +546,10 @@ class Session:
         self._said, self._draft = said, None
 
 
-def _as_rendered(message: Message) -> Message:
+def _as_rendered(message: Message, builtin_tools: Container[str]) -> Message:
     """A message of the model's in the form in which Harmony writes it."""
     if is_call(message):
-        return call(message.recipient.removeprefix(FUNCTIONS), message.content)
+        return call(message.recipient.removeprefix(FUNCTIONS), message.content, builtin_tools)
     return replace(message, channel=message.channel or "final", content_type=None)
 
 

@@ -265,13 +265,13 @@ class Chat:
         screen, reason = self.screen, ""
         for event in events:
             match event:
-                case Reasoning(text):
-                    self.reasoning.append(text)
-                    screen.reasoning(text)
+                case Reasoning(text, begins):
+                    self.reasoning.append("\n\n" * (begins and bool(self.reasoning)) + text)
+                    screen.reasoning(text, begins)
                 case Thought(tokens, seconds):
                     screen.thought(tokens, seconds)
-                case Content(text) | Preamble(text):
-                    screen.content(text)
+                case Content(text, begins) | Preamble(text, begins):
+                    screen.content(text, begins)
                 case ToolCall(name, arguments) if not self.session.toolbox.asks(event):
                     screen.call(name, arguments)
                 case ToolResult(name, output):

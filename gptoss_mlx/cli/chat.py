@@ -248,8 +248,9 @@ def _generate(session: Session, text: str) -> None:
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
+                apart = "\n\n" if event.begins and written else ""
                 written = event.text
-                click.echo(show(written), nl=False)
+                click.echo(apart + show(written), nl=False)
     if written and not written.endswith("\n"):
         click.echo()
     if cycle := session.stats[-1].cycle:

@@ -30,7 +30,7 @@ def render(files: tuple[Path, ...]) -> None:
 @harmony.command(epilog="Example: gptoss-mlx harmony parse output.txt")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def parse(files: tuple[Path, ...]) -> None:
-    """Print what raw model output means, as JSON. Several files give one JSON line each."""
+    """Print what raw model output, or the log of a conversation, means. Several files give one JSON line each."""
     from ..harmony.files import parse_file
 
     if len(files) == 1:

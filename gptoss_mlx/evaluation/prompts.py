@@ -195,6 +195,8 @@ def reply_to(
     for id_ in emitted:
         list(parser.feed(id_))
         on_read(len(ids))
+        if parser.parser.invented:
+            break
     list(parser.finish())
     messages = parser.parser.messages
     return Reply(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
-from .messages import Message, conversation_from_json
-from .parse import Content, Parser, Preamble, Reasoning, ToolCall, pieces_of
+from .messages import FUNCTIONS, Message, conversation_from_json
+from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
 from .render import render_text
 
 
@@ -25,23 +25,38 @@ def render_file(path: Path) -> str:
 def parse_file(path: Path) -> dict[str, Any]:
     """Raw model output, as it follows `<|start|>assistant` -> messages and what they mean. Raises GptOssError.
 
-    `content` is all that the user reads: preambles, then the answer.
+    `content` is all that the user reads: preambles, then the answer. A text that begins with another's message is the
+    log of a whole conversation, of which everything is told, but only what the assistant said has a meaning. An output
+    ends where the model begins to answer for a tool.
     """
     parser = Parser()
-    events = [event for piece in pieces_of(_read(path)) for event in parser.feed(piece)]
-    events += parser.finish()
-    calls = [event for event in events if isinstance(event, ToolCall)]
+    for piece in pieces_of(_read(path)):
+        list(parser.feed(piece))
+        if parser.invented and parser.message is None and not _is_log(parser.messages):
+            break
+    list(parser.finish())
+    said = [message for message in parser.messages if message.role == "assistant"]
+    calls = [message for message in said if is_call(message)]
     return {
         "messages": [_as_json(message) for message in parser.messages],
-        "reasoning": "".join(event.text for event in events if isinstance(event, Reasoning)),
-        "content": "".join(event.text for event in events if isinstance(event, (Preamble, Content))),
-        "tool_calls": [{"name": event.name, "arguments": event.arguments} for event in calls],
+        "reasoning": _joined(said, Reasoning),
+        "content": _joined(said, Preamble, Content),
+        "tool_calls": [{"name": call.recipient.removeprefix(FUNCTIONS), "arguments": call.content} for call in calls],
         "stop": parser.stop,
     }
 
 
+def _is_log(messages: list[Message]) -> bool:
+    return bool(messages) and messages[0].role in ("system", "developer", "user")
+
+
+def _joined(messages: list[Message], *kinds: type) -> str:
+    return "\n\n".join(message.content for message in messages if message.content and kind_of(message) in kinds)
+
+
 def _as_json(message: Message) -> dict[str, str | None]:
     return {
+        "role": message.role,
         "channel": message.channel,
         "recipient": message.recipient,
         "content_type": message.content_type,

@@ -6,8 +6,8 @@ Knows roles, channels and recipients; not how they are written down (`render`) o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import GptOssError
@@ -66,29 +66,53 @@ class Conversation:
                 raise ConversationError(f"builtin_tools has {name!r}, not one of {', '.join(BUILTIN_TOOLS)}")
 
 
-def call(name: str, arguments: str) -> Message:
-    """The assistant's call of a function, or of a built-in tool (`python`, `browser.search`) by its full name."""
-    if is_builtin(name):
+def call(name: str, arguments: str, builtin_tools: Container[str] = ()) -> Message:
+    """The assistant's call of a function, or of one of the built-in tools that are there, by its full name (`python`,
+    `browser.search`). `functions.` before a name makes it a function's in any case."""
+    if is_builtin(name, builtin_tools):
         return Message("assistant", arguments, channel="analysis", recipient=name)
-    return Message("assistant", arguments, "commentary", FUNCTIONS + name, JSON_CALL)
+    return Message("assistant", arguments, "commentary", FUNCTIONS + name.removeprefix(FUNCTIONS), JSON_CALL)
 
 
-def result(name: str, output: str) -> Message:
+def result(name: str, output: str, builtin_tools: Container[str] = ()) -> Message:
     """What the function or built-in tool answered."""
-    if is_builtin(name):
+    if is_builtin(name, builtin_tools):
         return Message(name, output, channel="analysis", recipient="assistant")
-    return Message(FUNCTIONS + name, output, channel="commentary", recipient="assistant")
+    return Message(FUNCTIONS + name.removeprefix(FUNCTIONS), output, channel="commentary", recipient="assistant")
 
 
-def is_builtin(name: str) -> bool:
-    return name.partition(".")[0] in BUILTIN_TOOLS
+def is_builtin(name: str, builtin_tools: Container[str]) -> bool:
+    """Whether the name is one of a built-in tool's, and not of a developer's function that is called like one."""
+    return name.partition(".")[0] in builtin_tools
+
+
+# Fields that have several names. The first that holds something counts.
+REASONING = ("reasoning", "reasoning_content", "thinking")
+TOOL_NAME = ("name", "tool_name")
+PARAMETERS = ("parameters", "input_schema", "inputSchema")
+TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+# What chat completions and their clients put into messages: what a prompt is rendered from, by role, and what no prompt
+# shows. Where a field would be lost that holds something, the message is refused.
+USED = {
+    "system": ("content",),
+    "developer": ("content",),
+    "user": ("content",),
+    "assistant": ("content", *REASONING, "reasoning_details", "refusal", "tool_calls", "function_call"),
+    "tool": ("content", "tool_call_id", *TOOL_NAME),
+    "function": ("content", *TOOL_NAME),
+}
+NOT_SHOWN = (
+    *("role", "name", "id", "type", "object", "status", "index", "created", "created_at", "timestamp", "metadata"),
+    *("annotations", "cache_control", "finish_reason", "logprobs", "signature", "tool_call_id"),
+)
+KNOWN = {*NOT_SHOWN, *(name for names in USED.values() for name in names), "audio", "images"}
 
 
 def conversation_from_json(data: Any) -> Conversation:
     """Read `{"messages": [...], "tools": [...], "builtin_tools": [...], "reasoning_effort", ...}`.
 
     Messages and tools are those of OpenAI's chat completions; an assistant's may carry `reasoning`. Roles `system` and
-    `developer` both are instructions. Raises ConversationError.
+    `developer` both are instructions. `response_format` is OpenAI's, or the schema itself. Raises ConversationError.
     """
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise ConversationError('a conversation is a JSON object with a list "messages"')
@@ -98,84 +122,165 @@ def conversation_from_json(data: Any) -> Conversation:
             options[name] = _text(value, name)
     if unknown := set(data) - set(options) - set(_OPTIONAL) - {"messages"}:
         raise ConversationError(f"a conversation has no field {sorted(unknown)[0]!r}")
-    builtin = _list(data.get("builtin_tools"), "builtin_tools")
+    builtin = tuple(_text(name, "builtin_tools") for name in _list(data.get("builtin_tools"), "builtin_tools"))
+    tools = [tool for i, entry in enumerate(_list(data.get("tools"), "tools")) for tool in _tools(entry, f"tools[{i}]")]
     return Conversation(
-        messages=tuple(_messages(data["messages"])),
-        tools=tuple(_tool(entry, f"tools[{i}]") for i, entry in enumerate(_list(data.get("tools"), "tools"))),
-        builtin_tools=tuple(_text(name, "builtin_tools") for name in builtin),
+        messages=tuple(_messages(data["messages"], builtin)),
+        tools=tuple(tools),
+        builtin_tools=builtin,
+        response_schema=_response_schema(data),
         **options,
     )
 
 
-_OPTIONAL = ("tools", "builtin_tools", "reasoning_effort", "current_date", "knowledge_cutoff", "model_identity")
+_RESPONSE = ("response_format", "response_schema")
+_OPTIONAL = (
+    *("tools", "builtin_tools", "reasoning_effort", "current_date", "knowledge_cutoff", "model_identity"),
+    *_RESPONSE,
+)
 
 
-def _messages(entries: list[Any]) -> Iterable[Message]:
+def _response_schema(data: dict[str, Any]) -> Any:
+    """The JSON schema of the answer, from what OpenAI's clients wrap it in, if they do."""
+    name = next((name for name in _RESPONSE if data.get(name) is not None), None)
+    schema = data.get(name)
+    if isinstance(schema, dict) and schema.get("type") == "text":
+        return None
+    if isinstance(schema, dict) and schema.get("type") == "json_object":
+        return {"type": "object"}
+    if isinstance(schema, dict) and schema.get("type") == "json_schema":
+        schema = schema.get("json_schema", schema)
+    if isinstance(schema, dict) and isinstance(schema.get("schema"), dict | bool):
+        schema = schema["schema"]
+    if schema is not None and not isinstance(schema, dict | bool):
+        raise ConversationError(f"{name} is not a JSON schema")
+    return schema
+
+
+def _messages(entries: list[Any], builtin_tools: Container[str]) -> Iterable[Message]:
     names: dict[str, str] = {}
     for i, entry in enumerate(entries):
         where = f"messages[{i}]"
         if not isinstance(entry, dict):
             raise ConversationError(f"{where} is not a JSON object")
         role = entry.get("role")
+        if not isinstance(role, str) or role not in USED:
+            raise ConversationError(f"{where}.role is {role!r}, not system, developer, user, assistant or tool")
+        _refuse_what_would_be_lost(entry, where)
         if role in ("system", "developer"):
             yield Message("developer", _content(entry, where))
         elif role == "user":
             yield Message("user", _content(entry, where))
         elif role == "assistant":
-            yield from _assistant(entry, where, names)
-        elif role == "tool":
-            name = names.get(entry.get("tool_call_id")) or entry.get("name")
-            if not isinstance(name, str):
-                raise ConversationError(
-                    f"{where}.tool_call_id {entry.get('tool_call_id')!r} answers no earlier tool call"
-                )
-            yield result(name.removeprefix(FUNCTIONS), _content(entry, where))
+            yield from _assistant(entry, where, names, builtin_tools)
         else:
-            raise ConversationError(f"{where}.role is {role!r}, not system, developer, user, assistant or tool")
+            called = entry.get("tool_call_id")
+            name = (names.get(called) if isinstance(called, str) else None) or _first(entry, TOOL_NAME)
+            if not isinstance(name, str):
+                raise ConversationError(f"{where}.tool_call_id {called!r} answers no earlier tool call")
+            yield result(name, _content(entry, where), builtin_tools)
 
 
-def _assistant(entry: dict[str, Any], where: str, names: dict[str, str]) -> Iterable[Message]:
+def _refuse_what_would_be_lost(entry: dict[str, Any], where: str) -> None:
+    for name, value in entry.items():
+        if name not in KNOWN:
+            raise ConversationError(f"{where} has the field {name!r}, which a message does not have")
+        if name not in USED[entry["role"]] and name not in NOT_SHOWN and value:
+            raise ConversationError(f"{where}.{name} would be lost: the model reads none in such a message")
+
+
+def _assistant(
+    entry: dict[str, Any], where: str, names: dict[str, str], builtin_tools: Container[str]
+) -> Iterable[Message]:
     """Reasoning, then what the user reads, then the calls: the order in which the model emits them."""
-    calls = _list(entry.get("tool_calls"), f"{where}.tool_calls")
-    if (reasoning := entry.get("reasoning")) is not None:
-        yield Message("assistant", _text(reasoning, f"{where}.reasoning"), channel="analysis")
-    if entry.get("content") or not (calls or reasoning):
+    calls = [
+        (item, f"{where}.tool_calls[{j}]")
+        for j, item in enumerate(_list(entry.get("tool_calls"), f"{where}.tool_calls"))
+    ]
+    if entry.get("function_call") is not None:
+        calls.append((entry["function_call"], f"{where}.function_call"))
+    reasoning = _reasoning(entry, where)
+    if reasoning:
+        yield Message("assistant", reasoning, channel="analysis")
+    text = _text(entry.get("refusal") or "", f"{where}.refusal")
+    if "content" in entry or not (calls or reasoning or text):
+        text = _content(entry, where) or text
+    if text:
         # Beside calls, the text is not the answer yet: a preamble, which has no recipient.
-        yield Message("assistant", _content(entry, where), channel="commentary" if calls else "final")
-    for j, item in enumerate(calls):
-        at = f"{where}.tool_calls[{j}]"
-        function = item.get("function", item) if isinstance(item, dict) else None
-        if not isinstance(function, dict):
-            raise ConversationError(f"{at} is not a function call")
-        name = _text(function.get("name"), f"{at}.name").removeprefix(FUNCTIONS)
-        arguments = function.get("arguments", "{}")
+        yield Message("assistant", text, channel="commentary" if calls else "final")
+    for item, at in calls:
+        function = _function(item, at, "is not a function call")
+        name = _text(function.get("name"), f"{at}.name")
+        if isinstance(namespace := function.get("namespace"), str) and namespace + "." != FUNCTIONS:
+            name = f"{namespace}.{name}"
+        arguments = function.get("arguments")
         if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
+            arguments = "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
         if isinstance(item.get("id"), str):
             names[item["id"]] = name
-        yield call(name, arguments)
+        yield call(name, arguments, builtin_tools)
+
+
+def _reasoning(entry: dict[str, Any], where: str) -> str:
+    """Under whatever name it comes, in whole or in parts."""
+    if (reasoning := _first(entry, REASONING)) is not None:
+        return _text(reasoning, f"{where}.reasoning")
+    parts = _list(entry.get("reasoning_details"), f"{where}.reasoning_details")
+    return "".join(
+        _text(part.get("text") or "", f"{where}.reasoning_details") for part in parts if isinstance(part, dict)
+    )
+
+
+def _tools(entry: Any, where: str) -> Iterable[Tool]:
+    """The function, or those of a namespace, under the namespace's name."""
+    if not isinstance(entry, dict) or entry.get("type") != "namespace":
+        yield _tool(entry, where)
+        return
+    name, about = _text(entry.get("name"), f"{where}.name"), entry.get("description")
+    for i, inner in enumerate(_list(entry.get("tools"), f"{where}.tools")):
+        tool = _tool(inner, f"{where}.tools[{i}]")
+        said = [_text(about, f"{where}.description")] if about and i == 0 else []  # as a heading for all
+        yield replace(tool, name=f"{name}.{tool.name}", description="\n".join([*said, tool.description]))
 
 
 def _tool(entry: Any, where: str) -> Tool:
-    function = entry.get("function", entry) if isinstance(entry, dict) else None
-    if not isinstance(function, dict):
-        raise ConversationError(f"{where} is not a function")
-    parameters = function.get("parameters")
+    function = _function(entry, where, "is not a function")
+    parameters = _first(function, PARAMETERS)
     if parameters is not None and not isinstance(parameters, dict):
         raise ConversationError(f"{where}.parameters is not a JSON schema")
     description = _text(function.get("description") or "", f"{where}.description")
     return Tool(_text(function.get("name"), f"{where}.name"), description, parameters)
 
 
+def _function(entry: Any, where: str, complaint: str) -> dict[str, Any]:
+    """What a tool, or a call of one, says of the function. Raises ConversationError for tools of other types."""
+    kind = entry.get("type", "function") if isinstance(entry, dict) else None
+    if kind not in ("function", "function_call"):
+        raise ConversationError(f"{where} {complaint}" + (f", but of the type {kind!r}" if kind else ""))
+    function = entry.get("function", entry)
+    if not isinstance(function, dict):
+        raise ConversationError(f"{where} {complaint}")
+    return function
+
+
 def _content(entry: dict[str, Any], where: str) -> str:
-    """A string, or the list of text parts that chat completions also allow."""
-    content = entry.get("content")
+    """A string, or the list of text parts that chat completions also allow; null is empty."""
+    content = entry.get("content", 0)
+    if content is None:
+        return ""
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
-        return "".join(_text(part, f"{where}.content") for part in parts)
+        return "".join(_text(_part(part), f"{where}.content") for part in content)
     return _text(content, f"{where}.content")
+
+
+def _part(part: Any) -> Any:
+    """The text of a part of a content; None where it is none."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    return part.get(TEXT_OF_PART[kind]) if isinstance(kind, str) and kind in TEXT_OF_PART else None
+
+
+def _first(entry: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((entry[name] for name in names if entry.get(name) not in (None, "")), None)
 
 
 def _text(value: Any, where: str) -> str:

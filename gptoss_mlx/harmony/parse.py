@@ -1,53 +1,75 @@
 """What a model emits -> events, while it arrives, and messages.
 
 One state machine over pieces: special tokens by name (`Special`) and ordinary text. It never raises on what a model
-emits, and markup never reaches an event.
+emits, and markup never reaches an event. Models get the form wrong in many ways, so these are the rules (those about
+headers are kept in `headers`):
 
-How headers are read, since models get them wrong in many ways:
-- the channel is the word behind `<|channel|>`; a recipient is a `to=...` in the role's place or behind the channel;
-  the content type is the word behind `<|constrain|>`, or a bare word that is left over;
-- a header that ends without `<|message|>` still gives a message, and what is left over in it is the text;
-- a message without a channel is taken for the answer; one on an unknown channel, or in another's role, for reasoning.
+A complete header, one that `<|message|>` ends, counts wherever in it a word stands.
+- The recipient is the first `to=NAME` whose name is a tool's, or without any `to=`, a `functions.NAME`
+  that stands beside a header's words only.
+- The channel is the word behind the last `<|channel|>` that names one; before any, a channel's name is one too.
+- A role stands right behind `<|start|>`: a known one, or a tool's name that stands alone. A channel's name is never a
+  role. Elsewhere only `NAME to=assistant` is a role: what a tool is said to have answered.
+- The content type is what `<|constrain|>` says, or a bare word that is left over. Other words say nothing.
+
+A header that anything else ends is read strictly, since its words may be what the message was meant to say: channel,
+recipient and content type count only side by side at its beginning, and what is left over is the text. What is left
+over of header words alone is no text, nor is what may be a header's last word where the output breaks off.
+
+Text without any header:
+- before the first header of an output it is a preamble;
+- closed by `<|return|>` or the end of the output, it is the answer;
+- closed by anything else, it is noise between messages.
+
+A message without a channel is taken for the answer; one on an unknown channel, or in another person's role, for
+reasoning. One in a tool's role is a call of that tool where `<|call|>` ends it. Otherwise the model has invented what
+the tool answers: that is told to nobody, and whoever feeds the parser should stop there (`invented`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .headers import (
+    END_OF_TEXT,
+    NAMESPACED,
+    OPENING_ANSWER,
+    ROLES,
+    SOUND_HEADER,
+    preamble,
+    read_header,
+    read_unfinished_header,
+)
 from .messages import FUNCTIONS, Message
 from .render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Special
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
-STOPS = {RETURN: "return", CALL: "call", END: "end", Special("<|endoftext|>"): "none"}
+STOPS = {RETURN: "return", CALL: "call", END: "end", END_OF_TEXT: "none"}
 NAMES = (START, CHANNEL, CONSTRAIN, MESSAGE, *STOPS)
-CHANNELS = ("analysis", "commentary", "final")
-NOT_A_TOOL = ("all", "assistant", "user")
 
 
 @dataclass(frozen=True)
-class Reasoning:
+class _Text:
+    text: str
+    begins: bool = field(default=False, compare=False)
+    """Whether a message begins with it, which readers want to see apart from the one before."""
+
+
+class Reasoning(_Text):
     """More of the analysis."""
 
-    text: str
 
-
-@dataclass(frozen=True)
-class Preamble:
+class Preamble(_Text):
     """More of a commentary message without recipient: said to the user before a tool is called."""
 
-    text: str
 
-
-@dataclass(frozen=True)
-class Content:
+class Content(_Text):
     """More of the answer."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -71,11 +93,16 @@ Event = Reasoning | Preamble | Content | ToolCall | Stop
 class Parser:
     """Takes the pieces that follow `<|start|>assistant`, cut anywhere. It is in a header, in a text, or in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, headers_needed: bool = False):
+        """`headers_needed`: no text reaches the user, and none is kept, but that of messages with a complete header."""
         self.messages: list[Message] = []
         self.sound = True  # whether the last of the messages has the form that Harmony gives it, but for its end
         self.stop = "none"
-        self._header: list[str] | None = []
+        self.invented = False  # whether there is an answer of a tool's that no tool has given
+        self.unfit = False  # whether there was an answer without the header that was needed
+        self._headers_needed = headers_needed
+        self._first = True  # whether no header has begun yet
+        self._header: list[str] = []
         self._sound = False
         self._message: Message | None = None
         self._text: list[str] = []
@@ -85,20 +112,13 @@ class Parser:
         if not isinstance(piece, Special):
             yield from self._feed_text(piece)
         elif piece in STOPS:
-            yield from self._close()
+            yield from self._close(piece)
             self.stop = STOPS[piece]
-        elif piece == START or (piece == CHANNEL and self._message):
-            yield from self._close()
-            self._header, self.stop = [], "none"
-            if piece == CHANNEL:  # the model forgot to end one message and to start the next
-                self._header.append(piece)
-        elif piece == MESSAGE and not self._message:
-            header = self._header or []
-            self._sound = SOUND_HEADER.fullmatch("".join(header)) is not None
-            self._message, _ = read_header(header, complete=True)
-            self._header = None
-        elif piece in (CHANNEL, CONSTRAIN) and not self._message:
-            self._in_header(piece)
+        elif piece == START or (piece == CHANNEL and self._message):  # which may be all that begins the next message
+            yield from self._close(piece)
+            self._header, self.stop = [piece], "none"
+        elif self._message is None:
+            yield from self._feed_header(piece)
         else:  # a token that has no business in a text
             self._sound = False
 
@@ -110,115 +130,99 @@ class Parser:
     @property
     def opens_answer(self) -> bool:
         """Whether a header names the answer's channel, so that only its end is to come."""
-        return self._message is None and OPENING_ANSWER.fullmatch("".join(self._header or ())) is not None
+        return self._message is None and OPENING_ANSWER.fullmatch("".join(self._header)) is not None
 
     def finish(self) -> Iterator[Event]:
         """The events of the end, whether or not the last message was ended."""
         ended = len(self.messages)
-        yield from self._close()
+        yield from self._close(None)
         if len(self.messages) > ended:
             self.stop = "none"
         yield Stop(self.stop)
 
     def _feed_text(self, text: str) -> Iterator[Event]:
         if self._message is None:
-            self._in_header(text)
-        else:
+            self._header.append(text)
+        elif text:
             self._text.append(text)
-            yield from _shown(self._message, text)
+            yield from _shown(self._message, text, begins=len(self._text) == 1)
 
-    def _in_header(self, piece: str) -> None:
-        if self._header is None:  # between messages: the model forgot `<|start|>`
-            self._header = []
-        self._header.append(piece)
+    def _feed_header(self, piece: Special) -> Iterator[Event]:
+        if self._first and (text := preamble(self._header)):
+            yield from self._add_at_once(Message("assistant", text, "commentary"))
+        self._first = False
+        if piece == MESSAGE:
+            self._sound = SOUND_HEADER.fullmatch("".join(self._header)) is not None
+            self._message = read_header(self._header)
+            self.invented |= is_result(self._message)
+        else:
+            self._header.append(piece)
 
-    def _close(self) -> Iterator[Event]:
-        message, text = self._message, "".join(self._text)
-        sound = message is not None and self._sound
-        if message is None:
-            message, text = read_header(self._header or [], complete=False)
-            if text:
-                yield from _shown(message, text)
-        self._header, self._message, self._text = None, None, []
-        if not text and not message.channel and not message.recipient:
+    def _close(self, by: Special | None) -> Iterator[Event]:
+        """End the message, or the header that has become none; `by` is None at the end of the output."""
+        if self._message is None:
+            message, sound = read_unfinished_header(self._header, by), False
+        else:
+            message, sound = replace(self._message, content="".join(self._text)), self._sound
+        if message and message.role not in ROLES:
+            if by == CALL and not is_result(message):
+                message, sound = _call_by(message), False
+            else:
+                self.invented = True
+        if message and self._message is None:
+            yield from self._add_at_once(message)
+        elif message and (message.content or message.channel or message.recipient):
+            yield from self._add(message, sound)
+        self._first = self._first and by == START and not self._header  # a `<|start|>` written once more
+        self._header, self._message, self._text = [], None, []
+
+    def _add_at_once(self, message: Message) -> Iterator[Event]:
+        """Tell and add a message that no complete header has announced."""
+        kind = kind_of(message)
+        if self._headers_needed and kind in (Content, Preamble):
+            self.unfit |= kind is Content
             return
-        message = replace(message, content=text)
+        yield from self._add(message, sound=False)
+        yield from _shown(message, message.content, begins=True)
+
+    def _add(self, message: Message, sound: bool) -> Iterator[Event]:
         self.messages.append(message)
         self.sound = sound
         if is_call(message):
-            yield ToolCall(message.recipient.removeprefix(FUNCTIONS), text)
+            yield ToolCall(message.recipient.removeprefix(FUNCTIONS), message.content)
 
 
 def is_call(message: Message) -> bool:
     return message.role == "assistant" and message.recipient is not None
 
 
-def _shown(message: Message, text: str) -> Iterator[Event]:
+def is_result(message: Message) -> bool:
+    """Whether a header says that a tool answers the model."""
+    return message.role not in ROLES and message.recipient == "assistant"
+
+
+def _call_by(message: Message) -> Message:
+    """The call that a message in a tool's role is."""
+    tool = message.role if NAMESPACED.fullmatch(message.role) else FUNCTIONS + message.role
+    return replace(message, role="assistant", recipient=tool)
+
+
+def _shown(message: Message, text: str, *, begins: bool) -> Iterator[Event]:
     """What a reader sees of more text; a call is one event, when it is complete."""
     kind = kind_of(message)
-    if kind is not ToolCall and text:
-        yield kind(text)
+    if text and kind not in (ToolCall, None):
+        yield kind(text, begins)
 
 
-def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall]:
-    """The event that the text of a message becomes."""
+def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall] | None:
+    """The event that the text of a message becomes; a tool's becomes none."""
+    if message.role not in ROLES:
+        return None
     if message.role != "assistant":
         return Reasoning
     if message.recipient is not None:
         return ToolCall
     return {"final": Content, None: Content, "commentary": Preamble}.get(message.channel, Reasoning)
-
-
-# What the publisher's own renderings begin with, and what a model was seen to write as well.
-SOUND_HEADER = re.compile(
-    r"(assistant)?( to=[^\s<]+)?<\|channel\|>(analysis|commentary|final)( to=[^\s<]+)?( ?<\|constrain\|>\w+| \w+)?"
-)
-OPENING_ANSWER = re.compile(r"(assistant)?<\|channel\|>final")
-_WORD = re.compile(r"\s*([\w.\-]+)")
-_RECIPIENT = re.compile(r"\s*\bto=([^\s<]+)")
-
-
-def read_header(pieces: Iterable[str], *, complete: bool) -> tuple[Message, str]:
-    """What the pieces of a header say, as a message without content; and the text in them that says nothing.
-
-    A `complete` header ended in `<|message|>`. Without it, words may well be what the message was meant to say.
-    """
-    sections: list[tuple[str, list[str]]] = [("", [])]
-    for piece in pieces:
-        if isinstance(piece, Special):
-            sections.append((piece, []))
-        else:
-            sections[-1][1].append(piece)
-    role, channel, recipient, content_type, rest = "assistant", None, None, None, ""
-    for marker, parts in sections:
-        text = "".join(parts)
-        if marker == CONSTRAIN:
-            content_type, text = _word(text)
-        elif marker == CHANNEL:
-            channel, text = _channel(text)
-        elif not text.startswith("assistant") and (complete or len(sections) > 1) and not _RECIPIENT.match(text):
-            word, text = _word(text)
-            role = word or role
-        else:
-            text = text.removeprefix("assistant")
-        if found := _RECIPIENT.match(text):
-            recipient, text = recipient or found[1], text[found.end() :]
-        rest += text
-    if complete and content_type is None and (found := _WORD.fullmatch(rest.rstrip())):
-        content_type = found[1]
-    message = Message(role, "", channel, None if recipient in NOT_A_TOOL else recipient, content_type)
-    return message, rest.strip()
-
-
-def _word(text: str) -> tuple[str | None, str]:
-    found = _WORD.match(text)
-    return (found[1], text[found.end() :]) if found else (None, text)
-
-
-def _channel(text: str) -> tuple[str | None, str]:
-    """The channel and what follows it, even where nothing separates the two."""
-    known = next((name for name in CHANNELS if text.lstrip().startswith(name)), None)
-    return (known, text.lstrip().removeprefix(known)) if known else _word(text)
 
 
 @dataclass(frozen=True)
@@ -235,8 +239,8 @@ class Emitted:
 class IdParser:
     """The same for token ids: holds back a character until its last byte has come."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.parser = Parser()
+    def __init__(self, tokenizer: Tokenizer, *, headers_needed: bool = False):
+        self.parser = Parser(headers_needed=headers_needed)
         self.emitted: list[Emitted] = []
         self._specials, self._stream = tokenizer.specials, tokenizer.stream()
         self._start = [tokenizer.special(START), *tokenizer.encode("assistant")]
@@ -259,6 +263,14 @@ class IdParser:
         yield from self.parser.feed(self._stream.flush())
         yield from self.parser.finish()
         self._collect()
+        self._ids = []
+
+    def drop_invented(self) -> None:
+        """Be behind what a tool is said to have answered, which is not to be read again."""
+        list(self.parser.feed(END))
+        self.parser.invented = False
+        self._collect()
+        self._ids = []
 
     def _collect(self) -> bool:
         """Whether a message was complete."""

@@ -125,15 +125,20 @@ def _developer(instructions: str | None, tools: Iterable[Tool], response_schema:
 
 def _namespace(name: str, description: str, tools: tuple[Tool, ...]) -> str:
     lines = [f"## {name}\n"]
-    lines += [f"// {line}" if tools else line for line in description.splitlines()]
+    lines += [f"// {line}" if tools else line for line in _lines(description)]
     if tools:
         lines.append(f"namespace {name} {{\n")
         for tool in tools:
-            lines += [f"// {line}" for line in tool.description.splitlines()]
+            lines += [f"// {line}" for line in _lines(tool.description)]
             parameters = "()" if tool.parameters is None else f"(_: {typescript(tool.parameters)})"
             lines.append(f"type {tool.name} = {parameters} => any;\n")
         lines.append(f"}} // namespace {name}")
     return "\n".join(lines)
+
+
+def _lines(text: str) -> list[str]:
+    """Unlike str.splitlines, which takes many another character for the end of a line."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []
 
 
 _NUMBER = {"type": "number"}

@@ -7,8 +7,12 @@ render (`anyOf`, `$ref`, `const`) becomes `any` here too.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
+LARGEST_POWER = 308  # of ten that is a float
 SIMPLE = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
 
 
@@ -17,7 +21,7 @@ def typescript(schema: Any, indent: str = "") -> str:
     if not isinstance(schema, dict):
         return "any"
     if isinstance(variants := schema.get("oneOf"), list):
-        return "".join(f"\n{indent} | {_variant(variant, indent)}" for variant in variants)
+        return "".join(f"\n{indent} | {_variant(variant, indent, enum=_json)}" for variant in variants)
     kind = schema.get("type")
     if isinstance(kind, list) and (names := [name for name in kind if isinstance(name, str)]):
         return " | ".join("number" if name == "integer" else name for name in names)
@@ -71,8 +75,11 @@ def _property(label: str, schema: dict[str, Any], indent: str) -> str:
     return "".join(f"{indent}{line}\n" for line in [*lines, ","])
 
 
-def _variant(schema: Any, indent: str, *, told: bool = False, known: str | None = None) -> str:
-    """One alternative of a oneOf, its description behind it unless it was told above or is the `known` one."""
+def _variant(
+    schema: Any, indent: str, *, told: bool = False, known: str | None = None, enum: Callable[[str], str] = str
+) -> str:
+    """One alternative of a oneOf, its description behind it unless it was told above or is the `known` one; `enum`
+    writes the default of an enum."""
     text = _nullable(schema, indent + "   ")
     if not isinstance(schema, dict):
         return text
@@ -81,7 +88,7 @@ def _variant(schema: Any, indent: str, *, told: bool = False, known: str | None 
     if isinstance(description, str) and not told and description != known:
         comments.append(description)
     if "default" in schema:
-        comments.append(_default(schema))
+        comments.append(_default(schema, enum))
     return f"{text} // {' '.join(comments)}" if comments else text
 
 
@@ -91,12 +98,59 @@ def _nullable(schema: Any, indent: str) -> str:
     return f"{text} | null" if nullable and "null" not in text else text
 
 
-def _default(schema: dict[str, Any]) -> str:
-    """An enum's default is a bare word, any other is JSON."""
+def _default(schema: dict[str, Any], enum: Callable[[str], str] = str) -> str:
+    """An enum's default is a bare word, unless `enum` says otherwise; any other is JSON, with strings as they are."""
     value = schema["default"]
     if isinstance(value, str):
-        return f"default: {value}" if _enum(schema) else f'default: "{value}"'
-    return f"default: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
+        return f"default: {enum(value)}" if _enum(schema) else f'default: "{value}"'
+    return f"default: {_json(value)}"
+
+
+def _json(value: Any) -> str:
+    """As the package writes it, whose numbers look otherwise than Python's."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_json(name)}:{_json(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json, value)) + "]"
+    if isinstance(value, float) or (isinstance(value, int) and not -(2**63) <= value < 2**64):
+        return _float(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _float(value: float) -> str:
+    """The shortest digits that mean the number, with an exponent below 1e-5 and from 1e16 on."""
+    number = Decimal(repr(_read(value)))
+    if not number.is_finite():  # which the package refuses
+        return json.dumps(value)
+    sign, digits, exponent = number.normalize().as_tuple()
+    point = len(digits) + exponent  # how many digits stand before the point
+    text = "".join(map(str, digits))
+    if not number or 0 < point <= 16:
+        text = text.ljust(point, "0")
+        text = f"{text[:point]}.{text[point:] or 0}"
+    elif -5 < point <= 0:
+        text = f"0.{'0' * -point}{text}"
+    else:
+        text = f"{text[0]}{'.' * (len(text) > 1)}{text[1:]}e{point - 1}"
+    return "-" * sign + text
+
+
+def _read(value: float) -> float:
+    """What the package reads where a number is written out: its digits as an integer, times a power of ten, with what
+    is lost by that. Of an integer that does not fit into 64 bits, the last digits are only counted."""
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    if not isinstance(exponent, int):
+        return value
+    whole = "".join(map(str, digits))
+    while int(whole) >= 2**64:
+        whole, exponent = whole[:-1], exponent + 1
+    read = float(int(whole))
+    if exponent < -LARGEST_POWER:
+        read, exponent = read / 10.0**LARGEST_POWER, exponent + LARGEST_POWER
+    if exponent > LARGEST_POWER:
+        return math.inf
+    read = read * float(10**exponent) if exponent >= 0 else read / float(10**-exponent)
+    return -read if sign else read
 
 
 def _enum(schema: dict[str, Any]) -> list[str]:

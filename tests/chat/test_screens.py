@@ -57,6 +57,18 @@ def drawn(environment):
     return drawn
 
 
+def test_messages_are_set_apart(drawn):
+    calls = [
+        "content('First, ', True)",
+        "content('I look.')",
+        "content('Then I say.', True)",
+        "content('```\\ncode', True)",
+    ]
+    terminal = drawn("\n".join(f"screen.{call}" for call in [*calls, "content('So.', True)"]))
+    lines = [line.strip() for line in terminal.seen.splitlines() if line.strip()]
+    assert lines[:4] == ["First, I look.", "Then I say.", "code", "So."]
+
+
 def test_answers_help_and_context(chat):
     terminal = chat(keep="talk")
     terminal.line("What is gptoss-mlx?")

@@ -30,10 +30,12 @@ from gptoss_mlx.chat.screen import (
 )
 from gptoss_mlx.chat.terminal import Chat
 from gptoss_mlx.chat.tools import Function, Toolbox
+from gptoss_mlx.chat.turn import TurnStats
+from gptoss_mlx.cli.chat import _generate
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Tool
-from gptoss_mlx.harmony.parse import ToolCall
+from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
 
 GREEDY = ["--temperature", "0"]
 # Every way to a network, and every library on the path that could take one.
@@ -216,6 +218,46 @@ def asked(chat):
 )
 def test_what_is_a_command(text, is_one):
     assert is_command(text) == is_one
+
+
+TWO_OF_EACH = [
+    *(Reasoning("I ", True), Reasoning("think.", False), Reasoning("I am.", True)),
+    *(Preamble("First.", True), Preamble("Then.", True), Content("So", True), Content(" it is.", False)),
+    Stop("return"),
+]
+
+
+def test_messages_are_set_apart(chat, capsys):
+    chat.screen = PlainScreen(show_reasoning=True)
+    chat._show(iter(TWO_OF_EACH))
+    chat.screen.end()
+    shown = capsys.readouterr()
+    assert shown.out == "First.\n\nThen.\n\nSo it is.\n"
+    assert shown.err == "I think.\n\nI am.\n"
+    assert "\n".join(notes(chat, capsys, "/reasoning show")) == "I think.\n\nI am."
+
+
+def test_messages_are_set_apart_behind_words_and_reasoning(chat, capsys):
+    chat.screen = PlainScreen(show_reasoning=None, words=True)
+    chat._show(iter([Preamble("First.", True), Reasoning("Hm.", True), Content("So.", True)]))
+    chat.screen.end()
+    assert capsys.readouterr().out == "answer: First.\nanswer: So.\n"
+    chat.screen = PlainScreen(show_reasoning=None)
+    chat._show(iter([Preamble("First.", True), Reasoning("Hm.", True), Content("So.", True)]))
+    chat.screen.end()
+    assert capsys.readouterr().out == "First.\n\nSo.\n"
+
+
+def test_messages_are_set_apart_by_generate(model, monkeypatch, capsys):
+    session = Session(model)
+    session.stats.append(TurnStats(1, 1, 0, 0.0, 1.0, 1, True))
+    monkeypatch.setattr(
+        session,
+        "send",
+        lambda text, on_prefill: iter([Content("3", True), Content("64", False), *[Content("4", True)]]),
+    )
+    _generate(session, "Hello")
+    assert capsys.readouterr().out == "364\n\n4\n"
 
 
 def test_what_is_pasted_is_sent_as_it_is(chat, capsys, monkeypatch, tmp_path):

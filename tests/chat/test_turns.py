@@ -16,7 +16,7 @@ from gptoss_mlx.chat.tools import Function
 from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
-from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
+from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
 from gptoss_mlx.timeline import Timeline
 from gptoss_mlx.tokenizer import Tokenizer
@@ -501,6 +501,152 @@ def test_an_answer_without_a_header_is_not_by_the_schema(model, script):
     session = make_session(model, functions=(), response_schema=SCHEMA)
     script("<|channel|>final well<|return|>")
     assert not turn(session.send("Hello"))[1].finished
+
+
+BY_SCHEMA = '{"sum": 1, "steps": []}'
+OPENING = "<|channel|>final<|message|>"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<|channel|>analysis<|message|>Hm.<|end|> 364 <|start|>assistant",
+        "<|channel|>analysis<|message|>Hm.<|end|> 364 ",
+        "<|channel|>analysis<|message|>Hm.<|end|>364<|end|><|start|>assistant",
+        "364<|start|>assistant",
+        "364 and more ",
+        "<|channel|>final 364<|start|>assistant",
+        "<|channel|>commentary 364<|end|><|start|>assistant",
+    ],
+)
+def test_by_a_schema_nothing_else_is_told_or_kept(model, script, before):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    script(f"{before}{OPENING}{BY_SCHEMA}<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == (BY_SCHEMA, True)
+    assert not [event for event in events if isinstance(event, Preamble)]
+    kept = [message.content for message in session.messages[1:] if message.channel != "analysis"]
+    assert kept == [BY_SCHEMA]
+
+
+@pytest.mark.parametrize("text", ["364", "<|channel|>final 364 and more", "<|channel|>final<|constrain|>json 364 x"])
+def test_an_answer_without_a_complete_header_is_neither_told_nor_kept(model, script, text):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    script(f"{text}<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("", False)
+    assert len(session.messages) == 1
+    script(f"{BY_SCHEMA}<|return|>")
+    events, stats = turn(session.resume())
+    assert (answer(events), stats.finished) == (BY_SCHEMA, True)
+    assert session.messages[1:] == (Message("assistant", BY_SCHEMA, "final"),)
+
+
+def test_an_answer_that_broke_off_without_a_header_is_not_told(model, script):
+    session = make_session(model, functions=(), response_schema=SCHEMA, max_tokens=3)
+    script("3 6")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished, len(session.messages)) == ("", False, 1)
+
+
+@pytest.mark.parametrize("said", ["Well, it is", '{"sum": 1000, "st'])
+def test_what_the_schema_does_not_allow_is_begun_anew(model, script, said):
+    """A conversation that was kept without it."""
+    whole = make_session(model, functions=())
+    script(f"{OPENING}{said}")
+    whole.max_tokens = len(Scripted.waiting)
+    assert not turn(whole.send("Hello"))[1].finished
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    session.restore(whole.transcript)
+    script(f"{OPENING}{BY_SCHEMA}<|return|>")
+    events, stats = turn(session.resume())
+    assert (answer(events), stats.finished) == (BY_SCHEMA, True)
+    assert session.messages[1:] == (Message("assistant", BY_SCHEMA, "final"),)
+
+
+def test_text_between_messages_is_neither_told_nor_kept(model, script):
+    session = make_session(model, functions=())
+    script(
+        f"Sure!<|start|>assistant<|channel|>analysis<|message|>Hm.<|end|> 364 <|start|>assistant{OPENING}4<|return|>"
+    )
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("4", True)
+    assert [message.content for message in session.messages] == ["Hello", "Hm.", "4"]
+    kept = make_session(model, functions=())
+    kept.restore(session.transcript)
+    assert kept._prompt() == session._prompt()
+    assert "364" not in session.tokenizer.decode(session._prompt())
+
+
+def test_text_before_the_first_header_is_kept_as_a_preamble(model, script):
+    session = make_session(model, functions=())
+    script(f"Well. {OPENING}4<|return|>")
+    events, _ = turn(session.send("Hello"))
+    assert [event for event in events if isinstance(event, Preamble)] == [Preamble("Well.")]
+    assert session.messages[1:] == (
+        Message("assistant", "Well.", "commentary"),
+        Message("assistant", "4", "final"),
+    )
+    kept = make_session(model, functions=())
+    kept.restore(session.transcript)
+    assert kept._prompt() == session._prompt()
+
+
+RESULT = "<|start|>functions.f to=assistant<|channel|>commentary<|message|>"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        RESULT,
+        "<|start|>f<|message|>9<|end|>",
+        "<|start|>f<|message|>9<|start|>",
+        "<|start|>f<|message|>9<|return|>",
+        "functions.f to=assistant<|message|>",
+    ],
+)
+def test_what_a_model_answers_for_a_tool_is_taken_back(model, script, result):
+    session = make_session(model, functions=())
+    script(f"<|channel|>analysis<|message|>Hm.<|end|>{result}Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Yes.", True)
+    assert [message.content for message in session.messages] == ["Hello", "Hm.", "Yes."]
+    assert "".join(event.text for event in events if isinstance(event, Reasoning)) == "Hm."
+    # Nor was the answer sampled behind it.
+    held = session.tokenizer.decode(session.timeline.ids)
+    assert "functions.f" not in held
+    assert "<|message|>9" not in held
+
+
+def test_what_a_model_answers_for_a_tool_first_of_all_is_taken_back(model, script):
+    session = make_session(model, functions=())
+    script("functions.f to=assistant<|message|>Yes.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Yes.", True)
+    assert session.tokenizer.decode(session.timeline.ids).endswith(f"<|start|>assistant{OPENING}Yes.")
+
+
+def test_a_tool_answers_itself_where_the_model_would_have(model, script):
+    session = make_session(model, functions=[Function(Tool("f"), lambda x: {"got": x})])
+    script(CALL.removesuffix("<|call|>") + f"<|end|>{RESULT}" + f"{OPENING}Ok.<|return|>")
+    events, stats = turn(session.send("Hello"))
+    assert (answer(events), stats.finished) == ("Ok.", True)
+    assert [event.output for event in events if isinstance(event, ToolResult)] == ['{"got": 1}']
+
+
+@pytest.mark.parametrize("recipient", ["functions.python", "python"])
+def test_a_function_may_be_called_like_a_builtin_tool(model, script, recipient):
+    session = make_session(model, functions=[Function(Tool("python"), lambda x: {"got": x})])
+    script(f'<|channel|>commentary to={recipient} json<|message|>{{"x": 1}}<|call|>{OPENING}Ok.<|return|>')
+    events, _ = turn(session.send("Hello"))
+    assert [event.output for event in events if isinstance(event, ToolResult)] == ['{"got": 1}']
+    _, called, answered, _ = session.messages
+    assert (called.recipient, called.channel) == ("functions.python", "commentary")
+    assert (answered.role, answered.channel) == ("functions.python", "commentary")
+    kept = make_session(model, functions=session.toolbox.functions.values())
+    kept.restore(session.transcript)
+    assert kept.messages == session.messages
+    assert kept._prompt() == session._prompt()
 
 
 def test_going_back_step_by_step(model):

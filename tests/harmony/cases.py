@@ -74,6 +74,27 @@ EVERY_SCHEMA = function(
     | {"required": ["either", "inner"]},
 )
 
+NUMBERS = [
+    1e-5,
+    1.25e-5,
+    1e-6,
+    1.5e-7,
+    0.0001,
+    0.1,
+    -0.0,
+    1.0,
+    1e15,
+    1e16,
+    1e20,
+    1e21,
+    1.5e300,
+    5e-324,
+    2.5e-310,
+    10**16,
+]
+NUMBERS += [2**53 + 1, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**20, -(10**30), 1e15 + 0.5, 123456789012345680.0]
+LINES = ["a\rb", "a\r", "a\r\nb\r\n", "a\r\r\nb", "\n", "a\n\nb\n", "a\x0bb\x0cc\x85d\u2028e\u2029f\x1cg", " a \n b "]
+
 CASES: dict[str, dict[str, Any]] = {
     "user only": {"messages": [user("Hello")]},
     "empty": {"messages": []},
@@ -137,6 +158,36 @@ CASES: dict[str, dict[str, Any]] = {
         "tools": [WEATHER],
     },
     "all schemas": {"messages": [user("Hi")], "tools": [EVERY_SCHEMA]},
+    "numbers": {
+        "messages": [user("Hi")],
+        "tools": [
+            function(
+                "f",
+                "",
+                properties(
+                    **{f"n{i}": {"type": "number", "default": number} for i, number in enumerate(NUMBERS)},
+                    all={"type": "array", "default": [NUMBERS, {"a": 1e-5, "b": [1e20, True, None, "\u2028\n"]}]},
+                ),
+            )
+        ],
+    },
+    "lines": {
+        "messages": [user("Hi")],
+        "tools": [
+            function(
+                f"f{i}", text, properties(x={"type": "string", "title": text, "description": text, "default": text})
+            )
+            for i, text in enumerate(LINES)
+        ],
+    },
+    "default of an enum among alternatives": {
+        "messages": [user("Hi")],
+        "tools": [
+            function("f", "", {"oneOf": [variant]} if alone else properties(x={"oneOf": [variant, {"type": "null"}]}))
+            for variant in [{"type": "string", "enum": ["a"], "default": 'a"'}, {"type": "string", "default": 'a"'}]
+            for alone in (True, False)
+        ],
+    },
     "tools without parameters": {
         "messages": [user("Hi")],
         "tools": [function("now", "The time."), function("bare"), function("empty", "", properties())],

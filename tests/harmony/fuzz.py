@@ -9,6 +9,7 @@ shortest stream that shows it. `check` is what holds for any stream, and what `t
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.harmony.headers import ROLES
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.parse import (
     STOPS,
@@ -28,6 +30,7 @@ from gptoss_mlx.harmony.parse import (
     Stop,
     ToolCall,
     is_call,
+    kind_of,
 )
 from gptoss_mlx.harmony.render import CHANNEL, MESSAGE, START, Special
 from gptoss_mlx.tokenizer import Tokenizer
@@ -38,10 +41,18 @@ FRAGMENTS = (
     "<|channel|>commentary to=functions.f <|constrain|>json<|message|>",
     "<|end|><|start|>assistant",
     "<|start|>assistant to=python<|channel|>analysis code<|message|>",
+    "<|end|> 364 <|start|>assistant",
+    "<|start|>bash<|channel|>commentary json<|message|>",
+    "<|start|>functions.f to=assistant<|channel|>commentary<|message|>",
+    "<|channel|>commentary? json to=functions.f<|message|>",
+    "<|start|>assistant<|channel|>final the sum is 4",
     "<|call|>",
     "<|return|>",
 )
 WORDS = ("assistant", "user", "analysis", "commentary", "final", " to=functions.f", " to=", "to=user", " json", "code")
+WORDS += (" 364 ", "Sure! ", "bash", " to=assistant", "functions.f", " ", "? ", ", ", '{"a": 1}', "to = functions.f")
+HEADER_WORDS = {"assistant", "user", "analysis", "commentary", "final", "json", "code", "to=", "functions.f"}
+A_CALL = re.compile(r"(?:^|\s)to=functions\.f(?!\w)")
 CHARACTERS = "aé\u2028日👍\ufffd\u0000\u202e <|>\n\t"
 UNKNOWN = (10**6, 2**31)  # ids behind the vocabulary, as padding rows of the logits are
 
@@ -116,15 +127,20 @@ def _check_pieces(pieces: list[str]) -> tuple[list[Event], list[Message]]:
         assert len(parser.messages) <= seen + 1, "one piece ends two messages"
         if isinstance(piece, str) and not isinstance(piece, Special):
             header, body = (header, body + piece) if in_body else (header + piece, body)
-        elif piece == MESSAGE:
-            in_body = True
         elif piece in (None, START, *STOPS) or (piece == CHANNEL and in_body):
             _check_message(parser.messages[seen:], header, body, in_body)
             header, body, in_body = "", "", False
+        elif not in_body:
+            header += " "
+            _check_message(parser.messages[seen:], header, "", False)
+            if piece == MESSAGE:
+                in_body = True
+                _check_call(parser.message, header)
         else:
             assert len(parser.messages) == seen, f"{piece} ends a message"
     assert [event for event in events if isinstance(event, Stop)] == events[-1:], "not one Stop, at the end"
     assert joined(events[:-1]) == joined(_events_of(parser.messages)), "events and messages differ"
+    _check_headers_needed(pieces, parser.messages)
     return events, parser.messages
 
 
@@ -133,19 +149,41 @@ def _check_message(messages: list[Message], header: str, body: str, in_body: boo
         assert "".join(message.content for message in messages) == body, "a message's text is not what was in it"
     for message in messages:
         assert message.role == "assistant" or message.role in header, "a role is invented"
-        for value in (message.channel, message.recipient):
-            assert value is None or (value and value in header), "a header's value is invented"
+        assert message.recipient is None or message.recipient.removeprefix("functions.") in header, "a tool is invented"
+        known = () if in_body else ("analysis", "commentary")  # what stands for a header that was none
+        assert message.channel is None or message.channel in known or message.channel in header, "a channel is invented"
         # What is left over of a header may come from several places of it.
         for text in (message.content_type or "", "" if in_body else message.content):
             letters = iter(header)
             assert all(letter in letters for letter in text), "text of a header is invented"
+        words = set(message.content.split())
+        assert in_body or not words or words - HEADER_WORDS, "a header's words are a text"
+
+
+def _check_call(message: Message, header: str) -> None:
+    if A_CALL.search(header) and message.role == "assistant":
+        assert message.recipient is not None, "a call in a complete header is lost"
+
+
+def _check_headers_needed(pieces: list[str], messages: list[Message]) -> None:
+    """What may be told where headers are needed: the texts that arrive while a complete header says so."""
+    parser, told, arrived = Parser(headers_needed=True), "", ""
+    for piece in [*pieces, None]:
+        for event in parser.finish() if piece is None else parser.feed(piece):
+            told += event.text if isinstance(event, Content | Preamble) else ""
+        if piece is not None and not isinstance(piece, Special) and parser.message:
+            arrived += piece if kind_of(parser.message) in (Content, Preamble) else ""
+    assert told == arrived, "a text is told that has no complete header"
+    assert all(message in messages for message in parser.messages), "needing headers gives other messages"
+    said = [message.content for message in parser.messages if kind_of(message) in (Content, Preamble)]
+    assert "".join(said) == told, "a text is kept that was not told"
 
 
 def _events_of(messages: Iterable[Message]) -> Iterable[Event]:
     for message in messages:
         if is_call(message):
             yield ToolCall(message.recipient.removeprefix("functions."), message.content)
-        elif message.content:
+        elif message.content and message.role in ROLES:
             kinds = {"final": Content, None: Content, "commentary": Preamble} if message.role == "assistant" else {}
             yield kinds.get(message.channel, Reasoning)(message.content)
 

@@ -75,6 +75,10 @@ ENDLESS = {
     "messages without start": ("", "<|channel|>final<|message|>a"),
     "blanks between messages": ("<|message|>a<|end|>", "\n"),
     "half characters": ("<|message|>", "\xff"),
+    "noise between messages": ("<|message|>a<|end|>", " 364"),
+    "marks in a channel": ("<|channel|>commentary", "?."),
+    "recipients in a channel": ("<|channel|>commentary", " to=functions.f-"),
+    "results": ("", "<|start|>f to=assistant<|message|>a<|end|>"),
 }
 
 

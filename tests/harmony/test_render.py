@@ -3,14 +3,18 @@
 import json
 import os
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from gptoss_mlx.harmony.messages import Conversation, ConversationError, Message, conversation_from_json
+from gptoss_mlx.harmony.files import render_file
+from gptoss_mlx.harmony.messages import Conversation, ConversationError, Message, Tool, conversation_from_json
 from gptoss_mlx.harmony.render import is_stale, render_ids, render_text
 from gptoss_mlx.tokenizer import Tokenizer
-from harmony.cases import CASES
+from harmony.cases import CASES, assistant, call, function, user
+from harmony.schemas import tool
 
+CONVERSATIONS = Path(__file__).with_name("conversations")
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
 
 
@@ -39,6 +43,29 @@ def test_ids_are_the_packages(o200k):
     oracle, tokenizer = Oracle(o200k), Tokenizer.load(o200k)
     for name, case in CASES.items():
         assert render_ids(read(case), tokenizer) == oracle.ids(case), name
+
+
+def test_any_function_is_rendered_as_the_package_does(o200k):
+    from harmony.oracle import Oracle
+
+    oracle = Oracle(o200k)
+    for seed in range(300):
+        case = {"messages": [], "tools": [tool(Random(seed))]}
+        assert render_text(read(case)) == oracle.text(case), seed
+
+
+@pytest.mark.parametrize("path", sorted(CONVERSATIONS.glob("*.json")), ids=lambda path: path.stem)
+def test_conversations_of_clients(path):
+    assert render_file(path) == path.with_suffix(".expected.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan"), 10**400, -(10**400)])
+def test_numbers_that_the_package_refuses(number):
+    assert "default: " in render_text(read({"messages": [], "tools": [default_of(number)]}))
+
+
+def default_of(value):
+    return function("f", "", {"type": "object", "properties": {"x": {"default": value}}})
 
 
 def test_user_text_never_becomes_a_special_token(tokenizer):
@@ -79,6 +106,174 @@ def test_builtin_calls_and_results_leave_with_the_analysis():
 def test_what_is_no_conversation_is_named(data, complaint):
     with pytest.raises(ConversationError, match=complaint):
         conversation_from_json(data)
+
+
+def messages_of(*entries, **more):
+    return conversation_from_json({"messages": list(entries), **more}).messages
+
+
+THOUGHT = Message("assistant", "Hm.", "analysis")
+F = Message("assistant", "{}", "commentary", "functions.f", "<|constrain|>json")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (user(None), [Message("user", "")]),
+        (user([]), [Message("user", "")]),
+        ({"role": "system", "content": None}, [Message("developer", "")]),
+        ({"role": "tool", "name": "f", "content": None}, [Message("functions.f", "", "commentary", "assistant")]),
+        ({"role": "function", "name": "f", "content": "1"}, [Message("functions.f", "1", "commentary", "assistant")]),
+        ({"role": "tool", "tool_name": "f", "content": "1"}, [Message("functions.f", "1", "commentary", "assistant")]),
+        (assistant(None), []),
+        (assistant(""), []),
+        (assistant([]), []),
+        (assistant("", reasoning="", tool_calls=[]), []),
+        (assistant("Hi", reasoning=""), [Message("assistant", "Hi", "final")]),
+        (assistant(None, reasoning="Hm."), [THOUGHT]),
+        (assistant(None, reasoning_content="Hm."), [THOUGHT]),
+        (assistant(None, thinking="Hm."), [THOUGHT]),
+        (assistant(None, reasoning="", reasoning_content=None, thinking="Hm."), [THOUGHT]),
+        (assistant(None, reasoning="Hm.", reasoning_content="Hm."), [THOUGHT]),
+        (assistant(None, reasoning_details=[{"type": "reasoning.text", "text": "Hm."}]), [THOUGHT]),
+        (assistant(None, refusal="No."), [Message("assistant", "No.", "final")]),
+        ({"role": "assistant", "refusal": "No."}, [Message("assistant", "No.", "final")]),
+        (assistant([{"type": "refusal", "refusal": "No."}]), [Message("assistant", "No.", "final")]),
+        (assistant([{"type": "output_text", "text": "Hi"}]), [Message("assistant", "Hi", "final")]),
+        (assistant(None, tool_calls=[call("a", "f", None)]), [F]),
+        (assistant(None, tool_calls=[{"function": {"name": "f"}}]), [F]),
+        (assistant(None, tool_calls=[{"type": "function", "name": "functions.f", "arguments": {}}]), [F]),
+        (assistant(None, function_call={"name": "f", "arguments": "{}"}), [F]),
+        (assistant("", tool_calls=[call("a", "f", "{}")]), [F]),
+        # What OpenAI's client makes of a reply.
+        (
+            assistant("Hi", refusal=None, annotations=[], audio=None, function_call=None, tool_calls=None, id="x"),
+            [Message("assistant", "Hi", "final")],
+        ),
+        (user("Hi") | {"name": "Ann", "tool_calls": None}, [Message("user", "Hi")]),
+    ],
+)
+def test_messages_as_clients_write_them(entry, expected):
+    assert list(messages_of(entry)) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        (user("Hi") | {"colour": "red"}, r"messages\[0\] has the field 'colour'"),
+        (assistant("Hi", reasonings="Hm."), "'reasonings'"),
+        (assistant("Hi", audio={"id": "a"}), r"messages\[0\].audio would be lost"),
+        (user("Hi") | {"images": ["AAAA"]}, "images would be lost"),
+        (user("Hi") | {"reasoning": "Hm."}, "reasoning would be lost"),
+        (user("Hi") | {"tool_calls": [call("a", "f", "{}")]}, "tool_calls would be lost"),
+        (assistant("Hi", reasoning=3), r"messages\[0\].reasoning is not text"),
+        (assistant("Hi", refusal=3), "refusal is not text"),
+        (assistant(None, tool_calls=[{"type": "custom", "custom": {"name": "f", "input": "x"}}]), "type 'custom'"),
+        (assistant(None, function_call="f"), "function_call is not a function call"),
+        (assistant(None, tool_calls=[{"function": None}]), "not a function call"),
+        ({"role": ["user"], "content": ""}, "role is"),
+        ({"role": "tool", "tool_call_id": ["a"], "content": ""}, "answers no earlier"),
+        (user([{"type": ["text"], "text": "x"}]), "content is not text"),
+        ({"role": "assistant"}, "content is not text"),
+    ],
+)
+def test_what_of_a_message_would_be_lost_is_named(entry, complaint):
+    with pytest.raises(ConversationError, match=complaint):
+        messages_of(entry)
+
+
+READ = {"type": "function", "name": "read", "description": "Reads.", "parameters": {"type": "object"}}
+
+
+def tools_of(*entries):
+    return conversation_from_json({"messages": [], "tools": list(entries)}).tools
+
+
+def test_a_namespace_is_its_functions():
+    namespace = {"type": "namespace", "name": "mcp__fs", "description": "Files.", "tools": [READ, function("now")]}
+    assert tools_of(namespace, READ) == (
+        Tool("mcp__fs.read", "Files.\nReads.", {"type": "object"}),
+        Tool("mcp__fs.now"),
+        Tool("read", "Reads.", {"type": "object"}),
+    )
+
+
+@pytest.mark.parametrize("name", ["parameters", "input_schema", "inputSchema"])
+def test_parameters_by_other_names(name):
+    assert tools_of({"name": "f", name: {}}) == (Tool("f", "", {}),)
+
+
+@pytest.mark.parametrize(
+    ("entry", "complaint"),
+    [
+        ({"type": "custom", "name": "f"}, r"tools\[0\] is not a function, but of the type 'custom'"),
+        ({"type": "custom", "custom": {"name": "f"}}, "type 'custom'"),
+        ({"type": "web_search"}, "type 'web_search'"),
+        ({"type": "mcp", "name": "f", "server_url": "x"}, "type 'mcp'"),
+        ({"type": ["function"], "name": "f"}, "not a function"),
+        ({"type": "namespace", "tools": [READ]}, r"tools\[0\].name is not text"),
+        ({"type": "namespace", "name": "n", "tools": READ}, r"tools\[0\].tools is not a list"),
+        (
+            {"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": "f"}]},
+            r"tools\[0\].tools\[0\] is not",
+        ),
+        ({"type": "namespace", "name": "n", "description": 3, "tools": [READ]}, "description is not text"),
+    ],
+)
+def test_tools_that_are_no_functions_are_named(entry, complaint):
+    with pytest.raises(ConversationError, match=complaint):
+        tools_of(entry)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        SCHEMA,
+        {"name": "x", "strict": True, "schema": SCHEMA},
+        {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": SCHEMA}},
+        {"type": "json_schema", "name": "x", "schema": SCHEMA},
+    ],
+)
+@pytest.mark.parametrize("field", ["response_format", "response_schema"])
+def test_the_schema_of_the_answer(form, field):
+    text = render_text(conversation_from_json({"messages": [user("Hi")], field: form}))
+    schema = '{"type":"object","properties":{"a":{"type":"string"}}}'
+    developer = f"<|start|>developer<|message|># Response Formats\n\n## answer\n\n{schema}<|end|>"
+    assert f"{developer}<|start|>user<|message|>Hi<|end|>" in text
+
+
+def test_other_forms_of_an_answer():
+    def schema_of(form):
+        return conversation_from_json({"messages": [], "response_format": form}).response_schema
+
+    assert schema_of({"type": "text"}) is None
+    assert schema_of(None) is None
+    assert schema_of({"type": "json_object"}) == {"type": "object"}
+    for wrong in (3, [SCHEMA], "json", {"type": "json_schema", "json_schema": 3}):
+        with pytest.raises(ConversationError, match="response_format is not a JSON schema"):
+            schema_of(wrong)
+
+
+@pytest.mark.parametrize("name", ["python", "browser", "browser.search"])
+def test_a_function_may_be_called_like_a_builtin_tool(name):
+    history = assistant(None, tool_calls=[call("a", name, "{}")]), {"role": "tool", "tool_call_id": "a", "content": "1"}
+    assert [(message.recipient, message.role) for message in messages_of(*history)] == [
+        (f"functions.{name}", "assistant"),
+        ("assistant", f"functions.{name}"),
+    ]
+    other = "browser" if name == "python" else "python"
+    assert messages_of(*history, builtin_tools=[other]) == messages_of(*history)
+    assert [
+        (message.recipient, message.role) for message in messages_of(*history, builtin_tools=[name.split(".")[0]])
+    ] == [
+        (name, "assistant"),
+        ("assistant", name),
+    ]
+    named = assistant(None, tool_calls=[call("a", f"functions.{name}", "{}")])
+    assert messages_of(named, history[1], builtin_tools=["python", "browser"]) == messages_of(*history)
 
 
 def test_content_may_be_a_list_of_text_parts():
