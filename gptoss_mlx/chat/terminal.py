@@ -80,9 +80,9 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
-    chat.recall()
     try:
         with _guarded(screen) if is_asked else nullcontext():
+            chat.recall()
             chat.run(messages)
     finally:
         if chat.session:
