@@ -68,15 +68,15 @@ def test_an_answer_is_stopped_and_goes_on(chat, tmp_path, pause, options, shown)
     terminal = chat(pauses=[pause], every_event=True, **options)
     terminal.line("What is gptoss-mlx?")
     terminal.wait(shown)
+    is_kept = options.get("show_reasoning")  # on the screen: it is not redrawn
     for _ in range(2):
         stop(terminal)
-        if not options.get("show_reasoning"):
-            assert not re.search(shown, terminal.seen, re.MULTILINE)
-            terminal.line("fg")
+        assert bool(re.search(shown, terminal.seen, re.MULTILINE)) == bool(is_kept)
+        terminal.line("fg")
+        assert terminal.read_until(lambda: not terminal.child.getecho(), 30)
+        if not is_kept:
             terminal.wait(f"^fg\n(.*\n)*.*{shown.removeprefix('^')}")
             assert terminal.screen.cursor.hidden
-        else:
-            terminal.line("fg")
     release(tmp_path, pause)
     terminal.wait(r"machine\.\n\n>$")
     assert terminal.seen.count("machine.") == 1
