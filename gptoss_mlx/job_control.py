@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+NOT_DRAWN = OSError, RuntimeError  # the terminal is gone, or the signal came in the middle of a write to it
 Modes = list[Any]
 
 
@@ -47,7 +48,7 @@ def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[
     def suspend(*_: object) -> None:
         nonlocal while_stopped, is_hidden
         is_hidden = True
-        with suppress(OSError):
+        with suppress(*NOT_DRAWN):
             hide()
         while_stopped = _modes()
         _set_modes(before)
@@ -59,7 +60,7 @@ def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[
         if is_hidden and _in_foreground():
             is_hidden = False
             _set_modes(while_stopped)
-            with suppress(OSError):
+            with suppress(*NOT_DRAWN):
                 show()
 
     with _handled({signal.SIGTSTP: suspend, signal.SIGCONT: come_back}):
@@ -72,7 +73,7 @@ def restored(hide: Callable[[], None]) -> Iterator[None]:
     before = _modes()
 
     def end(number: int, _: FrameType | None) -> None:
-        with suppress(OSError):
+        with suppress(*NOT_DRAWN):
             hide()
         _set_modes(before)
         signal.signal(number, signal.SIG_DFL)

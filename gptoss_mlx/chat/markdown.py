@@ -32,7 +32,8 @@ DEEPEST = 20  # levels of quotes and lists; what is nested deeper is text
 NARROWEST = 16  # columns of what stands behind a bullet, a number or the mark of a quote
 NARROWEST_CELL = 8
 LEAST_UNDERLINE = 3  # characters below a heading: fewer are an operator, or a line of a formula
-LONGEST_FORMULA = 4000  # characters
+LONGEST_FORMULA = 2000  # characters
+MOST_LINES = 50  # of a formula
 
 # Where formulas begin and end; a dollar that is followed by a blank, or closes before a word, is money.
 _FORMULA = re.compile(
@@ -44,7 +45,7 @@ _FORMULA = re.compile(
     re.DOTALL,
 )
 _FORMULA_BEGINS = re.compile(r"\\\[|\$\$|\\begin\{")
-_DUNDER = re.compile(r"__\w+?__(?!\w)")
+_DUNDER = re.compile(r"__\w{1,80}?__(?!\w)")
 _NO_OPENING = "./,;:)]}>=?!^"  # what follows an asterisk that is an operator, or part of a pattern of file names
 _OPENS_BEHIND = "([{<\"'*_~-|"  # the ASCII marks behind which something may be emphasized
 _IN_CELLS = str.maketrans("", "", "|\\ \t")
@@ -159,7 +160,7 @@ def _formula_block(state: StateBlock, start: int, end: int, silent: bool) -> boo
     if state.is_code_block(start) or not _FORMULA_BEGINS.match(line):
         return False
     last = start
-    while last < end and not state.isEmpty(last) and state.sCount[last] >= state.blkIndent:
+    while last < min(end, start + MOST_LINES) and not state.isEmpty(last) and state.sCount[last] >= state.blkIndent:
         last += 1
     text = state.getLines(start, last, state.blkIndent, False)
     found = _FORMULA.match(text.lstrip(" "))

@@ -25,6 +25,7 @@ MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to
 RESULT_LINES = 4  # that are seen of what a tool answered
 PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
 RECALLED_ROWS = 16  # that are seen of an earlier answer, from its end
+RECALLED_TEXT = 20000  # characters of it from which they are taken
 
 NOTHING_SPECIAL = "\x1b[?2004l\x1b[0m\x1b[?25h\n"  # no brackets around what is pasted, no looks, and a cursor
 
@@ -245,7 +246,7 @@ class RichScreen:
             self._finish_block()
         for line in text.splitlines(keepends=True):  # so that it looks the same, however it arrives
             self._block += line
-            if line.endswith("\n"):
+            if _ends_beside_blank(self._block):
                 done, self._block = finished_blocks(self._block)
                 if done.strip():
                     self._print_markdown(done)
@@ -253,8 +254,8 @@ class RichScreen:
             self._region.draw(_Markdown(self._block))
 
     def recall(self, text: str) -> bool:
-        rows = rows_of(_Markdown(text), self._console)
-        is_cut = len(rows) > RECALLED_ROWS
+        rows = rows_of(_Markdown(text[-RECALLED_TEXT:]), self._console)
+        is_cut = len(rows) > RECALLED_ROWS or len(text) > RECALLED_TEXT
         self._write("...\n" * is_cut + "\n".join(rows[-RECALLED_ROWS:]) + "\n\n")
         return is_cut
 
@@ -412,6 +413,12 @@ def _text(text: str, style: str = "dim") -> Text:
     from rich.text import Text
 
     return Text(without_controls(text), style)
+
+
+def _ends_beside_blank(text: str) -> bool:
+    """Whether the last line is complete, and is blank or follows one that is: elsewhere nothing can be finished."""
+    *_, before, last, rest = f"\n\n{text[-2000:]}".rsplit("\n", 3)
+    return not rest and not (before.strip() and last.strip())
 
 
 _FENCE = re.compile(r" {0,3}(?:(`{3,})[^`]*|(~{3,}).*)$", re.DOTALL)

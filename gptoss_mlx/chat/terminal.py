@@ -22,7 +22,7 @@ from ..engine import ContextFull, NotFinite
 from ..errors import GptOssError
 from ..harmony.messages import FUNCTIONS, Message
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
-from ..job_control import Ended, ending_raises, nothing, restored, suspendable
+from ..job_control import NOT_DRAWN, Ended, ending_raises, nothing, restored, suspendable
 from .attachments import expand, run_command
 from .commands import COMMANDS, is_command, run_line
 from .input import DumbInput, Input, PipedInput, TypedInput
@@ -81,9 +81,9 @@ def run(
         messages = DumbInput() if is_asked else PipedInput()
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
-    chat.recall()
     try:
         with _guarded(screen) if is_asked else nullcontext():
+            chat.recall()
             chat.run(messages)
     finally:
         if chat.session:
@@ -200,7 +200,7 @@ class Chat:
             with ending_raises():
                 self._answer(start, so_far)
         except Ended as ended:
-            with suppress(OSError):  # of a terminal that is gone
+            with suppress(*NOT_DRAWN):
                 self.screen.end()
             signal.raise_signal(ended.number)
 

@@ -68,15 +68,15 @@ def test_an_answer_is_stopped_and_goes_on(chat, tmp_path, pause, options, shown)
     terminal = chat(pauses=[pause], every_event=True, **options)
     terminal.line("What is gptoss-mlx?")
     terminal.wait(shown)
+    is_kept = options.get("show_reasoning")  # on the screen: it is not redrawn
     for _ in range(2):
         stop(terminal)
-        if not options.get("show_reasoning"):
-            assert not re.search(shown, terminal.seen, re.MULTILINE)
-            terminal.line("fg")
+        assert bool(re.search(shown, terminal.seen, re.MULTILINE)) == bool(is_kept)
+        terminal.line("fg")
+        assert terminal.read_until(lambda: not terminal.child.getecho(), 30)
+        if not is_kept:
             terminal.wait(f"^fg\n(.*\n)*.*{shown.removeprefix('^')}")
             assert terminal.screen.cursor.hidden
-        else:
-            terminal.line("fg")
     release(tmp_path, pause)
     terminal.wait(r"machine\.\n\n>$")
     assert terminal.seen.count("machine.") == 1
@@ -192,8 +192,7 @@ def test_bars_and_spinners(job, tmp_path, what):
     assert not terminal.screen.cursor.hidden
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("what", DRAWING)
+@pytest.mark.parametrize(("what", "name"), [("prefill", "SIGTERM"), ("steps", "SIGHUP"), ("stages", "SIGTERM")])
 def test_bars_and_spinners_that_are_ended(job, tmp_path, what, name):
     terminal = job(sys.executable, "-c", PROGRAM + DRAWING[what], tmp_path / "release")
     terminal.wait("000|measuring|convert")
@@ -202,27 +201,42 @@ def test_bars_and_spinners_that_are_ended(job, tmp_path, what, name):
     assert not terminal.screen.cursor.hidden
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("plain", [False, True])
+def wait_for_an_answer(terminal):
+    """Until there is something below the question that is no status line."""
+    assert terminal.read_until(lambda: re.search(r"> Hello\n\s*(?!.* tokens)\S", terminal.seen), 30), terminal.seen
+
+
+@pytest.mark.parametrize(("name", "plain"), [("SIGTERM", False), ("SIGHUP", False), ("SIGTERM", True)])
 def test_an_answer_that_is_ended_is_kept(job, command, endless_folder, tmp_path, name, plain):
     arguments = ["--temperature", "0", "--context", "100000", "--no-kv", *["--plain"] * plain]
     terminal = job(*command, "chat", endless_folder, *arguments)
     terminal.wait(PROMPT)
     terminal.line("Hello")
-    terminal.wait("Hello\n(.*\n)*.+\n?.+")
+    wait_for_an_answer(terminal)
     os.kill(group_of(terminal), getattr(signal, name))
     terminal.wait(f"shell: ended {int(getattr(signal, name))} echoes lines")
     assert not terminal.screen.cursor.hidden
     (kept,) = (tmp_path / "home" / "sessions").glob("*.json")
     transcript = Transcript.read(kept)
-    assert transcript.messages[0].content == "Hello"
+    assert [message.role for message in transcript.messages][:2] == ["user", "assistant"]
     assert transcript.unfinished
     assert b"Traceback" not in terminal.sent
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_prompt_that_is_ended(chat, name):
+def test_an_answer_is_kept_when_its_window_is_closed(environment, command, endless_folder, tmp_path):
+    arguments = ["chat", str(endless_folder), "--temperature", "0", "--context", "100000", "--no-kv"]
+    terminal = Terminal([*command, *arguments], environment | {"GPTOSS_MLX_HOME": str(tmp_path)})
+    terminal.wait(PROMPT)
+    terminal.line("Hello")
+    wait_for_an_answer(terminal)
+    os.close(terminal.child.child_fd)
+    os.waitpid(terminal.child.pid, 0)
+    (kept,) = (tmp_path / "sessions").glob("*.json")
+    assert [message.role for message in Transcript.read(kept).messages][:2] == ["user", "assistant"]
+
+
+def test_a_prompt_that_is_ended(chat):
     terminal = chat()
-    os.kill(group_of(terminal), getattr(signal, name))
-    terminal.wait(f"shell: ended {int(getattr(signal, name))} echoes lines")
+    os.kill(group_of(terminal), signal.SIGTERM)
+    terminal.wait(f"shell: ended {signal.SIGTERM:d} echoes lines")
     assert terminal.sent.rfind(b"\x1b[?2004l") > terminal.sent.rfind(b"\x1b[?2004h")

@@ -71,25 +71,25 @@ def lost(text: str, shown: str, marks: str = "") -> str:
     return ""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(NO_MARKS), WIDTHS, st.lists(st.integers(0, 30), max_size=3))
 def test_text_without_marks_is_shown_to_the_letter(text, width, cuts):
     assert not lost(text, screen_of(text, width, cuts))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(MARKS), WIDTHS, st.lists(st.integers(0, 30), max_size=3))
 def test_nothing_but_marks_is_lost(text, width, cuts):
     assert not lost(text, screen_of(text, width, cuts), marks="*_`#-+=|[]!~")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join), WIDTHS, st.lists(st.integers(0, 60), max_size=3))
 def test_nothing_but_marks_is_lost_of_pieces_of_markdown(text, width, cuts):
     assert not lost(text, screen_of(text, width, cuts), marks="*_`#-+=|[]!~")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(NO_MARKS + MARKS))
 def test_plain_answers_and_shown_sessions_are_what_was_written(text):
     message = Message("assistant", text, "final")
