@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_m
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(VENV) --reinstall-package gptoss-mlx --editable '.[test]'; \
+		uv pip install --quiet --python $(VENV) --editable '.[test]'; \
 	else \
 		echo "installing into $(VENV) with pip (this takes a minute or two)"; \
 		$(PYTHON) -m venv $(VENV) && \
