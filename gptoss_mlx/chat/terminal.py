@@ -55,7 +55,7 @@ def run(
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
-    is_asked = sys.stdin is not None and sys.stdin.isatty()
+    is_asked = sys.stdin.isatty()
     is_shown = is_asked and sys.stdout.isatty()
     is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     if is_drawn:

@@ -6,6 +6,7 @@ line on standard error: exit status 1, 2 for wrong usage, 130 for Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -15,13 +16,12 @@ from ..errors import GptOssError, printable
 from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # what a terminal without Unicode cannot show is escaped
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -36,6 +36,18 @@ def main() -> NoReturn:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
     except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
         _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
+
+
+def _prepare_streams() -> None:
+    """A standard stream that is closed becomes the null device, before a file takes its place; one that another program
+    made non-blocking waits again; and what a terminal without Unicode cannot show is escaped."""
+    for descriptor, (name, mode) in enumerate(STREAMS.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # which takes the first descriptor that is free
+            os.set_inheritable(descriptor, True)
+        os.set_blocking(descriptor, True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(text: str) -> NoReturn:
@@ -66,7 +78,7 @@ def cli(context: click.Context) -> None:
 
 
 def _without_command(context: click.Context) -> None:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo(context.get_help(), err=True)
         context.exit(2)
     from ..welcome import command_lines
