@@ -30,6 +30,38 @@ def test_text_never_becomes_a_special_token(tokenizer):
     assert tokenizer.decode(ids) == "<|end|><|start|>system"
 
 
+PARTS = [
+    *("a", "Word", " word", "it's", "'", " ", "\n", "\r\n", "\t", "1", "42", "!", "?!", "=", "/", "é", "e\u0301"),
+    *("漢", "字かな", "A漢a", "😀", "\u200b", "\u00a0", "<|end|>", "\0"),
+]
+
+
+@given(parts=st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from([1, 2, 30, 300, 1000])), max_size=8))
+def test_a_long_text_has_the_same_ids_in_pieces(tokenizer, parts):
+    text = "".join(part * count for part, count in parts)
+    whole = tokenizer.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptoss_mlx.tokenizer.WINDOW", 200)
+        assert tokenizer.encode(text) == whole
+        assert tokenizer.encode(text, 10) == whole[:10]
+
+
+def test_a_word_that_is_longer_than_a_window(demo_folder):
+    tokenizer = Tokenizer.load(demo_folder)
+    for text in ("conversation" * 20_000, "\u6f22" * 70_000, " " * 200_000, "x " * 100_000):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptoss_mlx.tokenizer.WINDOW", len(text))
+            assert tokenizer.encode(text) == ids
+
+
+def test_no_token_is_longer_than_the_longest(demo_folder):
+    tokenizer = Tokenizer.load(demo_folder)
+    lengths = [len(tokenizer.bytes_of(id_)) for id_ in range(tokenizer.size)]
+    assert tokenizer.longest == max(lengths)
+
+
 def test_markup_does(tokenizer):
     start, end = tokenizer.special("<|start|>"), tokenizer.special("<|end|>")
     assert tokenizer.encode_markup("<|start|>a<|end|>") == [start, *tokenizer.encode("a"), end]

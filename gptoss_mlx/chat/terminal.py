@@ -68,7 +68,7 @@ def run(
         usages = {name: command.usage for name, command in COMMANDS.items()}
         messages: Input = TypedInput(lambda: chat.session, usages, history)
     else:
-        messages = DumbInput() if is_asked else PipedInput()
+        messages = DumbInput() if is_asked else PipedInput(lambda: chat.session.longest_text)
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     try:

@@ -43,7 +43,8 @@ def _prepare_streams() -> None:
     made non-blocking waits again; and what a terminal without Unicode cannot show is escaped."""
     for descriptor, (name, mode) in enumerate(STREAMS.items()):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # which takes the first descriptor that is free
+            # It takes the first descriptor that is free.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
             os.set_inheritable(descriptor, True)
         os.set_blocking(descriptor, True)
     for stream in (sys.stdout, sys.stderr):

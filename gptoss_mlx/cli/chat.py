@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from ..completion import complete_sessions
 from ..errors import GptOssError, printable
+from ..foreign import reason
 from ..memory import parse_size
 from ..models import home, last_used, remember
 from .loading import convert_with_progress, load_model, print_report
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from ..engine import Model
     from ..harmony.parse import ToolCall
     from ..sampling import Sampling
+
+
+NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -193,9 +197,10 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
     """
-    text = "\n\n".join(part for part in (prompt, _piped()) if part)
-    if not text:
-        raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    begun = _piped(1)
+    if not (prompt or begun):
+        raise NOTHING_TO_ANSWER
     more = _tools(options) | {"approve": _approval(options["yes"])}
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
@@ -203,8 +208,7 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
         closing(_session(load_model(model or _model_of(None), options), options, **more)) as session,
         _recorded(session.model, record_routing) if record_routing else nullcontext(),
     ):
-        # An argument can have bytes that are no text.
-        _generate(session, text.encode(errors="replace").decode())
+        _generate(session, _question(prompt, begun, session.longest_text))
 
 
 @contextmanager
@@ -219,12 +223,24 @@ def _recorded(model: Model, file: Path) -> Iterator[None]:
             recorder.trace().save(file)
 
 
-def _piped() -> str:
-    """What standard input has, if it is not a person's."""
-    if sys.stdin is None or sys.stdin.isatty():
+def _question(prompt: str | None, begun: str, most: int) -> str:
+    """The prompt, and behind it what is piped in, which has `begun`: as is, and cut, where it has more than `most`
+    characters, for which no context has room."""
+    piped = begun and begun + _piped(most)
+    text = "\n\n".join(part for part in (prompt, piped if len(piped) > most else piped.strip()) if part)
+    if not text:
+        raise NOTHING_TO_ANSWER
+    return text.encode(errors="surrogateescape").decode(errors="replace")  # an argument can be any bytes
+
+
+def _piped(most: int) -> str:
+    """At most so many characters of standard input, if it is not a person's."""
+    if sys.stdin.isatty():
         return ""
-    sys.stdin.reconfigure(errors="replace")
-    return sys.stdin.read().strip()
+    try:
+        return sys.stdin.read(most)
+    except OSError as error:
+        raise GptOssError(f"cannot read standard input: {reason(error)}") from None
 
 
 def _approval(yes: bool) -> Approve:
