@@ -1,10 +1,12 @@
-"""Files as wholes: written so that they are never half there, and the system's small ones, of a line or a number each.
+"""Files as wholes: written so that they are never half there, in folders that nobody else has prepared; and the
+system's small ones, of a line or a number each.
 
 Files that others wrote are `foreign`'s.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -36,6 +38,26 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
             raise
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+
+
+def open_own_folder(path: Path, mode: int = 0o777) -> int:
+    """A descriptor of a folder whose files the program may replace and delete, made if there is none. Raises OSError
+    also for a symbolic link, and for a folder of another user's, which could lead anywhere."""
+    with suppress(FileExistsError):
+        path.mkdir(mode, parents=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed: remove it", str(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    # On a disk that knows no owners, all is of the same one.
+    if os.fstat(descriptor).st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "it belongs to another user: remove it", str(path))
+    return descriptor
+
+
+def unlinked(path: str, flags: int) -> int:
+    """An `opener` for a file of the program's own: a symbolic link in its place is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _umask() -> int:
