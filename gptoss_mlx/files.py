@@ -7,7 +7,9 @@ Files that others wrote are `foreign`'s.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
         descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
         try:
             with open(descriptor, "wb") as file:
+                _lock(descriptor)
                 if not private:
                     os.fchmod(descriptor, 0o666 & ~_umask())
                 file.write(data)
@@ -38,6 +41,23 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
             raise
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `replace_file` had begun in a folder when it was killed; what cannot be removed stays."""
+    for partial in folder.glob(".????????.partial"):
+        with suppress(OSError), open(partial, "rb", opener=unlinked) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and _lock(file.fileno()):  # nobody is writing it
+                partial.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has locked this; on a file system without locks, nobody knows."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def open_own_folder(path: Path, mode: int = 0o777) -> int:
@@ -56,8 +76,17 @@ def open_own_folder(path: Path, mode: int = 0o777) -> int:
 
 
 def unlinked(path: str, flags: int) -> int:
-    """An `opener` for a file of the program's own: a symbolic link in its place is not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """An `opener` for a file of the program's own: a symbolic link in its place is not followed, a FIFO not waited
+    for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def utf8_path(path: Path) -> str:
+    """A path for a library that takes text and no bytes: in UTF-8, whatever the locale is. Raises GptOssError."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise GptOssError(f"cannot open {path}: its name is not UTF-8: rename it") from None
 
 
 def _umask() -> int:

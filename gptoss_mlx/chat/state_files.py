@@ -22,9 +22,10 @@ import numpy as np
 
 from ..budget import backend
 from ..cache import STRETCH, Cache, Mark
-from ..checkpoint import CheckpointError, read_header
+from ..checkpoint import read_header
 from ..engine import Model
 from ..errors import GptOssError
+from ..files import utf8_path
 from ..foreign import reason
 from ..timeline import Timeline, common_prefix
 from .store import clear
@@ -61,7 +62,7 @@ class StateFiles:
             except _AnotherModel:
                 why = ANOTHER_MODEL
                 break
-            except (CheckpointError, RuntimeError, _Unusable):
+            except (GptOssError, RuntimeError, _Unusable):
                 break
             marks += [mark] if mark else []
         timeline.adopt(self._ids, marks)
@@ -77,7 +78,7 @@ class StateFiles:
         length = ids.shape[0] if ids and ids.dtype == "U32" and len(ids.shape) == 1 else 0
         if header.metadata != self._metadata(start) or not 0 < length <= cache.context - start:
             raise _Unusable
-        arrays = mx.load(str(path))
+        arrays = mx.load(utf8_path(path))
         full, rings = _part(arrays, "full."), _part(arrays, "ring.")
         if _forms(full) != cache.stretch_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
             raise _Unusable
@@ -117,7 +118,7 @@ class StateFiles:
         try:
             partial.touch(mode=0o600)
             try:
-                mx.save_safetensors(str(partial), arrays, self._metadata(start))
+                mx.save_safetensors(utf8_path(partial), arrays, self._metadata(start))
             except RuntimeError:  # in MLX's words
                 raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
             with partial.open("rb") as file:

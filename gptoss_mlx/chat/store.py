@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
-from ..files import open_own_folder
+from ..files import open_own_folder, sweep
 from ..foreign import reason
 from ..models import user_home
 
@@ -96,13 +96,16 @@ class Store:
         """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
         try:
             _make_private(self.folder)
+            sweep(self.folder)
             return Held(self, kept, _lock(kept))
         except OSError as error:
             raise GptOssError(f"cannot use {kept.state}: {reason(error)}") from None
 
     def new(self, title: str) -> Held:
         """A session that was not there yet, named after `title`. Raises GptOssError."""
-        words = "-".join(re.findall(r"[^\W_]+", title.lower()))[:40].rstrip("-") or "session"
+        encoding = sys.getfilesystemencoding()  # of the locale, which may not have all letters
+        title = title.lower().encode(encoding, "replace").decode(encoding)
+        words = "-".join(re.findall(r"[^\W_]+", title))[:40].rstrip("-") or "session"
         taken = self.taken()
         for name in (words if count == 1 else f"{words}-{count}" for count in range(1, sys.maxsize)):
             if name.casefold() not in taken:
@@ -171,7 +174,7 @@ class Held:
         try:
             self.kept.transcript.rename(renamed.transcript)
             self.kept.state.rename(renamed.state)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             raise GptOssError(f"cannot rename {self.kept.transcript}: {reason(error)}") from None
         self.kept = renamed
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from ..chat.screen import without_controls
 from ..errors import GptOssError, printable
 from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
@@ -25,6 +26,7 @@ def main() -> NoReturn:
     try:
         sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
+        error.message = without_controls(error.message)
         error.show()
         sys.exit(error.exit_code)
     except GptOssError as error:
@@ -34,6 +36,8 @@ def main() -> NoReturn:
         sys.exit(130)
     except MemoryError:
         _fail("out of memory: choose a smaller recipe, or a machine with more")
+    except UnicodeEncodeError as error:
+        _fail(f"this locale cannot say {error.object!a}: set LC_ALL to one with UTF-8, such as C.UTF-8")
     except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
         _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 
@@ -52,7 +56,7 @@ def _prepare_streams() -> None:
 
 
 def _fail(text: str) -> NoReturn:
-    click.echo(f"error: {' '.join(text.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(text.split()))}", err=True)
     sys.exit(1)
 
 

@@ -17,7 +17,8 @@ from ..foreign import reason
 from ..memory import parse_size
 from ..models import home, last_used, remember
 from .loading import convert_with_progress, load_model, print_report
-from .options import Size, memory_options, model_argument, threads_option
+from .options import Size, Text, memory_options, model_argument, threads_option
+from .output import print_text
 
 if TYPE_CHECKING:
     from ..chat.keeper import Keeper
@@ -69,7 +70,7 @@ def sampling_options(command: Callable) -> Callable:
             show_default="no limit",
             help="After this many tokens of reasoning, answer.",
         ),
-        click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
+        click.option("--system", type=Text(), metavar="TEXT", help="Instructions for the whole conversation."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -181,7 +182,9 @@ def _model_of(kept: Kept | None) -> str:
 
 @click.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
-@click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
+@click.option(
+    "-p", "--prompt", type=Text(), metavar="TEXT", help="What to say; standard input, if there is any, follows it."
+)
 @sampling_options
 @tool_options
 @memory_options
@@ -230,7 +233,7 @@ def _question(prompt: str | None, begun: str, most: int) -> str:
     text = "\n\n".join(part for part in (prompt, piped if len(piped) > most else piped.strip()) if part)
     if not text:
         raise NOTHING_TO_ANSWER
-    return text.encode(errors="surrogateescape").decode(errors="replace")  # an argument can be any bytes
+    return text
 
 
 def _piped(most: int) -> str:
@@ -255,17 +258,15 @@ def _approval(yes: bool) -> Approve:
 
 
 def _generate(session: Session, text: str) -> None:
-    from ..chat.screen import without_controls
     from ..harmony.parse import Content
     from ..progress import prefill_progress
 
     written = ""
-    show = without_controls if sys.stdout.isatty() else str
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
                 written = event.text
-                click.echo(show(written), nl=False)
+                print_text(written)
     if written and not written.endswith("\n"):
         click.echo()
     if not session.stats[-1].finished:
