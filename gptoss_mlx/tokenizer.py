@@ -113,8 +113,9 @@ class Tokenizer:
 
     @cached_property
     def longest(self) -> int:
-        """Bytes of the longest token: no text has fewer tokens than its bytes have room for."""
-        return max(*map(len, self._backend.get_vocab(with_added_tokens=False)), *map(len, self._added.values()))
+        """Bytes of the longest token that text can have: it has no fewer tokens than its bytes have room for."""
+        added = (len(content) for id_, content in self._added.items() if id_ not in self.specials)
+        return max(*map(len, self._backend.get_vocab(with_added_tokens=False)), *added)
 
     @property
     def size(self) -> int:
