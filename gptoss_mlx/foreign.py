@@ -4,7 +4,7 @@ A foreign file can be anything: a FIFO that never answers, a device that never e
 and strings that Python reads but cannot print or write again. Knows nothing about what the values mean.
 
 Symbolic links are followed, because a snapshot in the hub's cache is made of them; what is at the end of one must be a
-regular file.
+regular file. Only what a person names may be a pipe or a device: a shell puts one in place of a file.
 """
 
 from __future__ import annotations
