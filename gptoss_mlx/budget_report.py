@@ -7,12 +7,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .budget import MemoryPlan
+from .errors import printable
 from .memory import size_text
 
 
 def print_plan(plan: MemoryPlan) -> None:
     settings, device = plan.settings, plan.device
-    table = Table("what", "memory", "kind", title=Text(f"{plan.model} on {device.name}"))
+    table = Table("what", "memory", "kind", title=Text(printable(f"{plan.model} on {device.name}")))
     for row in plan.rows:
         kind = "mapped" if row.mapped else "anonymous"
         table.add_row(row.name, size_text(row.bytes), f"{kind}, GPU" if row.on_gpu and device.gpu else kind)

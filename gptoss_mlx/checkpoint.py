@@ -20,6 +20,7 @@ import numpy as np
 
 from . import bus_error
 from .errors import GptOssError
+from .files import utf8_path
 from .foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Shard:
             return None
         bus_error.end_in_order()
         try:
-            words = native().map_file(str(self.path))
+            words = native().map_file(utf8_path(self.path))
         except RuntimeError as error:
             raise CheckpointError(str(error)) from None
         self.check_size()
@@ -204,7 +205,7 @@ class Shard:
                 raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
         if self.windows is None:
             try:
-                return mx.load(str(self.path))
+                return mx.load(utf8_path(self.path))
             except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
                 raise CheckpointError(f"cannot load {self.path}: {error}") from None
         return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}

@@ -185,10 +185,12 @@ class Model:
         if wrong := next((id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size), None):
             raise GptOssError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
         if cache.offset + len(ids) > cache.context:
-            longer = "the model's" if cache.context == self.config.max_context else "this run's"
-            raise ContextFull(
-                f"{len(ids):,} tokens after {cache.offset:,} exceed {longer} context of {cache.context:,}"
-            )
+            raise self.full(f"{len(ids):,} tokens after {cache.offset:,}")
+
+    def full(self, tokens: str) -> ContextFull:
+        """What to raise where so many tokens, in words, are too many."""
+        longer = "the model's" if self.context == self.config.max_context else "this run's"
+        return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
 
 
 def load(path: str | Path, settings: Settings | None = None) -> Model:

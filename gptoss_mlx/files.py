@@ -1,11 +1,15 @@
-"""Files as wholes: written so that they are never half there, and the system's small ones, of a line or a number each.
+"""Files as wholes: written so that they are never half there, in folders that nobody else has prepared; and the
+system's small ones, of a line or a number each.
 
 Files that others wrote are `foreign`'s.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +28,7 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
         descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
         try:
             with open(descriptor, "wb") as file:
+                _lock(descriptor)
                 if not private:
                     os.fchmod(descriptor, 0o666 & ~_umask())
                 file.write(data)
@@ -36,6 +41,52 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
             raise
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `replace_file` had begun in a folder when it was killed; what cannot be removed stays."""
+    for partial in folder.glob(".????????.partial"):
+        with suppress(OSError), open(partial, "rb", opener=unlinked) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and _lock(file.fileno()):  # nobody is writing it
+                partial.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has locked this; on a file system without locks, nobody knows."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def open_own_folder(path: Path, mode: int = 0o777) -> int:
+    """A descriptor of a folder whose files the program may replace and delete, made if there is none. Raises OSError
+    also for a symbolic link, and for a folder of another user's, which could lead anywhere."""
+    with suppress(FileExistsError):
+        path.mkdir(mode, parents=True)
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed: remove it", str(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    # On a disk that knows no owners, all is of the same one.
+    if os.fstat(descriptor).st_uid not in (os.geteuid(), path.parent.stat().st_uid):
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "it belongs to another user: remove it", str(path))
+    return descriptor
+
+
+def unlinked(path: str, flags: int) -> int:
+    """An `opener` for a file of the program's own: a symbolic link in its place is not followed, a FIFO not waited
+    for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
+def utf8_path(path: Path) -> str:
+    """A path for a library that takes text and no bytes: in UTF-8, whatever the locale is. Raises GptOssError."""
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        raise GptOssError(f"cannot open {path}: its name is not UTF-8: rename it") from None
 
 
 def _umask() -> int:

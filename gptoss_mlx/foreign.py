@@ -4,7 +4,7 @@ A foreign file can be anything: a FIFO that never answers, a device that never e
 and strings that Python reads but cannot print or write again. Knows nothing about what the values mean.
 
 Symbolic links are followed, because a snapshot in the hub's cache is made of them; what is at the end of one must be a
-regular file.
+regular file. Only what a person names may be a pipe or a device: a shell puts one in place of a file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import errno
 import json
 import math
 import os
+import select
 import stat
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ from .errors import GptOssError
 MAX_JSON = 4 * 2**20
 MAX_DEPTH = 32
 MAX_DIGITS = 40  # of an integer: parsing and printing take time with their square
+WRITER_MILLISECONDS = 2000  # in which whoever writes to a FIFO opens it
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -39,6 +42,36 @@ def open_regular(path: Path) -> BinaryIO:
     if not status.st_size:
         raise OSError(errno.EINVAL, "it is empty: truncated?")
     return path.open("rb")
+
+
+def read_named(path: Path, most: int) -> bytes:
+    """All of what a person names: a file, a device, or a pipe into which another program writes, which is waited for.
+    Raises OSError, also for a FIFO whose other end nobody opens, and ValueError for more than `most` bytes."""
+    with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        begun = _begun(path, file, most + 1)
+        os.set_blocking(file.fileno(), True)
+        data = begun + BufferedReader(file).read(most + 1 - len(begun))
+    if len(data) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _begun(path: Path, file: FileIO, most: int) -> bytes:
+    """What is in a FIFO, if nothing has come for a while. Raises OSError where it has no other end; a pipe has one, or
+    had."""
+    is_fifo = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode) and os.path.exists(os.path.realpath(path))
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    if not is_fifo or poll.poll(WRITER_MILLISECONDS):
+        return b""
+    begun = file.read(most)  # None, where the other end is open, and silent
+    if begun == b"":
+        raise OSError(errno.EPIPE, "a FIFO to which nobody writes")
+    return begun or b""
 
 
 def reason(error: Exception) -> str:

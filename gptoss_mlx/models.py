@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import GptOssError
+from .files import replace_file
 from .foreign import open_regular
 
 SHORT_NAMES = {"gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-oss-120b"}
@@ -61,9 +62,9 @@ def converted() -> list[str]:
 
 def remember(folder: Path) -> None:
     """Note which model is used; where nothing can be written, it is not noted."""
-    with suppress(OSError):
+    with suppress(OSError, GptOssError):
         home().mkdir(parents=True, exist_ok=True)
-        (home() / LAST_USED).write_bytes(os.fsencode(folder.absolute()))
+        replace_file(home() / LAST_USED, os.fsencode(folder.absolute()))
 
 
 def last_used() -> Path | None:

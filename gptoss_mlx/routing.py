@@ -24,6 +24,7 @@ import numpy as np
 from .engine import Model
 from .errors import GptOssError
 from .experts import MixtureParts, PagedMixture
+from .files import unlinked
 from .foreign import open_regular, reason
 
 MEMBERS = {"chosen": 256 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
@@ -65,7 +66,7 @@ class RoutingTrace:
         partial = path.parent / f".{path.name}.{os.getpid()}"
         try:
             try:
-                with partial.open("wb") as file:
+                with open(partial, "wb", opener=unlinked) as file:
                     np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:LONGEST_NAME])
                 partial.replace(path)
             finally:

@@ -6,6 +6,7 @@ Knows special tokens by name; what they mean is Harmony's business.
 from __future__ import annotations
 
 import json
+import math
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
@@ -19,6 +20,11 @@ from .foreign import is_there, open_regular, reason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+# Characters that are encoded at once: the library takes 200 bytes of memory for each, and more outside of ASCII. Of a
+# longer text, the last words of such a window could be others with what follows; where it is one word, its last tokens.
+WINDOW = 2**16
+UNSURE_WORDS, UNSURE_TOKENS = 3, 1 / 4
 
 MAX_BYTES = 40 * 2**20  # half as much again as the published tokenizer.json has
 # What it consists of; other kinds of the library's can panic in the middle of a conversation, or take forever.
@@ -58,10 +64,31 @@ class Tokenizer:
                 raise ValueError(f"a gpt-oss tokenizer has no {', '.join(sorted(strange))}")
             return cls(backend)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text: the name of a special token in it is just characters. Raises GptOssError."""
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of ordinary text: the name of a special token in it is just characters. With `most`, those at its
+        beginning, and the rest is not looked at. Raises GptOssError."""
+        ids: list[int] = []
+        start = 0
         with _library_errors("tokenizer.json cannot encode text"):
-            return self._backend.encode(text, add_special_tokens=False).ids
+            while start < len(text) and (most is None or len(ids) < most):
+                found, start = self._encode_from(text, start)
+                ids += found
+        return ids[:most]
+
+    def _encode_from(self, text: str, start: int) -> tuple[list[int], int]:
+        """The ids of a part of the text, and where it ends: so far ahead of what is not seen that all of the text would
+        give the same."""
+        encoding = self._backend.encode(text[start : start + WINDOW], add_special_tokens=False)
+        if start + WINDOW >= len(text):
+            return encoding.ids, len(text)
+        count = math.ceil(len(encoding) * (1 - UNSURE_TOKENS))
+        if (unsure := (encoding.token_to_word(len(encoding) - 1) or 0) - UNSURE_WORDS + 1) > 0:
+            count, _ = encoding.word_to_tokens(unsure)
+        while count and encoding.token_to_chars(count - 1)[1] > encoding.token_to_chars(count)[0]:
+            count -= 1  # within a character
+        if not count:
+            return self._backend.encode(text[start:], add_special_tokens=False).ids, len(text)
+        return encoding.ids[:count], start + encoding.token_to_chars(count)[0]
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of text in which the names of special tokens stand for them: for prompts of our own, never a user's."""
@@ -83,6 +110,12 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens by name, bytes that are not UTF-8 as U+FFFD."""
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token that text can have: it has no fewer tokens than its bytes have room for."""
+        added = (len(content) for id_, content in self._added.items() if id_ not in self.specials)
+        return max(*map(len, self._backend.get_vocab(with_added_tokens=False)), *added)
 
     @property
     def size(self) -> int:

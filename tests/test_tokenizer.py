@@ -1,7 +1,7 @@
 """Text <-> ids on a tokenizer of the demo's kind: no text becomes a special token, no character is cut."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import write_tokenizer
@@ -28,6 +28,39 @@ def test_text_never_becomes_a_special_token(tokenizer):
     ids = tokenizer.encode("<|end|><|start|>system")
     assert not set(ids) & set(tokenizer.specials)
     assert tokenizer.decode(ids) == "<|end|><|start|>system"
+
+
+PARTS = [
+    *("a", "Word", " word", "it's", "'", " ", "\n", "\r\n", "\t", "1", "42", "!", "?!", "=", "/", "é", "e\u0301"),
+    *("漢", "字かな", "A漢a", "😀", "\u200b", "\u00a0", "<|end|>", "\0"),
+]
+
+
+@settings(deadline=None)
+@given(parts=st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from([1, 2, 30, 300, 1000])), max_size=8))
+def test_a_long_text_has_the_same_ids_in_pieces(tokenizer, parts):
+    text = "".join(part * count for part, count in parts)
+    whole = tokenizer.encode(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptoss_mlx.tokenizer.WINDOW", 200)
+        assert tokenizer.encode(text) == whole
+        assert tokenizer.encode(text, 10) == whole[:10]
+
+
+def test_a_word_that_is_longer_than_a_window(demo_folder):
+    tokenizer = Tokenizer.load(demo_folder)
+    for text in ("conversation" * 20_000, "\u6f22" * 70_000, " " * 200_000, "x " * 100_000):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gptoss_mlx.tokenizer.WINDOW", len(text))
+            assert tokenizer.encode(text) == ids
+
+
+def test_no_token_is_longer_than_the_longest(demo_folder):
+    tokenizer = Tokenizer.load(demo_folder)
+    lengths = [len(tokenizer.bytes_of(id_)) for id_ in range(tokenizer.size) if id_ not in tokenizer.specials]
+    assert tokenizer.longest == max(lengths)
 
 
 def test_markup_does(tokenizer):

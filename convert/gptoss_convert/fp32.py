@@ -108,7 +108,7 @@ def windows(source: Source, text: str, tokens: int) -> tuple[np.ndarray, np.ndar
     Raises GptOssError for a text that has fewer than two tokens.
     """
     path = source.companion("tokenizer.json")
-    ids = np.array(Tokenizer.load(path.parent if path else source.folder).encode(text)[: tokens + 1])
+    ids = np.array(Tokenizer.load(path.parent if path else source.folder).encode(text, tokens + 1))
     if len(ids) < 2:
         raise GptOssError(f"the text has {len(ids)} tokens: a prediction takes at least 2")
     if ids.max() >= source.config.vocab_size:

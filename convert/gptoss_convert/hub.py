@@ -143,7 +143,7 @@ class Repository:
                 hf_hub_download(self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=bar)
             )
             if (digest := sha256(path)) != (file.sha256 or digest):
-                path.resolve().unlink()
+                _discard(path)
                 raise self._damaged(file)
             return Fetched(path, False, digest)
 
@@ -244,6 +244,14 @@ class Repository:
                     yield wanted
                 if position >= end:
                     return
+
+
+def _discard(path: Path) -> None:
+    """Remove a file from the user's cache, and what it leads to if that is in the cache of the same repository."""
+    target, repository = path.resolve(), path.parents[2].resolve()  # path: repository/snapshots/commit/name
+    path.unlink()
+    if target.is_relative_to(repository):
+        target.unlink(missing_ok=True)
 
 
 def _hexadecimal(text: str, digits: int) -> str:

@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from gptoss_mlx.files import unlinked
+
 NAME = "journal.json"
 
 
@@ -54,7 +56,7 @@ class Journal:
             self.done = done
             text = json.dumps({"key": self.key, "done": done, "sha256": self.digests})
         new = self.path.with_suffix(".new")
-        with new.open("w", encoding="utf-8") as file:
+        with open(new, "w", encoding="utf-8", opener=unlinked) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

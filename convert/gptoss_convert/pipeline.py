@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptoss_mlx.checkpoint import INDEX
 from gptoss_mlx.config import Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
@@ -41,6 +43,15 @@ if TYPE_CHECKING:
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 CALIBRATION_TOKENS = 4096  # at most
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
+# The names in an unfinished folder, with those that a Mac adds.
+OURS = re.compile(
+    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.(json|new)|\._.*|\.DS_Store|"
+    + "|".join(
+        map(
+            re.escape, (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *COMPANIONS)
+        )
+    )
+)
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 
 
@@ -87,7 +98,7 @@ def convert(
     dest = Path(dest)
     memory = _Memory()
     try:
-        with folder_appearing_at(dest) as partial:
+        with folder_appearing_at(dest, OURS.fullmatch) as partial:
             origin = origin_of(source, revision, partial, keep_source)
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
                 raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
+from gptoss_mlx.foreign import read_named, reason
 
 from .errors import ConvertError
 
@@ -32,6 +33,7 @@ FAMILIES = {
     "lm_head": "head",
 }
 DEFAULT_RECIPE = "mxfp4-q4"
+MAX_BYTES = 2**20  # of a recipe's file
 
 
 class RecipeError(ConvertError):
@@ -75,9 +77,9 @@ def recipe_named(name: str) -> Recipe:
     if path.suffix != ".toml":
         raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or a .toml file")
     try:
-        return recipe_of(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+        return recipe_of(path.stem, tomllib.loads(read_named(path, MAX_BYTES).decode()))
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+        raise RecipeError(f"cannot read the recipe {path}: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not a recipe in TOML: {error}") from None
 

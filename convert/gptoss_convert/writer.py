@@ -23,6 +23,8 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.files import open_own_folder, unlinked
+from gptoss_mlx.foreign import reason
 
 from . import journal
 
@@ -105,7 +107,7 @@ class Writer:
         """Append `array`, the next rows of the tensor `name`."""
         shard = self._shard_of[name]
         if shard.path not in self._open:
-            self._open[shard.path] = os.open(shard.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            self._open[shard.path] = unlinked(shard.path, os.O_WRONLY | os.O_CREAT)
             os.ftruncate(self._open[shard.path], shard.size)
             _write_all(self._open[shard.path], shard.header, 0)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -188,20 +190,24 @@ def partial_folder(dest: Path) -> Path:
 
 
 @contextmanager
-def folder_appearing_at(dest: Path) -> Iterator[Path]:
+def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterator[Path]:
     """A hidden folder beside `dest` that takes its name when the block succeeds.
 
     If the block fails, the folder stays where it holds a journal, for the next run to go on, and goes where it does
-    not. Raises GptOssError where `dest` exists or another run is making it.
+    not. Raises GptOssError where `dest` exists or another run is making it, and where the hidden folder is a link,
+    another user's, or holds a name that `is_ours` does not know: nothing in it is touched then.
     """
     dest = dest.absolute()
     if dest.exists() or dest.is_symlink():
         raise GptOssError(f"{dest} exists already: remove it, or choose another name")
     partial = partial_folder(dest)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
     try:
+        lock = open_own_folder(partial)
+    except OSError as error:
+        raise GptOssError(f"cannot write {partial}: {reason(error)}") from None
+    try:
+        if strange := [path.name for path in partial.iterdir() if not is_ours(path.name)]:
+            raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it away")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

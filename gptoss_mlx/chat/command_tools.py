@@ -148,8 +148,11 @@ def load_tools(path: Path, *, asks: bool = True) -> list[Function]:
     """The functions of a TOML file, in its order. Raises ToolsFileError."""
     try:
         with open_regular(path) as file:
+            data = file.read(MAX_JSON + 1)
+            if len(data) > MAX_JSON:
+                raise ValueError(f"more than {MAX_JSON:,} bytes")
             # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
-            table = parse_json(json.dumps(tomllib.loads(file.read(MAX_JSON + 1).decode())).encode())
+            table = parse_json(json.dumps(tomllib.loads(data.decode())).encode())
     except OSError as error:
         raise ToolsFileError(f"cannot read {path}: {reason(error)}") from None
     except (ValueError, TypeError, RecursionError) as error:

@@ -27,8 +27,8 @@ def open_history(path: Path) -> History:
     """The history in a file, which is made if there is none; without one that can be used, only this chat's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Without O_NONBLOCK a FIFO would wait for its other end.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        # Without O_NONBLOCK a FIFO would wait for its other end; a link could lead to any file of this user's.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "rb+", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")

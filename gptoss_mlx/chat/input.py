@@ -227,20 +227,28 @@ class DumbInput:
 
 
 class PipedInput:
-    """A message per line of standard input."""
+    """A message per line of standard input; of a line that no context could hold, as much as shows that."""
 
-    def __init__(self) -> None:
-        if sys.stdin is not None:
-            sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+    def __init__(self, longest: Callable[[], int]):
+        """`longest`: characters that a message may have."""
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
+        self._longest = longest
+        self._is_cut = False
 
     def read(self, status: str, draft: str = "") -> str | None:
-        if sys.stdin is None:
-            return None
+        most = self._longest() + 1
         try:
-            line = sys.stdin.readline()
+            while self._is_cut:
+                self._is_cut = _goes_on(sys.stdin.readline(most))
+            line = sys.stdin.readline(most)
         except OSError as error:
             raise GptOssError(f"cannot read standard input: {reason(error)}") from None
+        self._is_cut = len(line) == most and _goes_on(line)
         return line.rstrip("\r\n") if line else None
+
+
+def _goes_on(line: str) -> bool:
+    return line[-1:] not in ("", "\n")
 
 
 def _is_unfinished(text: str) -> bool:

@@ -11,6 +11,7 @@ marked in the timeline where its prompt ended, which is where the next prompt de
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -150,6 +151,11 @@ class Session:
         return head + sum(counts)
 
     @property
+    def longest_text(self) -> int:
+        """Characters beyond which a text cannot fit into the context."""
+        return self.model.context * self.tokenizer.longest
+
+    @property
     def unread(self) -> int:
         """Tokens of the conversation that the next turn has to read, beside its message."""
         ids = self._ids_so_far()
@@ -205,6 +211,8 @@ class Session:
         it came, and `resume` goes on with it; after any other error the conversation is as it was. Ctrl-C is raised
         between two tokens. Raises ContextFull where it no longer fits.
         """
+        if least := self._tokens_of_too_many(text):
+            raise self.model.full(f"at least {least:,} tokens")
         return self._turn((*self._said, self._rendered(Message("user", text))), None, on_prefill)
 
     def retry(self, *, on_prefill: Callable[[int, int], None] | None = None) -> Iterator[Event]:
@@ -505,13 +513,25 @@ class Session:
     def _keep_result(self, name: str, output: str) -> str:
         """What the model is told: the output, unless the context has no room for it and an answer."""
         builtin_tools = self.toolbox.builtins
-        said = self._rendered(result(name, output, builtin_tools))
-        room = int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt())
-        if len(said.ids) > room:
-            output = error_result(f"the result has {len(said.ids):,} tokens: the context has room for {max(room, 0):,}")
+        room = max(int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt()), 0)
+        least = self._tokens_of_too_many(output)
+        said = None if least else self._rendered(result(name, output, builtin_tools))
+        if said is None or len(said.ids) > room:
+            tokens = f"{len(said.ids):,}" if said else f"at least {least:,}"
+            output = error_result(f"the result has {tokens} tokens: the context has room for {room:,}")
             said = self._rendered(result(name, output, builtin_tools))
         self._set_said((*self._said, said))
         return output
+
+    def _tokens_of_too_many(self, text: str) -> int:
+        """How many tokens a text has at the least, where it has more than the context by itself; else 0. No more of it
+        is encoded than it takes to know."""
+        most = self.model.context
+        least = 0
+        if len(text) > most:
+            least = math.ceil(len(text) / self.tokenizer.longest)
+            least = least if least > most else len(self.tokenizer.encode(text, most + 1))
+        return least if least > most else 0
 
     def _as_written(self, emitted: Emitted) -> _Said:
         """The model's own ids where they are fit to be read again, with the end that belongs to the message."""

@@ -24,9 +24,10 @@ import numpy as np
 
 from ..budget import backend
 from ..cache import STRETCH, Cache, Mark
-from ..checkpoint import CheckpointError, read_header
+from ..checkpoint import read_header
 from ..engine import Model
 from ..errors import GptOssError
+from ..files import utf8_path
 from ..foreign import reason
 from ..timeline import Timeline, common_prefix
 from .store import clear
@@ -64,7 +65,7 @@ class StateFiles:
             except _Unusable as unusable:
                 self.missing = unusable.why
                 break
-            except (CheckpointError, RuntimeError):
+            except (GptOssError, RuntimeError):
                 self.missing = UNREADABLE
                 break
             marks += [mark] if mark else []
@@ -83,7 +84,7 @@ class StateFiles:
         checksum = metadata.pop(CHECKSUM, None)
         if metadata != self._metadata(start) or not 0 < length <= cache.context - start:
             raise _Unusable(UNREADABLE)
-        arrays = mx.load(str(path))
+        arrays = mx.load(utf8_path(path))
         full, rings = _part(arrays, "full."), _part(arrays, "ring.")
         if _forms(full) != cache.stretch_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
             raise _Unusable(UNREADABLE)
@@ -124,7 +125,7 @@ class StateFiles:
         try:
             partial.touch(mode=0o600)
             try:
-                mx.save_safetensors(str(partial), arrays, metadata)
+                mx.save_safetensors(utf8_path(partial), arrays, metadata)
             except RuntimeError:  # in MLX's words
                 raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
             with partial.open("rb") as file:

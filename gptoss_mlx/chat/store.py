@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
+from ..files import open_own_folder, sweep
 from ..foreign import reason
 from ..models import user_home
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
+STATE_FILE = re.compile(r"\.?\d{9}-\d{9}\.safetensors")  # of a KV state: `state_files` says what is in it
 LONGEST_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
@@ -93,14 +95,17 @@ class Store:
     def hold(self, kept: Kept) -> Held:
         """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
         try:
-            os.close(_open_private(self.folder))
+            _make_private(self.folder)
+            sweep(self.folder)
             return Held(self, kept, _lock(kept))
         except OSError as error:
             raise GptOssError(f"cannot use {kept.state}: {reason(error)}") from None
 
     def new(self, title: str) -> Held:
         """A session that was not there yet, named after `title`. Raises GptOssError."""
-        words = "-".join(re.findall(r"[^\W_]+", title.lower()))[:40].rstrip("-") or "session"
+        encoding = sys.getfilesystemencoding()  # of the locale, which may not have all letters
+        title = title.lower().encode(encoding, "replace").decode(encoding)
+        words = "-".join(re.findall(r"[^\W_]+", title))[:40].rstrip("-") or "session"
         taken = self.taken()
         for name in (words if count == 1 else f"{words}-{count}" for count in range(1, sys.maxsize)):
             if name.casefold() not in taken:
@@ -169,7 +174,7 @@ class Held:
         try:
             self.kept.transcript.rename(renamed.transcript)
             self.kept.state.rename(renamed.state)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:
             raise GptOssError(f"cannot rename {self.kept.transcript}: {reason(error)}") from None
         self.kept = renamed
 
@@ -178,7 +183,7 @@ class Held:
         try:
             self.kept.transcript.unlink(missing_ok=True)
             if self.kept.state.exists():
-                shutil.rmtree(self.kept.state)
+                clear(self.kept.state)
         except OSError as error:
             raise GptOssError(f"cannot delete {self.kept.transcript}: {reason(error)}") from None
         self.release()
@@ -192,29 +197,33 @@ class Held:
 
 
 def clear(folder: Path, but: Collection[Path] = ()) -> None:
-    """Remove what is in a folder, `but` for some; the folder stays, because it is what is locked. Raises OSError."""
-    for path in set(folder.iterdir()).difference(but):
+    """Remove the KV state that is in a folder, `but` for some of its files, and nothing else; the folder stays, because
+    it is what is locked. Raises OSError."""
+    for path in {path for path in folder.iterdir() if STATE_FILE.fullmatch(path.name)}.difference(but):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-def _open_private(folder: Path) -> int:
-    """Open a folder, made if there is none, as one that only its owner can read. Raises OSError."""
+def _make_private(folder: Path) -> None:
+    """Make a folder that only its owner can read; where a link leads, the owner has decided. Raises OSError."""
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700, parents=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     with suppress(OSError):  # another's folder, or a disk that knows no owners
-        os.fchmod(descriptor, 0o700)
-    return descriptor
+        if not folder.is_symlink():
+            os.fchmod(descriptor, 0o700)
+    os.close(descriptor)
 
 
 def _lock(kept: Kept) -> int:
     """Make and lock the folder of the KV state. Raises InUse, OSError."""
     while True:
-        descriptor = _open_private(kept.state)
+        descriptor = open_own_folder(kept.state, 0o700)
         try:
+            with suppress(OSError):  # a disk that knows no owners
+                os.fchmod(descriptor, 0o700)
             with suppress(OSError):  # file systems without locks are used without
                 _flock(descriptor, kept)
             if _is_at(descriptor, kept.state):
@@ -235,6 +244,6 @@ def _flock(descriptor: int, kept: Kept) -> None:
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the path still leads to what was opened: who held it before may have renamed or deleted it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False

@@ -65,7 +65,7 @@ def run(
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")
-    is_asked = sys.stdin is not None and sys.stdin.isatty()
+    is_asked = sys.stdin.isatty()
     is_shown = is_asked and sys.stdout.isatty()
     is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     if is_drawn:
@@ -78,7 +78,7 @@ def run(
         usages = {name: command.usage for name, command in COMMANDS.items()}
         messages: Input = TypedInput(lambda: chat.session, usages, history)
     else:
-        messages = DumbInput() if is_asked else PipedInput()
+        messages = DumbInput() if is_asked else PipedInput(lambda: chat.session.longest_text)
     if is_asked:
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     try:

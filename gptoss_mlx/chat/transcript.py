@@ -67,7 +67,10 @@ class Transcript:
         """Raises GptOssError."""
         try:
             with open_regular(path) as file:
-                data = json.loads(file.read(MAX_BYTES))
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise GptOssError(f"{path} has more than {MAX_BYTES:,} bytes: not a conversation")
+            data = json.loads(content)
         except OSError as error:
             raise GptOssError(f"cannot read {path}: {reason(error)}") from None
         except (ValueError, RecursionError) as error:

@@ -6,25 +6,27 @@ line on standard error: exit status 1, 2 for wrong usage, 130 for Ctrl-C.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
 import click
 
+from ..chat.screen import without_controls
 from ..errors import GptOssError, printable
 from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"
+STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def main() -> NoReturn:
     """Run the command line and exit; nothing that a user does shows a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # what a terminal without Unicode cannot show is escaped
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
+        error.message = without_controls(error.message)
         error.show()
         sys.exit(error.exit_code)
     except GptOssError as error:
@@ -38,12 +40,27 @@ def main() -> NoReturn:
         if not str(error).startswith("[read]"):  # MLX reads weights that are not mapped when they are first used
             raise
         _fail("a file of the model can no longer be read: `gptoss-mlx verify` on its folder tells more")
+    except UnicodeEncodeError as error:
+        _fail(f"this locale cannot say {error.object!a}: set LC_ALL to one with UTF-8, such as C.UTF-8")
     except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
         _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 
 
+def _prepare_streams() -> None:
+    """A standard stream that is closed becomes the null device, before a file takes its place; one that another program
+    made non-blocking waits again; and what a terminal without Unicode cannot show is escaped."""
+    for descriptor, (name, mode) in enumerate(STREAMS.items()):
+        if getattr(sys, name) is None:
+            # It takes the first descriptor that is free.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+            os.set_inheritable(descriptor, True)
+        os.set_blocking(descriptor, True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(text: str) -> NoReturn:
-    click.echo(f"error: {' '.join(text.split())}", err=True)
+    click.echo(f"error: {printable(' '.join(text.split()))}", err=True)
     sys.exit(1)
 
 
@@ -70,7 +87,7 @@ def cli(context: click.Context) -> None:
 
 
 def _without_command(context: click.Context) -> None:
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo(context.get_help(), err=True)
         context.exit(2)
     from ..welcome import command_lines

@@ -13,10 +13,12 @@ from click.core import ParameterSource
 
 from ..completion import complete_sessions
 from ..errors import GptOssError, printable
+from ..foreign import reason
 from ..memory import parse_size
 from ..models import home, last_used, remember
 from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
-from .options import Size, memory_options, model_argument, threads_option
+from .options import Size, Text, memory_options, model_argument, threads_option
+from .output import print_text
 
 if TYPE_CHECKING:
     from ..chat.keeper import Keeper
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from ..engine import Model
     from ..harmony.parse import ToolCall
     from ..sampling import Sampling
+
+
+NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -65,7 +70,7 @@ def sampling_options(command: Callable) -> Callable:
             show_default="no limit",
             help="After this many tokens of reasoning, answer.",
         ),
-        click.option("--system", metavar="TEXT", help="Instructions for the whole conversation."),
+        click.option("--system", type=Text(), metavar="TEXT", help="Instructions for the whole conversation."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -177,7 +182,9 @@ def _model_of(kept: Kept | None) -> str:
 
 @click.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
-@click.option("-p", "--prompt", metavar="TEXT", help="What to say; standard input, if there is any, follows it.")
+@click.option(
+    "-p", "--prompt", type=Text(), metavar="TEXT", help="What to say; standard input, if there is any, follows it."
+)
 @sampling_options
 @tool_options
 @memory_options
@@ -193,9 +200,10 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
     """
-    text = "\n\n".join(part for part in (prompt, _piped()) if part)
-    if not text:
-        raise click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    begun = _piped(1)
+    if not (prompt or begun):
+        raise NOTHING_TO_ANSWER
     more = _tools(options) | {"approve": _approval(options["yes"])}
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
@@ -203,8 +211,7 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
         closing(_session(load_model(model or _model_of(None), options), options, **more)) as session,
         _recorded(session.model, record_routing) if record_routing else nullcontext(),
     ):
-        # An argument can have bytes that are no text.
-        _generate(session, text.encode(errors="replace").decode())
+        _generate(session, _question(prompt, begun, session.longest_text))
 
 
 @contextmanager
@@ -219,12 +226,24 @@ def _recorded(model: Model, file: Path) -> Iterator[None]:
             recorder.trace().save(file)
 
 
-def _piped() -> str:
-    """What standard input has, if it is not a person's."""
-    if sys.stdin is None or sys.stdin.isatty():
+def _question(prompt: str | None, begun: str, most: int) -> str:
+    """The prompt, and behind it what is piped in, which has `begun`: as is, and cut, where it has more than `most`
+    characters, for which no context has room."""
+    piped = begun and begun + _piped(most)
+    text = "\n\n".join(part for part in (prompt, piped if len(piped) > most else piped.strip()) if part)
+    if not text:
+        raise NOTHING_TO_ANSWER
+    return text
+
+
+def _piped(most: int) -> str:
+    """At most so many characters of standard input, if it is not a person's."""
+    if sys.stdin.isatty():
         return ""
-    sys.stdin.reconfigure(errors="replace")
-    return sys.stdin.read().strip()
+    try:
+        return sys.stdin.read(most)
+    except OSError as error:
+        raise GptOssError(f"cannot read standard input: {reason(error)}") from None
 
 
 def _approval(yes: bool) -> Approve:
@@ -239,18 +258,16 @@ def _approval(yes: bool) -> Approve:
 
 
 def _generate(session: Session, text: str) -> None:
-    from ..chat.screen import without_controls
     from ..harmony.parse import Content
     from ..progress import prefill_progress
 
     written = ""
-    show = without_controls if sys.stdout.isatty() else str
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
                 apart = "\n\n" if event.begins and written else ""
                 written = event.text
-                click.echo(apart + show(written), nl=False)
+                print_text(apart + written)
     if written and not written.endswith("\n"):
         click.echo()
     if cycle := session.stats[-1].cycle:

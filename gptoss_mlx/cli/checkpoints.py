@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..completion import complete_models, complete_recipes, complete_sources
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
+from ..foreign import read_named, reason
 from ..memory import size_text
 from ..models import SHORT_NAMES, ModelMissing, resolve
 from .loading import convert_with_progress, print_report
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from gptoss_convert.inspection import Subject
 
 DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
+
+MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 
 @click.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
@@ -176,7 +179,7 @@ def verify(model: str) -> None:
     with conversion_progress() as show:
         wrong = check(folder, lambda done, total: show(Progress("verify", done, total)))
     for line in wrong:
-        click.echo(line)
+        click.echo(printable(line))
     if wrong:
         raise GptOssError(f"{folder} is damaged: convert it again")
     click.echo("every file is what was written")
@@ -200,22 +203,26 @@ def _upload(folder: Path, repository: str, dry_run: bool) -> None:
     from gptoss_convert.publishing import upload as run
 
     if not dry_run:
-        click.echo(run(folder, repository, lambda name, size: click.echo(f"{name}, {size_text(size)}", err=True)))
+        click.echo(run(folder, repository, _tell_uploaded))
         return
     files = contents(folder, repository)
     click.echo(files[CARD].decode())
     for name, content in files.items():
-        click.echo(f"{size_text(size_of(content)):>10}  {name}")
+        click.echo(f"{size_text(size_of(content)):>10}  {printable(name)}")
     click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise GptOssError(f"cannot read {file}: {error.strerror}") from None
+        return read_named(file, MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise GptOssError(f"{file} is not text in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot read {file}: {reason(error)}") from None
+
+
+def _tell_uploaded(name: str, size: int) -> None:
+    click.echo(f"{printable(name)}, {size_text(size)}", err=True)
 
 
 COMMANDS = (convert, inspect, compare, verify, upload)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..completion import complete_models
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..memory import size_text
 from .loading import model_folder, plan_to_keep, use_threads
-from .options import memory_options, model_argument, threads_option
+from .options import Text, memory_options, model_argument, threads_option
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -66,7 +66,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     show_default=True,
     help="How long to think, where a prompt does not say.",
 )
-@click.option("--system", metavar="TEXT", help="Instructions, where a prompt has none.")
+@click.option("--system", type=Text(), metavar="TEXT", help="Instructions, where a prompt has none.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
@@ -127,7 +127,8 @@ def evaluate(model: str, **options: Any) -> None:
 
 def _tell_kept(task: Task) -> None:
     if kept := " and ".join(map(str, task.kept)):
-        click.echo(f"what is done is kept: the same command goes on; to give it up, remove {kept}", err=True)
+        line = f"what is done is kept: the same command goes on; to give it up, remove {kept}"
+        click.echo(printable(line), err=True)
 
 
 def _show(report: Report, options: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from .output import print_text
+
 
 @click.group()
 def harmony() -> None:
@@ -22,7 +24,7 @@ def render(files: tuple[Path, ...]) -> None:
     from ..harmony.files import render_file
 
     if len(files) == 1:
-        click.echo(render_file(files[0]), nl=False)
+        print_text(render_file(files[0]))
     else:
         _print_lines(files, render_file)
 
@@ -34,14 +36,14 @@ def parse(files: tuple[Path, ...]) -> None:
     from ..harmony.files import parse_file
 
     if len(files) == 1:
-        click.echo(json.dumps(parse_file(files[0]), indent=1, ensure_ascii=False))
+        print_text(f"{json.dumps(parse_file(files[0]), indent=1, ensure_ascii=False)}\n")
     else:
         _print_lines(files, parse_file)
 
 
 def _print_lines(files: tuple[Path, ...], read: Callable[[Path], Any]) -> None:
     for file in files:
-        click.echo(json.dumps({"file": str(file), "output": read(file)}, ensure_ascii=False))
+        print_text(f"{json.dumps({'file': str(file), 'output': read(file)}, ensure_ascii=False)}\n")
 
 
 COMMANDS = (harmony,)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..memory import parse_size, size_text
 from ..models import DOWNLOAD_GB, ModelMissing, resolve
 
@@ -64,10 +64,16 @@ def warn_without_kernels() -> None:
 
 
 def use_threads(count: int | None) -> None:
-    if count is not None:
-        from ..kernels import set_threads
+    """No more threads than cores: they would only wait for each other."""
+    if count is None:
+        return
+    from gptoss_convert.pieces import cores
 
-        set_threads(count)
+    from ..kernels import set_threads
+
+    if count > (most := cores()):
+        click.echo(f"{count} threads are more than this machine has cores: {most} are used", err=True)
+    set_threads(min(count, most))
 
 
 def load_model(name: str, options: dict[str, Any]) -> Model:
@@ -92,7 +98,7 @@ def model_folder(name: str) -> Path:
         question = (
             f"{missing.name} is not here yet. {download[0].upper()}{download[1:]} and convert to {missing.folder}?"
         )
-        if not click.confirm(question, err=True):
+        if not click.confirm(printable(question), err=True):
             raise
         print_report(convert_with_progress(missing.repository, missing.folder))
         return missing.folder
@@ -110,18 +116,20 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
             return run(source, dest, on_progress=show, **options)
     except KeyboardInterrupt:
         if (partial := partial_folder(dest)).exists():
-            click.echo(f"what is done is kept: the same command goes on; to give it up, remove {partial}", err=True)
+            kept = f"what is done is kept: the same command goes on; to give it up, remove {partial}"
+            click.echo(printable(kept), err=True)
         raise
 
 
 def print_report(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("recipe", "source", "converted", "bits per weight", "time", "peak memory")
     peak = report.peak_anonymous_bytes
     table.add_row(
-        report.recipe,
+        Text(printable(report.recipe)),
         size_text(report.source_bytes),
         size_text(report.output_bytes),
         f"{report.bits_per_weight:.2f}",

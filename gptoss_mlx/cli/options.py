@@ -21,6 +21,15 @@ class Size(click.ParamType):
         return value
 
 
+class Text(click.ParamType):
+    """Words for a model: an argument is bytes, which are UTF-8 whatever the locale says, or as much of them as are."""
+
+    name = "text"
+
+    def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        return value.encode(errors="surrogateescape").decode(errors="replace")
+
+
 model_argument = partial(click.argument, "model", shell_complete=complete_models)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..chat.store import Store, sessions_folder
 from ..completion import complete_sessions
 from ..errors import GptOssError, printable
 from ..memory import size_text
+from .output import print_text
 
 
 @click.group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
@@ -81,17 +82,17 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def _write(name: str, form: str, output: Path | None) -> None:
-    from ..chat.screen import without_controls
     from ..chat.transcript import Transcript
     from ..files import replace_file
 
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
     text = transcript.as_markdown() if form == "markdown" else transcript.as_json()
     if output is not None:
+        if os.path.lexists(output) and not _agreed(f"{printable(str(output))} exists already: replace it?"):
+            raise GptOssError(f"{output} exists already, and stays as it is: choose another name")
         replace_file(output, text)
     else:
-        # With `color`, because without it click takes escapes out of the text.
-        click.echo(without_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
+        print_text(text)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions rename hello trip-to-oslo")
@@ -114,12 +115,23 @@ def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     store = Store(sessions_folder())
     found = dict.fromkeys(store.find(name) for name in names)
     what = "the KV state of " if kv_only else ""
-    if not yes:
-        click.confirm(f"delete {what}{', '.join(printable(kept.name) for kept in found)}?", abort=True, err=True)
+    if not yes and not _agreed(f"delete {what}{', '.join(printable(kept.name) for kept in found)}?"):
+        raise GptOssError("nothing was deleted: answer y, or give --yes")
     for kept in found:
         with store.hold(kept) as held:
             held.remove_state() if kv_only else held.delete()
         click.echo(printable(f"deleted {what}{kept.name}"))
+
+
+def _agreed(question: str) -> bool:
+    """What a person answers, or a pipe; where the input is at its end, nobody has agreed."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        click.echo(err=True)
+        return False
 
 
 COMMANDS = (sessions,)

@@ -25,6 +25,7 @@ from gptoss_convert.verification import sha256
 from .. import kernels
 from ..budget import Settings
 from ..errors import GptOssError
+from ..files import unlinked
 from ..foreign import reason
 from ..models import home
 
@@ -47,7 +48,7 @@ class Journal:
         """Take up what there is, or begin. Raises GptOssError where another process has it or it cannot be written."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+b")
+            file = open(self.path, "a+b", opener=unlinked)  # noqa: SIM115
             if not _lock(file):
                 raise GptOssError("the same evaluation is running already: wait for it, or stop it")
             file.truncate(self._read(file))

@@ -25,6 +25,7 @@ import numpy as np
 from .. import bus_error
 from ..engine import Model
 from ..errors import GptOssError
+from ..files import unlinked
 from ..tokenizer import Tokenizer
 from .journal import writing
 from .run import Item, OnRead
@@ -91,7 +92,7 @@ class LogProbabilities:
 
     def make(self) -> None:
         """A file of this size, still without contents, in a folder that is there. Raises GptOssError."""
-        with writing(self.path), self.path.open("wb") as file:
+        with writing(self.path), open(self.path, "wb", opener=unlinked) as file:
             file.truncate(self.nbytes)
 
     @cached_property
@@ -102,7 +103,7 @@ class LogProbabilities:
 
     def measure(self, model: Model, index: int, on_read: OnRead) -> bool:
         """Write the predictions of one window. Raises GptOssError where the disk is full."""
-        with writing(self.path), self.path.open("r+b") as file:
+        with writing(self.path), open(self.path, "r+b", opener=unlinked) as file:
             file.seek(index * (self.nbytes // len(self._windows)))
             for _, rows in log_probabilities(model, self._windows[index], on_read):
                 file.write(rows)
@@ -121,7 +122,7 @@ class Text:
 
     def __init__(self, source: str, text: str, tokenizer: Tokenizer, *, window: int, most: int | None = None):
         """At most `most` tokens of a text from the file `source`. Raises GptOssError where it has too few."""
-        ids = tokenizer.encode(text)[:most]
+        ids = tokenizer.encode(text, most)
         self._source, self._text, self._most, self._window = source, text, most, window
         self.windows = windows = cut(ids, window)
         self._reference: tuple[str, LogProbabilities] | None = None
@@ -130,7 +131,7 @@ class Text:
 
     def is_encoded_by(self, tokenizer: Tokenizer) -> bool:
         """Whether another tokenizer gives the same ids."""
-        return cut(tokenizer.encode(self._text)[: self._most], self._window) == self.windows
+        return cut(tokenizer.encode(self._text, self._most), self._window) == self.windows
 
     def compare_with(self, name: str, predictions: LogProbabilities) -> None:
         """Also measure the divergence from a reference, whose predictions have been written."""

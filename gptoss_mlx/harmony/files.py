@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
+from ..foreign import read_named, reason
 from .messages import FUNCTIONS, Message, conversation_from_json
 from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
 from .render import render_text
 
+MAX_BYTES = 16 * 2**20  # as much as 131,072 tokens can say
+
 
 def render_file(path: Path) -> str:
     """A JSON conversation -> the exact prompt. Raises GptOssError."""
+    text = _read(path)
     try:
-        return render_text(conversation_from_json(json.loads(_read(path))))
+        return render_text(conversation_from_json(json.loads(text)))
     except (ValueError, RecursionError) as error:
         raise GptOssError(f"{path} is not JSON: {error}") from None
     except GptOssError as error:
@@ -67,8 +71,8 @@ def _as_json(message: Message) -> dict[str, str | None]:
 def _read(path: Path) -> str:
     try:
         # Not read_text: its universal newlines would change what the model wrote.
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise GptOssError(f"cannot read {path}: {error.strerror}") from None
+        return read_named(path, MAX_BYTES).decode()
     except UnicodeDecodeError:
         raise GptOssError(f"{path} is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot read {path}: {reason(error)}") from None

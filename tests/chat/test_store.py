@@ -511,6 +511,31 @@ def test_only_the_owner_can_read(model, store):
     assert all((mode == 0o700) == path.is_dir() for path, mode in modes.items())
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gptoss_mlx.files import replace_file
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL) if sys.argv[2] == "killed" else input()
+replace_file(Path(sys.argv[1], "talk.json"), "half of it")
+"""
+
+
+def test_what_was_begun_when_a_process_was_killed_goes(store):
+    """With the next use of the store; what another process is writing just now stays."""
+    store.folder.mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(store.folder), "killed"])
+    assert [path.suffix for path in store.folder.iterdir()] == [".partial"]
+    args = [sys.executable, "-c", KILLED, str(store.folder), "writing"]
+    (store.folder / ".notes.partial").write_text("not ours")
+    with subprocess.Popen(args, stdin=subprocess.PIPE) as writing:
+        while [path.read_text() for path in store.folder.glob(".????????.partial")] != ["half of it"] * 2:
+            time.sleep(0.01)
+        store.new("Hello").release()
+        writing.communicate(b"\n")
+        assert writing.returncode == 0
+    assert sorted(path.name for path in store.folder.iterdir()) == [".notes.partial", "talk.json"]
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jsonschema
 import mlx.core as mx
@@ -484,6 +485,20 @@ def test_a_result_that_is_too_long_is_told_so(demo_folder):
     (result,) = [event for event in events if isinstance(event, ToolResult)]
     assert "the context has room for" in json.loads(result.output)["error"]
     assert stats.finished
+
+
+def test_a_result_that_no_context_holds_is_not_counted_to_its_end(demo_folder):
+    model = gptoss_mlx.load(demo_folder, Settings(600, 16, 64))
+    for output, least in (("no " * 10**6, 601), ("n" * 10**6, 10**6 // 13)):
+        session = make_session(model, functions=[Function(FUNCTIONS[0].tool, lambda location, output=output: output)])
+        events, stats = turn(session.send("What is the weather in Bermi?"))
+        (result,) = [event for event in events if isinstance(event, ToolResult)]
+        told = re.fullmatch(
+            "the result has at least ([0-9,]+) tokens: the context has room for [0-9]+",
+            json.loads(result.output)["error"],
+        )
+        assert int(told[1].replace(",", "")) >= least
+        assert stats.finished
 
 
 def test_an_answer_at_the_end_of_the_context_goes_on_where_turns_are_dropped(demo_folder):

@@ -115,6 +115,27 @@ def test_a_session_in_use_is_left_alone(run, write, tmp_path):
     assert list(store.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(("answer", "deleted"), [("", False), ("n\n", False), ("\n", False), ("y\n", True)])
+def test_nothing_is_deleted_that_nobody_agreed_to(run, write, tmp_path, answer, deleted):
+    write("hello", "Hello")
+    done = run("sessions", "delete", "hello", stdin=answer, GPTOSS_MLX_HOME=str(tmp_path / "home"))
+    assert done.returncode == (not deleted)
+    assert (tmp_path / "home" / "sessions" / "hello.json").exists() != deleted
+    assert ("nothing was deleted: answer y, or give --yes" in done.stderr.splitlines()[-1]) != deleted
+
+
+@pytest.mark.parametrize("answer", ["", "n\n", "y\n"])
+def test_no_file_is_replaced_that_nobody_agreed_to(run, write, tmp_path, answer):
+    write("hello", "Hello")
+    (tmp_path / "hello.md").write_text("precious")
+    args = ["sessions", "export", "hello", "-o", tmp_path / "hello.md"]
+    done = run(*args, stdin=answer, GPTOSS_MLX_HOME=str(tmp_path / "home"))
+    assert done.returncode == (answer != "y\n")
+    assert ((tmp_path / "hello.md").read_text() == "precious") == (answer != "y\n")
+    if answer != "y\n":
+        assert "hello.md exists already" in done.stderr.splitlines()[-1]
+
+
 def test_text_is_cleaned_for_a_terminal_only(run, write, command, environment, tmp_path):
     question = "left\N{LEFT-TO-RIGHT MARK}right\N{LINE SEPARATOR}\x1b[2Jend"
     write("hello", question)

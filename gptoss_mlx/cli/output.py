@@ -1,0 +1,15 @@
+"""How commands print what a model or a stranger has written: all of it, and nothing that would steer a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..chat.screen import without_controls
+
+
+def print_text(text: str) -> None:
+    """Print on standard output, and add no line end."""
+    # With `color`, because without it click takes escapes out of the text.
+    click.echo(without_controls(text) if sys.stdout.isatty() else text, nl=False, color=True)
