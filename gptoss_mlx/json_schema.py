@@ -382,8 +382,8 @@ def _optional(rules: dict[str, Any]) -> list[str]:
 
 def _negated(rules: Schema) -> Schema | None:
     """What fits wherever `rules` do not, and only there; None where llguidance could not hold it."""
-    if isinstance(rules, bool):
-        return not rules
+    if isinstance(rules, bool) or not rules:
+        return rules is False
     rest = dict(rules)
     keyword, value = rest.popitem() if len(rest) == 1 else ("required", rest.pop("required", None))
     if keyword == "required" and value is not None and rest in ({}, {"type": "object"}):
