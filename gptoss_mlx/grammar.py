@@ -4,13 +4,11 @@ Knows JSON schemas, by way of llguidance, and the bytes that tokens stand for. W
 how a token is chosen among those that may come, and what to do with a text that broke off are its callers' business.
 
 A schema is followed as it is written: where it does not say `"additionalProperties": false`, there may be more
-properties than it names. Those that it names come first, in its order. It is read as JSON Schema 2020-12, except that
+properties than it names. Those that it names come first, in its order. Of the formats that llguidance knows, as much is
+demanded as a regular expression can: 2023-02-29 is a date. The names of further properties may occur twice.
 
-- a `format` is demanded, not just noted, as far as a regular expression can: 2023-02-29 is a date;
-- the names of further properties may occur twice, and count twice;
-- 0 is taken to be within a range of numbers that ends before 1 or -1, even where the schema excludes it.
-
-What llguidance cannot hold to (`not`, `if`, `uniqueItems`, ...) is refused, never ignored.
+What llguidance cannot hold to (`uniqueItems`, most of `not`, a `oneOf` that overlaps, ...) is not in the grammar: a
+finished text may break such a rule still, and has to be checked.
 """
 
 from __future__ import annotations
@@ -126,6 +124,7 @@ class _Vocabulary:
         return self._tokenizer.encode(text.decode())
 
 
+@lru_cache(maxsize=1024)
 def try_pattern(pattern: str) -> None:
     """Raises GptOssError for a regular expression that llguidance cannot use, or that no string of a grammar fits."""
     from llguidance import LLTokenizer
@@ -176,4 +175,4 @@ def _reason(error: str) -> str:
     reason = " ".join(error.removesuffix("<non-verbose/>").split())
     if reason in NO_TEXT or "Regex is empty" in reason:
         return "no text fits it"
-    return re.split(r"; (?:either increase|consider)| while processing #", reason)[0]
+    return re.split(r"; (?:either increase|consider)| while processing #|: json-schema:", reason)[0]

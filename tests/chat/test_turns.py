@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import suppress
 
 import jsonschema
 import mlx.core as mx
@@ -501,6 +502,38 @@ def test_an_answer_without_a_header_is_not_by_the_schema(model, script):
     session = make_session(model, functions=(), response_schema=SCHEMA)
     script("<|channel|>final well<|return|>")
     assert not turn(session.send("Hello"))[1].finished
+
+
+OVERLAPPING = {"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 5}]}
+
+
+@pytest.mark.parametrize(("number", "fits"), [("7", True), ("3", False)])
+def test_an_answer_that_breaks_a_rule_is_not_finished(model, script, number, fits):
+    """The grammar allows what fits either of the two; only a whole number can be seen to fit both."""
+    session = make_session(model, functions=(), response_schema=OVERLAPPING)
+    script(f"<|channel|>final<|message|>{number}<|return|>")
+    if fits:
+        assert turn(session.send("Hello"))[1].finished
+        return
+    with pytest.raises(GptOssError, match=r"does not fit the JSON schema: \$ breaks the rule oneOf"):
+        list(session.send("Hello"))
+    assert session.messages == ()
+    script("<|channel|>final<|message|>9<|return|>")
+    assert turn(session.send("Hello"))[1].finished
+
+
+def test_text_between_messages_is_no_part_of_a_finished_answer(model, script):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    said = '<|start|>assistant<|channel|>final<|message|>{"sum":1,"steps":[]}<|return|>'
+    script(f"<|channel|>analysis<|message|>So<|end|> 364 {said}")
+    with suppress(GptOssError):
+        events, stats = turn(session.send("Hello"))
+        assert not stats.finished or json.loads(answer(events)) == {"sum": 1, "steps": []}
+
+
+def test_the_model_is_told_the_schema_itself(model):
+    session = make_session(model, response_schema={"name": "sum", "strict": True, "schema": SCHEMA})
+    assert session.response_schema == SCHEMA
 
 
 def test_going_back_step_by_step(model):
