@@ -41,7 +41,7 @@ OPTIONS = {
 }
 
 # What a patient person can wait for: schemas of a thousand optional properties, and texts limited in words and length.
-LIMITS = {"max_items_in_row": 50_000, "step_max_items": 1_000_000, "step_lexer_fuel": 20_000_000}
+LIMITS = {"max_items_in_row": 50_000, "step_max_items": 1_000_000, "step_lexer_fuel": 3_000_000}
 
 NO_TEXT = ("", "NoExtension", "NoExtensionBias")  # how llguidance puts it
 
@@ -52,7 +52,7 @@ def load_schema(path: Path) -> Schema:
 
     schema = unwrapped(read_json(path))
     try:
-        _matcher(relaxed(read(schema, try_pattern)), LLTokenizer("byte"))
+        _matcher(_read(schema)[1], LLTokenizer("byte"))
     except GptOssError as error:
         raise GptOssError(f"{path}: {error}") from None
     return schema
@@ -69,14 +69,14 @@ class JsonGrammar:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self.vocabulary = vocabulary
-        self._rules = read(unwrapped(schema), try_pattern)
-        tokens = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop)))
-        self._empty = _matcher(relaxed(self._rules), tokens)
+        self._rules, held = _read(unwrapped(schema))
+        self._empty = _matcher(held, LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop))))
         self.reset()
 
     def reset(self) -> None:
         """Back to the empty text."""
         self._matcher: LLMatcher = self._empty.deep_copy()
+        self._is_masked = False
 
     @property
     def finished(self) -> bool:
@@ -93,11 +93,15 @@ class JsonGrammar:
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         _check(self._matcher)
+        self._is_masked = True
         return mx.array(np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_))
 
     def accept(self, id_: int) -> None:
         """Add a token to the text. Raises GptOssError for one that is not allowed."""
+        if not self._is_masked:
+            self._matcher.compute_bitmask()  # only this gives llguidance's lexer new fuel
         self._matcher.consume_token(id_)
+        self._is_masked = False
         _check(self._matcher)
 
     def check(self, text: str) -> None:
@@ -122,6 +126,15 @@ class _Vocabulary:
     def __call__(self, text: bytes) -> list[int]:
         """The ids of text that the schema leaves no choice about."""
         return self._tokenizer.encode(text.decode())
+
+
+def _read(schema: Schema) -> tuple[Schema, Schema]:
+    """The rules of a schema, and those that its grammar can hold. Raises GptOssError."""
+    try:
+        rules = read(schema, try_pattern)
+        return rules, relaxed(rules)
+    except RecursionError:
+        raise GptOssError("the JSON schema cannot be used: one reference leads to the next too often") from None
 
 
 @lru_cache(maxsize=1024)

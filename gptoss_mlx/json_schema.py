@@ -150,7 +150,7 @@ class _Reader:
 
         dialect = document.get("$schema")
         dialect = dialect if isinstance(dialect, str) else ""
-        known = validator_for({"$schema": dialect}, default=Draft202012Validator).VALIDATORS
+        known = _attempt("#", lambda name: validator_for({"$schema": name}, Draft202012Validator), dialect).VALIDATORS
         self._refused = {*DRAFT_3, *(keyword for keyword in REFUSED if keyword in known)}
         self._specification = specification_with(dialect, default=DRAFT202012)
         self._refs_stand_alone = self._specification in (DRAFT4, DRAFT6, DRAFT7)
@@ -158,6 +158,7 @@ class _Reader:
         self.root = _attempt("#", Registry().resolver_with_root, self._specification.create_resource(document))
         self.definitions: dict[str, Schema] = {}
         self._names: dict[int, str] = {}
+        self._found: dict[tuple[int, str], tuple[Resolver, str]] = {}
         self._try_pattern = try_pattern
 
     def read(self, schema: Any, where: str, resolver: Resolver) -> Schema:
@@ -201,8 +202,11 @@ class _Reader:
             raise GptOssError(f"{error} (at {where})") from None
 
     def _definition(self, reference: str, where: str, resolver: Resolver) -> str:
+        if known := self._found.get((id(resolver), reference)):
+            return known[1]
         found = _attempt(where, resolver.lookup, reference)
         name = self._names.setdefault(id(found.contents), str(len(self._names)))
+        self._found[id(resolver), reference] = resolver, DEFINITIONS + name
         if name not in self.definitions:
             self.definitions[name] = {}  # it may refer to itself
             place = reference if reference.startswith("#") else where
@@ -351,7 +355,7 @@ class _Relaxer:
             dependent.append((name, {"allOf": [{"required": [name]}, part]}))
         if len(dependent) <= MOST_EXCLUSIVE:
             yield from ({"anyOf": [_without([name]), part]} for name, part in dependent)
-        optional = _optional(rules)
+        optional = [] if dependent else _optional(rules)
         if 0 < len(optional) <= MOST_OPTIONAL and rules.get("minProperties") == len(set(rules.get("required", []))) + 1:
             one = [_without(optional[:index]) | {"required": [name]} for index, name in enumerate(optional)]
             yield {"anyOf": [*one, _without(optional) | {"minProperties": rules["minProperties"]}]}

@@ -241,7 +241,7 @@ def test_an_id_that_is_not_allowed_is_refused_and_reset_mends_it(id_):
 
 
 def test_a_text_that_needs_too_many_states_is_an_error():
-    grammar = grammar_of(STRING | {"pattern": "^(a{1,1000}){1,1000}$"})
+    grammar = grammar_of(STRING | {"pattern": "^(((a{1,99}){1,99}){1,99}){1,99}$"})
 
     def write():
         for id_ in TOKENIZER.encode('"' + 2000 * "a"):
@@ -297,6 +297,7 @@ UNUSABLE = {
     '{"dependencies": {"a": "b"}}': "(at #/dependentSchemas/a)",
     '{"exclusiveMinimum": true}': "(at #/exclusiveMinimum)",
     '{"nullable": "yes"}': "nullable must be true or false",
+    '{"$schema": "http://["}': "leads nowhere",
     '{"$id": 3}': "an identifier in it is malformed",
     '{"$ref": "#/a/b", "a": 3}': "#/a/b leads nowhere",
     '{"properties": {"a": 3}}': "an object, true or false (at #/properties/a)",
@@ -384,7 +385,7 @@ DECIDED = {
     "a minimum without a float": ({"exclusiveMinimum": 1e-300}, "0.1", "0"),
     "0 below a fraction": (INTEGER | {"minimum": 0.5}, "1", "0"),
     "multiples beyond 2^32": ({"multipleOf": 2**32}, str(2**33), "2"),
-    "large multiples that meet": ({"allOf": [{"multipleOf": 99991}, {"multipleOf": 99989}]}, "0", "99991"),
+    "large multiples that meet": ({"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "988027", "997"),
     "decimal multiples": ({"multipleOf": 0.01}, "0.29", "0.295"),
     "multiples that are no float": ({"multipleOf": 0.07}, "0.21", "0.2"),
     "a whole float as a count": (STRING | {"maxLength": 1.0}, '"a"', '"ab"'),
@@ -425,6 +426,11 @@ DECIDED = {
         {"$schema": "http://json-schema.org/draft-07/schema#", "$ref": "#/x", "maximum": 3, "x": INTEGER},
         "4",
         '"a"',
+    ),
+    "words within a length": (
+        STRING | {"pattern": r"^$|(^(?:\S+\s+){0,99}\S+$)", "maxLength": 5000},
+        '"to be or not"',
+        '" "',
     ),
     "a keyword in a value": ({"const": {"if": 1, "$ref": "#/nowhere"}}, '{"if":1,"$ref":"#/nowhere"}', "{}"),
     "a keyword as a name": (closed(uniqueItems=INTEGER), '{"uniqueItems":1}', "{}"),
@@ -476,6 +482,12 @@ def test_a_text_that_cannot_be_checked_is_no_answer(text):
         grammar_of(True).check(text)
 
 
+def test_references_without_end_are_refused_in_one_line():
+    chain = {f"{number}": {"$ref": f"#/$defs/{number + 1}"} for number in range(3000)}
+    with pytest.raises(GptOssError, match="too often"):
+        grammar_of({"$ref": "#/$defs/0", "$defs": chain | {"3000": True}})
+
+
 def test_a_schema_without_end_is_no_reason_to_finish():
     with pytest.raises(GptOssError, match="could not be checked"):
         grammar_of({"not": {"$ref": "#"}}).check("1")
@@ -492,10 +504,10 @@ def test_a_pattern_that_backtracks_is_checked_in_linear_time():
     grammar.check(json.dumps(5000 * "a" + "!"))
 
 
-def test_a_thousand_optional_properties():
-    names = [f"p{number}" for number in range(1000)]
+def test_six_hundred_optional_properties():
+    names = [f"p{number}" for number in range(600)]
     schema = listed(**dict.fromkeys(names, INTEGER)) | {"additionalProperties": False}
-    assert finishes(schema, json.dumps(dict.fromkeys(names[::50], 1)))
+    assert finishes(schema, json.dumps(dict.fromkeys(names[::100], 1)))
 
 
 VALUES = st.recursive(
@@ -546,13 +558,13 @@ SCHEMAS_OF_ALL_RULES = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(SCHEMAS_OF_ALL_RULES, VALUES)
 def test_the_check_agrees_with_the_jsonschema_package(schema, value):
     assert (fault(read(schema, try_pattern), json.dumps(value)) is None) == Draft202012Validator(schema).is_valid(value)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(SCHEMAS_OF_ALL_RULES, st.integers(0, 2**32))
 def test_texts_that_pass_fit_all_rules(schema, seed):
     try:
