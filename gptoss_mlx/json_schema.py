@@ -85,7 +85,8 @@ def read(schema: Schema, try_pattern: Callable[[str], None]) -> Schema:
 
 
 def relaxed(rules: Schema) -> Schema:
-    """What llguidance can hold of the rules that were read: whatever fits these, fits the result."""
+    """What llguidance can hold of the rules that were read. A text that fits it has still to be checked; one that fits
+    the rules mostly fits it too, but not a variant without its tag, which could be mistaken for another."""
     relaxer = _Relaxer(rules)
     result = relaxer.relaxed(rules)
     return {**result, "$defs": relaxer.definitions} if relaxer.definitions else result
