@@ -4,32 +4,31 @@ Knows JSON schemas, by way of llguidance, and the bytes that tokens stand for. W
 how a token is chosen among those that may come, and what to do with a text that broke off are its callers' business.
 
 A schema is followed as it is written: where it does not say `"additionalProperties": false`, there may be more
-properties than it names. Those that it names come first, in its order. It is read as JSON Schema 2020-12, except that
+properties than it names. Those that it names come first, in its order. Of the formats that llguidance knows, as much is
+demanded as a regular expression can: 2023-02-29 is a date. The names of further properties may occur twice.
 
-- a `format` is demanded, not just noted, as far as a regular expression can: 2023-02-29 is a date;
-- the names of further properties may occur twice, and count twice;
-- 0 is taken to be within a range of numbers that ends before 1 or -1, even where the schema excludes it.
-
-What llguidance cannot hold to (`not`, `if`, `uniqueItems`, ...) is refused, never ignored.
+What llguidance cannot hold to (`uniqueItems`, most of `not`, a `oneOf` that overlaps, ...) is not in the grammar: a
+finished text may break such a rule still, and has to be checked.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from .errors import GptOssError
 from .foreign import read_json
+from .json_schema import Schema, read, relaxed, unwrapped
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
     from .tokenizer import Tokenizer
-
-Schema = dict[str, Any] | bool
 
 OPTIONS = {
     # Between two parts of the JSON: nothing, a space, or a new line with its indentation. A model that may write blanks
@@ -37,7 +36,12 @@ OPTIONS = {
     "whitespace_pattern": r"\x20|\x0A\x20{0,32}",
     # No \uXXXX: it would pass for the name of a further property where it spells one that the schema names.
     "json_allowed_escapes": '"\\bfnrt',
+    # A oneOf is taken for an anyOf; `JsonGrammar.check` knows the difference.
+    "lenient": True,
 }
+
+# What a patient person can wait for: schemas of a thousand optional properties, and texts limited in words and length.
+LIMITS = {"max_items_in_row": 50_000, "step_max_items": 1_000_000, "step_lexer_fuel": 3_000_000}
 
 NO_TEXT = ("", "NoExtension", "NoExtensionBias")  # how llguidance puts it
 
@@ -46,9 +50,9 @@ def load_schema(path: Path) -> Schema:
     """Read a JSON schema. Raises GptOssError with the file and what is wrong with it."""
     from llguidance import LLTokenizer
 
-    schema = read_json(path)
+    schema = unwrapped(read_json(path))
     try:
-        _matcher(schema, LLTokenizer("byte"))
+        _matcher(_read(schema)[1], LLTokenizer("byte"))
     except GptOssError as error:
         raise GptOssError(f"{path}: {error}") from None
     return schema
@@ -65,12 +69,14 @@ class JsonGrammar:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         self.vocabulary = vocabulary
-        self._empty = _matcher(schema, LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop))))
+        self._rules, held = _read(unwrapped(schema))
+        self._empty = _matcher(held, LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop))))
         self.reset()
 
     def reset(self) -> None:
         """Back to the empty text."""
         self._matcher: LLMatcher = self._empty.deep_copy()
+        self._is_masked = False
 
     @property
     def finished(self) -> bool:
@@ -87,12 +93,23 @@ class JsonGrammar:
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         _check(self._matcher)
+        self._is_masked = True
         return mx.array(np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_))
 
     def accept(self, id_: int) -> None:
         """Add a token to the text. Raises GptOssError for one that is not allowed."""
+        if not self._is_masked:
+            self._matcher.compute_bitmask()  # only this gives llguidance's lexer new fuel
         self._matcher.consume_token(id_)
+        self._is_masked = False
         _check(self._matcher)
+
+    def check(self, text: str) -> None:
+        """Raises GptOssError where a finished text breaks a rule of the schema that the grammar could not hold."""
+        from .json_check import fault
+
+        if reason := fault(self._rules, text):
+            raise GptOssError(f"the answer does not fit the JSON schema: {reason}")
 
 
 class _Vocabulary:
@@ -111,38 +128,64 @@ class _Vocabulary:
         return self._tokenizer.encode(text.decode())
 
 
-def _matcher(schema: Schema, vocabulary: LLTokenizer) -> LLMatcher:
-    """The grammar of a schema, before the first token. Raises GptOssError."""
+def _read(schema: Schema) -> tuple[Schema, Schema]:
+    """The rules of a schema, and those that its grammar can hold. Raises GptOssError."""
+    try:
+        rules = read(schema, try_pattern)
+        return rules, relaxed(rules)
+    except RecursionError:
+        raise GptOssError("the JSON schema cannot be used: one reference leads to the next too often") from None
+
+
+@lru_cache(maxsize=1024)
+def try_pattern(pattern: str) -> None:
+    """Raises GptOssError for a regular expression that llguidance cannot use, or that no string of a grammar fits."""
+    from llguidance import LLTokenizer
+
+    _matcher(relaxed({"type": "string", "pattern": pattern}), LLTokenizer("byte"))
+
+
+def string_fits(keyword: str, value: str, text: str) -> bool:
+    """Whether a string fits a `pattern` or a `format`. Raises GptOssError where that takes too long."""
+    matcher = _string_matcher(keyword, value).deep_copy()
+    data = json.dumps(text, ensure_ascii=False).encode()
+    fits = matcher.try_consume_tokens([*data]) == len(data) and matcher.is_accepting()
+    _check(matcher)
+    return fits
+
+
+@lru_cache(maxsize=256)
+def _string_matcher(keyword: str, value: str) -> LLMatcher:
+    from llguidance import LLTokenizer
+
+    return _matcher({"type": "string", keyword: value}, LLTokenizer("byte"))
+
+
+def _matcher(rules: Schema, vocabulary: LLTokenizer) -> LLMatcher:
+    """The grammar of rules, before the first token. Raises GptOssError."""
     from llguidance import LLMatcher, LLParserLimits
 
-    if not isinstance(schema, dict | bool):
-        raise GptOssError("a JSON schema is an object, true or false")
-    schema = schema if isinstance(schema, dict) else {"allOf": [schema]}
-    # "x-guidance" would be llguidance's settings, among them to ignore what it cannot hold to.
-    schema = {keyword: value for keyword, value in schema.items() if keyword != "x-guidance"}
+    rules = rules if isinstance(rules, dict) else {"allOf": [rules]}
     try:
-        text = json.dumps(schema, allow_nan=False)
-        json.loads(text, parse_int=_exact)
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(rules, allow_nan=False), overrides=OPTIONS)
     except (TypeError, ValueError, RecursionError) as error:
         raise GptOssError(f"the JSON schema cannot be used: {error}") from None
-    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False, **LIMITS))
     _check(matcher)
     matcher.compute_bitmask()  # a schema that only refers to itself shows here
     _check(matcher)
     return matcher
 
 
-def _exact(digits: str) -> None:
-    """Refuses integers that llguidance rounds."""
-    if abs(int(digits)) > 2**53:
-        raise ValueError(f"{digits} is beyond 2^53")
-
-
 def _check(matcher: LLMatcher) -> None:
     """Raises GptOssError where a text can neither go on nor end."""
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
-        reason = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())
-        if reason in NO_TEXT:
-            reason = "no text fits it"
-        raise GptOssError(f"the JSON schema cannot be used: {reason}")
+        raise GptOssError(f"the JSON schema cannot be used: {_reason(matcher.get_error())}")
+
+
+def _reason(error: str) -> str:
+    """llguidance's words, without what only its own users could do about it, and without names that nobody gave."""
+    reason = " ".join(error.removesuffix("<non-verbose/>").split())
+    if reason in NO_TEXT or "Regex is empty" in reason:
+        return "no text fits it"
+    return re.split(r"; (?:either increase|consider)| while processing #|: json-schema:", reason)[0]

@@ -38,6 +38,7 @@ from ..harmony.render import (
     render_message,
 )
 from ..interrupts import Interrupts
+from ..json_schema import Schema, unwrapped
 from ..sampling import Sampler, Sampling
 from ..timeline import Timeline
 from ..tokenizer import Tokenizer
@@ -46,7 +47,7 @@ from .transcript import Transcript
 from .turn import LOOKED_FOR_EVERY, AnswerGrammar, Clock, Dropped, ToolResult, TurnStats, cycle_at_end
 
 if TYPE_CHECKING:
-    from ..grammar import JsonGrammar, Schema
+    from ..grammar import JsonGrammar
 
 EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
@@ -101,7 +102,8 @@ class Session:
         """`approve` is asked about the calls of tools that want it; without it they are refused.
 
         `reasoning_effort` "none" goes straight to the answer; `max_reasoning` tokens of a turn, and reasoning is closed
-        and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the `response_schema`.
+        and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the `response_schema`; one
+        that breaks a rule of it ends the turn with a GptOssError.
         `drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull.
         """
         self.model = model
@@ -117,8 +119,8 @@ class Session:
         self.stats: list[TurnStats] = []
         self._stops = frozenset(self.tokenizer.special(name) for name in STOPS)
         self._start_of_answer = encode((START, START_OF_ANSWER), self.tokenizer)
-        self.response_schema = response_schema
-        self._grammar = None if response_schema is None else self._make_grammar(response_schema)
+        self.response_schema = unwrapped(response_schema)
+        self._grammar = None if response_schema is None else self._make_grammar(self.response_schema)
         self._encoded_head: tuple[Conversation, list[int]] | None = None
         self._said: tuple[_Said, ...] = ()
         self._draft: _Draft | None = None
@@ -341,7 +343,10 @@ class Session:
         for event in parser.finish():
             if not isinstance(event, ToolCall):  # one that broke off says what nobody meant
                 yield event
-        return calls, stopped and _has_answer(parser.parser) and (grammar is None or grammar.finished)
+        finished = stopped and _has_answer(parser.parser) and (grammar is None or grammar.finished)
+        if finished and grammar:
+            grammar.check()
+        return calls, finished
 
     def _may_reason(self, message: Message, clock: Clock) -> bool:
         """Whether more of this message is wanted: of the model's own reasoning, while it is within the limit."""

@@ -86,6 +86,11 @@ class AnswerGrammar:
             self._grammar.accept(id_)
         self._answering = self._in_answer()
 
+    def check(self) -> None:
+        """Raises GptOssError where what is read as the answer breaks a rule of the schema, finished as it is."""
+        answers = [message for message in self._parser.messages if kind_of(message) is Content]
+        self._grammar.check("".join(message.content for message in answers if message.role == "assistant"))
+
     def _in_answer(self) -> bool:
         message = self._parser.message
         return message is not None and kind_of(message) is Content

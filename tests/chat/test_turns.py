@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from contextlib import suppress
 
 import jsonschema
 import mlx.core as mx
@@ -662,6 +663,38 @@ def test_a_function_may_be_called_like_a_builtin_tool(model, script, recipient):
     kept.restore(session.transcript)
     assert kept.messages == session.messages
     assert kept._prompt() == session._prompt()
+
+
+OVERLAPPING = {"oneOf": [{"type": "integer"}, {"type": "number", "maximum": 5}]}
+
+
+@pytest.mark.parametrize(("number", "fits"), [("7", True), ("3", False)])
+def test_an_answer_that_breaks_a_rule_is_not_finished(model, script, number, fits):
+    """The grammar allows what fits either of the two; only a whole number can be seen to fit both."""
+    session = make_session(model, functions=(), response_schema=OVERLAPPING)
+    script(f"<|channel|>final<|message|>{number}<|return|>")
+    if fits:
+        assert turn(session.send("Hello"))[1].finished
+        return
+    with pytest.raises(GptOssError, match=r"does not fit the JSON schema: \$ breaks the rule oneOf"):
+        list(session.send("Hello"))
+    assert session.messages == ()
+    script("<|channel|>final<|message|>9<|return|>")
+    assert turn(session.send("Hello"))[1].finished
+
+
+def test_text_between_messages_is_no_part_of_a_finished_answer(model, script):
+    session = make_session(model, functions=(), response_schema=SCHEMA)
+    said = '<|start|>assistant<|channel|>final<|message|>{"sum":1,"steps":[]}<|return|>'
+    script(f"<|channel|>analysis<|message|>So<|end|> 364 {said}")
+    with suppress(GptOssError):
+        events, stats = turn(session.send("Hello"))
+        assert not stats.finished or json.loads(answer(events)) == {"sum": 1, "steps": []}
+
+
+def test_the_model_is_told_the_schema_itself(model):
+    session = make_session(model, response_schema={"name": "sum", "strict": True, "schema": SCHEMA})
+    assert session.response_schema == SCHEMA
 
 
 def test_going_back_step_by_step(model):

@@ -127,6 +127,20 @@ def test_generate_prints_the_answer_alone(run, demo_folder):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("schema", "error"),
+    [
+        ({"oneOf": [{"type": "boolean"}, {"enum": [True, False]}]}, "$ breaks the rule oneOf"),
+        ({"name": "a", "schema": {"items": {"if": {}}}}, "if is not supported (at #/items/if)"),
+    ],
+)
+def test_generate_says_what_is_wrong_with_a_schema_or_with_the_answer(run, demo_folder, tmp_path, schema, error):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema))
+    done = run("generate", demo_folder, "-p", "Hello", "--json-schema", path, "--reasoning", "none")
+    assert_one_line_error(done, error)
+
+
 def test_generate_reads_standard_input(run, demo_folder):
     assert run("generate", demo_folder, "--temperature", "0", stdin="What is 12 + 30?\n").stdout == "12 + 30 = 42\n"
 
