@@ -14,7 +14,7 @@
 The command is run without a shell, in the user's folder and environment, with all arguments as JSON on its standard
 input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word with an
 argument that was not given, or null, is left out. Braces around anything but a name are left alone. When the program
-ends, or has to be stopped, what it has started and left running ends too.
+ends, or has to be stopped, what it has started and left running ends too (on macOS, not what has called `setsid`).
 
 What a model writes is not trusted with more than the file allows:
 
@@ -34,7 +34,6 @@ import os
 import re
 import selectors
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,7 +45,7 @@ from typing import Any
 from ..errors import GptOssError
 from ..foreign import MAX_JSON, open_regular, parse_json, read_json, reason
 from ..harmony.messages import BUILTIN_TOOLS, Tool
-from .processes import signal_group
+from .processes import end, start
 from .tools import Function
 
 if sys.version_info >= (3, 11):
@@ -98,20 +97,14 @@ class Command:
             standard_input.write(json.dumps(arguments).encode())
             standard_input.seek(0)
             try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=standard_input,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                )
+                process = start(words, stdin=standard_input, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             except OSError as error:
                 return {"error": f"cannot run {words[0]}: {reason(error)}"}
             with process:
                 try:
                     *written, failure = _collected(process, self.timeout)
                 finally:
-                    signal_group(process, signal.SIGKILL)
+                    end(process)
         output, error_output = (_cut(text.decode(errors="replace"), self.output) for text in written)
         if failure:
             return {"error": failure, "output": output, "error_output": error_output}

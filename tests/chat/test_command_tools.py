@@ -283,6 +283,44 @@ def test_what_a_command_leaves_behind_ends_with_it():
     assert ends(int(pid))
 
 
+LEFT_BEHIND = [
+    "sleep 100 & echo $!",
+    "setsid sh -c 'echo $$; exec >&- 2>&-; sleep 100' &",
+    "setsid -f sh -c 'echo $$; sleep 100'",
+    "(setsid sh -c 'echo $$; trap \"\" TERM HUP; sleep 100; sleep 100' &) &",
+    "env -i setsid -f nohup sh -c 'echo $$; kill -STOP $$'",
+    "setsid -f setsid -f setsid -f sh -c 'echo $$; while :; do echo; sleep 0.01; done'",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, `setsid` gets away")
+@pytest.mark.parametrize("then", ["", "; yes"], ids=["ended", "stopped"])
+@pytest.mark.parametrize("script", LEFT_BEHIND)
+def test_nothing_gets_away(tmp_path, script, then):
+    script = script.replace("echo $", f"echo >{tmp_path}/pid $")
+    wait = f"until test -s {tmp_path}/pid; do sleep 0.01; done"
+    result = command("sh", "-c", f"{script}\n{wait}{then}").run()
+    assert ("wrote more than" in result["error"]) if then else set(result) <= {"\n"}
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "os.kill(0, signal.SIGSTOP)",
+        pytest.param(
+            "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP)",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it has another name"),
+        ),
+    ],
+)
+def test_a_command_that_stops_itself_has_a_timeout_too(stop):
+    result = python(f"import os, signal; print(os.getpid(), flush=True); {stop}", timeout=1).run()
+    assert result["error"] == "stopped, because it took longer than 1 seconds"
+    assert not any(is_running(int(pid)) for pid in result["output"].split())
+
+
 def test_what_has_left_the_group_does_not_hold_us_up():
     code = "import os, time\nif os.fork():\n    print('done')\nelse:\n    os.setsid(); time.sleep(3)"
     started = time.monotonic()
