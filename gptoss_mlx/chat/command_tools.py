@@ -34,10 +34,14 @@ import os
 import re
 import selectors
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +61,8 @@ KEYS = ("description", "command", "parameters", "parameters_file", "timeout", "o
 TIMEOUT = 30.0
 OUTPUT = 10_000
 MAX_READ = 4 * 2**20  # bytes of output, after which a command is stopped
+CHECK_SECONDS = 2.0  # of computing, to compare arguments with a schema: a pattern's time can double with each character
+MAX_COMPLAINT = 1000  # characters about arguments, which can be part of it
 POLL = 0.05  # seconds between looks at whether a command that writes nothing has ended
 
 # A name in the TypeScript in which Harmony tells the model about functions.
@@ -221,7 +227,7 @@ def _names(words: list[str] | tuple[str, ...]) -> set[str]:
 
 
 def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises ArgumentsError where the arguments do not fit the schema."""
+    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to tell."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
@@ -230,11 +236,31 @@ def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
     # An empty registry, because the default one opens connections for references to elsewhere.
     validator = Draft202012Validator(parameters, registry=Registry())
     try:
-        error = best_match(validator.iter_errors(arguments))
+        with _limited(CHECK_SECONDS):
+            error = best_match(validator.iter_errors(arguments))
     except (Unresolvable, RecursionError) as broken:
-        raise ArgumentsError(f"the tool's schema cannot be followed: {broken}") from None
+        raise ArgumentsError(f"the tool's schema cannot be followed with these arguments: {broken}") from None
     if error:
-        raise ArgumentsError(f"{error.json_path}: {error.message}")
+        raise ArgumentsError(_cut(f"{error.json_path}: {error.message}", MAX_COMPLAINT))
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Break off what computes for longer. Signals arrive in the main thread: in others there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def break_off(*_: object) -> None:
+        raise ArgumentsError(f"the arguments take more than {seconds:g} seconds to compare with the tool's schema")
+
+    before = signal.signal(signal.SIGVTALRM, break_off)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _collected(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes, str]:
