@@ -11,6 +11,7 @@ import pytest
 
 from gptoss_mlx.chat.attachments import KEPT_OUTPUT, LARGEST_FILE, Expanded, expand, mention, run_command
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import open_regular
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,31 @@ def test_what_is_there_and_cannot_be_attached(folder):
             expand(f"see @{name}")
         assert str(error.value).startswith(why)
     assert expand("@largest").notes == ["largest: 1 line, 1,000 kB"]
+
+
+@pytest.mark.parametrize("what", ["fifo", "device"])
+def test_a_file_that_is_replaced_between_check_and_opening(folder, monkeypatch, what):
+    """By what never answers, or never ends: what was opened counts."""
+    status, opened = os.stat, os.open
+
+    def replace():
+        (folder / "notes.txt").unlink(missing_ok=True)
+        os.mkfifo("notes.txt") if what == "fifo" else (folder / "notes.txt").symlink_to("/dev/zero")
+
+    def replaced_after(path, *arguments, **more):
+        found = status(path, *arguments, **more)
+        replace()
+        return found
+
+    def replaced_before(path, *arguments, **more):
+        replace()
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", replaced_after)
+        patched.setattr(os, "open", replaced_before)
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(folder / "notes.txt")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "my notes.txt", "docs/a b"])
