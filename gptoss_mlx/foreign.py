@@ -15,6 +15,7 @@ import math
 import os
 import select
 import stat
+from collections.abc import Iterable
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,21 +28,52 @@ MAX_DEPTH = 32
 MAX_DIGITS = 40  # of an integer: parsing and printing take time with their square
 WRITER_MILLISECONDS = 2000  # in which whoever writes to a FIFO opens it
 
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO would wait for who writes
+THROUGH = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # of a folder on the way, which need not be readable
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Raises OSError also for what might never answer or end: what is not a regular file, and
     what claims to be one without any bytes, as the system's own do."""
     try:
-        status = path.stat()
+        return _regular(os.open(path, READING))
     except FileNotFoundError:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "a symbolic link that leads nowhere") from None
         raise
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file")
-    if not status.st_size:
-        raise OSError(errno.EINVAL, "it is empty: truncated?")
-    return path.open("rb")
+
+
+def open_beneath(folder: Path, names: Iterable[str]) -> BinaryIO:
+    """The same of a file below a folder, by the names on the way to it. No symbolic link is followed there, so that it
+    is below the folder whatever somebody replaces meanwhile."""
+    return _regular(descriptor_beneath(folder, names))
+
+
+def descriptor_beneath(folder: Path, names: Iterable[str]) -> int:
+    """Open whatever is there. Raises OSError."""
+    descriptor = os.open(folder, THROUGH)
+    *folders, last = names or (".",)
+    for name, flags in [*((name, THROUGH) for name in folders), (last, READING)]:
+        try:
+            inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = inner
+    return descriptor
+
+
+def _regular(descriptor: int) -> BinaryIO:
+    """The file of a descriptor, checked when nobody can put another in its place any more."""
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if not status.st_size:
+            raise OSError(errno.EINVAL, "it is empty: truncated?")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def read_named(path: Path, most: int) -> bytes:

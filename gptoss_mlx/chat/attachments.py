@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import GptOssError, printable
 from ..foreign import open_regular, reason
 from ..interrupts import Interrupts
-from .processes import signal_group
+from .processes import end, start
 from .transcript import fenced
 
 LARGEST_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
@@ -133,25 +133,20 @@ def run_command(command: str) -> str:
     output = _Output()
     with Interrupts() as interrupts:
         try:
-            process = subprocess.Popen(
-                [shell, "-c", command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            process = start([shell, "-c", command], **streams)
         except (OSError, ValueError) as error:
             raise GptOssError(f"cannot run {shell} -c: {reason(error)}: SHELL names the shell to use") from None
         with process:
             try:
                 _follow(process, output, interrupts)
             except KeyboardInterrupt:
-                signal_group(process, signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(TO_CLEAN_UP)
                 raise
             finally:
-                signal_group(process, signal.SIGKILL)
+                end(process)
     screen = f"$ {command}\n{output.text()}".rstrip("\n")
     return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{_end(process, output)}"
 

@@ -5,31 +5,38 @@ in view, numbered lines of 80 columns, links as `【{id}†text】`. Here a URL 
 that was shown keeps its cursor; a link always reads its file anew.
 
 A search reads all text files, so that no index can be stale: 40 MB take less than a second. What files and their names
-say is foreign: it cannot look like a link, and what would drive a terminal is escaped.
+say is foreign: it cannot look like a link, and what would drive a terminal is escaped. Who replaces files meanwhile
+leads nowhere outside of the folder, and the oldest pages are given up where many are large.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import stat
+import sys
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import unescape
-from itertools import accumulate
 from math import log
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import GptOssError, printable
-from ..foreign import open_regular, parse_json, reason
+from ..foreign import descriptor_beneath, open_beneath, parse_json, reason
 
 WIDTH = 80  # columns
 VIEW_BYTES = 5000  # of the lines in a view, some 1,250 tokens of English
 MAX_BYTES = 4 * 2**20  # of a file; larger ones are neither found nor opened
+MAX_TABS = 2**20  # of a file; of more, each is one space
+MAX_KEPT = 64 * 2**20  # bytes of pages
 MAX_WORDS = 32  # of a query
+MAX_HITS = 10_000  # files of which a search remembers that they have a word
 MAX_RESULTS = 20
 MAX_MATCHES = 50
 MATCH_LINES = 4  # shown of each match
@@ -43,8 +50,9 @@ HTML = (".html", ".htm", ".xhtml")
 # What could fake a link becomes what looks like it; what nobody sees goes.
 _FOREIGN = str.maketrans({"【": "〖", "】": "〗", "\u200b": None, "\ufeff": None, "\xad": None})
 _WORD = re.compile(r"[^\W_]{1,64}")
+_BREAK = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _SPACE = re.compile(r"[^\S\n ]")
-_WRAPPED = re.compile(rf".{{1,{WIDTH}}}(?:(?<= )|(?= )|$)|.{{1,{WIDTH}}}")
+_WRAPPED = re.compile(rf".{{1,{WIDTH}}}(?:(?<= )|(?= )|$)|.{{1,{WIDTH}}}|^$", re.MULTILINE)
 _LINK = re.compile(r"【\d+†([^】]*)】")
 
 
@@ -74,9 +82,31 @@ class Page:
     as_source: bool = False
 
     @cached_property
-    def lines(self) -> list[str]:
+    def lines(self) -> _Lines:
         """The text as it is numbered and shown."""
-        return [printable(line) for source_line in self.text.split("\n") for line in _wrapped(source_line)]
+        return _Lines(self.text)
+
+
+class _Lines(Sequence[str]):
+    """A text in lines of at most WIDTH characters, cut beside a space if there is one. Holds no line but the text and
+    where each begins, because a line of one character takes the memory of sixty."""
+
+    def __init__(self, text: str):
+        self._text = text
+        self._starts = array("I", (piece.start() for piece in _WRAPPED.finditer(text)))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        end = self._starts[index + 1] if index + 1 < len(self) else None
+        return printable(self._text[self._starts[index] : end].removesuffix("\n"))
+
+    def at(self, position: int) -> int:
+        """The line with a position of the text."""
+        return bisect_right(self._starts, position) - 1
 
 
 class Browser:
@@ -92,7 +122,7 @@ class Browser:
             os.scandir(self._root).close()
         except (OSError, RuntimeError) as error:
             raise GptOssError(f"cannot browse {root}: {reason(error)}") from None
-        self._pages: list[Page] = []
+        self._pages: list[Page | None] = []
 
     def preview(self, function: str, text: str) -> str:
         return text
@@ -161,7 +191,7 @@ class Browser:
         if page.path is None:
             raise _Refusal("Cannot run `find` on search results page or find results page")
         items, links, after = [], [], 0
-        for line in _matches(page, pattern.lower()):
+        for line in _matches(page, pattern):
             if line < after:
                 continue  # the match above shows it
             after = line + MATCH_LINES
@@ -181,7 +211,10 @@ class Browser:
             raise _Refusal("No pages to access!")
         if not -1 <= cursor <= last:
             raise _Refusal(f"Cursor `{cursor}` is out of range. Available cursor indices: [0 - {last}].")
-        return self._pages[cursor]
+        page = self._pages[cursor]
+        if page is None:
+            raise _Refusal(f"The page at cursor `{cursor}` is not kept any more: open it again.")
+        return page
 
     def _show(self, page: Page, loc: int = 0, count: int = -1) -> str:
         """Put a page on the stack, and what it looks like from line `loc` on: `count` lines, or as many as fit."""
@@ -195,12 +228,23 @@ class Browser:
             if room < 0 and len(shown) > 1:
                 shown.pop()
                 break
-        self._pages.append(page)
+        self._keep(page)
         source = f" ({page.source})" if page.source else ""
         return (
             f"[{len(self._pages) - 1}] {page.title}{source}\n"
             f"**viewing lines [{loc} - {loc + len(shown) - 1}] of {last}**\n\n" + "\n".join(shown)
         )
+
+    def _keep(self, page: Page) -> None:
+        """Put a page on the stack, and give up the oldest ones where that gets too large."""
+        self._pages.append(page)
+        kept = {id(each): sys.getsizeof(each.text) for each in self._pages if each}
+        for i, each in enumerate(self._pages[:-1]):
+            if sum(kept.values()) <= MAX_KEPT:
+                break
+            if each and each is not page:
+                self._pages[i] = None
+                kept.pop(id(each), None)
 
     def _inside(self, path: Path) -> Path:
         """The file behind a path, links resolved. One message for all refusals: what is outside stays unknown."""
@@ -218,7 +262,7 @@ class Browser:
         """The page of a file that is inside the folder."""
         source = _label(path.relative_to(self._root).as_posix())
         try:
-            data = _read_text(path)
+            data = _read_text(self._root, path.relative_to(self._root).parts)
         except OSError as error:
             raise _Refusal(f"Cannot read `{source}`: {reason(error)}.") from None
         title, links = _label(path.name), ()
@@ -238,9 +282,13 @@ class Browser:
             path = self._inside(
                 (self._root if parts.path.startswith("/") else folder) / unquote(parts.path).lstrip("/")
             )
-            return path if path.is_file() else None
-        except (_Refusal, ValueError):
+            descriptor = descriptor_beneath(self._root, path.relative_to(self._root).parts)
+        except (_Refusal, ValueError, OSError):
             return None
+        try:
+            return path if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        finally:
+            os.close(descriptor)
 
 
 class _Html:
@@ -329,53 +377,71 @@ def _ranked(root: Path, words: list[str]) -> tuple[list[Path], dict[re.Pattern[s
     """
     # The word comes first in its pattern because the search for a literal is fast.
     patterns = [re.compile(rf"{word}(?<![^\W_]{word})") for word in words]
-    hits: list[tuple[Path, int, list[int]]] = []
+    hits: list[tuple[str, int, list[int]]] = []
     files = characters = 0
+    holders = [0] * len(words)
+
+    def best() -> list[tuple[str, int, list[int]]]:
+        return sorted(hits, key=lambda hit: (-score(hit), hit[0].split("/")))
+
+    def score(hit: tuple[str, int, list[int]]) -> float:
+        _, length, counts = hit
+        half = K1 * (1 - B + B * length * files / characters)
+        return sum(weight * n * (K1 + 1) / (n + half) for weight, n in zip(rarity(), counts, strict=True))
+
+    def rarity() -> list[float]:
+        return [log(1 + (files - n + 0.5) / (n + 0.5)) for n in holders]
+
     for path in _files(root):
         try:
-            text = _read_text(path).lower()
+            text = _read_text(root, path.split("/")).lower()
         except OSError:
             continue
         files, characters = files + 1, characters + len(text)
-        name = path.relative_to(root).as_posix().lower()
+        name = path.lower()
         counts = [
             len(pattern.findall(text)) + NAME_WEIGHT * len(pattern.findall(name)) if word in text or word in name else 0
             for word, pattern in zip(words, patterns, strict=True)
         ]
         if any(counts):
             hits.append((path, len(text), counts))
-    holders = [sum(1 for _, _, counts in hits if counts[i]) for i in range(len(words))]
-    rarity = [log(1 + (files - n + 0.5) / (n + 0.5)) for n in holders]
-
-    def score(hit: tuple[Path, int, list[int]]) -> float:
-        _, length, counts = hit
-        half = K1 * (1 - B + B * length * files / characters)
-        return sum(weight * n * (K1 + 1) / (n + half) for weight, n in zip(rarity, counts, strict=True))
-
-    hits.sort(key=lambda hit: (-score(hit), hit[0]))
-    return [path for path, _, _ in hits], dict(zip(patterns, rarity, strict=True))
+            holders = [holder + (count > 0) for holder, count in zip(holders, counts, strict=True)]
+        if len(hits) > MAX_HITS:  # what is not among the better half by now will hardly be among the first few
+            del (hits := best())[MAX_HITS // 2 :]
+    return [root / path for path, _, _ in best()], dict(zip(patterns, rarity(), strict=True))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """All regular files that are not hidden; symbolic links are not followed, and what cannot be listed is left out."""
-    folders = [str(root)]
+def _files(root: Path) -> Iterator[str]:
+    """All regular files that are not hidden, by their paths below the root; symbolic links are not followed, and what
+    cannot be listed is left out."""
+    folders: list[tuple[str, ...]] = [()]
     while folders:
+        above = folders.pop()
         try:
-            with os.scandir(folders.pop()) as entries:
+            with _opened(root, above) as folder, os.scandir(folder) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                        folders.append((*above, entry.name))
                     elif entry.is_file(follow_symlinks=False):
-                        yield Path(entry.path)
+                        yield "/".join((*above, entry.name))
         except OSError:
             continue
 
 
-def _read_text(path: Path) -> str:
+@contextmanager
+def _opened(root: Path, names: Sequence[str]) -> Iterator[int]:
+    descriptor = descriptor_beneath(root, names)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read_text(root: Path, names: Sequence[str]) -> str:
     """Raises OSError also for what is too large, or not text."""
-    with open_regular(path) as file:
+    with open_beneath(root, names) as file:
         data = file.read(8192)
         if b"\0" in data:
             raise OSError(0, "it is not text")
@@ -387,30 +453,26 @@ def _read_text(path: Path) -> str:
 
 def _snippet(page: Page, rarity: dict[re.Pattern[str], float]) -> tuple[int, str]:
     """The line that tells most about the words, and it with those below it."""
-    told = [sum(weight for pattern, weight in rarity.items() if pattern.search(line.lower())) for line in page.lines]
+
+    def told(number: int) -> float:
+        line = page.lines[number].lower()
+        return sum(weight for pattern, weight in rarity.items() if pattern.search(line))
+
     first = 2  # behind the URL
-    line = max(range(first, len(told)), key=told.__getitem__, default=first)
+    line = max(range(first, len(page.lines)), key=told, default=first)
     return line, " ".join(_without_links(page.lines[line : line + SNIPPET_LINES]).split())
 
 
 def _matches(page: Page, pattern: str) -> Iterator[int]:
     """The lines in which a match begins; a match may go on in the next line, where a long one was wrapped."""
-    first = 0
-    for text in page.text.split("\n"):
-        ends = list(accumulate(map(len, _wrapped(text))))
-        for match in re.finditer(re.escape(pattern), text.lower()):
-            yield first + min(bisect_right(ends, match.start()), len(ends) - 1)
-        first += len(ends)
-
-
-def _wrapped(line: str) -> list[str]:
-    """A line in pieces of at most WIDTH characters, cut beside a space if there is one."""
-    return _WRAPPED.findall(line) or [""]
+    for match in re.finditer(re.escape(pattern), page.text, re.IGNORECASE):
+        yield page.lines.at(match.start())
 
 
 def _plain(text: str) -> str:
     """Foreign text with one kind of line break, one kind of space, and nothing that looks like a link."""
-    return _SPACE.sub(" ", "\n".join(f"{text}\n".splitlines()).expandtabs().translate(_FOREIGN))
+    text = _BREAK.sub("\n", text)
+    return _SPACE.sub(" ", text.expandtabs(8 if text.count("\t") < MAX_TABS else 1).translate(_FOREIGN))
 
 
 def _label(text: str) -> str:

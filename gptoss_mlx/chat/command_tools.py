@@ -14,7 +14,7 @@
 The command is run without a shell, in the user's folder and environment, with all arguments as JSON on its standard
 input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word with an
 argument that was not given, or null, is left out. Braces around anything but a name are left alone. When the program
-ends, or has to be stopped, what it has started and left running ends too.
+ends, or has to be stopped, what it has started and left running ends too (on macOS, not what has called `setsid`).
 
 What a model writes is not trusted with more than the file allows:
 
@@ -38,7 +38,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,7 @@ from typing import Any
 from ..errors import GptOssError
 from ..foreign import MAX_JSON, open_regular, parse_json, read_json, reason
 from ..harmony.messages import BUILTIN_TOOLS, Tool
-from .processes import signal_group
+from .processes import end, start
 from .tools import Function
 
 if sys.version_info >= (3, 11):
@@ -58,6 +61,8 @@ KEYS = ("description", "command", "parameters", "parameters_file", "timeout", "o
 TIMEOUT = 30.0
 OUTPUT = 10_000
 MAX_READ = 4 * 2**20  # bytes of output, after which a command is stopped
+CHECK_SECONDS = 2.0  # of computing, to compare arguments with a schema: a pattern's time can double with each character
+MAX_COMPLAINT = 1000  # characters about arguments, which can be part of it
 POLL = 0.05  # seconds between looks at whether a command that writes nothing has ended
 
 # A name in the TypeScript in which Harmony tells the model about functions.
@@ -98,20 +103,14 @@ class Command:
             standard_input.write(json.dumps(arguments).encode())
             standard_input.seek(0)
             try:
-                process = subprocess.Popen(
-                    words,
-                    stdin=standard_input,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                )
+                process = start(words, stdin=standard_input, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             except OSError as error:
                 return {"error": f"cannot run {words[0]}: {reason(error)}"}
             with process:
                 try:
                     *written, failure = _collected(process, self.timeout)
                 finally:
-                    signal_group(process, signal.SIGKILL)
+                    end(process)
         output, error_output = (_cut(text.decode(errors="replace"), self.output) for text in written)
         if failure:
             return {"error": failure, "output": output, "error_output": error_output}
@@ -231,7 +230,7 @@ def _names(words: list[str] | tuple[str, ...]) -> set[str]:
 
 
 def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises ArgumentsError where the arguments do not fit the schema."""
+    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to tell."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
@@ -240,11 +239,31 @@ def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
     # An empty registry, because the default one opens connections for references to elsewhere.
     validator = Draft202012Validator(parameters, registry=Registry())
     try:
-        error = best_match(validator.iter_errors(arguments))
+        with _limited(CHECK_SECONDS):
+            error = best_match(validator.iter_errors(arguments))
     except (Unresolvable, RecursionError) as broken:
-        raise ArgumentsError(f"the tool's schema cannot be followed: {broken}") from None
+        raise ArgumentsError(f"the tool's schema cannot be followed with these arguments: {broken}") from None
     if error:
-        raise ArgumentsError(f"{error.json_path}: {error.message}")
+        raise ArgumentsError(_cut(f"{error.json_path}: {error.message}", MAX_COMPLAINT))
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Break off what computes for longer. Signals arrive in the main thread: in others there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def break_off(*_: object) -> None:
+        raise ArgumentsError(f"the arguments take more than {seconds:g} seconds to compare with the tool's schema")
+
+    before = signal.signal(signal.SIGVTALRM, break_off)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _collected(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes, str]:

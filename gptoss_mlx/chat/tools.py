@@ -117,6 +117,8 @@ def _keywords(arguments: str) -> dict[str, Any]:
         keywords = json.loads(arguments or "{}")
     except ValueError as error:
         raise _BadArguments(f"the arguments are not JSON: {error}") from None
+    except RecursionError:
+        raise _BadArguments("the arguments are nested too deeply") from None
     if not isinstance(keywords, dict):
         raise _BadArguments("the arguments are not a JSON object")
     return keywords

@@ -11,6 +11,7 @@ import pytest
 
 from gptoss_mlx.chat.attachments import KEPT_OUTPUT, LARGEST_FILE, Expanded, expand, mention, run_command
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import open_regular
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +101,31 @@ def test_what_is_there_and_cannot_be_attached(folder):
     assert expand("@largest").notes == ["largest: 1 line, 1,000 kB"]
 
 
+@pytest.mark.parametrize("what", ["fifo", "device"])
+def test_a_file_that_is_replaced_between_check_and_opening(folder, monkeypatch, what):
+    """By what never answers, or never ends: what was opened counts."""
+    status, opened = os.stat, os.open
+
+    def replace():
+        (folder / "notes.txt").unlink(missing_ok=True)
+        os.mkfifo("notes.txt") if what == "fifo" else (folder / "notes.txt").symlink_to("/dev/zero")
+
+    def replaced_after(path, *arguments, **more):
+        found = status(path, *arguments, **more)
+        replace()
+        return found
+
+    def replaced_before(path, *arguments, **more):
+        replace()
+        return opened(path, *arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", replaced_after)
+        patched.setattr(os, "open", replaced_before)
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(folder / "notes.txt")
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "my notes.txt", "docs/a b"])
 def test_what_is_completed_is_understood(folder, name):
     (folder / name).write_text("text")
@@ -156,15 +182,25 @@ def is_read(descriptor, expected):
     return False
 
 
-def test_what_a_command_leaves_in_the_background_ends_with_it(traces):
+escaping = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, `setsid` gets away")
+
+
+@pytest.mark.parametrize("background", ["sleep 60 &", pytest.param("setsid -f sleep 60", marks=escaping)])
+def test_what_a_command_leaves_in_the_background_ends_with_it(traces, background):
     started = time.monotonic()
-    assert "status 0" in run_command("exec 3>traces; echo here >&3; sleep 60 &")
+    assert "status 0" in run_command(f"exec 3>traces; echo here >&3; {background}")
     assert time.monotonic() - started < 5
     assert is_read(traces, b"here\n")
     assert is_read(traces, b"")
 
 
-@pytest.mark.parametrize("command", ["sleep 60", "trap '' INT; sleep 60", "exec >&- 2>&-; sleep 60; true"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("sleep 60", "trap '' INT; sleep 60", "exec >&- 2>&-; sleep 60; true", "kill -STOP $$"),
+        pytest.param("setsid -f sleep 60; sleep 60", marks=escaping),
+    ],
+)
 def test_ctrl_c_ends_a_command_with_all_its_children(traces, environment, command):
     program = f"""
 from gptoss_mlx.chat.attachments import run_command

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.chat.browser import MAX_BYTES, VIEW_BYTES, Browser
+from gptoss_mlx import foreign
+from gptoss_mlx.chat import browser as browser_module
+from gptoss_mlx.chat.browser import MAX_BYTES, VIEW_BYTES, Browser, Page
 from gptoss_mlx.errors import GptOssError
 
 NOTES = """\
@@ -320,6 +323,79 @@ def test_a_file_that_is_replaced_by_a_way_out(tmp_path, root, browser):
     assert open_(browser, id=0).startswith("There is no file")
 
 
+def put_in_place(path: Path, what: str, outside: Path) -> None:
+    """Replace a file or a folder as somebody would who wants to lead out, or to hold up."""
+    path.rename(path.with_name(f".was-{path.name}"))
+    if what == "link":
+        path.symlink_to(outside)
+    elif what == "link inside":
+        path.symlink_to(f".was-{path.name}")
+    elif what == "fifo":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+
+
+@pytest.fixture
+def outside(tmp_path) -> Path:
+    """A folder that looks like `docs`, and a file; nobody inside may see what they say."""
+    folder = tmp_path / "outside"
+    (folder / "sub").mkdir(parents=True)
+    for path in (folder / "page.html", folder / "sub" / "other.html", folder / "more.txt"):
+        path.write_text("timeout secret")
+    return folder
+
+
+REPLACED = [
+    *(("docs/page.html", what) for what in ("link", "link inside", "fifo", "device", "folder", "nothing")),
+    *(("docs", what) for what in ("link", "link inside", "fifo", "nothing")),
+    *(("docs/sub", what) for what in ("link", "nothing")),
+]
+
+
+@pytest.mark.parametrize(("name", "what"), REPLACED)
+def test_what_is_replaced_between_check_and_opening(monkeypatch, root, browser, outside, name, what):
+    path = "docs/sub/other.html" if name == "docs/sub" else "docs/page.html"
+    checked = Browser._inside
+    target = outside / "page.html" if name.endswith("html") else outside / name.removeprefix("docs").strip("/")
+
+    def check_and_replace(browser, wanted):
+        real = checked(browser, wanted)
+        put_in_place(root / name, what, target)
+        return real
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Browser, "_inside", check_and_replace)
+        answer = open_(browser, id=path)
+    assert answer.startswith(f"Cannot read `{path}`: ")
+    assert "secret" not in answer
+
+
+@pytest.mark.parametrize(("name", "what"), REPLACED)
+def test_what_is_replaced_while_it_is_searched(monkeypatch, root, browser, outside, name, what):
+    target = outside / "page.html" if name.endswith("html") else outside / name.removeprefix("docs").strip("/")
+    opened = browser_module.descriptor_beneath
+
+    def replace_and_open(folder, names):
+        if "/".join(names) == name and not (root / name).is_symlink():
+            put_in_place(root / name, what, target)
+        return opened(folder, names)
+
+    for module in (browser_module, foreign):
+        monkeypatch.setattr(module, "descriptor_beneath", replace_and_open)
+    view = search(browser, "timeout secret heading other")
+    assert "notes one.md" in view
+    assert "secret" not in view.partition("# Search Results")[2]
+    assert "more.txt" not in view
+
+
+def test_folders_on_the_way_need_not_be_readable(root, browser):
+    (root / "docs").chmod(0o711)
+    assert "Heading" in open_(browser, id="docs/page.html")
+
+
 def test_text_is_never_a_link_or_a_command_of_the_terminal(root, browser):
     (root / "evil.txt").write_text(
         "【7†click】 \x1b[31mred\x1b[0m \u202edlrow\u2028next\r\nL9: \ufeffa\u200bb\xa0c\u3000d\x00"[:-1]
@@ -409,6 +485,50 @@ def test_a_root_that_is_no_folder(tmp_path, name):
     with pytest.raises(GptOssError, match="cannot browse") as caught:
         Browser(tmp_path / name)
     assert str(caught.value).isprintable()
+
+
+# Memory.
+
+
+def test_pages_are_given_up_where_many_are_large(monkeypatch, root, browser):
+    monkeypatch.setattr(browser_module, "MAX_KEPT", 300_000)
+    for name in "abcd":
+        (root / name).write_text(f"{name} " * 50_000)
+    open_(browser, id="a")
+    for _ in range(10):
+        open_(browser, loc=100)
+    assert "a a a" in open_(browser, cursor=0)
+    for name in "bcd":
+        open_(browser, id=name)
+    for _ in range(2):
+        answer = open_(browser, cursor=0)
+        assert answer == "The page at cursor `0` is not kept any more: open it again."
+    assert find(browser, "a", cursor=3) == "The page at cursor `3` is not kept any more: open it again."
+    assert "c c c" in open_(browser, cursor=13)
+    assert "a a a" in open_(browser, id="a")
+    (root / "huge").write_text("h" * 1_000_000)
+    assert "hhh" in open_(browser, id="huge")
+    assert "hhh" in open_(browser, loc=1000)
+    assert sum(page is not None for page in browser._pages) == 2
+
+
+@pytest.mark.parametrize("text", ["\n", "a\n", "ab\n", "a b ", "x"])
+def test_lines_take_little_more_memory_than_their_text(text):
+    page = Page("", "", text * (100_000 // len(text)))
+    tracemalloc.start()
+    count = len(page.lines)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count > 1000
+    assert peak < 6 * len(page.text)
+
+
+def test_the_best_of_many_files_are_found(monkeypatch, root):
+    for i in range(60):
+        (root / f"{i:02}.txt").write_text(f"{'needle ' * (i % 7)}needle hay {'hay ' * (i % 11)}")
+    everything = search(Browser(root), "needle hay", topn=5)
+    monkeypatch.setattr(browser_module, "MAX_HITS", 20)
+    assert search(Browser(root), "needle hay", topn=5) == everything
 
 
 # Time.

@@ -14,8 +14,8 @@ import pytest
 
 from gptoss_mlx.chat import command_tools
 from gptoss_mlx.chat.command_tools import ArgumentsError, Command, ToolsFileError, load_tools
-from gptoss_mlx.chat.tools import Toolbox
-from gptoss_mlx.harmony.messages import Conversation
+from gptoss_mlx.chat.tools import Function, Toolbox
+from gptoss_mlx.harmony.messages import Conversation, Tool
 from gptoss_mlx.harmony.parse import ToolCall
 from gptoss_mlx.harmony.render import render_text
 
@@ -210,6 +210,61 @@ def test_arguments_that_do_not_fit(tmp_path, arguments, complaint):
     assert not trace.exists()
 
 
+EXPLODING = {
+    "pattern": ({"properties": {"a": {"pattern": "(a+)+$"}}}, {"a": "a" * 5000 + "!"}),
+    "alternatives": ({"properties": {"a": {"pattern": r"^(\w\d?|\d)*$"}}}, {"a": "1" * 5000 + "!"}),
+    "back reference": ({"properties": {"a": {"pattern": r"^(a*)*\1b"}}}, {"a": "a" * 5000}),
+    "names": ({"patternProperties": {"^(a|aa)+$": {}}}, {"a" * 5000 + "!": 1}),
+    "no other names": ({"patternProperties": {"(a|a)+$": {}}, "additionalProperties": {}}, {"a" * 5000 + "!": 1}),
+    "property names": ({"propertyNames": {"pattern": "^(a?){99}b"}}, {"a" * 5000: 1}),
+    "in a list": ({"properties": {"a": {"contains": {"pattern": "(.*)*x"}}}}, {"a": ["b" * 5000] * 100}),
+    "not evaluated": ({"patternProperties": {"(b+)+c": {}}, "unevaluatedProperties": False}, {"b" * 5000: 1}),
+    "unique": ({"properties": {"a": {"uniqueItems": True}}}, {"a": [[i, str(i), None] for i in range(30_000)] + [{}]}),
+    "references": (
+        {"$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {}}}
+        | {"$ref": "#/$defs/d0"},
+        {"a": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("schema", "arguments"), EXPLODING.values(), ids=list(EXPLODING))
+def test_a_check_without_end_is_given_up(monkeypatch, schema, arguments):
+    monkeypatch.setattr(command_tools, "CHECK_SECONDS", 0.1)
+    echo = Command(("echo",), {"type": "object"} | schema)
+    tool = Toolbox([Function(Tool("echo", "E.", None), echo.run, asks=True, preview=echo.line)])
+    call = ToolCall("echo", json.dumps(arguments))
+    assert tool.preview(call) == call.arguments
+    complaint = "the arguments take more than 0.1 seconds to compare with the tool's schema"
+    assert json.loads(tool.run(call)) == {"error": complaint}
+    assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+@pytest.mark.parametrize("depth", [100, 900, 100_000])
+@pytest.mark.parametrize("brackets", ["[]", '{"a":}'])
+def test_arguments_that_are_nested_deeply(depth, brackets):
+    opening, closing = brackets[:-1], brackets[-1]
+    text = f'{{"a": {opening * depth}1{closing * depth}}}'
+    tree = {"$ref": "#", "anyOf": [{"items": {"$ref": "#/properties/a"}}, {"properties": {"a": {"$ref": "#"}}}]}
+    for schema in ({"properties": {"a": TEXT}}, {"properties": {"a": tree}}, {}):
+        echo = Command(("echo",), {"type": "object"} | schema)
+        tool = Toolbox([Function(Tool("echo", "E.", None), echo.run, preview=echo.line)])
+        assert tool.preview(ToolCall("echo", text))
+        result = tool.run(ToolCall("echo", text))
+        assert result == "\n" or "error" in json.loads(result)
+        assert len(result) < 1200
+    assert depth < 10_000 or json.loads(result) == {"error": "the arguments are nested too deeply"}
+
+
+def test_a_complaint_does_not_repeat_a_long_argument():
+    with pytest.raises(ArgumentsError) as error:
+        command("echo", a={"type": "integer"}).run(a="x" * 1_000_000)
+    assert str(error.value).startswith("$.a: 'xxx")
+    assert str(error.value).endswith("is not of type 'integer'")
+    assert len(str(error.value)) < 1100
+
+
 def test_what_may_begin_with_a_hyphen():
     echo = python("import sys; print(sys.argv[1:])", "--lines={n}", "-x{n}", "a", "--", "{n}", n={})
     assert echo.run(n=-5) == "['--lines=-5', '-x-5', 'a', '--', '-5']\n"
@@ -281,6 +336,44 @@ def test_what_a_command_leaves_behind_ends_with_it():
     pid = command("sh", "-c", "sleep 100 & echo $!").run()
     assert time.monotonic() - started < 3
     assert ends(int(pid))
+
+
+LEFT_BEHIND = [
+    "sleep 100 & echo $!",
+    "setsid sh -c 'echo $$; exec >&- 2>&-; sleep 100' &",
+    "setsid -f sh -c 'echo $$; sleep 100'",
+    "(setsid sh -c 'echo $$; trap \"\" TERM HUP; sleep 100; sleep 100' &) &",
+    "env -i setsid -f nohup sh -c 'echo $$; kill -STOP $$'",
+    "setsid -f setsid -f setsid -f sh -c 'echo $$; while :; do echo; sleep 0.01; done'",
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, `setsid` gets away")
+@pytest.mark.parametrize("then", ["", "; yes"], ids=["ended", "stopped"])
+@pytest.mark.parametrize("script", LEFT_BEHIND)
+def test_nothing_gets_away(tmp_path, script, then):
+    script = script.replace("echo $", f"echo >{tmp_path}/pid $")
+    wait = f"until test -s {tmp_path}/pid; do sleep 0.01; done"
+    result = command("sh", "-c", f"{script}\n{wait}{then}").run()
+    assert ("wrote more than" in result["error"]) if then else set(result) <= {"\n"}
+    assert not is_running(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "os.kill(0, signal.SIGSTOP)",
+        pytest.param(
+            "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.kill(os.getpid(), signal.SIGSTOP)",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it has another name"),
+        ),
+    ],
+)
+def test_a_command_that_stops_itself_has_a_timeout_too(stop):
+    result = python(f"import os, signal; print(os.getpid(), flush=True); {stop}", timeout=1).run()
+    assert result["error"] == "stopped, because it took longer than 1 seconds"
+    assert not any(is_running(int(pid)) for pid in result["output"].split())
 
 
 def test_what_has_left_the_group_does_not_hold_us_up():

@@ -80,11 +80,28 @@ def still_there(processes: dict[int, str]) -> dict[int, str]:
     return {pid: line for pid, line in processes.items() if line and command_line(pid) == line}
 
 
-def vanish(processes: dict[int, str]) -> bool:
-    deadline = time.monotonic() + 10
-    while still_there(processes) and time.monotonic() < deadline:
+def becomes_true(condition) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not still_there(processes)
+    return condition()
+
+
+def vanish(processes: dict[int, str]) -> bool:
+    return becomes_true(lambda: not still_there(processes))
+
+
+def run_by_code(tool: PythonTool) -> dict[int, str]:
+    """The worker and all that its code has started, without those that watch over it."""
+    keeper = tool._worker._process.pid
+    watching = 1 if tool.isolation == "none" else 2  # the keeper, and init
+    return {
+        pid: line for pid, line in processes_of(keeper).items() if pid not in sorted(processes_of(keeper))[:watching]
+    }
+
+
+def are_stopped(processes: dict[int, str]) -> bool:
+    return all(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ" for pid in processes)
 
 
 # A notebook
@@ -188,6 +205,54 @@ def test_modules_and_multiprocessing(sandbox):
     assert sandbox.run("", "open('mine.py', 'w').write('value = 7')\nimport mine\nmine.value") == "7"
     sandbox.run("", "import multiprocessing\ndef double(x): return 2 * x")
     assert sandbox.run("", "with multiprocessing.Pool(2) as pool: r = pool.map(double, [1, 2])\nr") == "[2, 4]"
+
+
+ORDINARY = """
+import concurrent.futures, ctypes, multiprocessing, os, subprocess, tempfile, threading
+from multiprocessing import shared_memory
+def put(queue, lock):
+    with lock: queue.put(os.getpid())
+def ordinary(method):
+    context = multiprocessing.get_context(method)
+    queue, lock = context.Queue(), context.Lock()
+    child = context.Process(target=put, args=(queue, lock))
+    child.start()
+    answer = queue.get()
+    child.join()
+    return answer == child.pid
+"""
+
+
+@linux
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("ordinary('fork')", "True"),
+        ("open('mine.py', 'w').write(SOURCE)\nimport mine\nmine.ordinary('spawn')", "True"),
+        ("mine.ordinary('forkserver')", "True"),
+        ("block = shared_memory.SharedMemory(create=True, size=100)\nblock.buf[0] = 7\nblock.unlink()\n"
+         "block.buf[0]", "7"),
+        ("with concurrent.futures.ThreadPoolExecutor(4) as pool: r = list(pool.map(abs, [-1, 2]))\nr", "[1, 2]"),
+        ("ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(lambda n: n + 1)(1)", "2"),
+        ("with tempfile.NamedTemporaryFile() as f: n = f.write(b'abc')\nn", "3"),
+        ("subprocess.run('echo a | tr a b', shell=True, capture_output=True, text=True).stdout", "'b\\n'"),
+        ("import asyncio\nasync def f(): return (await (await asyncio.create_subprocess_exec('true')).wait())\n"
+         "asyncio.run(f())", "0"),
+        ("import signal, time\nsignal.signal(signal.SIGALRM, lambda *_: print('rang'))\n"
+         "signal.setitimer(signal.ITIMER_REAL, 0.01)\nsignal.pause()", "rang"),
+        ("import sqlite3\nsqlite3.connect('a.db').execute('select 1 + 1').fetchone()", "(2,)"),
+        ("import numpy\nfloat((numpy.ones((50, 50)) @ numpy.ones((50, 50))).sum())", "125000.0"),
+    ],
+)  # fmt: skip
+def test_what_ordinary_code_needs(ordinary, code, shown):
+    assert ordinary.run("", code).splitlines()[-1] == shown
+
+
+@pytest.fixture(scope="module")
+def ordinary():
+    with tool_of() as tool:
+        assert tool.run("", f"SOURCE = {ORDINARY!r}\nexec(SOURCE)") == "(no output)"
+        yield tool
 
 
 # Limits
@@ -337,11 +402,114 @@ def test_a_worker_that_reads_nothing():
         assert tool.run("", "1") == "1"
 
 
+@linux
 def test_a_worker_that_dies_between_calls(tool):
-    tool.run("", "import threading, os\nthreading.Timer(0.1, os._exit, [5]).start()")
-    time.sleep(0.3)
-    assert tool.run("", "1") == "(Python ended with status 5; variables, imports and files are lost)"
+    tool.run("", "1")
+    processes = run_by_code(tool)
+    os.kill(min(processes), signal.SIGKILL)
+    assert vanish(processes)
+    how = "was killed, perhaps for want of memory"
+    assert tool.run("", "1") == f"(Python {how}; variables, imports and files are lost)"
     assert tool.run("", "1") == "1"
+
+
+# Between two calls
+
+
+COUNT = """
+import os, subprocess, sys, threading, time
+def count(name):
+    for number in range(10**9):
+        open(name + '.new', 'w').write(str(number))
+        os.replace(name + '.new', name)
+def below(*steps):
+    if child := os.fork(): return 'fork' in steps and os.waitpid(child, 0)
+    for step in steps:
+        if step == 'setsid': os.setsid()
+        elif os.fork(): os._exit(0)
+    try: count('counter')
+    finally: os._exit(0)
+def progress():
+    while not os.path.exists('counter'): time.sleep(0.01)
+    return open('counter').read()
+"""
+BACKGROUND = {
+    "thread": "threading.Thread(target=count, args=['counter'], daemon=True).start()",
+    "child": "below()",
+    "orphan": "below('fork')",
+    "session": "below('setsid')",
+    "daemon": "below('setsid', 'fork')",
+    "program": "p = subprocess.Popen(['sh', '-c', 'while :; do echo $((n += 1)) > new; mv new counter; done'])",
+    "daemon program": "p = subprocess.Popen(['setsid', '-f', 'sh', '-c',"
+    " 'while :; do echo $((n += 1)) > new; mv new counter; done'])",
+}
+
+
+@linux
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("background", BACKGROUND.values(), ids=list(BACKGROUND))
+def test_what_a_call_leaves_behind_stands_still_until_the_next(background, unsafe):
+    with tool_of(unsafe=unsafe) as tool:
+        tool.run("", COUNT)
+        before = tool.run("", f"{background}\nprogress()")
+        processes = run_by_code(tool)
+        assert len(processes) > ("threading" not in background)
+        assert becomes_true(lambda: are_stopped(processes))
+        assert tool.run("", f"while progress() == {before}: pass\n'went on'") == "'went on'"
+        everything = processes_of(tool._worker._process.pid)
+    assert vanish(everything)
+
+
+@linux
+def test_what_has_been_interrupted_stands_still():
+    with tool_of(seconds=1) as tool:
+        assert "are kept)" in tool.run("", f"{COUNT}\nbelow('setsid')\ntime.sleep(60)")
+        processes = run_by_code(tool)
+        assert len(processes) == 2
+        assert becomes_true(lambda: are_stopped(processes))
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            tool.run("", "time.sleep(60)")
+        assert becomes_true(lambda: are_stopped(processes))
+
+
+@linux
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "os.kill(os.getpid(), signal.SIGSTOP)",
+        "os.kill(os.getpid(), signal.SIGTSTP)",
+        "for _ in range(100): os.kill(os.getpid(), signal.SIGSTOP)",
+        "t = threading.Thread(target=os.kill, args=[os.getpid(), signal.SIGSTOP])\nt.start()\nt.join()",
+        "c = subprocess.Popen(['sh', '-c', 'kill -STOP $$'])\n_ = os.waitid(os.P_PID, c.pid, os.WSTOPPED)",
+        "c = subprocess.Popen(['sleep', '60'])\nos.kill(c.pid, signal.SIGSTOP)",
+    ],
+)
+def test_a_stop_holds_nobody_up(stop, unsafe):
+    with tool_of(unsafe=unsafe) as tool:
+        assert tool.run("", f"import os, signal, subprocess, threading\n{stop}\n'on'") == "'on'"
+        assert tool.run("", "'on'") == "'on'"
+
+
+@linux
+def test_orders_that_the_code_gives_itself():
+    """It can signal the first process of the sandbox, and with that only harm itself."""
+    with tool_of() as tool:
+        assert tool.run("", "import os, signal\nos.kill(1, signal.SIGUSR2)\nos.kill(1, signal.SIGCHLD)\n'on'") == "'on'"
+        assert tool.run("", "os.kill(1, signal.SIGINT)\nimport time\ntime.sleep(60)").endswith("KeyboardInterrupt")
+        assert tool.run("", "os.kill(1, signal.SIGUSR1)\ntime.sleep(60)").endswith(BROKEN)
+        assert tool.run("", "1") == "1"
+
+
+@linux
+def test_traced_by_its_parent_it_is_no_traceback(monkeypatch):
+    """Then a stop is reported to the keeper as if it had asked for it; the sandbox allows no tracing."""
+    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    with tool_of(unsafe=True, seconds=1) as tool:
+        text = tool.run("", "import ctypes, os\nctypes.CDLL(None).ptrace(0, 0, 0, 0)\nos.kill(os.getpid(), 19)")
+        assert text == "(Python was killed after 1 s; variables, imports and files are lost)"
+        assert tool.run("", "1") == "1"
 
 
 @linux
@@ -374,6 +542,14 @@ def test_close_leaves_nothing(unsafe):
         assert any("sleep" in line for line in below.values())
     assert vanish(below)
     assert not Path(folder, "file").exists()
+
+
+def test_close_deletes_folders_in_folders():
+    with tool_of(unsafe=True) as tool:
+        code = "import os\nprint(os.getcwd())\nfor _ in range(1100):\n  os.mkdir('d')\n  os.chdir('d')"
+        folder = tool.run("", code)
+        assert Path(folder).exists()
+    assert becomes_true(lambda: not Path(folder).exists())
 
 
 HOLD_ALL_PIPES = """
@@ -413,24 +589,27 @@ def test_the_death_of_the_keeper_leaves_nothing():
 
 
 @linux
+@pytest.mark.parametrize("then", ['tool.run("", "while True: pass")', "input()"], ids=["in a call", "between two"])
 @pytest.mark.parametrize("unsafe", [False, True])
-def test_the_death_of_the_parent_leaves_nothing(unsafe):
+def test_the_death_of_the_parent_leaves_nothing(unsafe, then):
     with tool_of(unsafe=unsafe):
         pass
     script = f"""
 from gptoss_mlx.chat.python_tool import PythonTool
 tool = PythonTool(unsafe={unsafe})
-print(tool.run("", "import os, subprocess; c = subprocess.Popen(['sleep', '1000']); print(os.getcwd())"), flush=True)
-tool.run("", "while True: pass")
+print(tool.run("", "import os, subprocess; c = subprocess.Popen(['setsid', 'sleep', '1000']); print(os.getcwd())"))
+print(flush=True)
+{then}
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes, text=True) as parent:
         folder = parent.stdout.readline().strip()
         below = processes_of(parent.pid)
         assert any("sleep" in line for line in below.values())
         parent.kill()
     assert vanish(below)
     assert folder.startswith("/tmp/" if unsafe else "/mnt/data")
-    assert not unsafe or not Path(folder).exists()
+    assert becomes_true(lambda: not unsafe or not Path(folder).exists())
 
 
 # The sandbox
@@ -531,7 +710,20 @@ def call(name, *args):
     failed = getattr(libc, name)(*args) < 0
     return errno.errorcode[ctypes.get_errno()] if failed else "done"
 """
-NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
+FIND_WRITABLE = """
+WRITABLE = set()
+for top in '/proc', '/dev':
+    for folder, folders, names in os.walk(top):
+        if '/task/' in folder: folders.clear()
+        if folder == '/dev/shm': names.clear()
+        paths = [folder, *(os.path.join(folder, name) for name in names)]
+        WRITABLE |= {path for path in paths if not os.path.islink(path) and os.access(path, os.W_OK)}
+"""
+NUMBERS = {
+    name: python_worker.number_of(call)
+    for name, call in python_worker.DENIED.items()
+    if platform.machine() in python_worker.ARCHITECTURES
+}
 
 
 @linux
@@ -550,9 +742,12 @@ NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
         ("call('setuid', 0)", "'EINVAL'"),
         ("call('prctl', 22, 0, 0, 0, 0)", "'EINVAL'"),  # no filter
         *(
-            (f"call('syscall', {NUMBERS.get(name, 0)}, 0, 0, 0, 0, 0)", "'EPERM'")
-            for name in (*python_worker.DENIED, "pivot_root")
+            (f"call('syscall', {number}, 0, 0, 0, 0, 0)", "'EPERM'")
+            for number in NUMBERS.values() if number is not None
         ),
+        (f"call('syscall', {python_worker.NEWEST_CALL + 1}, 0, 0, 0, 0, 0)", "'ENOSYS'"),
+        ("call('syscall', 2**31 - 1, 0, 0, 0, 0, 0)", "'ENOSYS'"),
+        ("os.memfd_create('memory')", "PermissionError: [Errno 1] Operation not permitted"),
         ("import socket\nsocket.socket(40)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_VSOCK
         ("import socket\nsocket.socket(38, 5)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_ALG
         ("import socket\nsocket.socket(17, 3)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_PACKET
@@ -562,10 +757,15 @@ NUMBERS = python_worker.SYSTEM_CALLS.get(platform.machine(), (0, {}))[1]
         ("sorted(os.listdir('/proc/1/root')) == sorted(os.listdir('/'))", "True"),
         ("sorted(p for p in os.listdir('/proc') if p.isdigit())", "['1', '2']"),
         ("os.path.exists('/sys'), os.path.exists('/run'), os.path.exists('/var')", "(False, False, False)"),
-        ("open('/proc/sys/user/max_user_namespaces', 'w')", "PermissionError: [Errno 13] Permission denied: "),
-        ("import glob\n[path for path in glob.glob('/proc/*') + glob.glob('/proc/sys/**', recursive=True)"
-         " if os.path.isfile(path) and os.access(path, os.W_OK) and 'ns_last_pid' not in path]", "[]"),
+        ("open('/proc/sys/user/max_user_namespaces', 'w')", "OSError: [Errno 30] Read-only file system: "),
+        (f"{FIND_WRITABLE}\nsorted(WRITABLE)",
+         "['/dev/full', '/dev/null', '/dev/random', '/dev/shm', '/dev/urandom', '/dev/zero']"),
         ("open('/proc/self/oom_score_adj').read()", "'1000\\n'"),
+        *((f"open('/proc/{path}', 'w')", "OSError: [Errno 30] Read-only file system: ")
+          for path in ("self/oom_score_adj", "1/oom_score_adj", "thread-self/oom_score_adj", "self/oom_adj",
+                       "self/mem", "1/mem", "self/uid_map", "sys/kernel/ns_last_pid")),
+        ("os.utime('/dev/null')", "OSError: [Errno 30] Read-only file system"),
+        ("os.path.exists('/proc/self/fd/3') and os.readlink('/proc/self/fd/3').startswith('/proc')", "False"),
         ("os.stat('/proc/self').st_uid == os.getuid() > 0", "True"),
         ("open('/dev/tty')", "FileNotFoundError: [Errno 2] No such file or directory: '/dev/tty'"),
         ("os.close(0)\nos.uname().nodename", "'sandbox'"),
