@@ -282,6 +282,14 @@ class Checkpoint:
                     raise CheckpointError(f"{folder / file} has {name!r}, which {INDEX} does not place there")
         return cls({name: shards[file] for name, file in weight_map.items()}, folder)
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors by other names: new name -> the name in the files."""
+        twin = Checkpoint({}, self.folder)
+        twin._shards = {name: self._shards[old] for name, old in names.items()}
+        twin.tensors = {name: self.tensors[old] for name, old in names.items()}
+        twin.file_of = {name: self.file_of[old] for name, old in names.items()}
+        return twin
+
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
         tensor = self.tensors[name]
@@ -308,7 +316,7 @@ class Checkpoint:
 
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
-        return self._shards[name].arrays[name]
+        return self._shards[name].arrays[self.tensors[name].name]
 
     @property
     def is_mapped(self) -> bool:

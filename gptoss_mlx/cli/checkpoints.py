@@ -149,10 +149,11 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     from gptoss_convert.sources import Source
 
     from ..progress import conversion_progress
+    from ..recognition import model_folder
 
     text = _text(file or fidelity.TEXT)
     with conversion_progress() as show:
-        found = fidelity.compare(Source(source), resolve(model), text, tokens, show)
+        found = fidelity.compare(Source(model_folder(source)), resolve(model), text, tokens, show)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return
