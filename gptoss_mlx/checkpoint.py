@@ -33,6 +33,16 @@ METAL_PAGE = 16_384
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 
+# How a file begins that is something else, and what that is. As a length, none of them would be a possible one.
+OTHER_FORMATS = {
+    b"version ": "what Git LFS keeps in its place: `git lfs pull` fetches the file itself",
+    b"GGUF": "a GGUF file, which llama.cpp runs",
+    b"PK\x03\x04": "a file of PyTorch's, or an archive: save the model in safetensors",
+    b"<!doctyp": "a web page: download it again",
+    b"<!DOCTYP": "a web page: download it again",
+    b"<html": "a web page: download it again",
+}
+
 # The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
 NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
 
@@ -78,6 +88,8 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
     """The length N that the first 8 bytes of a file of `size` bytes give. Raises CheckpointError."""
     if len(prefix) < 8:
         raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
+    if other := next((what for start, what in OTHER_FORMATS.items() if prefix.startswith(start)), None):
+        raise CheckpointError(f"{path} is not a safetensors file but {other}")
     (length,) = struct.unpack("<Q", prefix)
     if 8 + length > size:
         raise CheckpointError(

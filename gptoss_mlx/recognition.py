@@ -56,13 +56,14 @@ OTHERS = (
         "weights in PyTorch's format, which may run code when they are read",
         "save the model in safetensors, as save_pretrained of transformers does",
     ),
+    Other(("*.npz",), "weights in NumPy's format, as MLX's first examples had them", CONVERT),
     Other(("*.onnx", "*.onnx_data", "onnx/"), "an ONNX model", CONVERT),
     Other(("*.h5", "saved_model.pb", "*.ckpt.index"), "a TensorFlow model", CONVERT),
     Other(("*.msgpack",), "a Flax model", CONVERT),
     Other(("*.mlpackage/", "*.mlmodelc/", "*.mlmodel"), "a Core ML model", CONVERT),
     Other(("openvino_model.xml", "*.engine", "*.plan"), "a model compiled for OpenVINO or TensorRT", CONVERT),
     Other(("*.tflite", "*.litertlm", "*.task"), "a LiteRT model", CONVERT),
-    Other(("manifests/", "sha256-*"), "models of Ollama's, in GGUF", CONVERT),
+    Other(("manifests/", "modelfile", "sha256-*"), "models of Ollama's, in GGUF", CONVERT),
     Other(
         ("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z", "*.rar", "*.zst"),
         "packed files",
@@ -90,7 +91,7 @@ def model_folder(path: Path) -> Path:
     if not path.is_dir():
         raise GptOssError(_of_file(path))
     try:
-        names = [entry.name + "/" * entry.is_dir() for entry in os.scandir(path)]
+        names = [name + "/" * os.path.isdir(path / name) for name in os.listdir(path)]
     except OSError as error:
         raise GptOssError(f"cannot read {path}: {reason(error)}") from None
     if _has_weights(names):
@@ -213,12 +214,18 @@ FLOATS_OF_8_BITS = ("F8_E4M3", "F8_E5M2")
 
 
 def check_form(where: Path | str, config: Any, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise CheckpointError where the weights are quantized in a form that neither the converter nor the engine reads.
+    """Raise CheckpointError where the weights are in a form that neither the converter nor the engine reads: quantized
+    by others, or apart from an adapter's.
 
     `config` is what config.json holds. Of another architecture that is not said: config.json's reader says what it is.
     """
     if not _is_gpt_oss(config):
         return
+    if factor := next((tensor.name for tensor in tensors.values() if ".lora_" in tensor.name), None):
+        raise CheckpointError(
+            f"{where} has an adapter that was not merged into its weights ({factor!r}): merge it with what it was"
+            " trained with, such as merge_and_unload of PEFT, and save it again"
+        )
     if method := _method(config, tensors):
         raise CheckpointError(
             f"{where} is quantized with {method}, which gptoss-mlx does not read: convert the checkpoint that it was"

@@ -70,11 +70,13 @@ GIVEN = {
     "pth": (["consolidated.00.pth", "params.json"], "PyTorch's format", "safetensors"),
     "FSDP": (["pytorch_model_fsdp_0/__0_0.distcp", "trainer_state.json"], "FSDP", "accelerate merge-weights"),
     "DeepSpeed": (["global_step60/mp_rank_00_model_states.pt", "zero_to_fp32.py"], "DeepSpeed", "zero_to_fp32.py"),
+    "NumPy's": (["weights.npz", "config.json"], "NumPy's format"),
     "ONNX": (["model.onnx", "config.json"], "ONNX"),
     "TensorFlow": (["tf_model.h5", "config.json"], "TensorFlow"),
     "Flax": (["flax_model.msgpack"], "Flax"),
     "Core ML": (["model.mlpackage/Manifest.json"], "Core ML"),
     "Ollama": (["manifests/registry", "blobs/sha256-0"], "Ollama"),
+    "a file for Ollama": (["Modelfile"], "Ollama"),
     "an archive": (["model.zip"], "unpack"),
     "a part of a download": (["model.safetensors.incomplete"], "unfinished download"),
     "no weights": (["config.json", "tokenizer.json"], "without its weights", "finish the download"),
@@ -172,6 +174,7 @@ def test_files_beside_a_model_do_not_hide_it(tmp_path, model):
     for name in ("model.gguf", "pytorch_model.bin", "adapter_config.json", "adapters.safetensors"):
         (tmp_path / "made" / name).write_bytes(b"x")
     (tmp_path / "made" / "checkpoint-60").mkdir()
+    (tmp_path / "made" / "loop").symlink_to("loop")
     assert load(resolve(str(tmp_path / "made"))).config.num_layers == 1
 
 
@@ -188,6 +191,37 @@ def test_a_checkpoint_that_was_not_converted(complaint, tmp_path, layout):
     said = {complaint(command, folder) for command in (*RUNNERS, "compare with")}
     assert len(said) == 1
     assert f"run `gptoss-mlx convert '{folder}' DEST` first".replace("it's", "it'\"'\"'s") in said.pop()
+
+
+STARTS = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13761300984\n": "`git lfs pull`",
+    b"GGUF\x03\0\0\0\0\0\0\0": "a GGUF file",
+    b"PK\x03\x04\0\0\x08\x08\0\0": "PyTorch",
+    b"<!DOCTYPE html><html>": "a web page",
+    b"<!doctype html><html>": "a web page",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_shards_that_are_something_else(complaint, tmp_path, start):
+    folder = write_checkpoint(tmp_path / "given", CONFIG)
+    shard = min(folder.glob("*.safetensors"))
+    shard.write_bytes(start)
+    for command in TWO:
+        line = complaint(command, folder)
+        assert str(shard) in line
+        assert STARTS[start] in line
+
+
+def test_a_model_that_was_saved_with_its_adapter_beside_the_weights(complaint, tmp_path):
+    folder = bf16_folder(tmp_path / "given")
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{module}.{name}.weight": TENSORS["lm_head.weight"] for name in ("base_layer", "lora_A.default")}
+    write_safetensors(folder / "model.safetensors", tensors)
+    for command in TWO:
+        line = complaint(command, folder)
+        assert "not merged" in line
+        assert f"{module}.lora_A" in line
 
 
 def test_another_architecture(complaint, tmp_path):
@@ -293,6 +327,14 @@ def test_other_quantizations(complaint, tmp_path, case):
 def test_tensors_of_other_quantizations_can_be_listed(tmp_path):
     folder = quantized(tmp_path / "given", {"quant_method": "bitsandbytes"}, NF4)
     assert "U8" in {tensor.dtype for tensor in Subject.of_folder(folder).tensors.values()}
+
+
+def test_bytes_are_not_taken_for_mxfp4(tmp_path):
+    folder = quantized(tmp_path / "given", None, U8_SCALES)
+    stored = {dtype for family in inspect(Subject.of_folder(folder)).families for dtype in family.dtypes}
+    assert stored == {"BF16", "U8"}
+    experts = inspect(Subject.of_folder(folder)).families[0]
+    assert experts.parameters < 1.5 * experts.bytes
 
 
 def test_settings_that_outlived_their_quantization(tmp_path):

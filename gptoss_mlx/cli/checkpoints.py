@@ -33,7 +33,7 @@ DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import
     help="One below, or a .toml.",
 )
 @click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA adapter.")
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
 )
