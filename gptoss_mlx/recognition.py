@@ -108,7 +108,7 @@ def without_weights(where: Path | str, names: Iterable[str]) -> str:
         return f"{where} is empty: {CONVERT}"
     if other := _other(names):
         return f"{where} holds {other.what}: {other.step}"
-    return f"{where} holds no model: that would be config.json, tokenizer.json and weights in safetensors"
+    return f"{where} has no config.json, no tokenizer.json and no weights in safetensors: it holds no model"
 
 
 def _has_weights(names: Iterable[str]) -> bool:
