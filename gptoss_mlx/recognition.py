@@ -105,7 +105,7 @@ def without_weights(where: Path | str, names: Iterable[str]) -> str:
     """What to say of a folder, or of a repository, that has files of these names and no weights in safetensors."""
     names = [name for name in names if not name.startswith(".")]
     if not names:
-        return f"{where} is empty: {CONVERT}"
+        return f"{where} is empty, where a model has config.json and weights: {CONVERT}"
     if other := _other(names):
         return f"{where} holds {other.what}: {other.step}"
     return f"{where} has no config.json, no tokenizer.json and no weights in safetensors: it holds no model"
@@ -265,9 +265,9 @@ def _named(config: Mapping[str, Any]) -> str | None:
 UNCONVERTED = {
     ".gate_up_proj_blocks": "a published checkpoint",
     ".mlp1_weight": "a checkpoint in OpenAI's original layout",
-    ".experts.gate_up_proj": "a checkpoint with its experts in BF16",
-    ".experts.down_projs.": "a checkpoint with its experts apart",
-    ".experts.0.": "a checkpoint with its experts apart",
+    ".experts.gate_up_proj": "a checkpoint whose experts are not quantized",
+    ".experts.down_projs.": "a checkpoint with layers for each expert",
+    ".experts.0.": "a checkpoint with layers for each expert",
 }
 
 
