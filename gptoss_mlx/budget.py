@@ -15,11 +15,11 @@ from pathlib import Path
 
 from . import kernels
 from .cache import BYTE_HEAD_DIMS, MOST_MARKS, STRETCH
-from .checkpoint import Checkpoint, CheckpointError
-from .config import ModelConfig
+from .checkpoint import CheckpointError
 from .errors import GptOssError
 from .memory import available, parse_size, size_text, total
 from .model import keys_at_a_time
+from .recognition import open_converted
 
 USUAL_CONTEXT = 8192  # what is made to fit where nobody asks for a context; what is left may make it longer
 LEAST_CONTEXT = 1024
@@ -273,8 +273,8 @@ class Sizes:
     """How many bytes each part of a folder takes, from its headers."""
 
     def __init__(self, folder: Path):
-        self.config = ModelConfig.load(folder)
-        self.tensors = Checkpoint.open(folder).tensors
+        self.config, checkpoint = open_converted(folder)
+        self.tensors = checkpoint.tensors
         if not self.experts:
             raise CheckpointError(f"{folder} has no experts: not a gpt-oss model")
         self.all_experts = self.config.num_layers * self.config.num_experts

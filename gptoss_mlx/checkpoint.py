@@ -35,6 +35,16 @@ METAL_PAGE = 16_384
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 
+# How a file begins that is something else, and what that is. As a length, none of them would be a possible one.
+OTHER_FORMATS = {
+    b"version ": "what Git LFS keeps in its place: `git lfs pull` fetches the file itself",
+    b"GGUF": "a GGUF file, which llama.cpp runs",
+    b"PK\x03\x04": "a file of PyTorch's, or an archive: save the model in safetensors",
+    b"<!doctyp": "a web page: download it again",
+    b"<!DOCTYP": "a web page: download it again",
+    b"<html": "a web page: download it again",
+}
+
 # The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
 NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
 
@@ -80,6 +90,8 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
     """The length N that the first 8 bytes of a file of `size` bytes give. Raises CheckpointError."""
     if len(prefix) < 8:
         raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
+    if other := next((what for start, what in OTHER_FORMATS.items() if prefix.startswith(start)), None):
+        raise CheckpointError(f"{path} is not a safetensors file but {other}")
     (length,) = struct.unpack("<Q", prefix)
     if 8 + length > size:
         raise CheckpointError(
@@ -288,6 +300,14 @@ class Checkpoint:
                     raise CheckpointError(f"{folder / file} has {name!r}, which {INDEX} does not place there")
         return cls({name: shards[file] for name, file in weight_map.items()}, folder)
 
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors by other names: new name -> the name in the files."""
+        twin = Checkpoint({}, self.folder)
+        twin._shards = {name: self._shards[old] for name, old in names.items()}
+        twin.tensors = {name: self.tensors[old] for name, old in names.items()}
+        twin.file_of = {name: self.file_of[old] for name, old in names.items()}
+        return twin
+
     def view(self, name: str) -> np.ndarray:
         """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
         tensor = self.tensors[name]
@@ -314,7 +334,7 @@ class Checkpoint:
 
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows one."""
-        return self._shards[name].arrays[name]
+        return self._shards[name].arrays[self.tensors[name].name]
 
     @property
     def is_mapped(self) -> bool:

@@ -84,7 +84,9 @@ class ModelConfig:
         fields = _Fields(data)
         model_type = data.get("model_type")
         if model_type != "gpt_oss":
-            raise ConfigError(f"model_type is {model_type!r}, and this program runs 'gpt_oss' only")
+            raise ConfigError(
+                f"model_type is {model_type!r}, and this program runs 'gpt_oss' only, such as gpt-oss-20b"
+            )
         num_layers = fields.integer("num_hidden_layers", most=1024)
         num_heads = fields.integer("num_attention_heads")
         num_kv_heads = fields.integer("num_key_value_heads")

@@ -14,12 +14,12 @@ import mlx.core as mx
 
 from .budget import PREFILL_CHUNKS, Settings, backend
 from .cache import Cache
-from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import GptOssError
 from .experts import PoolStats
 from .foreign import is_there, read_json
 from .model import Transformer
+from .recognition import model_folder, open_converted
 from .sampling import Sampler, Sampling
 from .weights import Weights
 
@@ -202,13 +202,8 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
     Activations are BF16 on a GPU and FP32 on a CPU, where MLX computes FP32 many times faster and the kernels take it.
     Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise GptOssError(f"{path} is not a folder: convert a checkpoint first, or check the path")
-    config = ModelConfig.load(path)
-    checkpoint = Checkpoint.open(path)
-    if any(name.endswith(".gate_up_proj_blocks") for name in checkpoint.tensors):
-        raise GptOssError(f"{path} is a published checkpoint: run `gptoss-mlx convert {path} DEST` first")
+    path = model_folder(Path(path))
+    config, checkpoint = open_converted(path)
     dtype = mx.float32 if mx.default_device() == mx.cpu else mx.bfloat16
     settings = settings or Settings(config.max_context, 16, PREFILL_CHUNKS[backend()][0])
     if settings.workspace is not None:

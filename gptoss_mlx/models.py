@@ -77,10 +77,13 @@ def last_used() -> Path | None:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model. Raises ModelMissing where it can be had, GptOssError where the name means nothing."""
+    """The folder of a model. Raises ModelMissing where it can be had, GptOssError where the name means nothing, or
+    something else than a model."""
+    from .recognition import model_folder
+
     path = Path(os.path.expanduser(name))
-    if os.path.isdir(path):  # unlike Path.is_dir, it takes any name
-        return path
+    if os.path.lexists(path):  # unlike Path.exists, it takes any name
+        return model_folder(path)
     repository = SHORT_NAMES.get(name, name)
     if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)

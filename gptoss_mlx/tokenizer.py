@@ -9,14 +9,13 @@ import json
 import math
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import GptOssError
-from .foreign import is_there, open_regular, reason
+from .foreign import is_there, open_regular
+from .panics import library_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -29,6 +28,8 @@ UNSURE_WORDS, UNSURE_TOKENS = 3, 1 / 4
 MAX_BYTES = 40 * 2**20  # half as much again as the published tokenizer.json has
 # What it consists of; other kinds of the library's can panic in the middle of a conversation, or take forever.
 PARTS = {"BPE", "Split", "ByteLevel"}
+PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:(?!\s*(?:null|""))')
+ESCAPED = re.compile(rb"\\u00[2-7]")  # a character of that name, written as nobody needs to
 
 
 class Tokenizer:
@@ -54,11 +55,13 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not is_there(path):
             raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
-        with _library_errors(f"cannot read {path}"):
+        with library_errors(f"cannot read {path}"):
             with open_regular(path) as file:
                 data = file.read(MAX_BYTES + 1)
             if len(data) > MAX_BYTES:
                 raise ValueError(f"more than {MAX_BYTES:,} bytes")
+            if _has_prefix(data):
+                raise ValueError("a gpt-oss tokenizer has no continuing_subword_prefix")
             backend = Backend.from_buffer(data)
             if strange := _parts(backend) - PARTS:
                 raise ValueError(f"a gpt-oss tokenizer has no {', '.join(sorted(strange))}")
@@ -69,7 +72,7 @@ class Tokenizer:
         beginning, and the rest is not looked at. Raises GptOssError."""
         ids: list[int] = []
         start = 0
-        with _library_errors("tokenizer.json cannot encode text"):
+        with library_errors("tokenizer.json cannot encode text"):
             while start < len(text) and (most is None or len(ids) < most):
                 found, start = self._encode_from(text, start)
                 ids += found
@@ -108,8 +111,9 @@ class Tokenizer:
         return self._special_ids[name]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; special tokens by name, bytes that are not UTF-8 as U+FFFD."""
-        return self._backend.decode(ids, skip_special_tokens=False)
+        """Text of ids; special tokens by name, bytes that are not UTF-8 as U+FFFD. Raises GptOssError."""
+        with library_errors("tokenizer.json cannot decode tokens"):
+            return self._backend.decode(ids, skip_special_tokens=False)
 
     @cached_property
     def longest(self) -> int:
@@ -149,6 +153,15 @@ def _byte_of_symbol() -> dict[int, int]:
     return {symbol: symbol if symbol < 256 else next(others) for symbol in symbols}
 
 
+def _has_prefix(data: bytes) -> bool:
+    """Whether merges are to cut a prefix off their second token. Where that cuts through a character, the library does
+    not panic but ends the process. Read as JSON, the file would take as long again as it takes the library."""
+    if not ESCAPED.search(data):
+        return PREFIX.search(data) is not None
+    model = json.loads(data)["model"]
+    return bool(model.get("continuing_subword_prefix"))
+
+
 def _parts(backend: Backend) -> set[str]:
     """What a tokenizer is made of, by kind."""
     kinds = {type(backend.model).__name__}
@@ -157,17 +170,6 @@ def _parts(backend: Backend) -> set[str]:
             state = json.loads(part.__getstate__())
             kinds |= {step["type"] for step in state.get("pretokenizers", [state])}
     return kinds
-
-
-@contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """Whatever `tokenizers` raises as GptOssError: bare Exception, or where it panics, no Exception at all."""
-    try:
-        yield
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except BaseException as error:
-        raise GptOssError(f"{what}: {reason(error)}") from None
 
 
 class TextStream:

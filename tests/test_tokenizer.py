@@ -1,11 +1,17 @@
 """Text <-> ids on a tokenizer of the demo's kind: no text becomes a special token, no character is cut."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import write_tokenizer
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.panics import library_errors
 from gptoss_mlx.tokenizer import Tokenizer
 
 
@@ -88,6 +94,63 @@ def test_corrupt_file(tmp_path, text):
     with pytest.raises(GptOssError, match=r"tokenizer\.json") as error:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+CUT = {"vocab": {"a": 0, "é": 1, "aé": 2}, "continuing_subword_prefix": "x", "merges": [["a", "é"]]}
+PANICS = {
+    "a character map": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "no character map": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+    "a prefix that is longer than the token": {"model": {"type": "BPE", **CUT, "continuing_subword_prefix": "xyz"}},
+    "a prefix that ends within a character": {"model": {"type": "BPE", **CUT}},
+}
+
+
+@pytest.mark.parametrize("case", PANICS)
+def test_a_panic_of_the_library_is_an_error_of_one_line(tmp_path, capfd, case):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | PANICS[case]))
+    with pytest.raises(GptOssError, match=r"^cannot read .*tokenizer\.json: ") as error:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_prefix_by_another_spelling_of_its_name(tmp_path):
+    """The library would end the process."""
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    text = json.dumps(json.loads(path.read_text()) | {"model": {"type": "BPE", **CUT}})
+    path.write_text(text.replace("continuing_subword", "continuing\\u005fsubword"))
+    with pytest.raises(GptOssError, match="has no continuing_subword_prefix"):
+        Tokenizer.load(tmp_path)
+    text = json.dumps(json.loads(text) | {"model": {"type": "BPE", "vocab": {"\x41": 0}, "merges": []}})
+    path.write_text(text.replace("A", "\\u0041"))
+    assert Tokenizer.load(tmp_path).encode("A") == [0]
+
+
+def test_what_others_write_to_standard_error_while_a_library_is_at_work(capfd):
+    with library_errors("it"):
+        os.write(2, b"a warning\n")
+    assert capfd.readouterr().err == "a warning\n"
+
+
+def test_what_is_written_before_an_error_that_is_no_panic(capfd):
+    def fails():
+        os.write(2, b"a reason\n")
+        raise ValueError("too bad")
+
+    with pytest.raises(GptOssError, match="it: too bad"), library_errors("it"):
+        fails()
+    assert capfd.readouterr().err == "a reason\n"
+
+
+def test_without_standard_error(tmp_path):
+    write_tokenizer(tmp_path)
+    code = "import os, sys; from pathlib import Path; from gptoss_mlx.tokenizer import Tokenizer; os.close(2)"
+    code += "; print(Tokenizer.load(Path(sys.argv[1])).encode('ab'))"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)) == 2
 
 
 def test_missing_file(tmp_path):

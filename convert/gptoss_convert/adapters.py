@@ -1,9 +1,10 @@
 """A LoRA adapter on disk -> what it adds to the canonical weights: scale * left @ right, of low rank.
 
-Which layout it came from ends here. Two are known, told apart by the file that holds the tensors:
+Which layout it came from ends here. Three are known, told apart by the file that holds the tensors, and by names:
 
 PEFT     adapter_model.safetensors: A [rank, inputs] and B [outputs, rank], under the published names; the experts' gate
-         and up in one, interleaved; either all experts along one axis of ranks, or each expert for itself
+         and up in one, interleaved, or apart; either all experts along one axis of ranks, or each expert for itself
+Tinker   the same file and halves, under names of its own; experts along an axis, where one half may be all experts'
 MLX-LM   adapters.safetensors: a [inputs, rank] and b [rank, outputs], under the canonical names
 
 Everything is checked against the model's shapes when an adapter is opened; an adapter is used to its last tensor or
@@ -12,8 +13,11 @@ refused. Knows nothing of recipes: what becomes of merged values is the pipeline
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -275,6 +279,8 @@ def _rank(value: Any, name: str) -> int:
 
 
 PEFT_PREFIX = "base_model.model."
+# Saved without PEFT's own function, the adapter's name is in those of the tensors.
+PEFT_ADAPTER_NAME = re.compile(r"(?<=\.lora_[AB])\.(?!weight$)(\w+)(?=\.weight$)|(?<=\.lora_embedding_[AB])\.(\w+)$")
 PEFT_HALVES = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 # Where these are trained, PEFT also saves what it added the factors to.
 PEFT_BASES = {module: f"{PEFT_PREFIX}{module}.base_layer.weight" for module in ("model.embed_tokens", "lm_head")}
@@ -300,27 +306,33 @@ PEFT_HARMLESS: Mapping[str, tuple[Any, ...]] = {
 
 
 def _peft_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: ModelConfig) -> dict[str, Change]:
-    if (kind := settings.get("peft_type")) != "LORA":
+    tensors = _without_adapter_name(tensors)
+    is_tinkers = any(mark in name for name in tensors.tensors for mark in TINKER_MARKS)
+    if (kind := settings.get("peft_type", "LORA" if is_tinkers else None)) != "LORA":
         raise AdapterError(f"peft_type is {shown(kind)}, and only 'LORA' can be merged")
     for name, harmless in PEFT_HARMLESS.items():
         if (value := settings.get(name)) not in (None, False, [], {}, *harmless):
             raise AdapterError(f"{name} is {shown(value)}: only plain LoRA can be merged here; merge it with PEFT")
+    if is_tinkers:
+        return _tinker_changes(settings, tensors, config)
     bases = {module: name for module, name in PEFT_BASES.items() if name in tensors.tensors}
     factors = [name for name in tensors.tensors if name not in bases.values()]
     pairs = _pairs(factors, PEFT_PREFIX, PEFT_HALVES)
     weights = _published_weights(config)
-    matrices = _peft_matrices(weights)
+    matrices = _peft_matrices(weights | _canonical_weights(config))
     stacks = _peft_stacks([pair for pair in pairs if STACK.fullmatch(pair.path)], tensors, weights)
+    called = {pair.path: stacks[pair.path][0] if pair.path in stacks else pair.path for pair in pairs}
+    scales = _peft_scales(settings, called.values())
     changes: dict[str, Change] = {}
     for pair in pairs:
         if pair.path in stacks:
             module, form = stacks[pair.path]
-            shape, experts, setting = weights[module], range(weights[module][0]), module
+            shape, experts = weights[module], range(weights[module][0])
         else:
             module, expert, shape = _known(matrices, pair.path, pair.a)
             form = PEFT_EMBEDDING if pair.a.endswith(PEFT_HALVES[1]) else PEFT_MATRIX
-            experts, setting = [expert], pair.path
-        low_ranks = _low_ranks(tensors, pair, form, shape, *_peft_scale(settings, setting))
+            experts = [expert]
+        low_ranks = _low_ranks(tensors, pair, form, shape, *scales[called[pair.path]])
         for part, rows in expert_parts(module):
             added = changes.setdefault(part, Change()).added
             for expert, low_rank in zip(experts, low_ranks, strict=True):
@@ -335,16 +347,20 @@ def _peft_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: Mode
 
 
 def _peft_matrices(weights: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, int, tuple[int, ...]]]:
-    """Path of a linear layer in training -> the published module, which of its experts, and the shape.
+    """Path of a linear layer in training -> the published or canonical module, which of its experts, and the shape.
 
-    Where training in 4 bits needs linear layers, Unsloth makes one of each expert, in a list with a plural's name.
+    Where training in 4 bits needs linear layers, Unsloth makes one of each expert, in a list with a plural's name;
+    others, and what vLLM takes, have them in the experts, gate and up apart.
     """
     matrices = {}
     for module, shape in weights.items():
         if len(shape) == 2:
             matrices[module] = (module, 0, shape)
-        else:
-            matrices |= {f"{module}s.{expert}": (module, expert, shape[1:]) for expert in range(shape[0])}
+            continue
+        experts, _, projection = module.rpartition(".")
+        for expert in range(shape[0]):
+            for path in (f"{module}s.{expert}", f"{experts}.{expert}.{projection}"):
+                matrices[path] = (module, expert, shape[1:])
     return matrices
 
 
@@ -379,27 +395,103 @@ def _peft_stacks(
     return {pair.path: (candidates(pair, form)[0], form) for form in fitting for pair in pairs}
 
 
-def _peft_scale(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
-    """The module's rank and scale."""
-    rank = _rank(_peft_setting(settings, "r", "rank_pattern", module), "r")
-    alpha = _number(_peft_setting(settings, "lora_alpha", "alpha_pattern", module), "lora_alpha")
-    return rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+def _peft_scales(settings: Mapping[str, Any], modules: Iterable[str]) -> dict[str, tuple[int, float]]:
+    """Each module's rank and scale."""
+    parameters = settings.get("target_parameters") or []
+    if not isinstance(parameters, list):
+        raise AdapterError("target_parameters is malformed")
+
+    def key(module: str) -> str:
+        """What PEFT calls it: the parameter, where it was given that."""
+        is_given = any(f".{module}.weight".endswith(f".{target}") for target in parameters)
+        return f"{module}.weight" if is_given else module
+
+    keys = {module: key(module) for module in modules}
+    ranks = _peft_setting(settings, "r", "rank_pattern", keys.values())
+    alphas = _peft_setting(settings, "lora_alpha", "alpha_pattern", keys.values())
+    scales = {}
+    for module, key_ in keys.items():
+        rank, alpha = _rank(ranks[key_], "r"), _number(alphas[key_], "lora_alpha")
+        scales[module] = rank, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return scales
 
 
-def _peft_setting(settings: Mapping[str, Any], name: str, exceptions: str, module: str) -> Any:
-    """A setting, or its first exception that ends the module's name (the parameter's, where PEFT was given that)."""
-    patterns, parameters = settings.get(exceptions) or {}, settings.get("target_parameters") or []
-    if not isinstance(patterns, dict) or not isinstance(parameters, list):
-        raise AdapterError(f"{exceptions} or target_parameters is malformed")
-    key = f"{module}.weight" if any(f".{module}.weight".endswith(f".{target}") for target in parameters) else module
-    for pattern, value in patterns.items():
-        path = pattern.replace("\\.", ".")
-        # A pattern of PEFT may be any regular expression, even one that never ends; names are those in use.
-        if not re.fullmatch(r"\^?[\w.]+", path):
-            raise AdapterError(f"{exceptions} has {shown(pattern)}, and only names of modules are understood here")
-        if f"^{key}" == path or f".{key}".endswith(f".{path}"):
-            return value
-    return settings.get(name)
+def _peft_setting(settings: Mapping[str, Any], name: str, exceptions: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A setting of each key: that of the first exception whose pattern is the end of the key, or the general one."""
+    patterns = settings.get(exceptions) or {}
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"{exceptions} is malformed")
+    keys = list(dict.fromkeys(keys))
+    found = _first_matches(list(patterns), keys, exceptions) if patterns else [None] * len(keys)
+    values = list(patterns.values())
+    general = settings.get(name)
+    return {key: general if n is None else values[n] for key, n in zip(keys, found, strict=True)}
+
+
+# As PEFT matches. In a process of its own, because a regular expression can take forever, and can be stopped there.
+MATCHING = r"""
+import json, re, sys
+patterns, keys = json.load(sys.stdin)
+patterns = [re.compile(rf"(.*\.)?({pattern})$") for pattern in patterns]
+print(json.dumps([next((n for n, pattern in enumerate(patterns) if pattern.match(key)), None) for key in keys]))
+"""
+PATIENCE = 20  # seconds; all keys of gpt-oss-120b take none
+
+
+def _first_matches(patterns: list[str], keys: list[str], setting: str) -> list[int | None]:
+    """For each key, which of the patterns matches it first."""
+    text = json.dumps([patterns, keys])
+    command = [sys.executable, "-I", "-c", MATCHING]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise AdapterError(f"{setting} has a pattern that takes too long: {shown(patterns)}") from None
+    if done.returncode:
+        raise AdapterError(f"{setting} has a pattern that is no regular expression: {shown(patterns)}")
+    return json.loads(done.stdout)
+
+
+def _without_adapter_name(tensors: Checkpoint) -> Checkpoint:
+    adapters = {found[1] or found[2] for found in map(PEFT_ADAPTER_NAME.search, tensors.tensors) if found}
+    if len(adapters) > 1:
+        raise AdapterError(f"it holds several adapters: {', '.join(sorted(adapters))}; save one of them")
+    return tensors.renamed({PEFT_ADAPTER_NAME.sub("", name): name for name in tensors.tensors})
+
+
+TINKER_MARKS = (".attn.", ".mlp.experts.w", ".unembed_tokens.")
+TINKER_NAMES = {
+    ".attn.": ".self_attn.",
+    ".experts.w1": ".experts.gate_proj",
+    ".experts.w2": ".experts.down_proj",
+    ".experts.w3": ".experts.up_proj",
+    "model.unembed_tokens": "lm_head",
+}
+
+
+def _tinker_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: ModelConfig) -> dict[str, Change]:
+    """The rank is that of the tensors, which is not one for all; the scale is."""
+    scale = _number(settings.get("lora_alpha"), "lora_alpha") / _rank(settings.get("r"), "r")
+    weights = _canonical_weights(config)
+    changes = {}
+    for pair in _pairs(tensors.tensors, PEFT_PREFIX, PEFT_HALVES):
+        module = pair.path
+        for name, canonical in TINKER_NAMES.items():
+            module = module.replace(name, canonical)
+        *experts, rows, columns = _known(weights, module, pair.a)
+        rank = tensors.tensors[pair.b].shape[-1]
+        a, b = (
+            _of_all(tensors, name, experts, sides)
+            for name, sides in ((pair.a, (rank, columns)), (pair.b, (rows, rank)))
+        )
+        low_ranks = [LowRank(scale, *sides) for sides in (zip(b, a, strict=True) if experts else [(b, a)])]
+        changes[module] = Change(dict(enumerate(low_ranks)))
+    return changes
+
+
+def _of_all(tensors: Checkpoint, name: str, experts: list[int], sides: tuple[int, ...]) -> np.ndarray:
+    """A tensor of all experts, who may share a single one."""
+    shared = bool(experts) and tensors.tensors[name].shape[:1] == (1,)
+    return np.broadcast_to(_checked(tensors, name, (*([1] if shared else experts), *sides)), (*experts, *sides))
 
 
 def _mlx_changes(settings: Mapping[str, Any], tensors: Checkpoint, config: ModelConfig) -> dict[str, Change]:

@@ -17,11 +17,12 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.experts import SWIGLU_ALPHA
 from gptoss_mlx.model import concentration, rope_wavelengths
+from gptoss_mlx.recognition import open_converted
 from gptoss_mlx.tokenizer import Tokenizer
 from gptoss_mlx.weights import FLOATS
 from gptoss_mlx.weights import Weights as StoredWeights
@@ -69,8 +70,8 @@ class SourceWeights:
 class ConvertedWeights:
     def __init__(self, folder: Path):
         """Raises GptOssError for a folder that is no model's."""
-        self.folder, self.config = folder, ModelConfig.load(folder)
-        self._checkpoint = Checkpoint.open(folder)
+        self.folder = folder
+        self.config, self._checkpoint = open_converted(folder)
         self._stored = StoredWeights(self._checkpoint, self.config, mx.float32)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -42,6 +42,7 @@ from gptoss_mlx.checkpoint import (
 )
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import parsed
+from gptoss_mlx.recognition import without_weights
 
 from .verification import BUFFER, sha256
 
@@ -184,7 +185,7 @@ class Repository:
                 raise CheckpointError(f"{self.id} lacks {missing[0]}, which its {INDEX} names")
             return names
         if SINGLE not in self.files:
-            raise CheckpointError(f"{self.id} has neither {INDEX} nor {SINGLE}: not a model in safetensors")
+            raise CheckpointError(without_weights(self.id, self.files))
         return [SINGLE]
 
     @cached_property

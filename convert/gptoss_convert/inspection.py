@@ -19,6 +19,7 @@ from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo, as_ar
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import is_there, open_regular, parsed, read_json
+from gptoss_mlx.recognition import check_form
 
 from .bf16 import widened
 from .sources import as_published, published_config
@@ -101,6 +102,8 @@ class Subject:
     """What can be inspected: the headers, the small files, and a way to the weights."""
 
     path: str
+    raw_config: Any
+    """What config.json says, in its published form."""
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     license: str | None
@@ -112,10 +115,11 @@ class Subject:
     @classmethod
     def of_folder(cls, folder: Path) -> Subject:
         """A folder in any layout. Raises GptOssError."""
-        checkpoint = Checkpoint.open(folder)
+        checkpoint, raw_config = Checkpoint.open(folder), published_config(folder)
         return cls(
             path=str(folder),
-            config=ModelConfig.of_folder(folder, published_config(folder)),
+            raw_config=raw_config,
+            config=ModelConfig.of_folder(folder, raw_config),
             tensors=checkpoint.tensors,
             license=_license(folder / "LICENSE"),
             provenance=provenance_of(folder),
@@ -138,12 +142,13 @@ class Subject:
             data = repository.read(path.name, tensor.start, tensor.end)
             return as_array(path, tensor, np.frombuffer(data, np.uint8))
 
-        raw_config = parsed(where / "config.json", repository.read("config.json"))
-        config = ModelConfig.of_folder(where, as_published(raw_config))
+        raw_config = as_published(parsed(where / "config.json", repository.read("config.json")))
+        config = ModelConfig.of_folder(where, raw_config)
         checkpoint = repository.checkpoint(where)
         license, provenance = small("LICENSE"), small(PROVENANCE)
         return cls(
             path=f"{repository.id}, commit {repository.commit}",
+            raw_config=raw_config,
             config=config,
             tensors=checkpoint.tensors,
             license=license and _first_line(license),
@@ -153,8 +158,9 @@ class Subject:
 
 
 def inspect(subject: Subject) -> Inspection:
-    """Describe what is in any layout. Raises GptOssError."""
+    """Describe what is in any layout. Raises GptOssError, also for weights in a form that nothing here reads."""
     config = subject.config
+    check_form(subject.path, subject.raw_config, subject.tensors)
     families = _families(subject)
     if not families:
         raise CheckpointError(f"{subject.path} has no weights")
@@ -203,6 +209,11 @@ def _quantization(name: str, tensors: Mapping[str, TensorInfo], config: ModelCon
     return config.quantization_of(_module(name)) if f"{_module(name)}.scales" in tensors else None
 
 
+def _is_mxfp4(tensor: TensorInfo) -> bool:
+    """Whether it is two weights a byte, as in a source."""
+    return tensor.dtype == "U8" and tensor.name.endswith(("_blocks", ".blocks"))
+
+
 def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> int:
     """Weights that a tensor stands for; what only helps to decode another stands for none."""
     count = math.prod(tensor.shape)
@@ -211,7 +222,7 @@ def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: M
         return 0
     if name.endswith(".biases"):
         return 0
-    if name.endswith(("_blocks", ".blocks")):
+    if _is_mxfp4(tensor):
         return 2 * count
     if q := _quantization(name, tensors, config):
         return count * 32 // q.bits if name.endswith(".weight") else count
@@ -219,7 +230,7 @@ def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: M
 
 
 def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> str:
-    if tensor.dtype == "U8":
+    if _is_mxfp4(tensor) or (tensor.dtype == "U8" and tensor.name.endswith(("_scales", ".scales"))):
         return "MXFP4"
     q = _quantization(tensor.name, tensors, config)
     if q is None or tensor.name.endswith(".bias"):

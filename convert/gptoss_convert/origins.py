@@ -6,13 +6,15 @@ is then deleted, so that a model needs the disk of its result and of a shard or 
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ConvertError
+from gptoss_mlx.recognition import model_folder
+
 from .sources import COMPANIONS, Source
 
 if TYPE_CHECKING:
@@ -46,10 +48,8 @@ def origin_of(name: str | Path, revision: str | None, scratch: Path, keep: bool)
     """A folder, or the hub repository of this id, whose files come into `scratch`, or with `keep` into the user's
     cache. Raises GptOssError."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return Folder(folder, revision)
-    if folder.exists():
-        raise ConvertError(f"{name} is a file: name the folder that holds config.json")
+    if os.path.lexists(folder):
+        return Folder(model_folder(folder), revision)
     from .hub import Repository
 
     return Download(Repository.open(str(name), revision), scratch, keep)

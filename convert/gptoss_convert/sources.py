@@ -6,10 +6,15 @@ from ends here. Known layouts, all safetensors, told apart by their headers:
 published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
 original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
 plain       fine-tunes saved with the experts in BF16, inputs first
+apart       each expert of its own in BF16, a linear layer or three (outputs first, as such layers are); where gate and
+            up are in one, they are interleaved
+
+Names may have in them what training tools put there: see `published_name`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -20,6 +25,7 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.config import ModelConfig, read_config
+from gptoss_mlx.recognition import check_form
 
 from .bf16 import widened
 from .errors import ConvertError
@@ -202,7 +208,8 @@ class Source:
         self.folder = folder
         self.raw_config = published_config(folder)
         self.config = ModelConfig.of_folder(folder, self.raw_config)
-        self.checkpoint = checkpoint or Checkpoint.open(folder)
+        self.checkpoint = _renamed(checkpoint or Checkpoint.open(folder))
+        check_form(folder, self.raw_config, self.checkpoint.tensors)
         # Gate and up are alternate rows of the same tensors, and are converted in turns.
         self._read = lru_cache(maxsize=2)(self.checkpoint.read)
         self.layout = _layout_of(self.checkpoint)
@@ -378,6 +385,43 @@ def plain_tensors(config: ModelConfig) -> dict[str, Form]:
     return tensors
 
 
+APART = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def _apart_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
+    """All experts begin with the first one."""
+    if not (found := APART.fullmatch(name)):
+        yield Plain(name, tensor(name))
+    elif found[2] == "0":
+        experts, _, projection, kind = found.groups()
+        stack = _stacked([tensor(f"{experts}.{n}.{projection}.{kind}") for n in range(config.num_experts)])
+        for part, rows in expert_parts(f"{experts}.{projection}"):
+            yield Plain(f"{part}.{kind}", _outputs(stack, rows))
+
+
+def _stacked(tensors: list[Rows]) -> Rows:
+    return Rows((len(tensors), *tensors[0].shape), lambda start, stop: np.stack([t[:] for t in tensors[start:stop]]))
+
+
+def apart_tensors(config: ModelConfig, gate_and_up: bool = False) -> dict[str, Form]:
+    """The plain tensors with each expert's linear layers for themselves; `gate_and_up`: those two apart as well."""
+    tensors: dict[str, Form] = {}
+    for name, (dtype, shape) in plain_tensors(config).items():
+        if ".mlp.experts." not in name:
+            tensors[name] = dtype, shape
+            continue
+        kind = "bias" if name.endswith("_bias") else "weight"
+        experts, projection = name.removesuffix("_bias").rsplit(".", 1)
+        outputs, inputs = shape[-1], shape[1:-1]
+        parts = {projection: outputs}
+        if gate_and_up and projection == "gate_up_proj":
+            parts = {"gate_proj": outputs // 2, "up_proj": outputs // 2}
+        for number in range(config.num_experts):
+            for part, rows in parts.items():
+                tensors[f"{experts}.{number}.{part}.{kind}"] = dtype, (rows, *inputs)
+    return tensors
+
+
 def original_tensors(config: ModelConfig) -> dict[str, Form]:
     """The same under the names that OpenAI's own code reads."""
     published = published_tensors(config)
@@ -397,12 +441,55 @@ def original_tensors(config: ModelConfig) -> dict[str, Form]:
 PUBLISHED = Layout("published", "_proj_blocks", published_tensors, _published_weights)
 ORIGINAL = Layout("original", "attn.qkv.", original_tensors, _original_weights)
 PLAIN = Layout("plain", "mlp.experts.gate_up_proj", plain_tensors, _plain_weights)
-LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN)  # the mark of the last one is also in the first one's names
+APART_FUSED = Layout("apart", ".experts.0.gate_up_proj.", apart_tensors, _apart_weights)
+APART_SPLIT = Layout("apart", ".experts.0.gate_proj.", partial(apart_tensors, gate_and_up=True), _apart_weights)
+LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN, APART_FUSED, APART_SPLIT)  # the mark of PLAIN is also in PUBLISHED's names
+
+# What wraps modules in training, and is left in the names of their tensors: torch.compile, DDP, FSDP, activation
+# checkpoints, PEFT, models of text among other senses, and Unsloth's router.
+WRAPPERS = frozenset(
+    {
+        "_orig_mod",
+        "module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
+        "base_model",
+        "language_model",
+        "text_model",
+        "linear",
+    }
+)
+# What else is written for the published names within the experts: Unsloth's lists of linear layers, LLM Compressor's
+# module in a module, and a suffix that was appended to one that was there.
+_EXPERT_NAMES = (
+    (re.compile(r"\.experts\.experts\."), ".experts."),
+    (re.compile(r"\.experts\.(gate_up|down)_projs\.(\d+)\."), r".experts.\2.\1_proj."),
+    (re.compile(r"_proj_(?:blocks|scales|bias)_(blocks|scales|bias)$"), r"_proj_\1"),
+)
+
+
+def published_name(name: str) -> str:
+    """The published name of a tensor whose name has in it what training tools put there; others as they are."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts[:1] == ["model"]:
+        del parts[0]
+    name = ".".join(parts)
+    for pattern, published in _EXPERT_NAMES:
+        name = pattern.sub(published, name)
+    return f"model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.weight")) else name
+
+
+def _renamed(checkpoint: Checkpoint) -> Checkpoint:
+    names: dict[str, str] = {}
+    for name in checkpoint.tensors:
+        if (other := names.setdefault(published_name(name), name)) != name:
+            raise CheckpointError(f"{checkpoint.folder} has the same tensor twice: {other!r} and {name!r}")
+    return checkpoint.renamed(names)
 
 
 def _layout_of(checkpoint: Checkpoint) -> Layout:
     names = checkpoint.tensors
-    if any(name.endswith(".gate_proj.weight") for name in names):
+    if any(name.endswith(".experts.gate_proj.weight") for name in names):
         raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
     return next((layout for layout in LAYOUTS if any(layout.mark in name for name in names)), PUBLISHED)
 
@@ -455,12 +542,12 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, Form], layout: str) -> None
         raise CheckpointError(
             f"{checkpoint.folder} is not a gpt-oss checkpoint in the {layout} layout: it lacks {_some(missing)}"
         )
-    if unknown := [name for name in found if name not in wanted]:
+    if unknown := [tensor.name for name, tensor in found.items() if name not in wanted]:
         raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not: {_some(unknown)}")
     for name, (dtype, shape) in wanted.items():
         if (found[name].dtype, found[name].shape) != (dtype, shape):
             raise CheckpointError(
-                f"{checkpoint.file_of[name]}: {name!r} is {found[name].dtype} {list(found[name].shape)},"
+                f"{checkpoint.file_of[name]}: {found[name].name!r} is {found[name].dtype} {list(found[name].shape)},"
                 f" and config.json asks for {dtype} {list(shape)}"
             )
 

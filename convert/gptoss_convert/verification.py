@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptoss_mlx.errors import GptOssError, printable
 from gptoss_mlx.foreign import open_regular
+from gptoss_mlx.recognition import model_folder, open_converted
 
 from .inspection import PROVENANCE, provenance_of
 
@@ -27,9 +28,10 @@ def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> s
 def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
     """Check every shard; returns what is wrong, a line each, printable. Raises GptOssError where nothing says what is
     right."""
-    if not folder.is_dir():
-        raise GptOssError(f"{folder} is not a folder")
-    wanted = (provenance_of(folder) or {}).get("sha256")
+    folder = model_folder(folder)
+    if (made := provenance_of(folder)) is None:
+        open_converted(folder)  # says what else it is
+    wanted = (made or {}).get("sha256")
     if not isinstance(wanted, dict) or not wanted or not all(isinstance(v, str) for v in wanted.values()):
         raise GptOssError(f"{folder} has no provenance.json with checksums: it was not converted by gptoss-mlx")
     if strange := [name for name in wanted if Path(name).name != name]:

@@ -188,9 +188,9 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
 
 def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
     """With room for what is measured, where no context is asked for. Raises GptOssError."""
-    from ..config import ModelConfig
+    from ..recognition import open_converted
 
-    if needed > (most := ModelConfig.load(folder).max_context):
+    if needed > (most := open_converted(folder)[0].max_context):
         raise GptOssError(
             f"{needed:,} tokens of context are needed, and this model has {most:,}:"
             " give less --depth, --prompt or --generate"

@@ -36,7 +36,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
     help="One below, or a .toml.",
 )
 @click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA (PEFT or MLX-LM).")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA adapter.")
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
 )
@@ -152,10 +152,11 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     from gptoss_convert.sources import Source
 
     from ..progress import conversion_progress
+    from ..recognition import model_folder
 
     text = _text(file or fidelity.TEXT)
     with conversion_progress() as show:
-        found = fidelity.compare(Source(source), resolve(model), text, tokens, show)
+        found = fidelity.compare(Source(model_folder(source)), resolve(model), text, tokens, show)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return

@@ -142,15 +142,15 @@ def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
     """What the options ask for. Raises GptOssError for files that cannot be read as what they should be."""
     from gptoss_convert.fidelity import TEXT
 
-    from ..config import ModelConfig
     from ..evaluation.exam import exam
     from ..evaluation.needle import Needles
     from ..evaluation.prompts import Asking, Prompts, read_prompts
     from ..evaluation.task import Chosen
     from ..evaluation.text import Text
+    from ..recognition import open_converted
     from ..tokenizer import Tokenizer
 
-    tokenizer, most = Tokenizer.load(folder), ModelConfig.load(folder).max_context
+    most, tokenizer = open_converted(folder)[0].max_context, Tokenizer.load(folder)
     asking = Asking(options["reasoning"], options["system"])
     file, prompts = options["file"], options["prompt_file"]
     others = prompts or options["demo"] or options["needle"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 
 from checkpoints import config_of, write_checkpoint, write_safetensors
 from golden.make_adapters import CASES, CONFIG, GOLDEN, SEED
-from gptoss_convert import convert
+from gptoss_convert import adapters, convert
 from gptoss_convert.adapters import Adapter
 from gptoss_convert.sources import Plain, Rows, Source
 from gptoss_mlx.checkpoint import Checkpoint, Shard
@@ -170,18 +171,108 @@ def assert_refused(folder: Path, config: ModelConfig, *parts: str) -> None:
         ("lora_alpha", None),
         ("lora_alpha", 10**30),
         ("alpha_pattern", {"q_proj": "a"}),
-        ("alpha_pattern", {"(a+)+": 1}),
+        ("alpha_pattern", {"(a+": 1}),
+        ("rank_pattern", {"q_proj": 5, "(?P<a>x)(?P<a>y)": 1}),
         ("alpha_pattern", [1]),
         ("rank_pattern", {"q_proj": 5}),
     ],
 )
 def test_settings_that_are_not_plain_lora(source, tmp_path, name, value):
-    named = {"alpha_pattern": ("lora_alpha", "alpha_pattern"), "rank_pattern": ("lora_A",)}.get(name, (name,))
+    named = {"alpha_pattern": ("lora_alpha", "alpha_pattern"), "rank_pattern": ("lora_A", "rank_pattern")}
+    named = named.get(name, (name,))
     folder = changed(tmp_path / "adapter", "attention", **{name: value})
     with pytest.raises(GptOssError) as error:
         Adapter.open(folder, source.config)
     assert any(part in str(error.value) for part in named), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_pattern_that_never_ends(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "PATIENCE", 1)
+    folder = changed(tmp_path / "adapter", "attention", alpha_pattern={r"([a-z0-9_.]+)+!": 1})
+    assert_refused(folder, source.config, "alpha_pattern", "takes too long")
+
+
+def merged_by(adapter: Adapter, source: Source) -> dict[str, np.ndarray]:
+    return {
+        item.module: adapter.merged(item, slice(None)) for item in source.weights() if item.module in adapter.modules
+    }
+
+
+ADAPTER_NAMES = {
+    "attention": lambda name: name.replace(".weight", ".default.weight"),
+    "experts": lambda name: name.replace(".weight", ".my_adapter.weight"),
+    "experts_apart": lambda name: name.replace(".weight", ".default.weight"),
+    "patterns": lambda name: re.sub(
+        r"(_embedding_[AB])$", r"\1.default", re.sub(r"(lora_[AB])\.weight", r"\1.default.weight", name)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTER_NAMES)
+def test_tensors_whose_names_hold_the_adapters_name(source, tmp_path, case):
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[ADAPTER_NAMES[case](name)] = tensors.pop(name)
+        assert any("default" in name or "my_adapter" in name for name in tensors)
+
+    merged = merged_by(Adapter.open(changed(tmp_path / "adapter", case, rename), source.config), source)
+    wanted = merged_by(Adapter.open(GOLDEN / case, source.config), source)
+    assert merged.keys() == wanted.keys()
+    assert all(np.array_equal(merged[module], wanted[module]) for module in wanted)
+
+
+def test_several_adapters_in_one(source, tmp_path):
+    def rename(tensors):
+        for number, name in enumerate(list(tensors)):
+            tensors[name.replace(".weight", f".adapter{number % 2}.weight")] = tensors.pop(name)
+
+    folder = changed(tmp_path / "adapter", "attention", rename)
+    assert_refused(folder, source.config, "several adapters: adapter0, adapter1")
+
+
+def tinkers(folder: Path, config: ModelConfig, **changes) -> tuple[Path, dict[str, np.ndarray]]:
+    """An adapter as Tinker saves one: the outer half of the experts is one for all; and what it adds, by module."""
+    folder.mkdir()
+    random, rank, scale = np.random.RandomState(4), 3, 7 / 5
+    hidden, inner, experts = config.hidden_size, config.intermediate_size, config.num_experts
+    queries = config.num_heads * config.head_dim
+    tensors, added = {}, {}
+    shapes = {
+        "model.layers.0.attn.q_proj": ("model.layers.0.self_attn.q_proj", (rank, hidden), (queries, rank)),
+        "model.layers.1.attn.o_proj": ("model.layers.1.self_attn.o_proj", (rank, queries), (hidden, rank)),
+        "model.unembed_tokens": ("lm_head", (2 * rank, hidden), (config.vocab_size, 2 * rank)),
+    }
+    for name, path, a, b in (
+        ("w1", "gate_proj", (1, rank, hidden), (experts, inner, rank)),
+        ("w3", "up_proj", (1, rank, hidden), (experts, inner, rank)),
+        ("w2", "down_proj", (experts, rank, inner), (1, hidden, rank)),
+    ):
+        shapes[f"model.layers.1.mlp.experts.{name}"] = (f"model.layers.1.mlp.experts.{path}", a, b)
+    for name, (module, *sides) in shapes.items():
+        a, b = (random.standard_normal(shape).astype(np.float32) / 4 for shape in sides)
+        tensors |= {f"base_model.model.{name}.lora_A.weight": (a, "F32")}
+        tensors |= {f"base_model.model.{name}.lora_B.weight": (b, "F32")}
+        added[module] = scale * b @ a
+    write_safetensors(folder / PEFT, tensors | changes)
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 7, "r": 5}')
+    return folder, added
+
+
+def test_adapters_of_tinker(source, tmp_path):
+    """Which of w1 and w3 is the gate, and that the scale is lora_alpha / r, is as Tinker's own merge has it."""
+    folder, added = tinkers(tmp_path / "adapter", source.config)
+    adapter = Adapter.open(folder, source.config)
+    assert set(adapter.modules) == added.keys()
+    for item in source.weights():
+        if item.module in added:
+            merged = np.concatenate([adapter.merged(item, rows) for rows in (slice(0, 1), slice(1, None))])
+            assert np.abs(merged - item.floats(slice(None)) - added[item.module]).max() < 2e-6
+    short = np.zeros((3, 32, 3), np.float32), "F32"
+    name = "base_model.model.model.layers.1.mlp.experts.w1.lora_B.weight"
+    assert_refused(tinkers(tmp_path / "short", source.config, **{name: short})[0], source.config, name, "[3, 32, 3]")
+    other = replace(source.config, hidden_size=64)
+    assert_refused(tinkers(tmp_path / "other", source.config)[0], other, "attn.q_proj.lora_A.weight", "[3, 64]")
 
 
 @pytest.mark.parametrize("value", [float("nan"), 10**400])

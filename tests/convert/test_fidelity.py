@@ -182,7 +182,7 @@ def test_what_is_no_conversion_of_the_source_is_refused(every_form, tmp_path):
     convert(other, tmp_path / "model")
     assert "is not a conversion of" in refusal(every_form["published"], tmp_path / "model")
     assert "hidden_size is 128, and the source's is 64" in refusal(every_form["published"], tmp_path / "model")
-    assert "lacks the tensor" in refusal(every_form["published"], every_form["published"])
+    assert "is a published checkpoint: run" in refusal(every_form["published"], every_form["published"])
     assert "converted already" in refusal(every_form["q4"], every_form["q4"])
     assert "a prediction takes at least 2" in refusal(every_form["published"], every_form["q4"], "a")
 

@@ -203,6 +203,18 @@ class TestHeaders:
         with pytest.raises(CheckpointError, match="does not have it"):
             Repository.open(REPOSITORY).checkpoint(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("file", "complaint"),
+        [("gpt-oss-20b-Q4_K_M.gguf", "holds a GGUF model"), ("adapter_model.safetensors", "holds an adapter")],
+    )
+    def test_repositories_of_something_else(self, here, tmp_path, file, complaint):
+        here.folder = tmp_path / "other"
+        here.folder.mkdir()
+        (here.folder / file).write_bytes(b"x")
+        (here.folder / "config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=f"^{REPOSITORY} {complaint}"):
+            Repository.open(REPOSITORY).checkpoint(tmp_path)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The layouts of a source: the same model, however it was saved, becomes the same folder."""
 
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -119,6 +120,120 @@ def test_bf16_fine_tunes(published, tmp_path):
                 mx.dequantize(c.array(name), c.array(scales), group_size=32, bits=4, mode="mxfp4") for c in (one, two)
             ]
             assert mx.array_equal(*values)
+
+
+def renamed(folder, rename, tensors=None):
+    """The same checkpoint with other names, in one file."""
+    write_checkpoint(folder, CONFIG)
+    for path in folder.glob("model*"):
+        path.unlink()
+    tensors = tensors or tensors_of(CONFIG)
+    write_safetensors(folder / "model.safetensors", {rename(name): value for name, value in tensors.items()})
+    return folder
+
+
+def after(prefix):
+    return lambda name: prefix + name
+
+
+RENAMED = {
+    "torch.compile": after("_orig_mod."),
+    "torch.compile of each layer": lambda name: re.sub(r"(layers\.\d+)", r"\1._orig_mod", name),
+    "DDP": after("module."),
+    "FSDP": lambda name: "_fsdp_wrapped_module." + re.sub(r"(layers\.\d+)", r"\1._fsdp_wrapped_module", name),
+    "activation checkpoints": lambda name: name.replace(".mlp.", "._checkpoint_wrapped_module.mlp."),
+    "PEFT": after("base_model.model."),
+    "all of them": after("module._orig_mod.base_model.model."),
+    "one module more": lambda name: name.replace("model.", "model.model.", 1),
+    "a part of a larger model": after("language_model."),
+    "a part of a larger model, as in transformers 5": lambda name: name.replace("model.", "model.language_model.", 1),
+    "without a head around": lambda name: name.removeprefix("model."),
+    "suffixes after another": lambda name: re.sub("_(blocks|scales)$", r"_blocks_\1", name),
+    "suffixes twice": lambda name: re.sub("_(blocks|scales|bias)$", r"_\1_\1", name),
+    "a router in a router": lambda name: name.replace(".router.", ".router.linear."),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_names_with_what_training_tools_put_there(published, tmp_path, case):
+    convert(renamed(tmp_path / "source", RENAMED[case]), tmp_path / "model")
+    assert same_tensors(tmp_path / "model", published)
+
+
+def test_one_tensor_by_two_names_is_refused(tmp_path):
+    tensors = tensors_of(CONFIG)
+    source = renamed(
+        tmp_path / "source", lambda name: name, tensors | {"module.lm_head.weight": tensors["lm_head.weight"]}
+    )
+    with pytest.raises(GptOssError, match=r"the same tensor twice: 'lm_head\.weight' and 'module\.lm_head"):
+        convert(source, tmp_path / "model")
+
+
+def linear(stack):
+    """transformers multiplies by experts from the right; a linear layer has its outputs first."""
+    return stack.swapaxes(1, 2) if stack.ndim == 3 else stack
+
+
+def fused(part):
+    return {"gate_up_proj": linear} if part == "gate_up" else {"down_proj": linear}
+
+
+def split(part):
+    if part == "down":
+        return {"down_proj": linear}
+    return {"gate_proj": lambda stack: linear(stack)[:, ::2], "up_proj": lambda stack: linear(stack)[:, 1::2]}
+
+
+APART = {
+    "a linear layer each": (fused, "{path}.{expert}.{name}.{kind}"),
+    "Unsloth's": (fused, "{path}.{name}s.{expert}.{kind}"),
+    "gate and up apart": (split, "{path}.{expert}.{name}.{kind}"),
+    "LLM Compressor's": (split, "{path}.experts.{expert}.{name}.{kind}"),
+    "trained with PEFT": (split, "base_model.model.{path}.{expert}.{name}.{kind}"),
+}
+
+
+def apart(tensors, parts_of, form):
+    found = {}
+    for name, (array, dtype) in tensors.items():
+        if not (stack := re.fullmatch(r"(.*\.experts)\.(gate_up|down)_proj(_bias)?", name)):
+            found[name] = array, dtype
+            continue
+        for part, cut in parts_of(stack[2]).items():
+            for expert, values in enumerate(cut(array)):
+                kind = "bias" if stack[3] else "weight"
+                found[form.format(path=stack[1], expert=expert, name=part, kind=kind)] = values, dtype
+    return found
+
+
+@pytest.mark.parametrize("recipe", ["mxfp4-q4", "mxfp4-bf16", "q4"])
+@pytest.mark.parametrize("case", APART)
+def test_experts_apart(tmp_path, case, recipe):
+    """The same bytes as of the same weights in stacks."""
+    random = np.random.RandomState(5)
+    whole = bf16_folder(tmp_path / "whole", lambda _, v: v * (1 + 0.01 * random.standard_normal(v.shape)))
+    checkpoint = Checkpoint.open(whole)
+    tensors = {name: (checkpoint.view(name), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
+    source = renamed(tmp_path / "source", lambda name: name, apart(tensors, *APART[case]))
+    convert(whole, tmp_path / "wanted", recipe)
+    convert(source, tmp_path / "model", recipe)
+    assert same_tensors(tmp_path / "model", tmp_path / "wanted")
+
+
+def test_experts_apart_are_all_there(tmp_path):
+    source = tmp_path / "source"
+    checkpoint = Checkpoint.open(bf16_folder(tmp_path / "whole"))
+    tensors = {name: (checkpoint.view(name), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
+    tensors = apart(tensors, *APART["Unsloth's"])
+    lost = tensors.pop("model.layers.2.mlp.experts.down_projs.7.bias")
+    renamed(source, lambda name: name, tensors)
+    with pytest.raises(GptOssError, match=r"lacks model\.layers\.2\.mlp\.experts\.7\.down_proj\.bias"):
+        convert(source, tmp_path / "model")
+    name = "model.layers.2.mlp.experts.gate_up_projs.7.weight"
+    turned = tensors[name][0].T.copy(), "BF16"
+    renamed(source, lambda name: name, tensors | {"model.layers.2.mlp.experts.down_projs.7.bias": lost, name: turned})
+    with pytest.raises(GptOssError, match=r"gate_up_projs\.7\.weight' is BF16 \[64, 128\].* \[128, 64\]"):
+        convert(source, tmp_path / "model")
 
 
 @pytest.mark.parametrize("recipe", ["mxfp4-q8", "q4"])

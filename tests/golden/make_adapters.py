@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Golden adapters: what PEFT saves for a small gpt-oss, and what its merge_and_unload makes of the weights, in FP32.
 
-    python tests/golden/make_adapters.py            (needs torch, transformers and peft; writes tests/golden/adapters/)
+    python tests/golden/make_adapters.py [CASE ...] (needs torch, transformers and peft; writes tests/golden/adapters/)
 
 The checkpoint is that of tests/checkpoints.py. Each adapter is saved, loaded into the published weights and merged
 there, as its user would. A case is a folder: adapter_config.json and adapter_model.safetensors as PEFT writes them, and
@@ -65,6 +65,23 @@ def _experts_as_linear_layers(model) -> None:
             setattr(layer.mlp.experts, f"{name}s", torch.nn.ModuleList(map(linear, getattr(experts, name).data)))
 
 
+def _experts_as_networks(model) -> None:
+    """What LLM Compressor makes of the experts, and vLLM takes: three linear layers for each, gate and up apart."""
+    import torch
+
+    def linear(weight):
+        layer = torch.nn.Linear(*weight.shape, bias=False)
+        layer.weight.data = weight.T.clone()
+        return layer
+
+    for layer in model.model.layers:
+        experts, layer.mlp.experts = layer.mlp.experts, torch.nn.ModuleList()
+        for gate_up, down in zip(experts.gate_up_proj.data, experts.down_proj.data, strict=True):
+            expert = torch.nn.Module()
+            expert.gate_proj, expert.up_proj, expert.down_proj = map(linear, (gate_up[:, ::2], gate_up[:, 1::2], down))
+            layer.mlp.experts.append(expert)
+
+
 def _another_head(model) -> None:
     """A head that has been trained, or resized and cut again: PEFT saves it with the adapter."""
     model.lm_head.weight.data += 0.5
@@ -105,6 +122,24 @@ CASES = {
         },
         model=_experts_as_linear_layers,
     ),
+    "experts_as_networks": Case(
+        {
+            "r": 3,
+            "lora_alpha": 6,
+            "target_modules": ["1.gate_proj", "0.up_proj", "1.up_proj", "0.mlp.experts.0.down_proj"],
+            "rank_pattern": {r"layers\.1\.mlp\.experts\.\d+\.up_proj": 2},
+        },
+        model=_experts_as_networks,
+    ),
+    "regular_expressions": Case(
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": r".*\.self_attn\.[qkvo]_proj",
+            "rank_pattern": {r"layers\.0\.self_attn\.(q|k)_proj": 2, r"^model(?:\.\w+)*\.v_proj": 3, "q_proj": 1},
+            "alpha_pattern": {r"model\.layers\.[01]\.self_attn\.o_proj": 16, r"\d+.self_attn.[qk]_proj": 3},
+        },
+    ),
     "patterns": Case(
         {
             "r": 4,
@@ -121,14 +156,14 @@ CASES = {
 }
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     import peft
     import torch
     from safetensors.torch import load_file, save_file
 
-    shutil.rmtree(GOLDEN, ignore_errors=True)
-    for name, case in CASES.items():
-        folder, random = GOLDEN / name, np.random.RandomState(len(name))
+    for name in names or CASES:
+        folder, case, random = GOLDEN / name, CASES[name], np.random.RandomState(len(name))
+        shutil.rmtree(folder, ignore_errors=True)
         model = _model(case)
         case.trained(model)
         model = peft.get_peft_model(model, peft.LoraConfig(**case.settings))
@@ -165,6 +200,14 @@ def _weights(model) -> dict[str, Any]:
     import torch
 
     state = dict(model.state_dict())
+    for path in [name.removesuffix(".0.gate_proj.weight") for name in state if name.endswith(".0.gate_proj.weight")]:
+        experts = range(CONFIG["num_local_experts"])
+        gate, up, down = (
+            torch.stack([state.pop(f"{path}.{expert}.{part}_proj.weight").T for expert in experts])
+            for part in ("gate", "up", "down")
+        )
+        state[f"{path}.gate_up_proj"] = torch.stack((gate, up), dim=-1).flatten(-2)
+        state[f"{path}.down_proj"] = down
     for name in [name.removesuffix("s.0.weight") for name in state if name.endswith("_projs.0.weight")]:
         experts = [state.pop(f"{name}s.{expert}.weight").T for expert in range(CONFIG["num_local_experts"])]
         state[name] = torch.stack(experts)
@@ -172,4 +215,4 @@ def _weights(model) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
