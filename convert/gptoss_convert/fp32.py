@@ -18,9 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.experts import SWIGLU_ALPHA
 from gptoss_mlx.model import concentration, rope_wavelengths
 from gptoss_mlx.tokenizer import Tokenizer
 from gptoss_mlx.weights import FLOATS

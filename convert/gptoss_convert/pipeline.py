@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.config import Quantization
+from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory import proc_bytes
 
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 CALIBRATION_TOKENS = 4096  # at most
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
+# Fields of a source's config.json that do not hold for what was made of it, or say elsewhere what `published` says.
+NOT_KEPT = ("quantization", "quantization_config", "quantize_activations", "model_file", "text_config")
+NOT_KEPT += ("dtype", "rope_parameters", "num_experts", "swiglu_alpha")
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 
 
@@ -421,12 +424,16 @@ def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray |
 
 
 def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], recipe: Recipe) -> dict[str, Any]:
-    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
+    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it.
+
+    Whatever spelling came in, the published one is written: MLX-LM takes a field that it does not find for the usual.
+    """
     default = recipe.default
     used = {item.module: quantization_of(item, recipe) for item in weights}
     modules = {module: asdict(q) for module, q in used.items() if q not in (None, default)}
-    kept = {name: value for name, value in raw_config.items() if name != "quantization_config"}
-    return kept if default is None else kept | {"quantization": asdict(default) | modules}
+    kept = {name: value for name, value in raw_config.items() if name not in NOT_KEPT}
+    config = kept | ModelConfig.from_dict(raw_config).published() | {"torch_dtype": "bfloat16"}
+    return config if default is None else config | {"quantization": asdict(default) | modules}
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -37,6 +37,8 @@ COMPANIONS = (
 )
 SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
 Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
 
@@ -206,7 +208,17 @@ class Source:
         # Gate and up are alternate rows of the same tensors, and are converted in turns.
         self._read = lru_cache(maxsize=2)(self.checkpoint.read)
         self.layout = _layout_of(self.checkpoint)
-        _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
+        # What is not stored because it is the same as another tensor.
+        self._stored_as = {}
+        if self.raw_config.get("tie_word_embeddings") is True and HEAD not in self.checkpoint.tensors:
+            self._stored_as = {HEAD: EMBEDDING}
+        stored = {name: form for name, form in self.tensors.items() if name not in self._stored_as}
+        _check(self.checkpoint, stored, self.layout.name)
+
+    @property
+    def tensors(self) -> dict[str, Form]:
+        """Name -> (dtype, shape) of all that a checkpoint of this layout has."""
+        return self.layout.tensors(self.config)
 
     @property
     def shards(self) -> list[Path]:
@@ -228,10 +240,11 @@ class Source:
 
     def units(self) -> Iterator[Unit]:
         """The same, with the files that each comes from."""
-        for name in self.layout.tensors(self.config):
+        for name in self.tensors:
             files: set[Path] = set()
 
             def rows(name: str, files: set[Path] = files) -> Rows:
+                name = self._stored_as.get(name, name)
                 files.add(self.checkpoint.file_of[name])
                 tensor = self.checkpoint.tensors[name]
                 return Rows(tensor.shape, partial(self._read, name))
