@@ -135,3 +135,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"eos_token": "<|return|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def add_apple_doubles(folder: Path) -> None:
+    """What macOS puts beside every file, and within every folder, on a disk that has no attributes of its own."""
+    for path in [*folder.rglob("*")]:
+        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
