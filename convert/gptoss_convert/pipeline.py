@@ -20,7 +20,8 @@ import numpy as np
 
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.memory import proc_bytes
+from gptoss_mlx.harmony.render import CALL, RETURN
+from gptoss_mlx.memory import proc_bytes, size_text
 
 from . import affine, mxfp4
 from .adapters import Adapter
@@ -31,7 +32,7 @@ from .journal import Journal
 from .origins import SPARE, Origin, origin_of
 from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import COMPANIONS, Blocks, Plain, Unit, Weight
+from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 CALIBRATION_TOKENS = 4096  # at most
+ENDOFTEXT = "<|endoftext|>"
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
 # Fields of a source's config.json that do not hold for what was made of it, or say elsewhere what `published` says.
 NOT_KEPT = ("quantization", "quantization_config", "quantize_activations", "model_file", "text_config")
@@ -75,12 +77,15 @@ def convert(
     verify: bool = False,
     shard_limit: int = SHARD_LIMIT,
     on_progress: OnProgress = untold,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
 
     With a `calibration` text, errors of affine weights count as much as the inputs that they meet on this text. What is
     downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache; with `verify` the
     result is compared with the source, which has to stay for it, and fidelity.json says how far it is.
+
+    `on_note` hears before it begins what a user has to know of the source, a sentence each.
 
     Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
     recipe or destination that cannot be used; then nothing is left behind.
@@ -92,11 +97,22 @@ def convert(
     try:
         with folder_appearing_at(dest) as partial:
             origin = origin_of(source, revision, partial, keep_source)
+            stop_ids = []
+            if origin.source.has_tokenizer or verify or calibration is not None:
+                tokenizer = origin.source.tokenizer()
+                stop_ids = [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
+            else:
+                on_note(
+                    f"{source} has no tokenizer.json: {dest} will not chat until it has one; when it is converted, run"
+                    f" `hf download {TOKENIZER_FROM} --local-dir {dest}`"
+                )
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
                 raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
             if adapter is not None:
                 origin.source.adapter = Adapter.open(adapter, origin.source.config)
-            conversion = _Conversion(origin, partial, chosen, calibration, verify, shard_limit, on_progress, memory)
+            conversion = _Conversion(
+                origin, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
+            )
             fidelity = conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
@@ -120,6 +136,7 @@ class _Conversion:
         origin: Origin,
         folder: Path,
         recipe: Recipe,
+        stop_ids: list[int],
         calibration: str | None,
         verify: bool,
         shard_limit: int,
@@ -128,7 +145,7 @@ class _Conversion:
     ):
         self.origin, self.folder, self.recipe = origin, folder, recipe
         self.source = source = origin.source
-        self.calibration, self.verify = calibration, verify
+        self.stop_ids, self.calibration, self.verify = stop_ids, calibration, verify
         self.importance: dict[str, np.ndarray] = {}
         self.companions = [path for name in COMPANIONS if (path := source.companion(name))]
         self.on_progress, self.memory = on_progress, memory
@@ -345,7 +362,9 @@ class _Conversion:
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
         config = converted_config(self.source.raw_config, self.source.weights(), self.recipe)
-        write_json(self.folder / "config.json", config)
+        # Where generation_config.json does not list them, MLX-LM looks here.
+        stops = {"eos_token_id": self.stop_ids} if self.stop_ids else {}
+        write_json(self.folder / "config.json", config | stops)
 
 
 def tool() -> str:
@@ -439,8 +458,10 @@ def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], r
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
+        lack = size_text(needed + SPARE - free)
         raise GptOssError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free; the converted model needs {(needed + SPARE) / 1e9:.1f} GB"
+            f"{folder.parent} has {size_text(free)} free, and the converted model needs {size_text(needed + SPARE)}:"
+            f" make room for {lack} more"
         )
 
 

@@ -20,14 +20,19 @@ import numpy as np
 
 from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.config import ModelConfig, read_config
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import is_there
+from gptoss_mlx.harmony.parse import NAMES as HARMONY
+from gptoss_mlx.tokenizer import Tokenizer
 
 from .bf16 import widened
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 
+TOKENIZER = "tokenizer.json"
 # Copied as they are, where a source has them.
 COMPANIONS = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -35,6 +40,7 @@ COMPANIONS = (
     "LICENSE",
     "USAGE_POLICY",
 )
+TOKENIZER_FROM = f"openai/gpt-oss-20b {TOKENIZER}"  # all models of the family have the same
 SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -227,11 +233,34 @@ class Source:
 
     def companion(self, name: str) -> Path | None:
         """A file beside the weights; an `original/` folder has the tokenizer's above it."""
-        folders = (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if found and not _is_at_home(found):
             raise CheckpointError(f"{found} is a link that leaves its folder: what it leads to is not for others")
         return found
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        """Where the files beside the weights are looked for."""
+        return (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(is_there(folder / TOKENIZER) for folder in self._folders)
+
+    def tokenizer(self) -> Tokenizer:
+        """The source's own. Raises ConvertError where there is none, and for what is not one of this model."""
+        folder = next((folder for folder in self._folders if is_there(folder / TOKENIZER)), self.folder)
+        try:
+            tokenizer = Tokenizer.load(folder)
+            largest = max(tokenizer.largest_id, *map(tokenizer.special, HARMONY))
+        except GptOssError as error:
+            raise ConvertError(f"{error}; `hf download {TOKENIZER_FROM}` brings the published one") from None
+        if largest >= self.config.vocab_size:
+            raise ConvertError(
+                f"{folder / TOKENIZER} has the id {largest:,}, and the model a vocabulary of"
+                f" {self.config.vocab_size:,}: it is another model's"
+            )
+        return tokenizer
 
     def weights(self) -> Iterator[Weight]:
         """Every weight of the model, layer by layer; nothing has been read yet."""
