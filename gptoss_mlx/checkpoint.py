@@ -33,6 +33,8 @@ METAL_PAGE = 16_384
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 
+FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored as it is
+
 # The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
 NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
 

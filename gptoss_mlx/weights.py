@@ -12,10 +12,8 @@ from functools import partial
 
 import mlx.core as mx
 
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import FLOATS, Checkpoint, CheckpointError
 from .config import ModelConfig, Quantization
-
-FLOATS = ("BF16", "F16", "F32")
 
 
 class Weights:

@@ -17,11 +17,10 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError
 from gptoss_mlx.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model import concentration, rope_wavelengths
-from gptoss_mlx.weights import FLOATS
 from gptoss_mlx.weights import Weights as StoredWeights
 
 from . import affine, mxfp4

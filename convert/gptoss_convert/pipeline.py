@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptoss_mlx.checkpoint import FLOATS
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.render import CALL, RETURN
@@ -27,7 +28,7 @@ from . import affine, mxfp4
 from .adapters import Adapter
 from .bf16 import narrowed
 from .errors import ConvertError
-from .inspection import PROVENANCE
+from .inspection import PROVENANCE, tensors_text
 from .journal import Journal
 from .origins import SPARE, Origin, origin_of
 from .progress import OnProgress, Progress, untold
@@ -113,6 +114,8 @@ def convert(
             conversion = _Conversion(
                 origin, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
             )
+            for dtype, names in conversion.rounded.items():
+                on_note(f"{tensors_text(names)} of {source} are in {dtype}, and are rounded to BF16")
             fidelity = conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
@@ -153,6 +156,7 @@ class _Conversion:
         weights = [item for unit in units for item in unit.weights]
         if pattern := recipe.unused_pattern([item.module for item in weights]):
             raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
+        self.rounded = rounded_to_bf16(units, recipe)
         # A shard's path sorts as its place among the shards.
         self.units = sorted(units, key=lambda unit: max(unit.files))
         self._last_use = {file: number for number, unit in enumerate(self.units, 1) for file in unit.files}
@@ -356,6 +360,7 @@ class _Conversion:
             "recipe": self.recipe.name,
             **({"calibration_sha256": self._calibration_sha256()} if self.calibration is not None else {}),
             **({"adapter_sha256": self.source.adapter.sha256} if self.source.adapter else {}),
+            **({"rounded_to_bf16": self.rounded} if self.rounded else {}),
             "source_sha256": {path.name: digests[path] for path in self.source.shards},
             "sha256": {path.name: digests[path] for path in self.writer.paths},
         }
@@ -375,6 +380,14 @@ def tool() -> str:
 def quantization_of(item: Weight, recipe: Recipe) -> Quantization | None:
     """How the recipe stores a canonical weight; None leaves it in BF16."""
     return recipe.of(item.module) if item.is_matrix else None
+
+
+def rounded_to_bf16(units: Sequence[Unit], recipe: Recipe) -> dict[str, list[str]]:
+    """What a source has in F16 or F32, and the recipe leaves unquantized: dtype -> names."""
+    others = [dtype for dtype in FLOATS if dtype != "BF16"]
+    items = {dtype: [item for unit in units if dtype in unit.dtypes for item in unit.weights] for dtype in others}
+    names = {dtype: [each.name for each in items[dtype] if quantization_of(each, recipe) is None] for dtype in others}
+    return {dtype: names[dtype] for dtype in others if names[dtype]}
 
 
 def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:

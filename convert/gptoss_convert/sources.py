@@ -1,11 +1,12 @@
 """A checkpoint on disk -> one stream of canonical weights.
 
-Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either BF16 or MXFP4. Which layout it came
-from ends here. Known layouts, all safetensors, told apart by their headers:
+Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either plain numbers (BF16, or F16 or F32,
+in which fine-tunes are saved too) or MXFP4. Which layout it came from ends here. Known layouts, all safetensors, told
+apart by their headers:
 
 published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
 original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
-plain       fine-tunes saved with the experts in BF16, inputs first
+plain       fine-tunes saved with the experts as plain numbers, inputs first
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError
 from gptoss_mlx.config import ModelConfig, read_config
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import is_there
 from gptoss_mlx.harmony.parse import NAMES as HARMONY
 from gptoss_mlx.tokenizer import Tokenizer
 
-from .bf16 import widened
+from .bf16 import floats, narrowed
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 
@@ -42,7 +43,9 @@ COMPANIONS = (
 )
 TOKENIZER_FROM = f"openai/gpt-oss-20b {TOKENIZER}"  # all models of the family have the same
 SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
+TOO_LARGE_FLOAT = np.float32(2.0**60)
 
+CONVERTED = ".experts.gate_proj.weight"  # in no layout of a source
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
@@ -74,23 +77,33 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor in BF16: its bits, uint16."""
+    """A tensor of plain numbers as its file has them: BF16, which are its bits in uint16, F16 or F32."""
 
     name: str
     values: Rows
 
     def read(self, rows: slice) -> np.ndarray:
-        """uint16 [rows, ...]. Raises ConvertError for what is no weight."""
-        bits = self.values[rows]
-        if (bits & SIGNLESS >= TOO_LARGE).any():
+        """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded. Raises ConvertError for what is no weight."""
+        stored = self._checked(rows)
+        return stored if stored.dtype == np.uint16 else narrowed(stored)
+
+    def floats(self, rows: slice) -> np.ndarray:
+        """The values as they are stored, in float32, which holds them all."""
+        return floats(self._checked(rows))
+
+    def _checked(self, rows: slice) -> np.ndarray:
+        """uint16 or float32."""
+        stored = self.values[rows]
+        if stored.dtype == np.uint16:
+            wrong = (stored & SIGNLESS >= TOO_LARGE).any()
+        else:
+            stored = stored.astype(np.float32)
+            wrong = not (np.abs(stored) < TOO_LARGE_FLOAT).all()
+        if wrong:
             raise ConvertError(
                 f"{self.name} has values that are not a number, or not below 2^60: the source is corrupt"
             )
-        return bits
-
-    def floats(self, rows: slice) -> np.ndarray:
-        """The same in float32."""
-        return widened(self.read(rows))
+        return stored
 
     @property
     def module(self) -> str:
@@ -191,10 +204,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights that come from the same tensors, and the files that hold these."""
+    """Weights that come from the same tensors, the files that hold these, and their dtypes."""
 
     weights: tuple[Weight, ...]
     files: frozenset[Path]
+    dtypes: frozenset[str]
 
 
 class Source:
@@ -271,15 +285,17 @@ class Source:
         """The same, with the files that each comes from."""
         for name in self.tensors:
             files: set[Path] = set()
+            dtypes: set[str] = set()
 
-            def rows(name: str, files: set[Path] = files) -> Rows:
+            def rows(name: str, files: set[Path] = files, dtypes: set[str] = dtypes) -> Rows:
                 name = self._stored_as.get(name, name)
                 files.add(self.checkpoint.file_of[name])
                 tensor = self.checkpoint.tensors[name]
+                dtypes.add(tensor.dtype)
                 return Rows(tensor.shape, partial(self._read, name))
 
             if weights := tuple(map(self._merged, self.layout.weights(name, rows, self.config))):
-                yield Unit(weights, frozenset(files))
+                yield Unit(weights, frozenset(files), frozenset(dtypes))
 
     def _merged(self, item: Plain | Blocks) -> Weight:
         return Merged(item, self.adapter) if self.adapter and self.adapter.changes(item) else item
@@ -378,7 +394,8 @@ def _published_name(name: str) -> str:
 
 
 def published_tensors(config: ModelConfig) -> dict[str, Form]:
-    """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration."""
+    """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration; BF16 may be F16 or F32 in
+    a fine-tune."""
     hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     tensors: dict[str, Form] = {}
@@ -444,7 +461,7 @@ LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN)  # the mark of the last one is also in th
 
 def _layout_of(checkpoint: Checkpoint) -> Layout:
     names = checkpoint.tensors
-    if any(name.endswith(".gate_proj.weight") for name in names):
+    if any(CONVERTED in name for name in names):
         raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
     return next((layout for layout in LAYOUTS if any(layout.mark in name for name in names)), PUBLISHED)
 
@@ -500,10 +517,16 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, Form], layout: str) -> None
     if unknown := [name for name in found if name not in wanted]:
         raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not: {_some(unknown)}")
     for name, (dtype, shape) in wanted.items():
-        if (found[name].dtype, found[name].shape) != (dtype, shape):
+        if found[name].shape != shape:
             raise CheckpointError(
-                f"{checkpoint.file_of[name]}: {name!r} is {found[name].dtype} {list(found[name].shape)},"
-                f" and config.json asks for {dtype} {list(shape)}"
+                f"{checkpoint.file_of[name]}: {name!r} is {list(found[name].shape)}, and config.json asks for"
+                f" {list(shape)}"
+            )
+        known = FLOATS if dtype == "BF16" else (dtype,)
+        if found[name].dtype not in known:
+            raise CheckpointError(
+                f"{checkpoint.file_of[name]}: {name!r} is {found[name].dtype}, and only {' or '.join(known)} can be"
+                " converted there"
             )
 
 
