@@ -10,16 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import GptOssError
 from .foreign import is_there, read_json
+
+if TYPE_CHECKING:
+    from .checkpoint import TensorInfo
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 AFFINE_GROUP_SIZES = (32, 64, 128)
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 SWIGLU_ALPHA = 1.702
 PUBLISHED_ROPE = {"rope_type": "yarn", "factor": 32.0}
+# The modes that this program runs: their forms, group size and bits, and what MLX takes where a folder does not say.
+FORMS = {"affine": {(size, bits) for size in AFFINE_GROUP_SIZES for bits in AFFINE_BITS}, "mxfp4": {(32, 4)}}
+USUAL_FORM = {"affine": (64, 4), "mxfp4": (32, 4)}
 LEAST, MOST = 1e-30, 1e30  # of numbers: FP32 can hold them, and what is computed from them
 
 
@@ -140,7 +146,7 @@ class ModelConfig:
             rope=_rope(data, fields),
             max_context=fields.integer("max_position_embeddings", default=131072),
             swiglu_limit=fields.number("swiglu_limit", default=7.0),
-            quantization=_quantization(data.get("quantization")),
+            quantization=_quantization(data),
         )
 
     def published(self) -> dict[str, Any]:
@@ -169,6 +175,25 @@ class ModelConfig:
     def quantization_of(self, module: str) -> Quantization | None:
         """How `module`'s weight is stored if it has scales; None in an unquantized folder."""
         return self.quantization.get(module) or self.quantization.get("")
+
+    def stored_form(self, module: str, tensors: Mapping[str, TensorInfo]) -> Quantization | None:
+        """The same in a folder with these tensors; None also for a module without scales. As for MLX-LM, a module that
+        is not listed is stored as its shapes say, whatever the default is."""
+        weight, scales = (tensors.get(f"{module}.{part}") for part in ("weight", "scales"))
+        usual = self.quantization_of(module)
+        if scales is None or usual is None:
+            return None
+        if module in self.quantization or weight is None or not (weight.shape and scales.shape):
+            return usual
+        columns, mode = self._columns(module), "mxfp4" if scales.dtype == "U8" else "affine"
+        form = columns // scales.shape[-1], 32 * weight.shape[-1] // columns
+        return Quantization(*form, mode) if form in FORMS[mode] else usual
+
+    def _columns(self, module: str) -> int:
+        """Inputs of a linear map, or the width of the embedding."""
+        if module.endswith(".o_proj"):
+            return self.num_heads * self.head_dim
+        return self.intermediate_size if module.endswith(".down_proj") else self.hidden_size
 
 
 def read_config(folder: Path) -> Any:
@@ -261,25 +286,39 @@ def _check_attention_factor(scaling: _Fields, factor: float) -> None:
         raise ConfigError(f"rope_scaling asks for an attention factor of {given:g}, and gpt-oss has {usual:g}")
 
 
-def _quantization(value: Any) -> dict[str, Quantization]:
+def _quantization(data: dict) -> dict[str, Quantization]:
     """MLX-LM's entry: group_size, bits and mode at the top level, and overrides under module paths."""
+    value = data.get("quantization")
+    if value is None:
+        value = _in_quantization_config(data.get("quantization_config"))
     if value is None:
         return {}
     top = _Fields(value, "quantization.").data
     entries = {name: entry for name, entry in top.items() if isinstance(entry, dict)}
-    stored = {"": _quantized(top, "quantization.")} if "bits" in top else {}
+    stored = {"": _quantized(top, "quantization.")} if top.keys() & {"group_size", "bits", "mode"} else {}
     return stored | {name: _quantized(entry, f"quantization.{name}.") for name, entry in entries.items()}
 
 
+def _in_quantization_config(value: Any) -> dict | None:
+    """The same entry, which MLX-LM writes here too; or what it takes the published checkpoints' for."""
+    if not isinstance(value, dict):
+        return None
+    if value.get("quant_method") == "mxfp4":
+        return {"mode": "mxfp4"}
+    return value if {"group_size", "bits"} <= value.keys() and "quant_method" not in value else None
+
+
 def _quantized(entry: dict, prefix: str) -> Quantization:
-    fields = _Fields(entry, prefix)
-    group_size, bits, mode = fields.integer("group_size"), fields.integer("bits"), entry.get("mode", "affine")
-    known = {
-        "affine": group_size in AFFINE_GROUP_SIZES and bits in AFFINE_BITS,
-        "mxfp4": (group_size, bits) == (32, 4),
-    }
-    if not isinstance(mode, str) or mode not in known:
-        raise ConfigError(f"{prefix}mode is {mode!r}, not one of {', '.join(known)}")
-    if not known[mode]:
+    """What is absent or null is as usual in its mode."""
+    given = {name: value for name, value in entry.items() if value is not None}
+    mode = given.get("mode", "affine")
+    if not isinstance(mode, str) or mode not in FORMS:
+        raise ConfigError(f"{prefix}mode is {mode!r}, not one of {', '.join(FORMS)}, which this program runs")
+    fields = _Fields(given, prefix)
+    group_size, bits = (
+        fields.integer(name, default=usual)
+        for name, usual in zip(("group_size", "bits"), USUAL_FORM[mode], strict=True)
+    )
+    if (group_size, bits) not in FORMS[mode]:
         raise ConfigError(f"{prefix.rstrip('.')}: {mode} has no form with {bits} bits in groups of {group_size}")
     return Quantization(group_size, bits, mode)

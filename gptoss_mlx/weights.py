@@ -30,7 +30,7 @@ class Weights:
         """How `module.weight` is stored; None for BF16. Raises CheckpointError where config.json does not say."""
         if f"{module}.scales" not in self.checkpoint.tensors:
             return None
-        if quantization := self.config.quantization_of(module):
+        if quantization := self.config.stored_form(module, self.checkpoint.tensors):
             return quantization
         raise CheckpointError(f"{module} has scales, but config.json has no quantization entry for it")
 

@@ -217,7 +217,7 @@ def _module(name: str) -> str:
 
 
 def _quantization(name: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> Quantization | None:
-    return config.quantization_of(_module(name)) if f"{_module(name)}.scales" in tensors else None
+    return config.stored_form(_module(name), tensors)
 
 
 def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> int:

@@ -462,7 +462,10 @@ LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN)  # the mark of the last one is also in th
 def _layout_of(checkpoint: Checkpoint) -> Layout:
     names = checkpoint.tensors
     if any(CONVERTED in name for name in names):
-        raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
+        raise CheckpointError(
+            f"{checkpoint.folder} has been converted already, by this program or MLX-LM: `gptoss-mlx chat"
+            f" {checkpoint.folder}` runs it; for another recipe, convert what it was made from"
+        )
     return next((layout for layout in LAYOUTS if any(layout.mark in name for name in names)), PUBLISHED)
 
 
