@@ -33,7 +33,7 @@ from .journal import Journal
 from .origins import SPARE, Origin, origin_of
 from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Unit, Weight
+from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Source, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
@@ -98,15 +98,12 @@ def convert(
     try:
         with folder_appearing_at(dest) as partial:
             origin = origin_of(source, revision, partial, keep_source)
-            stop_ids = []
-            if origin.source.has_tokenizer or verify or calibration is not None:
-                tokenizer = origin.source.tokenizer()
-                stop_ids = [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
-            else:
-                on_note(
-                    f"{source} has no tokenizer.json: {dest} will not chat until it has one; when it is converted, run"
-                    f" `hf download {TOKENIZER_FROM} --local-dir {dest}`"
-                )
+            stop_ids = _stop_ids(origin.source)
+            if not stop_ids:
+                lack = f"{source} has no tokenizer.json, and {dest} will not chat without one"
+                if verify or calibration is not None:
+                    raise ConvertError(f"{lack}, nor can a text be read: `hf download {TOKENIZER_FROM}` brings it")
+                on_note(f"{lack}: when it is converted, run `hf download {TOKENIZER_FROM} --local-dir {dest}`")
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
                 raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
             if adapter is not None:
@@ -129,6 +126,15 @@ def convert(
         peak_anonymous_bytes=memory.peak,
         fidelity=fidelity,
     )
+
+
+def _stop_ids(source: Source) -> list[int]:
+    """What ends an answer, as the source's tokenizer numbers it; nothing where there is none. Raises ConvertError for a
+    tokenizer that is not this model's."""
+    if not source.has_tokenizer:
+        return []
+    tokenizer = source.tokenizer()
+    return [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
 
 
 class _Conversion:
