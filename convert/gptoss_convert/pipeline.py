@@ -21,6 +21,7 @@ import numpy as np
 from gptoss_mlx.checkpoint import FLOATS
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import read_json
 from gptoss_mlx.harmony.render import CALL, RETURN
 from gptoss_mlx.memory import proc_bytes, size_text
 
@@ -373,9 +374,17 @@ class _Conversion:
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
         config = converted_config(self.source.raw_config, self.source.weights(), self.recipe)
-        # Where generation_config.json does not list them, MLX-LM looks here.
-        stops = {"eos_token_id": self.stop_ids} if self.stop_ids else {}
-        write_json(self.folder / "config.json", config | stops)
+        if self.stop_ids and not _lists_stop_ids(self.folder / "generation_config.json"):
+            config["eos_token_id"] = self.stop_ids  # where MLX-LM looks then
+        write_json(self.folder / "config.json", config)
+
+
+def _lists_stop_ids(path: Path) -> bool:
+    try:
+        data = read_json(path)
+    except GptOssError:  # there is none, or what nobody can read
+        return False
+    return isinstance(data, dict) and bool(data.get("eos_token_id"))
 
 
 def tool() -> str:

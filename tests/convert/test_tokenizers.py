@@ -126,11 +126,14 @@ def test_from_the_hub_before_the_weights_come(source, hub, tmp_path, text, refus
         assert come == [[]]
 
 
-def test_mlx_lm_stops_where_the_tokenizer_says(source, tmp_path):
+@pytest.mark.parametrize("text", [None, "{}", '{"eos_token_id": null}', "no JSON"])
+def test_mlx_lm_stops_where_the_tokenizer_says(source, tmp_path, text):
     """Also where no generation_config.json lists the tokens that end an answer."""
     from mlx_lm.utils import load_config
 
     (source / "generation_config.json").unlink()
+    if text:
+        (source / "generation_config.json").write_text(text)
     config = json.loads((source / "config.json").read_text())
     del config["eos_token_id"]
     (source / "config.json").write_text(json.dumps(config))
