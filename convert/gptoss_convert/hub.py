@@ -31,7 +31,6 @@ from huggingface_hub.utils import tqdm as LibraryBar
 
 from gptoss_mlx.checkpoint import (
     INDEX,
-    SINGLE,
     Checkpoint,
     CheckpointError,
     Header,
@@ -39,6 +38,7 @@ from gptoss_mlx.checkpoint import (
     checked_index,
     header_length,
     parse_header,
+    weight_files,
 )
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import parsed
@@ -121,8 +121,7 @@ class Repository:
     def checkpoint(self, folder: Path) -> Checkpoint:
         """Over those headers: its tensors can be viewed when their files are in `folder`. Raises GptOssError."""
         shards = {name: Shard(folder / name, header) for name, header in self.headers().items()}
-        everything = {tensor: name for name, shard in shards.items() for tensor in shard.header.tensors}
-        return Checkpoint.placed(folder, self._weight_map or everything, shards)
+        return Checkpoint.placed(folder, self._weight_map, shards)
 
     def fetch(self, name: str, folder: Path | None, on_read: Callable[[int], None] = lambda count: None) -> Fetched:
         """Have a whole file on disk, its SHA-256 checked where the hub gives one. Raises GptOssError.
@@ -178,14 +177,7 @@ class Repository:
     @cached_property
     def shards(self) -> list[str]:
         """The names of the files that hold the weights, in order. Raises GptOssError."""
-        if self._weight_map is not None:
-            names = sorted(set(self._weight_map.values()))
-            if missing := [name for name in names if name not in self.files]:
-                raise CheckpointError(f"{self.id} lacks {missing[0]}, which its {INDEX} names")
-            return names
-        if SINGLE not in self.files:
-            raise CheckpointError(f"{self.id} has neither {INDEX} nor {SINGLE}: not a model in safetensors")
-        return [SINGLE]
+        return weight_files(self.id, self.files.keys(), self._weight_map)
 
     @cached_property
     def _weight_map(self) -> dict[str, str] | None:

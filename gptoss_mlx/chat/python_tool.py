@@ -1,7 +1,7 @@
 """The built-in tool `python`: the model writes code, another process runs it, the model reads what a notebook shows.
 
-Knows when to start, interrupt, stop and give up a worker, and how much of its output is kept. What the worker does, and
-the sandbox around it, `python_worker` knows. Whatever comes from a worker is the model's: it may stop answering, answer
+Knows when to start, interrupt and give up a worker, and how much of its output is kept. What the worker does, and the
+sandbox around it, `python_worker` knows. Whatever comes from a worker is the model's: it may stop answering, answer
 anything, or write without end.
 """
 
@@ -34,7 +34,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "4",  # a thread takes address space, which is limited
 }
 REQUEST, REPLY = struct.Struct("<II"), struct.Struct("<I")  # as in python_worker, which is not imported here
-READY, STOPPED = 0, 2**32 - 1
+READY = 0
 START_SECONDS = 20.0
 GRACE_SECONDS = 2.0  # for code to stop after an interrupt
 END_SECONDS = 5.0
@@ -81,8 +81,7 @@ class PythonTool:
         return code_of(text)
 
     def run(self, function: str, text: str) -> str:
-        """What the code shows, and what became of it otherwise. Variables persist from call to call; threads and
-        processes that the code leaves behind stand still until the next one.
+        """What the code shows, and what became of it otherwise. Variables persist from call to call.
 
         KeyboardInterrupt stops the code and goes on; the next call works.
         """
@@ -202,7 +201,7 @@ class _Worker:
         os.set_blocking(self._requests.fileno(), False)
         os.set_blocking(self._output.fileno(), False)
         self._number, self._unsent = READY, b""
-        self._expected: int | None = READY
+        self._answered: int | None = None
 
     @property
     def has_run(self) -> bool:
@@ -212,15 +211,13 @@ class _Worker:
     def send(self, code: str) -> None:
         """Ask for `code` to be run; `wait` does the rest."""
         data = code.encode(errors="surrogatepass")
-        self._order(signal.SIGUSR2)
-        self._expected = self._number = self._number + 1
+        self._number += 1
         self._unsent = REQUEST.pack(self._number, len(data)) + data
 
     def wait(self, shown: _Shown, seconds: float) -> bool:
-        """Collect output until the answer comes and everything has been stopped; False if that takes too long. Raises
-        _Ended."""
+        """Collect output until the answer comes; False if that takes too long. Raises _Ended."""
         deadline = time.monotonic() + seconds
-        while self._expected is not None:
+        while self._answered != self._number:
             if (left := deadline - time.monotonic()) <= 0:
                 return False
             poll = select.poll()
@@ -251,17 +248,9 @@ class _Worker:
                 break
         if not reply:
             raise _Ended(self._how())
-        if reply != REPLY.pack(self._expected):
+        if reply != REPLY.pack(self._number):
             raise _Ended("broke the protocol of its notebook")
-        if self._expected == STOPPED:
-            self._expected = None
-        else:
-            self._expected = STOPPED
-            self._order(signal.SIGUSR1)
-
-    def _order(self, number: signal.Signals) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(bytes([number]))
+        self._answered = self._number
 
     def _how(self) -> str:
         try:
@@ -275,7 +264,8 @@ class _Worker:
 
     def interrupt(self, shown: _Shown) -> bool:
         """Interrupt the code; whether it then stopped, and the worker is as good as before. Raises _Ended."""
-        self._order(signal.SIGINT)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(b"i")
         return self.wait(shown, GRACE_SECONDS)
 
     def end(self) -> None:

@@ -4,28 +4,23 @@
 
 Three processes, all from this file; the standard library alone:
 
-- The keeper starts the others and outlives them. Its standard input is the parent's life: a byte there is an order,
-  the end of it (a close, or the parent's death) ends everything. Whatever the model's code does, it cannot reach the
-  keeper.
+- The keeper starts the others and outlives them. Its standard input is the parent's life: a byte interrupts the code
+  that runs, the end of it (a close, or the parent's death) ends everything. Whatever the model's code does, it cannot
+  reach the keeper.
 - `init` (on Linux) builds the sandbox around itself and is the first process of a PID namespace: when it ends, the
   kernel kills all that is left in there.
-- The worker runs code, one request after another, in one namespace of variables. Between two calls it is stopped, with
-  all threads and processes that the code has started: they go on with the next call.
+- The worker runs code, one request after another, in one namespace of variables.
 
 On Linux the sandbox has a file system of its own: the system's programs, this interpreter and its packages, read-only,
-and three folders in memory that vanish with it; nothing else can be written, /proc included. No other file of the
-machine is in it, whoever may read it. It has no network, no privileges and no way to gain any, and a seccomp filter
-for what namespaces do not cover. It takes Linux 5.14 and a system that lets its users have namespaces. Memory is
-limited for each process and each of the three folders, not for all of them together: where it ends, the kernel kills
-these processes before any other.
+and three folders in memory that vanish with it. No other file of the machine is in it, whoever may read it. It has no
+network, no privileges and no way to gain any, and a seccomp filter for what namespaces do not cover. It takes Linux
+5.14 and a system that lets its users have namespaces. Memory is limited for each process, not for all of them together.
 
 On macOS the sandbox is a Seatbelt profile. That part follows public descriptions of the profile language and has not
 been run yet. macOS enforces no limit of memory.
 
-A request is a number and a length, both four bytes, and that many bytes of UTF-8; the answer to it is the number. An
-order is the number of a signal: SIGINT interrupts the code, SIGUSR1 stops everything, which is answered, too, and
-SIGUSR2 continues it. All that a person at a notebook would see goes to file descriptor 1, whose other end is the
-parent.
+A request is a number and a length, both four bytes, and that many bytes of UTF-8; the answer to it is the number. All
+that a person at a notebook would see goes to file descriptor 1, whose other end is the parent.
 """
 
 from __future__ import annotations
@@ -40,6 +35,7 @@ import os
 import pathlib
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -53,7 +49,6 @@ from typing import Any, NamedTuple, TextIO
 REQUEST = struct.Struct("<II")
 REPLY = struct.Struct("<I")
 READY = 0  # the number that a worker sends when its sandbox has been checked
-STOPPED = 2**32 - 1  # the number that says that everything has been stopped
 
 DRIVE = "/mnt/data"  # where the model was told that its files are
 NOBODY = 65534
@@ -91,105 +86,42 @@ class Settings(NamedTuple):
 def keep(settings: Settings) -> None:
     """Start the sandbox that `settings` ask for, and wait until it ends or standard input does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = None
     if settings.isolation == "namespaces":
         unshare(CLONE_NEWPID | (CLONE_NEWUSER if os.geteuid() else 0))
-        child = Child(fork(lambda: init(settings)))
-        for end in (settings.requests, settings.replies):
-            os.close(end)
-        sys.exit(shell_status(outcome(child)))
-    folder = tempfile.mkdtemp(prefix="gptoss-mlx-python-")
-    if sys.platform == "linux":
-        system("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    process = fork(lambda: start_in(folder, settings))
-    os.close(settings.requests)
-    signal_all = signal_below if sys.platform == "linux" else lambda number: os.killpg(process, number)
-    status = outcome(Worker(process, settings.replies, signal_all))
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        signal_all(signal.SIGKILL)
-    os.spawnlp(os.P_WAIT, "rm", "rm", "-rf", "--", folder)  # shutil's calls itself for each level of folders
+        child = fork(lambda: init(settings))
+    else:
+        folder = tempfile.mkdtemp(prefix="gptoss-mlx-python-")
+        child = fork(lambda: start_in(folder, settings))
+    for end in (settings.requests, settings.replies):
+        os.close(end)
+    status = outcome(child)
+    if folder:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
     sys.exit(shell_status(status))
 
 
-class Child:
-    """A process, for the one that waits for it."""
-
-    def __init__(self, number: int):
-        self.number, self._rests = number, False
-
-    def obey(self, order: int) -> None:
-        os.kill(self.number, order)
-
-    def status(self) -> int | None:
-        """The wait status once it has ended. Others are orphans, whose place this frees.
-
-        Where the child has stopped itself, it goes on: nobody else would continue it.
-        """
-        with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG | os.WUNTRACED))[0]:
-                if ended[0] == self.number and not os.WIFSTOPPED(ended[1]):
-                    return ended[1]
-                if ended[0] == self.number and not self._rests:
-                    os.kill(self.number, signal.SIGCONT)
-        return None
-
-
-class Worker(Child):
-    """The worker, with all that it has started; `signal_all` reaches all of them."""
-
-    def __init__(self, number: int, replies: int, signal_all: Callable[[int], None]):
-        super().__init__(number)
-        self._replies, self._signal_all = replies, signal_all
-
-    def obey(self, order: int) -> None:
-        if order == signal.SIGINT:
-            super().obey(order)
-            return
-        self._rests = order == signal.SIGUSR1
-        with contextlib.suppress(OSError):  # there is none left, or nobody listens
-            self._signal_all(signal.SIGSTOP if self._rests else signal.SIGCONT)
-            if self._rests:
-                os.write(self._replies, REPLY.pack(STOPPED))
-
-
-def signal_below(number: int) -> None:
-    """Signal all processes below this one, also those that are started meanwhile."""
-    signalled: set[int] = set()
-    while new := below(os.getpid()) - signalled:
-        for process in new:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(process, number)
-        signalled |= new
-
-
-def below(process: int) -> set[int]:
-    parents = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
-    found = {process}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {process}
-
-
-def outcome(child: Child) -> int:
-    """The wait status of a child, which the end of standard input kills; a byte there is an order to it."""
+def outcome(child: int) -> int:
+    """The wait status of a child. A byte on standard input interrupts it, the end of standard input kills it."""
     # Not a thread that waits: after `unshare` of the PID namespace there can be none.
     ended, signalled = os.pipe()
     os.set_blocking(signalled, False)
     signal.set_wakeup_fd(signalled)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    while (status := child.status()) is None:
+    while True:
+        number, status = os.waitpid(child, os.WNOHANG)
+        if number:
+            return status
         ready, _, _ = select.select([0, ended], [], [])
         if ended in ready:
             os.read(ended, 1)
-        if 0 in ready:
-            if order := os.read(0, 1):
-                child.obey(order[0])
-            else:
-                os.kill(child.number, signal.SIGKILL)
-                return os.waitpid(child.number, 0)[1]
-    return status
+        if 0 in ready and os.read(0, 1):
+            os.kill(child, signal.SIGINT)
+        elif 0 in ready:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
 
 
 def fork(become: Callable[[], None]) -> int:
@@ -198,7 +130,6 @@ def fork(become: Callable[[], None]) -> int:
         return child
     status = 1
     try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Whoever can open the keeper's pipe to the parent can keep it open, and the keeper waiting.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         become()
@@ -263,40 +194,28 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 163
 MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
-PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 SECCOMP_MODE_FILTER = 2
 SECCOMP_ALLOW, SECCOMP_ERRNO = 0x7FFF0000, 0x00050000
 CAPABILITY_VERSION_3 = 0x20080522
 MOST_CAPABILITIES = 64
+SYS_mount_setattr = 442  # the same number everywhere
 
-ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # in audit and seccomp
-# Numbers on x86-64 and on aarch64, or None. What is denied and not what is allowed, so that whatever packages call goes
-# on to work: looked for among all calls up to NEWEST_CALL; what is newer does not exist in the sandbox. A call that
-# takes a capability fails in any case.
-DENIED: dict[str, tuple[int, int | None]] = {
-    # Memory that no limit counts.
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "vmsplice": (278, 75), "io_setup": (206, 0),
-    "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
-    # Other processes, and what they hold.
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
-    "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "process_mrelease": (448, 448),
-    "move_pages": (279, 239), "migrate_pages": (256, 238),
-    # A timer could continue a process that was stopped between two calls; those of `setitimer` cannot.
-    "timer_create": (222, 107),
-    # Keyrings and the kernel's log belong to no namespace.
-    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "syslog": (103, 116),
-    # Of no use here, and kernels were broken through it.
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "fanotify_init": (300, 262),
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "quotactl": (179, 60),
-    "quotactl_fd": (443, 443), "personality": (135, 92), "modify_ldt": (154, None),
-    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "open_tree": (428, 428),
-    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "fspick": (433, 433), "mount_setattr": (442, 442), "open_tree_attr": (467, 467),
-}  # fmt: skip
-NEWEST_CALL = 469  # file_setattr, of Linux 6.17
-SOCKET = (41, 198)
+# machine: (its number in audit and seccomp, system calls by name)
+SYSTEM_CALLS = {
+    "x86_64": (
+        0xC000003E,
+        {"pivot_root": 155, "socket": 41, "keyctl": 250, "add_key": 248, "request_key": 249, "bpf": 321}
+        | {"perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425, "syslog": 103},
+    ),
+    "aarch64": (
+        0xC00000B7,
+        {"pivot_root": 41, "socket": 198, "keyctl": 219, "add_key": 217, "request_key": 218, "bpf": 280}
+        | {"perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "syslog": 116},
+    ),
+}
+# Keyrings and the kernel's log belong to no namespace; the rest is of no use here, and kernels were broken through it.
+DENIED = ("keyctl", "add_key", "request_key", "syslog", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup")
 # Others reach past a network namespace: AF_VSOCK goes from a virtual machine to its host.
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
 
@@ -307,28 +226,24 @@ def init(settings: Settings) -> None:
     unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP)
     write("/proc/self/oom_score_adj", "1000")  # where memory ends, this goes first, and not the model
     system("sethostname", b"sandbox", 7)
-    writable_proc = change_root(settings.home)
+    change_root(settings.home)
     os.chdir(DRIVE)
-    drop_privileges(f"/proc/self/fd/{writable_proc}")
-    os.close(writable_proc)
+    drop_privileges()
     limit(settings.memory)
     resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, PROCESSES))  # counted in this user namespace
     filter_system_calls()
-    watched = {signal.SIGCHLD, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2}
-    signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # where they are blocked, they wait: also for the first process
-    worker = Worker(fork(lambda: work(settings)), settings.replies, lambda number: os.kill(-1, number))
-    os.close(settings.requests)
-    while (status := worker.status()) is None:
-        if (received := signal.sigwait(watched)) != signal.SIGCHLD:
-            worker.obey(received)
+    worker = fork(lambda: work(settings))
+    for end in (settings.requests, settings.replies):
+        os.close(end)
+    signal.signal(signal.SIGINT, lambda *_: os.kill(worker, signal.SIGINT))
+    ended = None
+    while ended != worker:  # others are orphans, whose place this frees
+        ended, status = os.wait()
     os._exit(shell_status(status))
 
 
-def change_root(home: str) -> int:
-    """Leave the machine's file system for one that has only what Python needs.
-
-    In it, /proc is read-only, or memory's last resort could be undone there. Returns a descriptor of one that is not.
-    """
+def change_root(home: str) -> None:
+    """Leave the machine's file system for one that has only what Python needs."""
     root = "/proc"  # any folder that is there, and holds nothing that will be shown
     no_devices = MS_NOSUID | MS_NODEV
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -338,13 +253,9 @@ def change_root(home: str) -> int:
     for path in DEVICES:
         open(root + path, "x").close()
         mount(path, root + path, None, MS_BIND)
-        read_only(root + path, but=MOUNT_ATTR_NODEV)
     for path in FOLDERS_IN_MEMORY:
         mount("tmpfs", root + path, "tmpfs", no_devices, f"mode=1777,size={FOLDER_BYTES},nr_inodes={FOLDER_FILES}")
     mount("proc", root + "/proc", "proc", no_devices | MS_NOEXEC)
-    writable_proc = os.open(root + "/proc", os.O_RDONLY)
-    mount(root + "/proc", root + "/proc", None, MS_BIND)
-    read_only(root + "/proc")
     for path in SYSTEM:
         show(path, root)
     if home != "/" and os.path.isdir(root + home):
@@ -353,10 +264,10 @@ def change_root(home: str) -> int:
         show(path, root)
     read_only(root)
     os.chdir(root)
-    system("syscall", number_of(DENIED["pivot_root"]), b".", b".")  # the new root, and the old one on top of it
+    _, numbers = system_calls()
+    system("syscall", numbers["pivot_root"], b".", b".")  # the new root, and the old one on top of it
     system("umount2", b".", MNT_DETACH)
     os.chdir("/")
-    return writable_proc
 
 
 def show(path: str, root: str) -> None:
@@ -376,7 +287,7 @@ def show(path: str, root: str) -> None:
         read_only(target, AT_RECURSIVE)
 
 
-def drop_privileges(writable_proc: str) -> None:
+def drop_privileges() -> None:
     """Another user, if this one is root, in a user namespace that owns none of the namespaces around it, without
     capabilities, and with no way to any."""
     if not os.geteuid():
@@ -384,10 +295,8 @@ def drop_privileges(writable_proc: str) -> None:
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
         system("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # or /proc/self belongs to root
-    unshare(CLONE_NEWUSER, writable_proc)
-    write(
-        f"{writable_proc}/sys/user/max_user_namespaces", "0"
-    )  # inside another one, this process would have capabilities again
+    unshare(CLONE_NEWUSER)
+    write("/proc/sys/user/max_user_namespaces", "0")  # inside another one, this process would have capabilities again
     system("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     for capability in range(MOST_CAPABILITIES):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel does not know
@@ -397,17 +306,17 @@ def drop_privileges(writable_proc: str) -> None:
 
 
 def filter_system_calls() -> None:
-    """A seccomp filter: some calls fail with EPERM, as do sockets of some families and all calls of other machines'
-    ABIs; calls that were unknown when this was written do not exist."""
+    """A seccomp filter: some calls fail with EPERM, sockets of some families, and all calls of other machines' ABIs."""
     load, equal, at_least, back = 0x20, 0x15, 0x35, 0x06  # opcodes of classic BPF
     number, machine, first_argument = 0, 4, 16  # offsets in struct seccomp_data
+    architecture, numbers = system_calls()
     refuse = (back, 0, 0, SECCOMP_ERRNO | errno.EPERM)
     allow = (back, 0, 0, SECCOMP_ALLOW)
-    program = [(load, 0, 0, machine), (equal, 1, 0, ARCHITECTURES[os.uname().machine]), refuse, (load, 0, 0, number)]
-    program += [(at_least, 0, 1, NEWEST_CALL + 1), (back, 0, 0, SECCOMP_ERRNO | errno.ENOSYS)]  # also x32, on x86-64
-    for denied in map(number_of, DENIED.values()):
-        program += [(equal, 0, 1, denied), refuse] if denied is not None else []
-    program += [(equal, 1, 0, number_of(SOCKET)), allow, (load, 0, 0, first_argument)]
+    program = [(load, 0, 0, machine), (equal, 1, 0, architecture), refuse, (load, 0, 0, number)]
+    program += [(at_least, 0, 1, 0x40000000), refuse]  # x32, on x86-64
+    for name in DENIED:
+        program += [(equal, 0, 1, numbers[name]), refuse]
+    program += [(equal, 1, 0, numbers["socket"]), allow, (load, 0, 0, first_argument)]
     for family in SOCKET_FAMILIES:
         program += [(equal, 0, 1, family), allow]
     program += [refuse]
@@ -427,33 +336,32 @@ def system(function: str, *arguments: Any) -> None:
         raise OSError(number, f"{function}: {os.strerror(number)}")
 
 
-def number_of(call: tuple[int, int | None]) -> int | None:
-    """The number that a system call has here."""
+def system_calls() -> tuple[int, dict[str, int]]:
     machine = os.uname().machine
-    if machine not in ARCHITECTURES:
+    if machine not in SYSTEM_CALLS:
         raise OSError(errno.ENOSYS, f"the numbers of the system calls of {machine} are not known here")
-    return call[list(ARCHITECTURES).index(machine)]
+    return SYSTEM_CALLS[machine]
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
     system("mount", os.fsencode(source), os.fsencode(target), kind and kind.encode(), flags, options.encode())
 
 
-def read_only(path: str, below: int = 0, *, but: int = 0) -> None:
+def read_only(path: str, below: int = 0) -> None:
     """Make a mount read-only; with AT_RECURSIVE, all mounts below it, too."""
-    attributes = (MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV) & ~but
+    attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
     data = struct.pack("<4Q", attributes, 0, 0, 0)
-    system("syscall", number_of(DENIED["mount_setattr"]), AT_FDCWD, os.fsencode(path), below, data, len(data))
+    system("syscall", SYS_mount_setattr, AT_FDCWD, os.fsencode(path), below, data, len(data))
 
 
-def unshare(namespaces: int, proc: str = "/proc") -> None:
+def unshare(namespaces: int) -> None:
     """Enter new namespaces; in one of users, this user keeps its number."""
     user, group = os.geteuid(), os.getegid()
     system("unshare", namespaces)
     if namespaces & CLONE_NEWUSER:
-        write(f"{proc}/self/setgroups", "deny")
-        write(f"{proc}/self/uid_map", f"{user} {user} 1")
-        write(f"{proc}/self/gid_map", f"{group} {group} 1")
+        write("/proc/self/setgroups", "deny")
+        write("/proc/self/uid_map", f"{user} {user} 1")
+        write("/proc/self/gid_map", f"{group} {group} 1")
 
 
 def write(path: str, text: str) -> None:

@@ -54,7 +54,7 @@ class StateFiles:
         timeline.clear()
         marks: list[Mark] = []
         why = GONE
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
             why = UNREADABLE
             try:
                 mark = self._load(path, timeline.cache)
@@ -153,7 +153,7 @@ def fingerprint(model: Model) -> str:
         for name in ("config.json", "tokenizer.json", "provenance.json"):
             path = model.path / name
             digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
-        for path in sorted(model.path.glob(f"*{SUFFIX}")):
+        for path in sorted(model.path.glob(f"[!.]*{SUFFIX}")):
             status = path.stat()
             # Which conversion it was, where there is no provenance.json with its checksums.
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
