@@ -102,7 +102,8 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[np.ndarray, str]]) ->
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards: int = 2) -> Path:
-    """Write config.json, `shards` safetensors files with their index, and a tokenizer of bytes into `folder`."""
+    """Write config.json, `shards` safetensors files with their index, and a tokenizer of bytes into `folder`, if the
+    vocabulary has room for one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = tensors_of(config, seed)
     names = list(tensors)
@@ -117,7 +118,8 @@ def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 257, 263]}))
-    write_tokenizer(folder)
+    if config["vocab_size"] >= 264:
+        write_tokenizer(folder)
     return folder
 
 
