@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD_EXAMPLE = "model-00001-of-00002.safetensors"
+SHARD_NAME = re.compile(r"([^.].*)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 MAX_RANK = 8  # of a tensor; gpt-oss has 4
 MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
 METAL_PAGE = 16_384
@@ -44,6 +47,8 @@ OTHER_FORMATS = {
     b"<!DOCTYP": "a web page: download it again",
     b"<html": "a web page: download it again",
 }
+
+FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored as it is
 
 # The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
 NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
@@ -269,19 +274,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the index (or the single file) and every header in `folder`. Raises CheckpointError."""
+        """Read the index, where there is one, and every header of the model in `folder`. Raises CheckpointError."""
         index = folder / INDEX
-        if not is_there(index):
-            if not is_there(folder / SINGLE):
-                raise CheckpointError(f"{folder} has neither {INDEX} nor {SINGLE}")
-            shard = Shard(folder / SINGLE)
-            return cls(dict.fromkeys(shard.header.tensors, shard), folder)
-        weight_map = checked_index(index, read_json(index, CheckpointError))
+        weight_map = checked_index(index, read_json(index, CheckpointError)) if is_there(index) else None
         shards: dict[str, Shard] = {}
         headers = 0
-        for file in sorted(set(weight_map.values())):
-            if not is_there(folder / file):
-                raise CheckpointError(f"{folder} lacks {file}, which {INDEX} names: an incomplete download?")
+        for file in weight_files(folder, _names_in(folder), weight_map):
             shards[file] = Shard(folder / file)
             headers += shards[file].header.nbytes
             if headers > MAX_HEADERS:
@@ -289,8 +287,11 @@ class Checkpoint:
         return cls.placed(folder, weight_map, shards)
 
     @classmethod
-    def placed(cls, folder: Path, weight_map: Mapping[str, str], shards: Mapping[str, Shard]) -> Checkpoint:
-        """Over `shards` by file name, each tensor in the file that `weight_map` names. Raises CheckpointError."""
+    def placed(cls, folder: Path, weight_map: Mapping[str, str] | None, shards: Mapping[str, Shard]) -> Checkpoint:
+        """Over `shards` by file name; an index's `weight_map` has to fit them, unless it is of other files than
+        `weight_files` took. Raises CheckpointError."""
+        if weight_map is None or set(weight_map.values()) != shards.keys():
+            return cls(_found_in(folder, shards), folder)
         for name, file in weight_map.items():
             if name not in shards[file].header.tensors:
                 raise CheckpointError(f"{folder / INDEX} places {name!r} in {file}, which does not have it")
@@ -355,6 +356,69 @@ class Checkpoint:
         return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
 
 
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error.strerror}") from None
+
+
+def _found_in(folder: Path, shards: Mapping[str, Shard]) -> dict[str, Shard]:
+    """Tensor name -> its shard, where no index tells. Raises CheckpointError for a tensor that two shards have."""
+    found: dict[str, Shard] = {}
+    for file, shard in shards.items():
+        for name in shard.header.tensors:
+            if name in found:
+                raise CheckpointError(
+                    f"{folder} has {name!r} twice, in {found[name].path.name} and in {file}: remove the file that is"
+                    " not the model's"
+                )
+            found[name] = shard
+    return found
+
+
+def weight_files(where: Path | str, names: Set[str], weight_map: Mapping[str, str] | None) -> list[str]:
+    """Which of the files `names` of a folder or a repository hold the model: those that its index names; where they are
+    not here, the one whole file; without an index, that or the shards that are complete by their names.
+
+    Raises CheckpointError that names what lacks.
+    """
+    named, series = set((weight_map or {}).values()), _series(names)
+    # An index that names some shards of a model that are here, and not others, counts as none.
+    partial = any(named & shards and not named >= names & shards for shards in series)
+    if named and named <= names and not partial:
+        return sorted(named)
+    if SINGLE in names:
+        return [SINGLE]
+    whole = [sorted(shards) for shards in series if shards <= names]
+    if whole and not named <= names:
+        raise CheckpointError(
+            f"{where} lacks {min(named - names)}, which {INDEX} names: if {whole[0][0]} and what belongs to it are the"
+            f" model, remove {INDEX}"
+        )
+    if len(whole) > 1:
+        raise CheckpointError(f"{where} has the shards of {len(whole)} models, and no {INDEX}: leave those of one")
+    if whole:
+        return whole[0]
+    for shards, whose in ((named, f"which {INDEX} names"), *((shards, "one of its shards") for shards in series)):
+        if missing := sorted(shards - names):
+            others = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+            raise CheckpointError(f"{where} lacks {missing[0]}{others}, {whose}: an incomplete download?")
+    raise CheckpointError(f"{where} has neither {INDEX} nor {SINGLE}, nor shards such as {SHARD_EXAMPLE}")
+
+
+def _series(names: Set[str]) -> list[Set[str]]:
+    """For each model that has shards among these files, by their names, the names of all its shards."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, map(SHARD_NAME.fullmatch, names)):
+        numbers.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    # The published checkpoints count from 0 to the number behind "of", others from 1.
+    return [
+        {f"{stem}-{number:05d}-of-{last}.safetensors" for number in range(0 if 0 in here else 1, int(last) + 1)}
+        for (stem, last), here in sorted(numbers.items())
+    ]
+
+
 def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
     """A view of a tensor's bytes, uint8 [nbytes], as its own dtype and shape. Raises CheckpointError."""
     if tensor.dtype not in NUMPY_DTYPE:
@@ -367,6 +431,8 @@ def checked_index(path: Path, index: Any) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path} is malformed: it has no weight_map")
+    if not weight_map:
+        raise CheckpointError(f"{path} places no tensor in any file: remove it if the weights beside it are whole")
     for name, file in weight_map.items():
         # A file name that leaves the folder is never followed.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):

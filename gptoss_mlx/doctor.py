@@ -23,7 +23,7 @@ import numpy as np
 from . import kernels
 from .engine import Model, load
 from .errors import GptOssError
-from .memory import GIB, cgroup_limit, proc_bytes, total
+from .memory import GIB, cgroup_limit, proc_bytes, size_text, total
 from .models import home
 
 # What activations in 8 bits (kernels) or in BF16 (GPU) may cost, as the mean divergence of the distributions of the
@@ -47,7 +47,7 @@ def facts() -> Iterator[tuple[str, str]]:
         yield "kernels", f"off: {kernels.why_not_native()}"
         yield "for the kernels", kernels.how_to_have_native()
     yield from _memory()
-    yield "models", f"{home()}, {free_disk(home()) / 1e9:.0f} GB free"
+    yield "models", f"{home()}, {size_text(free_disk(home()))} free"
 
 
 def _memory() -> Iterator[tuple[str, str]]:

@@ -221,12 +221,12 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:
-    """`eos_token_id` of generation_config.json, where every checkpoint of the family lists its stop ids."""
+    """`eos_token_id` of generation_config.json, where most checkpoints of the family list their stop ids."""
     path = folder / "generation_config.json"
-    if not is_there(path):
+    data = read_json(path) if is_there(path) else {}
+    ids = data.get("eos_token_id") if isinstance(data, dict) else []
+    if ids is None:
         return PUBLISHED_STOP_IDS
-    data = read_json(path)
-    ids = data.get("eos_token_id") if isinstance(data, dict) else None
     ids = ids if isinstance(ids, list) else [ids]
     if not ids or not all(type(id_) is int for id_ in ids):
         raise GptOssError(f"{path} has no usable eos_token_id: a token id, or a list of them")

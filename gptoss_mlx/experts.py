@@ -24,10 +24,9 @@ import numpy as np
 
 from . import kernels
 from .checkpoint import NUMPY_DTYPE, CheckpointError, TensorInfo
-from .config import ModelConfig
+from .config import SWIGLU_ALPHA, ModelConfig
 from .weights import Matrix, Weights
 
-SWIGLU_ALPHA = 1.702
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 

@@ -39,7 +39,11 @@ def parse_size(text: str) -> int:
 
 
 def size_text(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    """Bytes as people read them, never so rounded that nothing is left."""
+    for unit, size, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count} bytes"
 
 
 def proc_bytes(name: str) -> dict[str, int]:

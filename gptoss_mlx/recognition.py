@@ -94,7 +94,7 @@ def model_folder(path: Path) -> Path:
         names = [name + "/" * os.path.isdir(path / name) for name in os.listdir(path)]
     except OSError as error:
         raise GptOssError(f"cannot read {path}: {reason(error)}") from None
-    if _has_weights(names):
+    if has_weights(names):
         return path
     if "snapshots/" in names:
         return model_folder(_snapshot(path))
@@ -111,7 +111,7 @@ def without_weights(where: Path | str, names: Iterable[str]) -> str:
     return f"{where} has no config.json, no tokenizer.json and no weights in safetensors: it holds no model"
 
 
-def _has_weights(names: Iterable[str]) -> bool:
+def has_weights(names: Iterable[str]) -> bool:
     return any(name == INDEX or (name.endswith(".safetensors") and not _fits(ADAPTER, name)) for name in names)
 
 

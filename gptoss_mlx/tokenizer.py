@@ -126,6 +126,11 @@ class Tokenizer:
         """How many ids stand for something."""
         return self._backend.get_vocab_size()
 
+    @property
+    def largest_id(self) -> int:
+        """Of the ids of ordinary text: tokens that somebody added are not looked at."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values(), default=0)
+
     def bytes_of(self, id_: int) -> bytes:
         """What a token stands for: part of a character perhaps. A special token's name; of an unknown id, nothing."""
         if id_ in self._added:  # as they are, where others are byte by byte

@@ -13,10 +13,8 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import FLOATS, Checkpoint, CheckpointError
 from .config import ModelConfig, Quantization
-
-FLOATS = ("BF16", "F16", "F32")
 
 VECTORS = (".bias", ".sinks", "norm.weight", ".router.weight")
 SWITCHES = (".sinks", ".router.bias")  # where minus infinity switches a sink, or an expert, off
@@ -52,7 +50,7 @@ class Weights:
         """How `module.weight` is stored; None for BF16. Raises CheckpointError where config.json does not say."""
         if f"{module}.scales" not in self.checkpoint.tensors:
             return None
-        if quantization := self.config.quantization_of(module):
+        if quantization := self.config.stored_form(module, self.checkpoint.tensors):
             return quantization
         raise CheckpointError(f"{module} has scales, but config.json has no quantization entry for it")
 

@@ -102,7 +102,8 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[np.ndarray, str]]) ->
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards: int = 2) -> Path:
-    """Write config.json, `shards` safetensors files with their index, and a tokenizer of bytes into `folder`."""
+    """Write config.json, `shards` safetensors files with their index, and a tokenizer of bytes into `folder`, if the
+    vocabulary has room for one."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = tensors_of(config, seed)
     names = list(tensors)
@@ -117,7 +118,8 @@ def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [256, 257, 263]}))
-    write_tokenizer(folder)
+    if config["vocab_size"] >= 264:
+        write_tokenizer(folder)
     return folder
 
 
@@ -135,3 +137,9 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"eos_token": "<|return|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def add_apple_doubles(folder: Path) -> None:
+    """What macOS puts beside every file, and within every folder, on a disk that has no attributes of its own."""
+    for path in [*folder.rglob("*")]:
+        (path.parent / f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")

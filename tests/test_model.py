@@ -1,6 +1,5 @@
 """The network against transformers (golden logits), MLX-LM with its YaRN range unrounded, and itself."""
 
-import math
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,6 +12,7 @@ from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, engine, kernels
 from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.engine import ContextFull
+from mlx_lm_oracle import mlx_lm_model
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
 GREEDY = Sampling(temperature=0)
@@ -92,23 +92,11 @@ def test_sliding_layers_stop_growing(small):
         assert lengths == [16] * 4 if kind == "sliding_attention" else lengths[-1] >= 1200
 
 
-def mlx_lm_model(folder, monkeypatch):
-    """MLX-LM's own network on the same folder, with the published, unrounded YaRN range."""
-    from mlx_lm.utils import load_model
-
-    with monkeypatch.context() as patch:
-        patch.setattr(math, "floor", lambda value: value)
-        patch.setattr(math, "ceil", lambda value: value)
-        model, _ = load_model(folder)
-    model.set_dtype(mx.float32)
-    return model
-
-
 @pytest.mark.parametrize("recipe", ["mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4"])
-def test_mlx_lm_agrees_on_the_same_folder(folder_of, recipe, monkeypatch):
+def test_mlx_lm_agrees_on_the_same_folder(folder_of, recipe):
     folder = folder_of(config_of(), recipe=recipe)
     ids = prompt_of(CASES["published_shape"])
-    ours, theirs = load(folder), mlx_lm_model(folder, monkeypatch)
+    ours, theirs = load(folder), mlx_lm_model(folder)
     assert relative(one_shot(ours, ids), np.array(theirs(mx.array([ids]))[0])) < 1e-4
     assert list(ours.generate(ids, sampling=GREEDY, max_tokens=64, stop=())) == mlx_lm_greedy(theirs, ids, 64)
 
@@ -119,7 +107,7 @@ def mlx_lm_greedy(model, ids, count):
     return [int(token) for token, _ in generate_step(mx.array(ids), model, max_tokens=count)]
 
 
-def test_mlx_lm_as_released_rounds_the_range(folder_of, monkeypatch):
+def test_mlx_lm_as_released_rounds_the_range(folder_of):
     """Where this fails, MLX-LM has been mended, and `mlx_lm_model` need not patch it any more."""
     from mlx_lm.utils import load_model
 
@@ -203,3 +191,14 @@ def test_folder_that_does_not_match_its_config(folder_of, tmp_path):
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(GptOssError, match="not a folder"):
         load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"temperature": 1.0}', '{"eos_token_id": null}'])
+def test_stop_ids_that_nobody_lists_are_the_published_ones(folder_of, tmp_path, text):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in folder_of(config_of()).iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").write_text(text)
+    assert load(folder).stop_ids == engine.PUBLISHED_STOP_IDS

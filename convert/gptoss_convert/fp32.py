@@ -17,14 +17,11 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from gptoss_mlx.checkpoint import CheckpointError
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.checkpoint import FLOATS, CheckpointError
+from gptoss_mlx.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.experts import SWIGLU_ALPHA
 from gptoss_mlx.model import concentration, rope_wavelengths
 from gptoss_mlx.recognition import open_converted
-from gptoss_mlx.tokenizer import Tokenizer
-from gptoss_mlx.weights import FLOATS
 from gptoss_mlx.weights import Weights as StoredWeights
 
 from . import affine, mxfp4
@@ -108,8 +105,7 @@ def windows(source: Source, text: str, tokens: int) -> tuple[np.ndarray, np.ndar
 
     Raises GptOssError for a text that has fewer than two tokens.
     """
-    path = source.companion("tokenizer.json")
-    ids = np.array(Tokenizer.load(path.parent if path else source.folder).encode(text, tokens + 1))
+    ids = np.array(source.tokenizer().encode(text, tokens + 1))
     if len(ids) < 2:
         raise GptOssError(f"the text has {len(ids)} tokens: a prediction takes at least 2")
     if ids.max() >= source.config.vocab_size:

@@ -31,7 +31,6 @@ from huggingface_hub.utils import tqdm as LibraryBar
 
 from gptoss_mlx.checkpoint import (
     INDEX,
-    SINGLE,
     Checkpoint,
     CheckpointError,
     Header,
@@ -39,10 +38,11 @@ from gptoss_mlx.checkpoint import (
     checked_index,
     header_length,
     parse_header,
+    weight_files,
 )
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import parsed
-from gptoss_mlx.recognition import without_weights
+from gptoss_mlx.recognition import has_weights, without_weights
 
 from .verification import BUFFER, sha256
 
@@ -122,8 +122,7 @@ class Repository:
     def checkpoint(self, folder: Path) -> Checkpoint:
         """Over those headers: its tensors can be viewed when their files are in `folder`. Raises GptOssError."""
         shards = {name: Shard(folder / name, header) for name, header in self.headers().items()}
-        everything = {tensor: name for name, shard in shards.items() for tensor in shard.header.tensors}
-        return Checkpoint.placed(folder, self._weight_map or everything, shards)
+        return Checkpoint.placed(folder, self._weight_map, shards)
 
     def fetch(self, name: str, folder: Path | None, on_read: Callable[[int], None] = lambda count: None) -> Fetched:
         """Have a whole file on disk, its SHA-256 checked where the hub gives one. Raises GptOssError.
@@ -179,14 +178,9 @@ class Repository:
     @cached_property
     def shards(self) -> list[str]:
         """The names of the files that hold the weights, in order. Raises GptOssError."""
-        if self._weight_map is not None:
-            names = sorted(set(self._weight_map.values()))
-            if missing := [name for name in names if name not in self.files]:
-                raise CheckpointError(f"{self.id} lacks {missing[0]}, which its {INDEX} names")
-            return names
-        if SINGLE not in self.files:
+        if not has_weights(self.files):
             raise CheckpointError(without_weights(self.id, self.files))
-        return [SINGLE]
+        return weight_files(self.id, self.files.keys(), self._weight_map)
 
     @cached_property
     def _weight_map(self) -> dict[str, str] | None:

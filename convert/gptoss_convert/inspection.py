@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, TensorInfo, as_array
+from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
 from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.foreign import is_there, open_regular, parsed, read_json
 from gptoss_mlx.recognition import check_form
 
 from .bf16 import widened
-from .sources import as_published, published_config
+from .sources import CONVERTED, as_published, published_config
 
 if TYPE_CHECKING:
     from .hub import Repository
@@ -72,6 +72,8 @@ class Inspection:
     families: list[Family]
     license: str | None
     provenance: dict[str, Any] | None
+    to_round: dict[str, list[str]]
+    """Tensors of a source that are in another dtype than BF16, by that: what a conversion leaves as it is it rounds."""
 
     def total(self, figure: str) -> int:
         return sum(getattr(family, figure) for family in self.families)
@@ -173,7 +175,22 @@ def inspect(subject: Subject) -> Inspection:
         families=families,
         license=subject.license,
         provenance=subject.provenance,
+        to_round=_to_round(subject.tensors),
     )
+
+
+def _to_round(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
+    if any(CONVERTED in name for name in tensors):
+        return {}
+    others = [dtype for dtype in FLOATS if dtype != "BF16"]
+    named = {dtype: [name for name, tensor in tensors.items() if tensor.dtype == dtype] for dtype in others}
+    return {dtype: names for dtype, names in named.items() if names}
+
+
+def tensors_text(names: Sequence[str]) -> str:
+    """How many these are, and of which families."""
+    families = dict.fromkeys(family for family in ORDER if family in set(map(family_of, names)))
+    return f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(families)})"
 
 
 def _families(subject: Subject) -> list[Family]:
@@ -206,7 +223,7 @@ def _module(name: str) -> str:
 
 
 def _quantization(name: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> Quantization | None:
-    return config.quantization_of(_module(name)) if f"{_module(name)}.scales" in tensors else None
+    return config.stored_form(_module(name), tensors)
 
 
 def _is_mxfp4(tensor: TensorInfo) -> bool:
@@ -218,7 +235,7 @@ def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: M
     """Weights that a tensor stands for; what only helps to decode another stands for none."""
     count = math.prod(tensor.shape)
     name = tensor.name
-    if name.endswith(("_scales", ".scales")) and tensor.dtype in ("U8", "BF16") and "norm.scale" not in name:
+    if name.endswith(("_scales", ".scales")):
         return 0
     if name.endswith(".biases"):
         return 0

@@ -12,7 +12,7 @@ from gptoss_mlx.checkpoint import TensorInfo
 from gptoss_mlx.errors import printable
 from gptoss_mlx.memory import size_text
 
-from .inspection import Inspection, Statistics, count_text, family_of
+from .inspection import Inspection, Statistics, count_text, family_of, tensors_text
 
 WIDTH = 50  # of the longest bar
 
@@ -46,10 +46,18 @@ def print_inspection(inspection: Inspection) -> None:
     console.print(f"{shape}, context {inspection.context:,}", highlight=False)
     console.print("bits: for each weight; per token, read: what decoding a token meets and reads", highlight=False)
     console.print(printable(f"license: {inspection.license or 'no LICENSE file'}"), highlight=False, markup=False)
+    for dtype, names in inspection.to_round.items():
+        line = f"{tensors_text(names)} in {dtype}: a conversion rounds to BF16 what its recipe leaves as it is"
+        console.print(line, highlight=False, markup=False)
     if made := inspection.provenance:
         source = made.get("source") if isinstance(made.get("source"), dict) else {}
         text = f"converted with {made.get('recipe')} by {made.get('tool')} from {source.get('id')}"
         console.print(printable(f"{text}, revision {source.get('revision')}"), highlight=False, markup=False)
+        rounded = made.get("rounded_to_bf16")
+        for dtype, names in rounded.items() if isinstance(rounded, dict) else ():
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                line = printable(f"rounded to BF16: {tensors_text(names)} that the source has in {dtype}")
+                console.print(line, highlight=False, markup=False)
 
 
 def print_tensors(tensors: Mapping[str, TensorInfo]) -> None:

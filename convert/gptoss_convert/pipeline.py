@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,21 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import INDEX
-from gptoss_mlx.config import Quantization
+from gptoss_mlx.checkpoint import FLOATS, INDEX
+from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.memory import proc_bytes
+from gptoss_mlx.foreign import read_json
+from gptoss_mlx.harmony.render import CALL, RETURN
+from gptoss_mlx.memory import proc_bytes, size_text
 
 from . import affine, mxfp4
 from .adapters import Adapter
 from .bf16 import narrowed
 from .errors import ConvertError
-from .inspection import PROVENANCE
+from .inspection import PROVENANCE, tensors_text
 from .journal import Journal
 from .origins import SPARE, Origin, origin_of
 from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import COMPANIONS, Blocks, Plain, Unit, Weight
+from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Source, Unit, Weight
 from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 CALIBRATION_TOKENS = 4096  # at most
+ENDOFTEXT = "<|endoftext|>"
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
 # The names in an unfinished folder, with those that a Mac adds.
 OURS = re.compile(
@@ -52,6 +55,9 @@ OURS = re.compile(
         )
     )
 )
+# Fields of a source's config.json that do not hold for what was made of it, or say elsewhere what `published` says.
+NOT_KEPT = ("quantization", "quantization_config", "quantize_activations", "model_file", "text_config")
+NOT_KEPT += ("dtype", "rope_parameters", "num_experts", "swiglu_alpha")
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 
 
@@ -83,12 +89,15 @@ def convert(
     verify: bool = False,
     shard_limit: int = SHARD_LIMIT,
     on_progress: OnProgress = untold,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
 
     With a `calibration` text, errors of affine weights count as much as the inputs that they meet on this text. What is
     downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache; with `verify` the
     result is compared with the source, which has to stay for it, and fidelity.json says how far it is.
+
+    `on_note` hears before it begins what a user has to know of the source, a sentence each.
 
     Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
     recipe or destination that cannot be used; then nothing is left behind.
@@ -100,11 +109,21 @@ def convert(
     try:
         with folder_appearing_at(dest, OURS.fullmatch) as partial:
             origin = origin_of(source, revision, partial, keep_source)
+            stop_ids = _stop_ids(origin.source)
+            if not stop_ids:
+                lack = f"{source} has no tokenizer.json, and {dest} will not chat without one"
+                if verify or calibration is not None:
+                    raise ConvertError(f"{lack}, nor can a text be read: `hf download {TOKENIZER_FROM}` brings it")
+                on_note(f"{lack}: when it is converted, run `hf download {TOKENIZER_FROM} --local-dir {dest}`")
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
                 raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
             if adapter is not None:
                 origin.source.adapter = Adapter.open(adapter, origin.source.config)
-            conversion = _Conversion(origin, partial, chosen, calibration, verify, shard_limit, on_progress, memory)
+            conversion = _Conversion(
+                origin, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
+            )
+            for dtype, names in conversion.rounded.items():
+                on_note(f"{tensors_text(names)} of {source} are in {dtype}, and are rounded to BF16")
             fidelity = conversion.run()
     except OSError as error:
         kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
@@ -120,6 +139,15 @@ def convert(
     )
 
 
+def _stop_ids(source: Source) -> list[int]:
+    """What ends an answer, as the source's tokenizer numbers it; nothing where there is none. Raises ConvertError for a
+    tokenizer that is not this model's."""
+    if not source.has_tokenizer:
+        return []
+    tokenizer = source.tokenizer()
+    return [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
+
+
 class _Conversion:
     """One source on its way into one folder: units in the order of the files that they come from."""
 
@@ -128,6 +156,7 @@ class _Conversion:
         origin: Origin,
         folder: Path,
         recipe: Recipe,
+        stop_ids: list[int],
         calibration: str | None,
         verify: bool,
         shard_limit: int,
@@ -136,7 +165,7 @@ class _Conversion:
     ):
         self.origin, self.folder, self.recipe = origin, folder, recipe
         self.source = source = origin.source
-        self.calibration, self.verify = calibration, verify
+        self.stop_ids, self.calibration, self.verify = stop_ids, calibration, verify
         self.importance: dict[str, np.ndarray] = {}
         self.companions = [path for name in COMPANIONS if (path := source.companion(name))]
         self.on_progress, self.memory = on_progress, memory
@@ -144,6 +173,7 @@ class _Conversion:
         weights = [item for unit in units for item in unit.weights]
         if pattern := recipe.unused_pattern([item.module for item in weights]):
             raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
+        self.rounded = rounded_to_bf16(units, recipe)
         # A shard's path sorts as its place among the shards.
         self.units = sorted(units, key=lambda unit: max(unit.files))
         self._last_use = {file: number for number, unit in enumerate(self.units, 1) for file in unit.files}
@@ -347,13 +377,24 @@ class _Conversion:
             "recipe": self.recipe.name,
             **({"calibration_sha256": self._calibration_sha256()} if self.calibration is not None else {}),
             **({"adapter_sha256": self.source.adapter.sha256} if self.source.adapter else {}),
+            **({"rounded_to_bf16": self.rounded} if self.rounded else {}),
             "source_sha256": {path.name: digests[path] for path in self.source.shards},
             "sha256": {path.name: digests[path] for path in self.writer.paths},
         }
         write_json(self.folder / PROVENANCE, provenance)
         self.writer.write_index()
         config = converted_config(self.source.raw_config, self.source.weights(), self.recipe)
+        if self.stop_ids and not _lists_stop_ids(self.folder / "generation_config.json"):
+            config["eos_token_id"] = self.stop_ids  # where MLX-LM looks then
         write_json(self.folder / "config.json", config)
+
+
+def _lists_stop_ids(path: Path) -> bool:
+    try:
+        data = read_json(path)
+    except GptOssError:  # there is none, or what nobody can read
+        return False
+    return isinstance(data, dict) and bool(data.get("eos_token_id"))
 
 
 def tool() -> str:
@@ -364,6 +405,14 @@ def tool() -> str:
 def quantization_of(item: Weight, recipe: Recipe) -> Quantization | None:
     """How the recipe stores a canonical weight; None leaves it in BF16."""
     return recipe.of(item.module) if item.is_matrix else None
+
+
+def rounded_to_bf16(units: Sequence[Unit], recipe: Recipe) -> dict[str, list[str]]:
+    """What a source has in F16 or F32, and the recipe leaves unquantized: dtype -> names."""
+    others = [dtype for dtype in FLOATS if dtype != "BF16"]
+    items = {dtype: [item for unit in units if dtype in unit.dtypes for item in unit.weights] for dtype in others}
+    names = {dtype: [each.name for each in items[dtype] if quantization_of(each, recipe) is None] for dtype in others}
+    return {dtype: names[dtype] for dtype in others if names[dtype]}
 
 
 def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
@@ -432,19 +481,25 @@ def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray |
 
 
 def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], recipe: Recipe) -> dict[str, Any]:
-    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it."""
+    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it.
+
+    Whatever spelling came in, the published one is written: MLX-LM takes a field that it does not find for the usual.
+    """
     default = recipe.default
     used = {item.module: quantization_of(item, recipe) for item in weights}
     modules = {module: asdict(q) for module, q in used.items() if q not in (None, default)}
-    kept = {name: value for name, value in raw_config.items() if name != "quantization_config"}
-    return kept if default is None else kept | {"quantization": asdict(default) | modules}
+    kept = {name: value for name, value in raw_config.items() if name not in NOT_KEPT}
+    config = kept | ModelConfig.from_dict(raw_config).published() | {"torch_dtype": "bfloat16"}
+    return config if default is None else config | {"quantization": asdict(default) | modules}
 
 
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SPARE:
+        lack = size_text(needed + SPARE - free)
         raise GptOssError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free; the converted model needs {(needed + SPARE) / 1e9:.1f} GB"
+            f"{folder.parent} has {size_text(free)} free, and the converted model needs {size_text(needed + SPARE)}:"
+            f" make room for {lack} more"
         )
 
 

@@ -27,7 +27,7 @@ from .verification import verify
 
 CARD = "README.md"
 FIDELITY = "fidelity.json"  # what `gptoss-mlx compare --json` prints, where somebody kept it
-UPLOADED = ("*.safetensors", "*.json", "*.jinja", "LICENSE", "USAGE_POLICY")
+UPLOADED = ("[!.]*.safetensors", "[!.]*.json", "[!.]*.jinja", "LICENSE", "USAGE_POLICY")
 
 # Label -> the figure's name in fidelity.json, and how it is written.
 FIGURES = {

@@ -1,13 +1,14 @@
 """A checkpoint on disk -> one stream of canonical weights.
 
-Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either BF16 or MXFP4. Which layout it came
-from ends here. Known layouts, all safetensors, told apart by their headers:
+Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either plain numbers (BF16, or F16 or F32,
+in which fine-tunes are saved too) or MXFP4. Which layout it came from ends here. Known layouts, all safetensors, told
+apart by their headers:
 
 published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
 original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
-plain       fine-tunes saved with the experts in BF16, inputs first
-apart       each expert of its own in BF16, a linear layer or three (outputs first, as such layers are); where gate and
-            up are in one, they are interleaved
+plain       fine-tunes saved with the experts as plain numbers, inputs first
+apart       each expert of its own as plain numbers, a linear layer or three (outputs first, as such layers are); where
+            gate and up are in one, they are interleaved
 
 Names may have in them what training tools put there: see `published_name`.
 """
@@ -23,17 +24,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError
 from gptoss_mlx.config import ModelConfig, read_config
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.foreign import is_there
+from gptoss_mlx.harmony.parse import NAMES as HARMONY
 from gptoss_mlx.recognition import check_form
+from gptoss_mlx.tokenizer import Tokenizer
 
-from .bf16 import widened
+from .bf16 import floats, narrowed
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 
+TOKENIZER = "tokenizer.json"
 # Copied as they are, where a source has them.
 COMPANIONS = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -41,7 +47,12 @@ COMPANIONS = (
     "LICENSE",
     "USAGE_POLICY",
 )
+TOKENIZER_FROM = f"openai/gpt-oss-20b {TOKENIZER}"  # all models of the family have the same
 SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
+TOO_LARGE_FLOAT = np.float32(2.0**60)
+
+CONVERTED = ".experts.gate_proj.weight"  # in no layout of a source
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
@@ -72,23 +83,33 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor in BF16: its bits, uint16."""
+    """A tensor of plain numbers as its file has them: BF16, which are its bits in uint16, F16 or F32."""
 
     name: str
     values: Rows
 
     def read(self, rows: slice) -> np.ndarray:
-        """uint16 [rows, ...]. Raises ConvertError for what is no weight."""
-        bits = self.values[rows]
-        if (bits & SIGNLESS >= TOO_LARGE).any():
+        """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded. Raises ConvertError for what is no weight."""
+        stored = self._checked(rows)
+        return stored if stored.dtype == np.uint16 else narrowed(stored)
+
+    def floats(self, rows: slice) -> np.ndarray:
+        """The values as they are stored, in float32, which holds them all."""
+        return floats(self._checked(rows))
+
+    def _checked(self, rows: slice) -> np.ndarray:
+        """uint16 or float32."""
+        stored = self.values[rows]
+        if stored.dtype == np.uint16:
+            wrong = (stored & SIGNLESS >= TOO_LARGE).any()
+        else:
+            stored = stored.astype(np.float32)
+            wrong = not (np.abs(stored) < TOO_LARGE_FLOAT).all()
+        if wrong:
             raise ConvertError(
                 f"{self.name} has values that are not a number, or not below 2^60: the source is corrupt"
             )
-        return bits
-
-    def floats(self, rows: slice) -> np.ndarray:
-        """The same in float32."""
-        return widened(self.read(rows))
+        return stored
 
     @property
     def module(self) -> str:
@@ -189,10 +210,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights that come from the same tensors, and the files that hold these."""
+    """Weights that come from the same tensors, the files that hold these, and their dtypes."""
 
     weights: tuple[Weight, ...]
     files: frozenset[Path]
+    dtypes: frozenset[str]
 
 
 class Source:
@@ -213,7 +235,17 @@ class Source:
         # Gate and up are alternate rows of the same tensors, and are converted in turns.
         self._read = lru_cache(maxsize=2)(self.checkpoint.read)
         self.layout = _layout_of(self.checkpoint)
-        _check(self.checkpoint, self.layout.tensors(self.config), self.layout.name)
+        # What is not stored because it is the same as another tensor.
+        self._stored_as = {}
+        if self.raw_config.get("tie_word_embeddings") is True and HEAD not in self.checkpoint.tensors:
+            self._stored_as = {HEAD: EMBEDDING}
+        stored = {name: form for name, form in self.tensors.items() if name not in self._stored_as}
+        _check(self.checkpoint, stored, self.layout.name)
+
+    @property
+    def tensors(self) -> dict[str, Form]:
+        """Name -> (dtype, shape) of all that a checkpoint of this layout has."""
+        return self.layout.tensors(self.config)
 
     @property
     def shards(self) -> list[Path]:
@@ -222,11 +254,34 @@ class Source:
 
     def companion(self, name: str) -> Path | None:
         """A file beside the weights; an `original/` folder has the tokenizer's above it."""
-        folders = (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
-        found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if found and not _is_at_home(found):
             raise CheckpointError(f"{found} is a link that leaves its folder: what it leads to is not for others")
         return found
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        """Where the files beside the weights are looked for."""
+        return (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(is_there(folder / TOKENIZER) for folder in self._folders)
+
+    def tokenizer(self) -> Tokenizer:
+        """The source's own. Raises ConvertError where there is none, and for what is not one of this model."""
+        folder = next((folder for folder in self._folders if is_there(folder / TOKENIZER)), self.folder)
+        try:
+            tokenizer = Tokenizer.load(folder)
+            largest = max(tokenizer.largest_id, *map(tokenizer.special, HARMONY))
+        except GptOssError as error:
+            raise ConvertError(f"{error}; `hf download {TOKENIZER_FROM}` brings the published one") from None
+        if largest >= self.config.vocab_size:
+            raise ConvertError(
+                f"{folder / TOKENIZER} has the id {largest:,}, and the model a vocabulary of"
+                f" {self.config.vocab_size:,}: it is another model's"
+            )
+        return tokenizer
 
     def weights(self) -> Iterator[Weight]:
         """Every weight of the model, layer by layer; nothing has been read yet."""
@@ -235,16 +290,19 @@ class Source:
 
     def units(self) -> Iterator[Unit]:
         """The same, with the files that each comes from."""
-        for name in self.layout.tensors(self.config):
+        for name in self.tensors:
             files: set[Path] = set()
+            dtypes: set[str] = set()
 
-            def rows(name: str, files: set[Path] = files) -> Rows:
+            def rows(name: str, files: set[Path] = files, dtypes: set[str] = dtypes) -> Rows:
+                name = self._stored_as.get(name, name)
                 files.add(self.checkpoint.file_of[name])
                 tensor = self.checkpoint.tensors[name]
+                dtypes.add(tensor.dtype)
                 return Rows(tensor.shape, partial(self._read, name))
 
             if weights := tuple(map(self._merged, self.layout.weights(name, rows, self.config))):
-                yield Unit(weights, frozenset(files))
+                yield Unit(weights, frozenset(files), frozenset(dtypes))
 
     def _merged(self, item: Plain | Blocks) -> Weight:
         return Merged(item, self.adapter) if self.adapter and self.adapter.changes(item) else item
@@ -343,7 +401,8 @@ def _published_name(name: str) -> str:
 
 
 def published_tensors(config: ModelConfig) -> dict[str, Form]:
-    """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration."""
+    """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration; BF16 may be F16 or F32 in
+    a fine-tune."""
     hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     tensors: dict[str, Form] = {}
@@ -400,7 +459,13 @@ def _apart_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig
 
 
 def _stacked(tensors: list[Rows]) -> Rows:
-    return Rows((len(tensors), *tensors[0].shape), lambda start, stop: np.stack([t[:] for t in tensors[start:stop]]))
+    def read(start: int, stop: int) -> np.ndarray:
+        each = [tensor[:] for tensor in tensors[start:stop]]
+        if len({values.dtype for values in each}) > 1:  # BF16 are bits, which are no numbers beside others
+            each = [floats(values) for values in each]
+        return np.stack(each)
+
+    return Rows((len(tensors), *tensors[0].shape), read)
 
 
 def apart_tensors(config: ModelConfig, gate_and_up: bool = False) -> dict[str, Form]:
@@ -489,8 +554,11 @@ def _renamed(checkpoint: Checkpoint) -> Checkpoint:
 
 def _layout_of(checkpoint: Checkpoint) -> Layout:
     names = checkpoint.tensors
-    if any(name.endswith(".experts.gate_proj.weight") for name in names):
-        raise CheckpointError(f"{checkpoint.folder} has been converted already: convert what it was made from")
+    if any(CONVERTED in name for name in names):
+        raise CheckpointError(
+            f"{checkpoint.folder} has been converted already, by this program or MLX-LM: `gptoss-mlx chat"
+            f" {checkpoint.folder}` runs it; for another recipe, convert what it was made from"
+        )
     return next((layout for layout in LAYOUTS if any(layout.mark in name for name in names)), PUBLISHED)
 
 
@@ -545,10 +613,16 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, Form], layout: str) -> None
     if unknown := [tensor.name for name, tensor in found.items() if name not in wanted]:
         raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not: {_some(unknown)}")
     for name, (dtype, shape) in wanted.items():
-        if (found[name].dtype, found[name].shape) != (dtype, shape):
+        if found[name].shape != shape:
             raise CheckpointError(
-                f"{checkpoint.file_of[name]}: {found[name].name!r} is {found[name].dtype} {list(found[name].shape)},"
-                f" and config.json asks for {dtype} {list(shape)}"
+                f"{checkpoint.file_of[name]}: {found[name].name!r} is {list(found[name].shape)}, and config.json asks"
+                f" for {list(shape)}"
+            )
+        known = FLOATS if dtype == "BF16" else (dtype,)
+        if found[name].dtype not in known:
+            raise CheckpointError(
+                f"{checkpoint.file_of[name]}: {found[name].name!r} is {found[name].dtype}, and only"
+                f" {' or '.join(known)} can be converted there"
             )
 
 

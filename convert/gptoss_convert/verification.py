@@ -36,7 +36,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
         raise GptOssError(f"{folder} has no provenance.json with checksums: it was not converted by gptoss-mlx")
     if strange := [name for name in wanted if Path(name).name != name]:
         raise GptOssError(f"{folder / PROVENANCE} names {strange[0]!r}, which is not a file name")
-    here = {path.name for path in folder.glob("*.safetensors")}
+    here = {path.name for path in folder.glob("[!.]*.safetensors")}
     wrong = [f"{name} is missing" for name in wanted if name not in here]
     wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
     total = sum((folder / name).stat().st_size for name in here & wanted.keys() if (folder / name).is_file())

@@ -422,7 +422,7 @@ def facts_of(folder: Path) -> ModelFacts:
     for name, tensor in tensors.items():
         module = name.rpartition(".")[0]
         if name == f"{module}.scales":
-            weights += math.prod(tensor.shape) * config.quantization_of(module).group_size
+            weights += math.prod(tensor.shape) * config.stored_form(module, tensors).group_size
         elif f"{module}.scales" not in tensors or name == f"{module}.bias":
             weights += math.prod(tensor.shape)
     size = sum(tensor.nbytes for tensor in tensors.values())

@@ -33,6 +33,7 @@ from gptoss_convert.writer import Planned, write_json
 from ..config import LAYER_TYPES, ModelConfig
 from ..doctor import free_disk
 from ..errors import GptOssError
+from ..memory import size_text
 from ..models import home
 from .figures import RANDOM_WEIGHTS
 
@@ -146,8 +147,8 @@ def _place_for(what: str, nbytes: int) -> Path:
     room = {place: free_disk(place) for place in places}
     if fitting := [place for place, free in room.items() if free >= nbytes + SPARE]:
         return fitting[0]
-    found = " and ".join(f"{place} has {free / 1e9:.1f} GB free" for place, free in room.items())
-    raise GptOssError(f"{what} take {(nbytes + SPARE) / 1e9:.1f} GB, and {found}: set TMPDIR to a folder with more")
+    found = " and ".join(f"{place} has {size_text(free)} free" for place, free in room.items())
+    raise GptOssError(f"{what} take {size_text(nbytes + SPARE)}, and {found}: set TMPDIR to a folder with more")
 
 
 class _RandomModel:

@@ -66,7 +66,7 @@ class Demand:
             if module == name or len(tensor.shape) < 2:
                 continue
             if scales := checkpoint.tensors.get(f"{module}.scales"):
-                weights.matrix_weights += prod(scales.shape) * config.quantization_of(module).group_size
+                weights.matrix_weights += prod(scales.shape) * config.stored_form(module, checkpoint.tensors).group_size
             else:
                 weights.vector_weights += prod(tensor.shape)
 

@@ -59,7 +59,7 @@ class StateFiles:
         timeline.clear()
         marks: list[Mark] = []
         self.missing = GONE
-        for path in sorted(self.folder.glob(f"[0-9]*{SUFFIX}")):
+        for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
             try:
                 mark = self._load(path, timeline.cache)
             except _Unusable as unusable:
@@ -160,7 +160,7 @@ def fingerprint(model: Model) -> str:
         for name in ("config.json", "tokenizer.json", "provenance.json"):
             path = model.path / name
             digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
-        for path in sorted(model.path.glob(f"*{SUFFIX}")):
+        for path in sorted(model.path.glob(f"[!.]*{SUFFIX}")):
             status = path.stat()
             # Which conversion it was, where there is no provenance.json with its checksums.
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())

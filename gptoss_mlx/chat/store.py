@@ -75,7 +75,7 @@ class Store:
 
     def __iter__(self) -> Iterator[Kept]:
         """All sessions, the latest first."""
-        found = [self._kept(path.stem) for path in self.folder.glob("*.json") if not path.name.startswith(".")]
+        found = [self._kept(path.stem) for path in self.folder.glob("[!.]*.json")]
         return iter(sorted(found, key=lambda kept: (-kept.changed, kept.name)))
 
     def find(self, name: str = "") -> Kept:
@@ -118,13 +118,13 @@ class Store:
 
     def taken(self, but: str | None = None) -> set[str]:
         """The names that are in use, but for one; as all letters are the same to some disks, in one form of them."""
-        paths = [*self.folder.glob("*.json"), *self.folder.glob("*.kv")]
+        paths = [*self.folder.glob("[!.]*.json"), *self.folder.glob("[!.]*.kv")]
         return {path.stem.casefold() for path in paths if path.stem != but}
 
     def bound_states(self, limit: int, newest: Held) -> None:
         """Throw KV states away, the oldest first and `newest` last, until they take no more than `limit` bytes; those
         that others hold stay, and those that cannot be removed. Raises GptOssError for `newest`."""
-        states = [self._kept(path.stem) for path in self.folder.glob("*.kv")]
+        states = [self._kept(path.stem) for path in self.folder.glob("[!.]*.kv")]
         sizes = {kept: kept.state_bytes for kept in sorted(states, key=lambda kept: kept.changed)}
         for kept in [kept for kept in sizes if kept != newest.kept]:
             if sum(sizes.values()) <= limit:

@@ -113,7 +113,9 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
 
     try:
         with conversion_progress() as show:
-            return run(source, dest, on_progress=show, **options)
+            return run(
+                source, dest, on_progress=show, on_note=lambda text: click.echo(f"note: {text}", err=True), **options
+            )
     except KeyboardInterrupt:
         if (partial := partial_folder(dest)).exists():
             kept = f"what is done is kept: the same command goes on; to give it up, remove {partial}"

@@ -119,7 +119,7 @@ def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
     """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
     reading them takes minutes."""
     native = kernels.native()
-    shards = {path.name: path.stat() for path in sorted(folder.glob("*.safetensors"))}
+    shards = {path.name: path.stat() for path in sorted(folder.glob("[!.]*.safetensors"))}
     return {
         "gptoss-mlx": version("gptoss-mlx"),
         "mlx": mx.__version__,

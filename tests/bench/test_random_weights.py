@@ -176,7 +176,7 @@ def test_where_it_lies(little, tmp_path, monkeypatch):
 def test_too_little_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
     place = a_place(tmp_path, monkeypatch)
     monkeypatch.setattr(random_weights, "free_disk", lambda path: 3 * 10**9)
-    with pytest.raises(GptOssError, match=r"gpt-oss-20b take 11\.\d GB, and .*place has 3\.0 GB free: set TMPDIR"):
+    with pytest.raises(GptOssError, match=r"gpt-oss-20b take 11\.\d\d GB, and .*place has 3\.00 GB free: set TMPDIR"):
         random_folder(parse_shape("gpt-oss-20b")).__enter__()
     assert not list(place.iterdir())
 

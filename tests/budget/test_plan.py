@@ -10,7 +10,7 @@ from budget.cgroup import run_limited, why_not
 from budget.shapes import SIZES, converted_shape
 from gptoss_mlx import GptOssError
 from gptoss_mlx.budget import DEVICES, BudgetTooSmall, Device, make_plan
-from gptoss_mlx.memory import available, parse_size, total
+from gptoss_mlx.memory import available, parse_size, size_text, total
 
 GB = 10**9
 CPU = Device("a test", 64 * GB, None, "kernels")
@@ -28,6 +28,14 @@ def folders(tmp_path_factory):
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (67_108_864, "67.1 MB"), (13_840_000_000, "13.84 GB")],
+)
+def test_sizes_as_people_read_them(count, text):
+    assert size_text(count) == text
 
 
 @pytest.mark.parametrize("text", ["", "lots", "-5GB", "0", "16XB", "1e3", "12 bytes", "3", "99999999TB", "GB", "nan"])

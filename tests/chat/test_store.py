@@ -18,6 +18,7 @@ import mlx.core as mx
 import pytest
 
 import gptoss_mlx
+from checkpoints import add_apple_doubles
 from gptoss_mlx import GptOssError, Sampling, Session, load
 from gptoss_mlx.budget import Settings
 from gptoss_mlx.chat import state_files
@@ -383,6 +384,19 @@ def test_states_in_use_stay_and_states_of_nobody_go(model, store):
     assert [kept.state_bytes > 0 for kept in store] == [False, True]
 
 
+def test_files_of_the_system_are_nobodys_sessions(model, store):
+    keeper = Keeper(store)
+    session = talk(model, keeper, QUESTIONS[:1])
+    keeper.leave()
+    names = [kept.name for kept in store]
+    add_apple_doubles(store.folder)
+    assert [kept.name for kept in store] == names
+    assert store.taken() == set(names)
+    again, positions, _ = resumed(model, store)
+    assert again.transcript == session.transcript
+    assert positions == session.timeline.marks[-1].offset
+
+
 def _removed(kept):
     shutil.rmtree(kept.transcript.parent)
 
@@ -477,6 +491,7 @@ def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at
 FILLER = """
 import resource, signal, sys
 from pathlib import Path
+from checkpoints import add_apple_doubles
 from gptoss_mlx import GptOssError, Sampling, Session, load
 from gptoss_mlx.chat.keeper import Keeper
 from gptoss_mlx.chat.store import Store

@@ -261,7 +261,7 @@ def test_destinations(source, tmp_path):
 def test_a_full_disk_is_noticed_before_anything_is_written(source, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
-    assert_refused(source, tmp_path / "dest", "GB free")
+    assert_refused(source, tmp_path / "dest", "has 1.0 kB free", "needs 67.", "make room for 67.")
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from checkpoints import config_of, write_checkpoint
+from checkpoints import add_apple_doubles, config_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_convert.publishing import contents, model_card, upload
 from gptoss_mlx.errors import GptOssError
@@ -130,6 +130,11 @@ class TestCard:
         assert isinstance(contents(folder, TARGET)["README.md"], bytes)
         (folder / "README.md").write_text("# Mine")
         assert contents(folder, TARGET)["README.md"] == folder / "README.md"
+
+    def test_files_of_the_system_stay_here(self, folder):
+        ours = contents(folder, TARGET)
+        add_apple_doubles(folder)
+        assert contents(folder, TARGET) == ours
 
     def test_what_is_no_conversion(self, folder, tmp_path):
         with pytest.raises(GptOssError, match="give OWNER/NAME"):
