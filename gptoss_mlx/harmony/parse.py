@@ -250,12 +250,13 @@ class IdParser:
     def feed(self, id_: int) -> Iterator[Event]:
         """The events that a token completes."""
         self._ids.append(id_)
+        in_text = self.parser.message is not None
         if name := self._specials.get(id_):
             yield from self.parser.feed(self._stream.flush())
             yield from self.parser.feed(Special(name))
         else:
             yield from self.parser.feed(self._stream.feed(id_))
-        ended = self._collect()
+        ended = self._collect() or in_text
         if name == START or (ended and name == CHANNEL):  # not the end of one message but the beginning of the next
             self._ids = [id_]
         elif name in STOPS:
