@@ -91,15 +91,14 @@ class Screen(Protocol):
     def resume(self, text: str) -> None:
         """More will follow of an answer that has shown `text` before."""
 
-    def reasoning(self, text: str, begins: bool = False) -> None:
-        """More of it; `begins`: of another message than before, which is set apart."""
+    def begin(self) -> None:
+        """What follows is of another message than what was before, and is set apart from it."""
 
+    def reasoning(self, text: str) -> None: ...
     def thought(self, tokens: int, seconds: float) -> None:
         """A stretch of reasoning is over."""
 
-    def content(self, text: str, begins: bool = False) -> None:
-        """More of the answer, in the same way."""
-
+    def content(self, text: str) -> None: ...
     def recall(self, text: str) -> bool:
         """An earlier answer, of which only the end is shown where it is long; whether it was."""
 
@@ -132,6 +131,7 @@ class PlainScreen:
         """`words`: begin each thing with a word that says what it is, for those who hear it or see no colours."""
         self.show_reasoning, self._words = show_reasoning, words
         self._open: tuple[TextIO, str] | None = None  # the stream and the word of the line that is being written
+        self._begins = False
 
     def prefill(self, done: int, total: int) -> None:
         pass
@@ -139,9 +139,12 @@ class PlainScreen:
     def resume(self, text: str) -> None:
         pass
 
-    def reasoning(self, text: str, begins: bool = False) -> None:
+    def begin(self) -> None:
+        self._begins = True
+
+    def reasoning(self, text: str) -> None:
         if self.show_reasoning:
-            self._write(sys.stderr, "reasoning", text, begins)
+            self._write(sys.stderr, "reasoning", text)
         elif self._words:
             self._write(sys.stderr, "reasoning", "")
 
@@ -152,8 +155,8 @@ class PlainScreen:
             self._write(sys.stderr, "reasoning", thought_line(tokens, seconds))
             self.end()
 
-    def content(self, text: str, begins: bool = False) -> None:
-        self._write(sys.stdout, "answer", text, begins)
+    def content(self, text: str) -> None:
+        self._write(sys.stdout, "answer", text)
 
     def recall(self, text: str) -> bool:
         lines = text.strip("\n").split("\n")
@@ -190,14 +193,15 @@ class PlainScreen:
     def _say(self, word: str, text: str) -> None:
         self.note(f"{word}{':' * self._words} {text}")
 
-    def _write(self, file: TextIO, word: str, text: str, begins: bool = False) -> None:
+    def _write(self, file: TextIO, word: str, text: str) -> None:
         if self._open != (file, word):
             self.end()
             self._open = file, word
             if self._words:
                 print(f"{word}: ", end="", file=file)
-        elif begins:
+        elif self._begins:
             print("\n", file=file)
+        self._begins = False
         print(without_controls(text), end="", file=file, flush=True)
 
 
@@ -216,6 +220,7 @@ class RichScreen:
         self._thinking = ""  # the last of the reasoning, more than can be seen of it
         self._dim = False  # whether the cursor is behind reasoning that is shown in full
         self._block = ""  # of the answer, which may still change
+        self._begins = False
 
     def prefill(self, done: int, total: int) -> None:
         _echo(False)  # what is typed now waits for the next prompt unseen, and moves nothing that is drawn
@@ -225,10 +230,14 @@ class RichScreen:
     def resume(self, text: str) -> None:
         self._block = finished_blocks(text)[1]
 
-    def reasoning(self, text: str, begins: bool = False) -> None:
+    def begin(self) -> None:
+        self._begins = True
+
+    def reasoning(self, text: str) -> None:
         self._finish_block()
-        if begins and (self._dim or self._thinking):
+        if self._begins and (self._dim or self._thinking):
             text = f"\n\n{text}"
+        self._begins = False
         if self.show_reasoning:
             self._write(("" if self._dim else "\x1b[2m") + without_controls(text))
             self._dim = True
@@ -240,10 +249,11 @@ class RichScreen:
     def thought(self, tokens: int, seconds: float) -> None:
         self.note(thought_line(tokens, seconds))
 
-    def content(self, text: str, begins: bool = False) -> None:
+    def content(self, text: str) -> None:
         self._fold()
-        if begins:
+        if self._begins:
             self._finish_block()
+        self._begins = False
         for line in text.splitlines(keepends=True):  # so that it looks the same, however it arrives
             self._block += line
             if _ends_beside_blank(self._block):

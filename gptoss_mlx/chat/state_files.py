@@ -52,25 +52,25 @@ class StateFiles:
         self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
         self.missing: str | None = GONE
-        """Why `load` could not use all that was kept, in words."""
+        """Why `load` found nothing to use, or that something was damaged, in words."""
 
     def load(self, timeline: Timeline) -> int:
         """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
         timeline.clear()
         marks: list[Mark] = []
-        self.missing = GONE
+        why = GONE
         for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
+            why = UNREADABLE
             try:
                 mark = self._load(path, timeline.cache)
             except _Unusable as unusable:
-                self.missing = unusable.why
+                why = unusable.why
                 break
             except (GptOssError, RuntimeError):
-                self.missing = UNREADABLE
                 break
             marks += [mark] if mark else []
-            self.missing = None if marks else UNREADABLE
         timeline.adopt(self._ids, marks)
+        self.missing = why if why == DAMAGED or not marks else None
         return timeline.cache.offset
 
     def _load(self, path: Path, cache: Cache) -> Mark | None:

@@ -266,12 +266,16 @@ class Chat:
         for event in events:
             match event:
                 case Reasoning(text, begins):
+                    if begins:
+                        screen.begin()
                     self.reasoning.append("\n\n" * (begins and bool(self.reasoning)) + text)
-                    screen.reasoning(text, begins)
+                    screen.reasoning(text)
                 case Thought(tokens, seconds):
                     screen.thought(tokens, seconds)
                 case Content(text, begins) | Preamble(text, begins):
-                    screen.content(text, begins)
+                    if begins:
+                        screen.begin()
+                    screen.content(text)
                 case ToolCall(name, arguments) if not self.session.toolbox.asks(event):
                     screen.call(name, arguments)
                 case ToolResult(name, output):

@@ -103,7 +103,7 @@ class Parser:
         self._headers_needed = headers_needed
         self._first = True  # whether no header has begun yet
         self._header: list[str] = []
-        self._sound = False
+        self._sound = True
         self._message: Message | None = None
         self._text: list[str] = []
 
@@ -117,9 +117,9 @@ class Parser:
         elif piece == START or (piece == CHANNEL and self._message):  # which may be all that begins the next message
             yield from self._close(piece)
             self._header, self.stop = [piece], "none"
-        elif self._message is None:
+        elif self._message is None and piece in (CHANNEL, CONSTRAIN, MESSAGE):
             yield from self._feed_header(piece)
-        else:  # a token that has no business in a text
+        else:  # a token that has no business here
             self._sound = False
 
     @property
@@ -152,7 +152,7 @@ class Parser:
             yield from self._add_at_once(Message("assistant", text, "commentary"))
         self._first = False
         if piece == MESSAGE:
-            self._sound = SOUND_HEADER.fullmatch("".join(self._header)) is not None
+            self._sound &= SOUND_HEADER.fullmatch("".join(self._header)) is not None
             self._message = read_header(self._header)
             self.invented |= is_result(self._message)
         else:
@@ -174,7 +174,7 @@ class Parser:
         elif message and (message.content or message.channel or message.recipient):
             yield from self._add(message, sound)
         self._first = self._first and by == START and not self._header  # a `<|start|>` written once more
-        self._header, self._message, self._text = [], None, []
+        self._header, self._message, self._text, self._sound = [], None, [], True
 
     def _add_at_once(self, message: Message) -> Iterator[Event]:
         """Tell and add a message that no complete header has announced."""
@@ -250,14 +250,17 @@ class IdParser:
     def feed(self, id_: int) -> Iterator[Event]:
         """The events that a token completes."""
         self._ids.append(id_)
+        in_text = self.parser.message is not None
         if name := self._specials.get(id_):
             yield from self.parser.feed(self._stream.flush())
             yield from self.parser.feed(Special(name))
         else:
             yield from self.parser.feed(self._stream.feed(id_))
-        ended = self._collect()
+        ended = self._collect() or in_text
         if name == START or (ended and name == CHANNEL):  # not the end of one message but the beginning of the next
             self._ids = [id_]
+        elif name in STOPS:
+            self._ids = []
 
     def finish(self) -> Iterator[Event]:
         yield from self.parser.feed(self._stream.flush())

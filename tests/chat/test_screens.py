@@ -58,13 +58,8 @@ def drawn(environment):
 
 
 def test_messages_are_set_apart(drawn):
-    calls = [
-        "content('First, ', True)",
-        "content('I look.')",
-        "content('Then I say.', True)",
-        "content('```\\ncode', True)",
-    ]
-    terminal = drawn("\n".join(f"screen.{call}" for call in [*calls, "content('So.', True)"]))
+    texts = ["First, I look.", "Then I say.", "```\\ncode", "So."]
+    terminal = drawn("\n".join(f"screen.begin()\nscreen.content('{text}')" for text in texts))
     lines = [line.strip() for line in terminal.seen.splitlines() if line.strip()]
     assert lines[:4] == ["First, I look.", "Then I say.", "code", "So."]
 

@@ -32,7 +32,7 @@ from gptoss_mlx.harmony.parse import (
     is_call,
     kind_of,
 )
-from gptoss_mlx.harmony.render import CHANNEL, MESSAGE, START, Special
+from gptoss_mlx.harmony.render import CHANNEL, CONSTRAIN, MESSAGE, START, Special
 from gptoss_mlx.tokenizer import Tokenizer
 
 FRAGMENTS = (
@@ -92,10 +92,23 @@ def check(ids: list[int], tokenizer: Tokenizer) -> None:
     by_id = [event for id_ in ids for event in parser.feed(id_)] + [*parser.finish()]
     assert joined(by_id) == joined(events), "ids give other events than their pieces"
     assert parser.parser.messages == messages, "ids give other messages than their pieces"
+    _check_emitted(parser, tokenizer)
     for cut in (_merged(pieces), [part for piece in pieces for part in _letters(piece)]):
         other_events, other_messages = _check_pieces(cut)
         assert joined(other_events) == joined(events), "another cut of the text gives other events"
         assert other_messages == messages, "another cut of the text gives other messages"
+
+
+def _check_emitted(parser: IdParser, tokenizer: Tokenizer) -> None:
+    """The ids that a later prompt repeats say what the message says, and nothing else."""
+    assert [emitted.message for emitted in parser.emitted] == parser.parser.messages, "not one of ids for each message"
+    for emitted in parser.emitted:
+        again = Parser()
+        for piece in pieces_of_ids(emitted.ids or (), tokenizer):
+            assert not isinstance(piece, Special) or piece in (CHANNEL, CONSTRAIN, MESSAGE), f"{piece} is repeated"
+            list(again.feed(piece))
+        list(again.finish())
+        assert emitted.ids is None or again.messages == [emitted.message], "ids say something else than the message"
 
 
 def check_text(ids: list[int], tokenizer: Tokenizer) -> None:
@@ -131,7 +144,7 @@ def _check_pieces(pieces: list[str]) -> tuple[list[Event], list[Message]]:
             _check_message(parser.messages[seen:], header, body, in_body)
             header, body, in_body = "", "", False
         elif not in_body:
-            header += " "
+            header += " " * (piece in (CHANNEL, CONSTRAIN, MESSAGE))
             _check_message(parser.messages[seen:], header, "", False)
             if piece == MESSAGE:
                 in_body = True

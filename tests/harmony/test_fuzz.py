@@ -48,6 +48,7 @@ def test_any_ids_of_the_published_vocabulary(o200k):
     any_ids()
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1).filter(lambda text: "\ufffd" not in text))
 def test_text_arrives_as_it_is_however_it_was_split(tokenizer, text):
     """With a merge where the model likes one, or byte by byte."""
@@ -167,6 +168,7 @@ def assert_only_structure_is_special(conversation, harmless, tokenizer):
     assert tokenizer.decode(ids) == render_text(conversation)
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_text_of_others_never_becomes_a_special_token(text):
     assert_only_structure_is_special(conversation_with(text), conversation_with("x"), DEMO)
@@ -206,12 +208,14 @@ def chat_completions(text: str) -> dict:
     }
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_nor_does_text_in_a_conversation_that_is_read(text):
     harmless = conversation_from_json(chat_completions("x"))
     assert_only_structure_is_special(conversation_from_json(chat_completions(text)), harmless, DEMO)
 
 
+@settings(deadline=None)
 @given(HOSTILE)
 def test_what_a_model_wrote_is_rendered_as_it_was_read(text):
     """Names of special tokens that a model spelled out stay text on the way back."""

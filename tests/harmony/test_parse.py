@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.errors import GptOssError
@@ -387,6 +387,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_anything_parses_and_no_markup_leaks(pieces):
     """Text that contains no `<` stays free of it, whatever tokens surround it."""
@@ -400,6 +401,7 @@ def test_anything_parses_and_no_markup_leaks(pieces):
     assert all(isinstance(message.content, str) for message in messages)
 
 
+@settings(deadline=None)
 @given(PIECES, st.data())
 def test_any_cut_of_the_text_gives_the_same(pieces, data):
     cut = []
