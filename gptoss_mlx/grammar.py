@@ -26,6 +26,7 @@ from .foreign import read_json
 from .json_schema import Schema, read, relaxed, unwrapped
 
 if TYPE_CHECKING:
+    import numpy as np
     from llguidance import LLMatcher, LLTokenizer
 
     from .tokenizer import Tokenizer
@@ -82,19 +83,23 @@ class JsonGrammar:
     def finished(self) -> bool:
         """Whether the text is a whole one: `stop` is there, or nothing else can follow. More digits can always follow a
         bare number, which is finished by `stop` only."""
-        return self._matcher.is_stopped() and self._matcher.is_accepting()
+        return self._matcher.is_accepting() and (self._matcher.is_stopped() or self._mask().sum() == 1)
 
     def allowed(self) -> mx.array:
         """Booleans [vocabulary]: which ids may come next; behind a finished text, `stop` alone.
 
         Raises GptOssError where the schema asks for more states than llguidance keeps.
         """
+        mask = self._mask()
+        _check(self._matcher)
+        self._is_masked = True
+        return mx.array(mask)
+
+    def _mask(self) -> np.ndarray:
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        _check(self._matcher)
-        self._is_masked = True
-        return mx.array(np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_))
+        return np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_)
 
     def accept(self, id_: int) -> None:
         """Add a token to the text. Raises GptOssError for one that is not allowed."""
