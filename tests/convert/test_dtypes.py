@@ -176,7 +176,6 @@ def test_values_that_are_no_weights(tmp_path, value, dtype, name):
         ("model.norm.weight", "F64", np.float64),
         ("model.norm.weight", "I8", np.int8),
         ("model.layers.0.mlp.experts.down_proj_scales", "I8", np.int8),
-        ("model.layers.0.mlp.router.weight", "F8_E4M3", np.uint8),
     ],
 )
 def test_other_dtypes_are_refused_by_name(tmp_path, name, dtype, numpy):
@@ -185,6 +184,14 @@ def test_other_dtypes_are_refused_by_name(tmp_path, name, dtype, numpy):
     tensors[name] = (np.zeros(array.shape, numpy), dtype)
     wanted = "U8" if name.endswith("scales") else "BF16 or F16 or F32"
     with pytest.raises(GptOssError, match=re.escape(f"{name!r} is {dtype}, and only {wanted} can be converted there")):
+        convert(write(tmp_path / "source", tensors), tmp_path / "model")
+
+
+def test_floats_of_8_bits_are_named_as_a_quantization(tmp_path):
+    tensors = {each: stored(v, "BF16") if kind == "BF16" else (v, kind) for each, (v, kind) in ALL.items()}
+    name = "model.layers.0.mlp.router.weight"
+    tensors[name] = np.zeros(ALL[name][0].shape, np.uint8), "F8_E4M3"
+    with pytest.raises(GptOssError, match=r"is quantized with FP8 \(F8_E4M3\), .*: convert the checkpoint that it was"):
         convert(write(tmp_path / "source", tensors), tmp_path / "model")
 
 
