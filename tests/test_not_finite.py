@@ -170,10 +170,11 @@ def answered_or_refused(folder, picked):
     poison(folder, name, value, everywhere=picked.random() < 0.3, place=picked.random())
     try:
         model = load(folder)
-        cache = model.make_cache()
         ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 300))]
-        emitted = list(model.generate(ids, sampling=GREEDY, max_tokens=4, stop=(), cache=cache))
-        assert np.isfinite(np.array(model(mx.array([emitted]), cache))).all(), (name, value)
+        emitted = list(model.generate(ids, sampling=GREEDY, max_tokens=4, stop=()))
+        # What each of them was chosen by.
+        logits = np.array(model(mx.array([ids + emitted])))[0, len(ids) - 1 : -1]
+        assert np.isfinite(logits).all(), (name, value)
         return False
     except GptOssError as error:
         if "NaN or infinity" not in str(error):
