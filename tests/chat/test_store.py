@@ -491,7 +491,6 @@ def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at
 FILLER = """
 import resource, signal, sys
 from pathlib import Path
-from checkpoints import add_apple_doubles
 from gptoss_mlx import GptOssError, Sampling, Session, load
 from gptoss_mlx.chat.keeper import Keeper
 from gptoss_mlx.chat.store import Store

@@ -92,7 +92,7 @@ def test_a_folder_which_is_then_the_model_used_last(start, home, tmp_path, demo_
     child.expect_exact(ASKED)
     child.sendline("2")
     child.sendline(str(tmp_path))
-    child.expect_exact("no config.json")
+    child.expect_exact("without config.json and weights of its own")
     child.sendline("nothing\x1b[2J")
     child.expect("error: there is no model")
     child.sendline(str(folder))
