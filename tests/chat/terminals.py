@@ -66,11 +66,12 @@ class Terminal:
         found = self.read_until(lambda: re.search(pattern, self.seen, re.MULTILINE), 30)
         assert found, f"no {pattern!r} on\n{self.seen}"
 
-    def read_until(self, condition: Callable[[], object], seconds: float) -> bool:
-        """Whether it comes true while nothing more arrives."""
+    def read_until(self, condition: Callable[[], object], seconds: float, *, at_rest: bool = True) -> bool:
+        """Whether it comes true, `at_rest` while nothing more arrives."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if not self._read() and condition():
+            more = self._read()
+            if not (more and at_rest) and condition():
                 return True
         return False
 

@@ -208,7 +208,7 @@ def wait_for_an_answer(terminal):
         scrolled = b"Hello\r\n" in terminal.sent and "> Hello" not in terminal.seen
         return scrolled or re.search(r"> Hello\n\s*(?!.* tokens)\S", terminal.seen)
 
-    assert terminal.read_until(is_answered, 30), terminal.seen
+    assert terminal.read_until(is_answered, 30, at_rest=False), terminal.seen
 
 
 @pytest.mark.parametrize(("name", "plain"), [("SIGTERM", False), ("SIGHUP", False), ("SIGTERM", True)])
