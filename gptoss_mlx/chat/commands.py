@@ -250,7 +250,8 @@ def _context(chat: Chat, _: str) -> None:
 
 def _save(chat: Chat, name: str) -> None:
     if os.sep in name or name.endswith(".json"):
-        _transcript(chat).write(Path(name).expanduser())
+        path = Path(name).expanduser()
+        _transcript_for(chat, path).write(path)
         chat.screen.note(f"saved to {name}")
     elif chat.keeper is None:
         raise GptOssError("sessions are not kept here: /save FILE.json writes a file")
@@ -262,10 +263,11 @@ def _save(chat: Chat, name: str) -> None:
         chat.screen.note(f"kept as {chat.keeper.name}")
 
 
-def _transcript(chat: Chat) -> Transcript:
-    """To be written to a file. Raises GptOssError where nothing was said."""
+def _transcript_for(chat: Chat, path: Path) -> Transcript:
+    """To be written to a file. Raises GptOssError where nothing was said, or the file is not to be replaced."""
     if not chat.session.messages:
         raise GptOssError(NOTHING_YET)
+    chat.check_replaced(path)
     return chat.session.transcript
 
 
@@ -280,9 +282,9 @@ def _load(chat: Chat, name: str) -> None:
 def _export(chat: Chat, name: str) -> None:
     path = Path(name).expanduser()
     if path.suffix == ".json":
-        _transcript(chat).write(path)
+        _transcript_for(chat, path).write(path)
     elif path.suffix == ".md":
-        replace_file(path, _transcript(chat).as_markdown())
+        replace_file(path, _transcript_for(chat, path).as_markdown())
     else:
         raise WrongUsage
     chat.screen.note(f"written to {name}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import ContextFull, NotFinite
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..harmony.messages import FUNCTIONS, Message
 from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
 from ..job_control import NOT_DRAWN, Ended, ending_raises, nothing, restored, suspendable
@@ -305,6 +305,12 @@ class Chat:
         self.screen.call("!", command)
         self.screen.end()
         return _reply("run this in your shell? [y]es, [n]o, send it as text ", "yn") == "y"
+
+    def check_replaced(self, path: Path) -> None:
+        """Ask before a file is replaced. Raises GptOssError where nobody agrees."""
+        question = f"{printable(str(path))} exists already: replace it? [y]es, [n]o "
+        if os.path.lexists(path) and not (self.is_asked and _reply(question, "yn") == "y"):
+            raise GptOssError(f"{path} exists already, and stays as it is: choose another name")
 
     def _approve(self, call: ToolCall, preview: str) -> bool:
         """Show a call that wants to be agreed to, and ask."""

@@ -30,6 +30,7 @@ from gptoss_mlx.chat.screen import (
 )
 from gptoss_mlx.chat.terminal import Chat
 from gptoss_mlx.chat.tools import Function, Toolbox
+from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.chat.turn import TurnStats
 from gptoss_mlx.cli.chat import _generate
 from gptoss_mlx.demo import FUNCTIONS
@@ -412,6 +413,22 @@ def test_files(chat, capsys, tmp_path):
     assert notes(chat, capsys, "/reset", f"/load {tmp_path}/a.json")[1] == f"3 messages from {tmp_path}/a.json"
     say(chat, "What is my locker code?")
     assert capsys.readouterr().out == "Your locker code is 4711.\n"
+
+
+@pytest.mark.parametrize("command", ["/save", "/export"])
+@pytest.mark.parametrize("reply", [None, "n", "y"])
+def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, tmp_path, command, reply):
+    path = tmp_path / "notes.json"
+    path.write_text("mine")
+    say(chat, "What is 12 + 30?")
+    chat.is_asked = reply is not None
+    monkeypatch.setattr(terminal, "_reply", lambda question, letters: reply)
+    said = notes(chat, capsys, f"{command} {path}")
+    if reply == "y":
+        assert Transcript.read(path).messages == chat.session.messages
+    else:
+        assert said == [f"error: {path} exists already, and stays as it is: choose another name"]
+        assert path.read_text() == "mine"
 
 
 def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys):
