@@ -94,14 +94,26 @@ def vanish(processes: dict[int, str]) -> bool:
 def run_by_code(tool: PythonTool) -> dict[int, str]:
     """The worker and all that its code has started, without those that watch over it."""
     keeper = tool._worker._process.pid
-    watching = 1 if tool.isolation == "none" else 2  # the keeper, and init
-    return {
-        pid: line for pid, line in processes_of(keeper).items() if pid not in sorted(processes_of(keeper))[:watching]
-    }
+    found = processes_of(keeper)
+    # By their parents: numbers begin anew after the largest.
+    watching = {keeper} | ({pid for pid in found if parent_of(pid) == keeper} if tool.isolation != "none" else set())
+    return {pid: line for pid, line in found.items() if pid not in watching}
+
+
+def parent_of(pid: int) -> int | None:
+    """None for a process that has ended meanwhile."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
 
 
 def are_stopped(processes: dict[int, str]) -> bool:
-    return all(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ" for pid in processes)
+    states = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes}
+    stopped = {pid for pid, state in states.items() if state in "TZ"}
+    # A shell that has called vfork waits in D until its child, which is stopped, has called exec.
+    waiting = {parent_of(pid) for pid in stopped}
+    return all(pid in stopped or (state == "D" and pid in waiting) for pid, state in states.items())
 
 
 # A notebook
