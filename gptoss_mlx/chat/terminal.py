@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .keeper import Keeper
 
 BROKE_OFF = "(broke off at --max-tokens; /continue goes on)"
-REPEATED = "(stopped: the model was repeating the same {cycle}; /continue resumes)"
+REPEATED = "(stopped: the model was repeating {repeated}; /continue resumes)"
 BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
 BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
 WAYS_OUT = "/undo takes the last question back, /reset starts anew"
@@ -289,8 +289,8 @@ class Chat:
 
     def _broke_off(self, stats: TurnStats) -> str:
         """Why an answer did, and what to do."""
-        if stats.cycle:
-            return REPEATED.format(cycle="token" if stats.cycle == 1 else f"{stats.cycle} tokens")
+        if stats.repeated:
+            return REPEATED.format(repeated=stats.repeated)
         if self.session.context_used < self.session.model.context - 1:
             return BROKE_OFF
         turns = sum(message.role == "user" for message in self.session.messages)

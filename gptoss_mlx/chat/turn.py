@@ -51,6 +51,11 @@ class TurnStats:
     """Tokens of the cycle that the model repeated over and over, where the answer was stopped for that."""
 
     @property
+    def repeated(self) -> str | None:
+        """What was repeated over and over, in words, where the answer was stopped for that."""
+        return self.cycle and ("the same token" if self.cycle == 1 else f"the same {self.cycle} tokens")
+
+    @property
     def tokens_per_second(self) -> float:
         return self.decoded / self.decode_seconds if self.decoded else 0.0
 
@@ -88,8 +93,7 @@ class AnswerGrammar:
 
     def check(self) -> None:
         """Raises GptOssError where what is read as the answer breaks a rule of the schema, finished as it is."""
-        answers = [message for message in self._parser.messages if kind_of(message) is Content]
-        self._grammar.check("".join(message.content for message in answers if message.role == "assistant"))
+        self._grammar.check("".join(m.content for m in self._parser.messages if kind_of(m) is Content))
 
     def _in_answer(self) -> bool:
         message = self._parser.message

@@ -270,10 +270,9 @@ def _generate(session: Session, text: str) -> None:
                 print_text(apart + written)
     if written and not written.endswith("\n"):
         click.echo()
-    if cycle := session.stats[-1].cycle:
-        what = "the same token" if cycle == 1 else f"the same {cycle} tokens"
+    if repeated := session.stats[-1].repeated:
         raise GptOssError(
-            f"the model was repeating {what}, and was stopped: try --repetition-penalty 1.1, or another --seed"
+            f"the model was repeating {repeated}, and was stopped: try --repetition-penalty 1.1, or another --seed"
         )
     if not session.stats[-1].finished:
         state = "broke off" if written else "has no final part"
