@@ -234,7 +234,8 @@ def test_an_answer_is_kept_when_its_window_is_closed(environment, command, endle
     terminal.wait(PROMPT)
     terminal.line("Hello")
     wait_for_an_answer(terminal)
-    os.close(terminal.child.child_fd)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), terminal.child.child_fd)  # the number stays pexpect's: it closes it once more
     os.waitpid(terminal.child.pid, 0)
     (kept,) = (tmp_path / "sessions").glob("*.json")
     assert [message.role for message in Transcript.read(kept).messages][:2] == ["user", "assistant"]
