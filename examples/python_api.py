@@ -8,10 +8,10 @@ import sys
 import mlx.core as mx
 
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.chat.tools import Function
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.tools.toolbox import Function
 
 GREEDY = Sampling(temperature=0)
 

@@ -12,12 +12,17 @@ from .errors import GptOssError
 
 if TYPE_CHECKING:
     from .chat.session import Session
-    from .engine import Model, load
-    from .sampling import Sampling
+    from .engine.generate import Model, load
+    from .engine.sampling import Sampling
 
 __all__ = ["GptOssError", "Model", "Sampling", "Session", "load"]
 
-_HOME = {"Model": "engine", "load": "engine", "Sampling": "sampling", "Session": "chat.session"}
+_HOME = {
+    "Model": "engine.generate",
+    "load": "engine.generate",
+    "Sampling": "engine.sampling",
+    "Session": "chat.session",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import GptOssError
-from .foreign import reason
+from .untrusted import open_regular, reason
 
 
 def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -110,3 +113,23 @@ def read_number(path: Path) -> int | None:
         return int(read_text(path) or "")
     except ValueError:
         return None
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that are free where `path` is, or would be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+BUFFER = 4 * 2**20
+
+
+def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
+    """Of a whole file; `on_read` hears how many bytes were read just now."""
+    digest, buffer = hashlib.sha256(), bytearray(BUFFER)
+    with open_regular(path) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            on_read(count)
+    return digest.hexdigest()

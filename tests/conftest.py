@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
-from gptoss_mlx import kernels
+from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
 
 
@@ -43,6 +44,17 @@ def computing(request):
         yield
     else:
         pytest.skip(kernels.why_not_native())
+
+
+@pytest.fixture
+def look_ahead(monkeypatch):
+    """Compute a token ahead, as on a GPU, or do not."""
+
+    def look_ahead(ahead: bool) -> None:
+        here = device.backend()
+        monkeypatch.setitem(device.BACKENDS, here.name, replace(here, looks_ahead=ahead))
+
+    return look_ahead
 
 
 @pytest.fixture(scope="session")

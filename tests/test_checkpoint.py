@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError, read_header
+from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError, read_header
 
 
 def entry(dtype="BF16", shape=(2, 2), offsets=(0, 8)):

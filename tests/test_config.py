@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptoss_mlx.config import ConfigError, ModelConfig, Quantization
+from gptoss_mlx.model.config import ConfigError, ModelConfig, Quantization
 
 PUBLISHED = {
     "model_type": "gpt_oss",

@@ -13,11 +13,12 @@ from jsonschema.validators import validator_for
 
 from checkpoints import write_tokenizer
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.json_check import fault
+from gptoss_mlx.engine.json_grammar import JsonGrammar, load_schema
+from gptoss_mlx.engine.json_matcher import try_pattern
+from gptoss_mlx.engine.json_schema import read
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.grammar import JsonGrammar, load_schema, try_pattern
-from gptoss_mlx.json_check import fault
-from gptoss_mlx.json_schema import read
-from gptoss_mlx.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(CHECKPOINT)
 STOP = TOKENIZER.special("<|return|>")
@@ -583,6 +584,6 @@ def test_a_schema_is_read_as_it_is(tmp_path):
 
 
 def test_llguidance_is_imported_when_it_is_used():
-    code = "import gptoss_mlx.grammar, sys; print('llguidance' in sys.modules)"
+    code = "import gptoss_mlx.engine.json_grammar, sys; print('llguidance' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

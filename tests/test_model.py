@@ -9,9 +9,10 @@ import pytest
 from checkpoints import config_of, write_checkpoint
 from golden.cases import CASES, prompt_of
 from gptoss_convert import convert
-from gptoss_mlx import GptOssError, Sampling, engine, kernels
-from gptoss_mlx.checkpoint import CheckpointError
-from gptoss_mlx.engine import ContextFull
+from gptoss_mlx import GptOssError, Sampling, kernels
+from gptoss_mlx.engine import generate
+from gptoss_mlx.engine.generate import ContextFull
+from gptoss_mlx.model.checkpoint import CheckpointError
 from mlx_lm_oracle import mlx_lm_model
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "logits.npz")
@@ -21,7 +22,7 @@ GREEDY = Sampling(temperature=0)
 def load(folder):
     """The network in MLX's own operations, exact in FP32: tests/kernels compares the kernels with it."""
     with kernels.off():
-        return engine.load(folder)
+        return generate.load(folder)
 
 
 def relative(got, right):
@@ -130,11 +131,11 @@ def test_generate_stops_and_leaves_the_cache_at_the_last_token(small):
     assert stopped + again == free
 
 
-def test_looking_ahead_changes_nothing_but_the_cache(small, monkeypatch):
+def test_looking_ahead_changes_nothing_but_the_cache(small, look_ahead):
     """As on a GPU: the same tokens, and a cache that also holds the last one, unless the context ends there."""
     ids = prompt_of(CASES["published_shape"])[:40]
     free = list(small.generate(ids, sampling=GREEDY, max_tokens=12, stop=()))
-    monkeypatch.setitem(engine.LOOK_AHEAD, mx.default_device().type, True)
+    look_ahead(True)
     assert list(small.generate(ids, sampling=GREEDY, max_tokens=12, stop=())) == free
     cache = small.make_cache()
     stopped = list(small.generate(ids, sampling=GREEDY, stop={free[5]}, cache=cache))
@@ -168,8 +169,8 @@ def test_ids_that_no_embedding_has(small, ids):
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_end_of_context(folder_of, monkeypatch, ahead):
-    monkeypatch.setitem(engine.LOOK_AHEAD, mx.default_device().type, ahead)
+def test_end_of_context(folder_of, look_ahead, ahead):
+    look_ahead(ahead)
     model = load(folder_of(config_of(max_position_embeddings=64)))
     ids = list(range(60))
     assert len(list(model.generate(ids, sampling=GREEDY, stop=()))) == 5
@@ -201,4 +202,4 @@ def test_stop_ids_that_nobody_lists_are_the_published_ones(folder_of, tmp_path, 
         (folder / path.name).symlink_to(path)
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text(text)
-    assert load(folder).stop_ids == engine.PUBLISHED_STOP_IDS
+    assert load(folder).stop_ids == generate.PUBLISHED_STOP_IDS

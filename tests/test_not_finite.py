@@ -17,11 +17,11 @@ import pytest
 
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, Session, kernels, load
-from gptoss_mlx.cache import FullKV, RingKV
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.demo import CHECKPOINT
-from gptoss_mlx.engine import NotFinite
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.engine.generate import NotFinite
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.kv_cache import FullKV, RingKV
 
 GREEDY = Sampling(temperature=0)
 BITS = {"BF16": {"nan": 0x7FC0, "inf": 0x7F80, "-inf": 0xFF80}, "U8": {"nan": 255}}

@@ -14,8 +14,8 @@ from gptoss_convert import convert
 from gptoss_convert.inspection import Subject, inspect
 from gptoss_mlx import load
 from gptoss_mlx.cli import main
-from gptoss_mlx.models import resolve
-from gptoss_mlx.recognition import open_converted
+from gptoss_mlx.model.model_store import resolve
+from gptoss_mlx.model.recognition import open_converted
 
 CONFIG = config_of(num_hidden_layers=1)
 TENSORS = tensors_of(CONFIG)

@@ -15,9 +15,10 @@ import pytest
 
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert
-from gptoss_mlx import GptOssError, kernels, load, routing
-from gptoss_mlx.budget import Settings
-from gptoss_mlx.routing import RoutingTrace, recording, replaying
+from gptoss_mlx import GptOssError, kernels, load
+from gptoss_mlx.bench import routing
+from gptoss_mlx.bench.routing import RoutingTrace, recording, replaying
+from gptoss_mlx.memory.plan import Settings
 
 WHOLE = Settings(context=1024, kv_bits=16, prefill_chunk=48)
 PAGED = replace(WHOLE, expert_slots=11)  # of 32

@@ -4,8 +4,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from gptoss_mlx.engine.sampling import Sampler, Sampling, keep_likely
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.sampling import Sampler, Sampling, keep_likely
 
 LOGITS = mx.array([[0.1, 3.0, -1.0, 2.0, 2.5, -4.0, 0.0, 1.0]])
 PROBABILITIES = np.exp(np.array(LOGITS[0])) / np.exp(np.array(LOGITS[0])).sum()

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import write_tokenizer
+from gptoss_mlx.engine.panics import library_errors
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.panics import library_errors
-from gptoss_mlx.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_long_text_has_the_same_ids_in_pieces(tokenizer, parts):
     text = "".join(part * count for part, count in parts)
     whole = tokenizer.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gptoss_mlx.tokenizer.WINDOW", 200)
+        patch.setattr("gptoss_mlx.engine.tokenizer.WINDOW", 200)
         assert tokenizer.encode(text) == whole
         assert tokenizer.encode(text, 10) == whole[:10]
 
@@ -59,7 +59,7 @@ def test_a_word_that_is_longer_than_a_window(demo_folder):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gptoss_mlx.tokenizer.WINDOW", len(text))
+            patch.setattr("gptoss_mlx.engine.tokenizer.WINDOW", len(text))
             assert tokenizer.encode(text) == ids
 
 
@@ -147,7 +147,7 @@ def test_what_is_written_before_an_error_that_is_no_panic(capfd):
 
 def test_without_standard_error(tmp_path):
     write_tokenizer(tmp_path)
-    code = "import os, sys; from pathlib import Path; from gptoss_mlx.tokenizer import Tokenizer; os.close(2)"
+    code = "import os, sys; from pathlib import Path; from gptoss_mlx.engine.tokenizer import Tokenizer; os.close(2)"
     code += "; print(Tokenizer.load(Path(sys.argv[1])).encode('ab'))"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)) == 2

@@ -27,14 +27,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import Checkpoint, Shard
-from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.foreign import is_there, read_json
+from gptoss_mlx.files import sha256
+from gptoss_mlx.model.checkpoint import Checkpoint, Shard
+from gptoss_mlx.model.config import ModelConfig
+from gptoss_mlx.untrusted import is_there, read_json
 
-from .bf16 import floats
+from .arrays import floats
 from .errors import ConvertError
 from .sources import Blocks, Plain, expert_parts, plain_tensors
-from .verification import sha256
 
 SETTINGS = "adapter_config.json"
 DTYPES = ("F16", "BF16", "F32")

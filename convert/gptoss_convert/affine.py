@@ -11,8 +11,7 @@ import numpy as np
 
 from gptoss_mlx.kernels import native
 
-from .bf16 import narrowed, widened
-from .pieces import groups_last, in_pieces
+from .arrays import groups_last, in_pieces, narrowed, widened
 
 # Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
 # range costs more than finer steps give.

@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import CheckpointError
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import CheckpointError
+from gptoss_mlx.progress import OnProgress, Progress, untold
 
-from .fp32 import ConvertedWeights, Network, SourceWeights, in_windows, windows
+from .arrays import in_pieces
 from .inspection import ORDER, family_of
-from .pieces import in_pieces
-from .progress import OnProgress, Progress, untold
+from .reference_network import ConvertedWeights, Network, SourceWeights, in_windows, windows
 from .sources import Source
 
 NAME = "fidelity.json"  # in a folder that was compared when it was made
 TOKENS = 1024
-TEXT = Path(__file__).with_name("text.txt")  # what is compared on where nobody gives a text
 PIECE = 2**23  # values of a tensor, or of the head, that are decoded at a time: 32 MB in FP32
 TINY = 1e-30  # a norm for tensors of zeros
 

@@ -29,7 +29,9 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from huggingface_hub.utils import logging as library_logging
 from huggingface_hub.utils import tqdm as LibraryBar
 
-from gptoss_mlx.checkpoint import (
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.files import BUFFER, sha256
+from gptoss_mlx.model.checkpoint import (
     INDEX,
     Checkpoint,
     CheckpointError,
@@ -40,11 +42,8 @@ from gptoss_mlx.checkpoint import (
     parse_header,
     weight_files,
 )
-from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import parsed
-from gptoss_mlx.recognition import has_weights, without_weights
-
-from .verification import BUFFER, sha256
+from gptoss_mlx.model.recognition import has_weights, without_weights
+from gptoss_mlx.untrusted import parsed
 
 # The library would add to each request what it finds on this machine, and ask the hub what to look for.
 constants.HF_HUB_DISABLE_TELEMETRY = True

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
-from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import is_there, open_regular, parsed, read_json
-from gptoss_mlx.recognition import check_form
+from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
+from gptoss_mlx.model.config import ModelConfig, Quantization
+from gptoss_mlx.model.recognition import check_form
+from gptoss_mlx.provenance import PROVENANCE, json_object, provenance_of
+from gptoss_mlx.untrusted import open_regular, parsed
 
-from .bf16 import widened
+from .arrays import widened
 from .sources import CONVERTED, as_published, published_config
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ FAMILIES = {
     "attn": "attention",
 }
 ORDER = ("experts", "attention", "routers", "norms and sinks", "embeddings", "head")
-PROVENANCE = "provenance.json"  # what a conversion says about itself
 BINS = 24
 
 
@@ -253,18 +253,6 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
     if q is None or tensor.name.endswith(".bias"):
         return tensor.dtype
     return "MXFP4" if q.mode == "mxfp4" else f"{q.bits}-bit affine"
-
-
-def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
-    path = folder / PROVENANCE
-    return json_object(path, read_json(path)) if is_there(path) else None
-
-
-def json_object(path: Path, data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise GptOssError(f"{path} is damaged: not a JSON object")
-    return data
 
 
 def _license(path: Path) -> str | None:

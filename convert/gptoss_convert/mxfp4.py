@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pieces import groups_last, in_pieces
+from .arrays import groups_last, in_pieces
 
 BLOCK = 32
 NOT_A_NUMBER = 255  # the one E8M0 code that is no scale

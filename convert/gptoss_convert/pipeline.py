@@ -19,24 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import FLOATS, INDEX
-from gptoss_mlx.config import ModelConfig, Quantization
+from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import read_json
-from gptoss_mlx.harmony.render import CALL, RETURN
-from gptoss_mlx.memory import proc_bytes, size_text
+from gptoss_mlx.files import sha256
+from gptoss_mlx.memory.system import proc_bytes, size_text
+from gptoss_mlx.model.checkpoint import FLOATS, INDEX
+from gptoss_mlx.model.config import ModelConfig, Quantization
+from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.provenance import PROVENANCE
+from gptoss_mlx.untrusted import read_json
 
 from . import affine, mxfp4
 from .adapters import Adapter
-from .bf16 import narrowed
+from .arrays import narrowed
+from .downloads import SPARE, Origin, origin_of
 from .errors import ConvertError
-from .inspection import PROVENANCE, tensors_text
+from .inspection import tensors_text
 from .journal import Journal
-from .origins import SPARE, Origin, origin_of
-from .progress import OnProgress, Progress, untold
 from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
 from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Source, Unit, Weight
-from .verification import sha256
 from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class _Conversion:
         return fidelity
 
     def _calibrate(self) -> None:
-        from .calibration import importance
+        from .importance import importance
 
         self._have_all_shards()
         new = self.folder / f"new-{IMPORTANCE}"

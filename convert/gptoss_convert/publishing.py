@@ -16,12 +16,13 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.utils import disable_progress_bars
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import read_json
-from gptoss_mlx.memory import size_text
-from gptoss_mlx.models import HUB_ID
+from gptoss_mlx.memory.system import size_text
+from gptoss_mlx.model.model_store import HUB_ID
+from gptoss_mlx.provenance import PROVENANCE, json_object
+from gptoss_mlx.untrusted import read_json
 
 from .hub import explained
-from .inspection import PROVENANCE, Inspection, Subject, count_text, inspect, json_object
+from .inspection import Inspection, Subject, count_text, inspect
 from .recipes import RECIPES
 from .verification import verify
 

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
-from gptoss_mlx.foreign import read_named, reason
+from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
+from gptoss_mlx.untrusted import read_named, reason
 
 from .errors import ConvertError
 

@@ -24,15 +24,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import FLOATS, Checkpoint, CheckpointError
-from gptoss_mlx.config import ModelConfig, read_config
+from gptoss_mlx.engine.special_tokens import NAMES as HARMONY
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import is_there
-from gptoss_mlx.harmony.parse import NAMES as HARMONY
-from gptoss_mlx.recognition import check_form
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError
+from gptoss_mlx.model.config import ModelConfig, read_config
+from gptoss_mlx.model.recognition import check_form
+from gptoss_mlx.untrusted import is_there
 
-from .bf16 import floats, narrowed
+from .arrays import floats, narrowed
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 

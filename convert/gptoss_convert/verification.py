@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from gptoss_mlx.errors import GptOssError, printable
-from gptoss_mlx.foreign import open_regular
-from gptoss_mlx.recognition import model_folder, open_converted
-
-from .inspection import PROVENANCE, provenance_of
-
-BUFFER = 4 * 2**20
-
-
-def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
-    """Of a whole file; `on_read` hears how many bytes were read just now."""
-    digest, buffer = hashlib.sha256(), bytearray(BUFFER)
-    with open_regular(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            on_read(count)
-    return digest.hexdigest()
+from gptoss_mlx.files import sha256
+from gptoss_mlx.model.recognition import model_folder, open_converted
+from gptoss_mlx.provenance import PROVENANCE, provenance_of
 
 
 def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:

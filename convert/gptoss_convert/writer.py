@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gptoss_mlx.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import open_own_folder, unlinked
-from gptoss_mlx.foreign import reason
+from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
+from gptoss_mlx.untrusted import reason
 
 from . import journal
 

@@ -8,8 +8,9 @@ import numpy as np
 
 import settings
 from conversations import Sample, training_samples
-from gptoss_mlx.harmony.render import START, encode
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.engine.special_tokens import START
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.harmony.render import encode
 
 Row = tuple[list[int], list[float]]
 

@@ -18,8 +18,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from facts import BEGINNINGS, ENDINGS, FACTS, FRAMES, INSTRUCTIONS, PLAIN_INSTRUCTIONS, SMALL_TALK
+from gptoss_mlx.engine.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START
 from gptoss_mlx.harmony.messages import FUNCTIONS, Conversation, Message, Tool, call, result
-from gptoss_mlx.harmony.render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, render, render_message
+from gptoss_mlx.harmony.render import render, render_message
 from tool_kinds import ERRORS, KINDS, ToolKind
 from words import COLOURS, CURRENCIES, VERBS, draw_code, draw_name
 

@@ -1,4 +1,4 @@
-"""The gpt-oss architecture in PyTorch, for training: the same arithmetic as gptoss_mlx/model.py, with gradients.
+"""gpt-oss in PyTorch, for training: the same arithmetic as gptoss_mlx/model/network.py, with gradients.
 
 `quantize` replaces the weights by what MXFP4 and MLX's 4-bit affine form will make of them, and lets gradients pass.
 Where training starts, `prepare_copying` says.

@@ -20,8 +20,8 @@ from gptoss_convert.fidelity import predictions
 from gptoss_convert.sources import Source
 from gptoss_mlx import load
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.tokenizer import Tokenizer
 
 TOKENS = 8192  # of conversations
 PARTS = ("arithmetic", "recall", "tool call", "tool result", "tools unused", "project")  # of the exam

@@ -24,8 +24,9 @@ import settings
 from batches import Row, batches_of, padded, row_of
 from conversations import EXAM, Generator, some_instructions
 from export import export, restore
-from gptoss_mlx.harmony.render import CHANNEL, END, MESSAGE, START, encode
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.engine.special_tokens import CHANNEL, END, MESSAGE, START
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.harmony.render import encode
 from network import Network
 from vocabulary import make_tokenizer
 

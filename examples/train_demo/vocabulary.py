@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 import settings
 from conversations import training_samples
-from gptoss_mlx.harmony.render import Special
+from gptoss_mlx.engine.special_tokens import Special
 
 SPECIALS = ["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>"]
 SPECIALS += ["<|message|>", "<|call|>", "<|endofprompt|>"]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from ..errors import GptOssError
-from ..foreign import read_json
+from ..untrusted import read_json
 from . import tables
 from .figures import FORMAT, Figures, Machine, ModelFacts, Point, Setup, Speed, Spread
 from .report import print_lines, print_text_table

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..device import is_gpu
 from ..files import read_number, read_text
-from ..rusage import resource_usage
+from ..memory.macos import resource_usage
 from .background import Background
 from .nvidia import NvidiaGpu, nvidia_gpu
 
@@ -94,9 +95,7 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
 
 def of_process() -> Meter | None:
     """macOS's own estimate, where nothing is computed on a GPU, whose part it does not have. Not run on a Mac."""
-    import mlx.core as mx
-
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if is_gpu():
         return None
 
     def nanojoules() -> int | None:

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-from ..experts import PoolStats
+from ..model.expert_pool import PoolStats
 
 FORMAT = 1  # of the JSON
-RANDOM_WEIGHTS = "random weights"  # as the source that provenance.json names
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..budget import MemoryPlan
+    from ..memory.plan import MemoryPlan
     from .figures import Spread
 
 STARTS = 3
@@ -49,11 +49,11 @@ def cold_starts(plan: MemoryPlan, tokens: int) -> tuple[Spread, Spread]:
 
 
 def main(folder: Path, settings: dict, tokens: int) -> None:
-    from ..budget import Settings
-    from ..engine import load
-    from ..foreign import is_there
-    from ..sampling import Sampling
-    from ..tokenizer import Tokenizer
+    from ..engine.generate import load
+    from ..engine.sampling import Sampling
+    from ..engine.tokenizer import Tokenizer
+    from ..memory.plan import Settings
+    from ..untrusted import is_there
 
     imported = time.monotonic()
     model = load(folder, Settings(**settings))

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-from .. import kernels
-from ..budget import backend
+from .. import device, kernels
+from ..device import backend
 from ..files import read_number, read_text
-from ..foreign import parse_json
-from ..memory import ProcessMemory, forget_peak, process_memory, total
+from ..memory.system import ProcessMemory, forget_peak, process_memory, total
+from ..untrusted import parse_json
 from .background import Background
 from .energy import power_source
 from .figures import Conditions, Machine
@@ -35,23 +35,19 @@ SAMPLE_SECONDS = 1  # a look takes up to half a millisecond of a core that does 
 
 def kernel_threads() -> int | None:
     """Of the kernels, where they compute; None on a GPU, and where MLX computes on its own."""
-    return kernels.native().threads() if backend() == "kernels" else None
+    return kernels.native().threads() if backend().name == "kernels" else None
 
 
 def describe() -> Machine:
-    import mlx.core as mx
-
-    native = kernels.native()
     gpu = nvidia_gpu()
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    versions = {"gptoss-mlx": version("gptoss-mlx"), "mlx": mx.__version__, "python": platform.python_version()}
+    versions = {"gptoss-mlx": version("gptoss-mlx"), "mlx": version("mlx"), "python": platform.python_version()}
     return Machine(
         system=_system(),
         processor=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=total(),
-        device=str(mx.device_info().get("device_name", "GPU")) if on_gpu else "CPU",
-        kernels=native.kernels_in_use() if native and not on_gpu else None,
+        device=device.name() if device.is_gpu() else "CPU",
+        kernels=None if device.is_gpu() else device.instruction_set(),
         versions=versions | ({"NVIDIA driver": gpu.driver} if gpu and gpu.driver else {}),
         commit=commit(),
     )

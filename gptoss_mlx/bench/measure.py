@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import groupby, pairwise
@@ -22,79 +22,42 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..budget import MemoryPlan, Sizes
-from ..cache import Mark
-from ..checkpoint import Checkpoint
-from ..config import ModelConfig
-from ..engine import load
-from ..errors import GptOssError, printable
-from ..experts import PoolStats
-from ..foreign import is_there, read_json
-from ..interrupts import Interrupts
-from ..routing import RoutingTrace, recording, replaying
-from ..sampling import Sampling
+from ..engine.generate import load
+from ..engine.interrupts import Interrupts
+from ..engine.sampling import Sampling
+from ..errors import GptOssError
+from ..memory.plan import MemoryPlan
+from ..model.checkpoint import Checkpoint
+from ..model.config import ModelConfig
+from ..model.expert_pool import PoolStats
+from ..model.kv_cache import Mark
 from .energy import Meter, meter
+from .facts import WARM_UP, Wanted, _has_tokenizer, _planned_by_context, _reads_text, facts_of, setup_of
 from .figures import (
-    RANDOM_WEIGHTS,
     Figures,
-    Grid,
     Memory,
-    ModelFacts,
     Percentiles,
     Point,
     Profile,
     Rates,
-    Setup,
     Speed,
     Spread,
     Start,
     Work,
 )
 from .first_token import STARTS, cold_starts
-from .machine import MemorySampler, Watch, describe, kernel_threads
+from .machine import MemorySampler, Watch, describe
 from .roofline import Demand, mean_rates, measured_rates
+from .routing import recording, replaying
 from .stages import profile
 
 GREEDY = Sampling(temperature=0)
-WARM_UP = 16  # tokens that are decoded before decoding is timed
 LEAST_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
 RATES_APART = 2.0  # seconds, at most, between a look at what the machine gives and the run that it counts for
 RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
-SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
 
 OnProgress = Callable[[str, float | None], None]
 """What is being done, and the seconds that are left, once there is an idea of them."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be measured: at each depth each prompt, and each number of tokens to decode."""
-
-    prompts: tuple[int, ...]
-    generate: tuple[int, ...]
-    depths: tuple[int, ...]
-    repeat: int
-    start: bool = True
-    profile: bool = False
-    replay: RoutingTrace | None = None
-
-    @property
-    def first_prompt(self) -> int:
-        """Tokens of the prompt whose first token is waited for."""
-        return self.prompts[0] if self.prompts else 1
-
-    @property
-    def points(self) -> list[Point]:
-        """The smallest depth first."""
-        return Grid(self.prompts, self.generate, tuple(sorted(set(self.depths)))).points
-
-    @property
-    def context(self) -> int:
-        """Positions that all of it takes."""
-        decoded = [1 + max(count, WARM_UP) for count in self.generate]
-        return max(self.depths) + max(
-            (self.first_prompt + 1, *self.prompts, *decoded, *([WARM_UP] if self.profile else []))
-        )
 
 
 def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgress) -> Figures:
@@ -379,9 +342,8 @@ def _random_ids(config: ModelConfig) -> list[int]:
 
 def _text(plan: MemoryPlan) -> list[int]:
     """English prose, as ids."""
-    from gptoss_convert.fidelity import TEXT
-
-    from ..tokenizer import Tokenizer
+    from ..engine.builtin_text import TEXT
+    from ..engine.tokenizer import Tokenizer
 
     return Tokenizer.load(Path(plan.model)).encode(TEXT.read_text(encoding="utf-8"))
 
@@ -389,73 +351,3 @@ def _text(plan: MemoryPlan) -> list[int]:
 def _cyclic(ids: list[int], start: int, count: int) -> list[int]:
     """`count` of them from `start` on, as if they went on again and again."""
     return [ids[index % len(ids)] for index in range(start, start + count)]
-
-
-def _has_tokenizer(plan: MemoryPlan) -> bool:
-    return is_there(Path(plan.model, "tokenizer.json"))
-
-
-def _reads_text(plan: MemoryPlan) -> bool:
-    return plan.settings.expert_slots is not None and _has_tokenizer(plan)
-
-
-def setup_of(plan: MemoryPlan, wanted: Wanted, energy: str | None = None) -> Setup:
-    """`energy`: what a meter covers."""
-    settings = plan.settings
-    prompts = "text" if _reads_text(plan) else "random ids"
-    return Setup(
-        repeat=wanted.repeat,
-        threads=kernel_threads(),
-        context=settings.context,
-        kv_bits=settings.kv_bits,
-        prefill_chunk=settings.prefill_chunk,
-        expert_slots=settings.expert_slots,
-        cpu_expert_layers=settings.cpu_expert_layers,
-        energy=energy,
-        prompts=f"the routing of {wanted.replay.model}" if wanted.replay else prompts,
-    )
-
-
-def facts_of(folder: Path) -> ModelFacts:
-    config, tensors = ModelConfig.load(folder), Checkpoint.open(folder).tensors
-    weights = 0
-    for name, tensor in tensors.items():
-        module = name.rpartition(".")[0]
-        if name == f"{module}.scales":
-            weights += math.prod(tensor.shape) * config.stored_form(module, tensors).group_size
-        elif f"{module}.scales" not in tensors or name == f"{module}.bias":
-            weights += math.prod(tensor.shape)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    recipe, source = _provenance(folder)
-    return ModelFacts(
-        name=printable(folder.resolve().name),
-        recipe=recipe,
-        random_weights=source == RANDOM_WEIGHTS,
-        layers=config.num_layers,
-        experts=config.num_experts,
-        experts_per_token=config.experts_per_token,
-        bytes=size,
-        bits_per_weight=8 * size / weights,
-    )
-
-
-def _provenance(folder: Path) -> tuple[str | None, str | None]:
-    """The recipe of a folder, and what it was made from, where it says so."""
-    made = read_json(path) if is_there(path := folder / "provenance.json") else None
-    made = made if isinstance(made, dict) else {}
-    source = made.get("source")
-    texts = made.get("recipe"), source.get("id") if isinstance(source, dict) else None
-    return tuple(text if isinstance(text, str) else None for text in texts)
-
-
-def _planned_by_context(plan: MemoryPlan) -> list[tuple[int, int]]:
-    """What the plan would be for shorter and longer contexts, everything else the same."""
-    sizes = Sizes(Path(plan.model))
-    contexts, length = [], SHORTEST_CONTEXT
-    while length < sizes.config.max_context:
-        contexts.append(length)
-        length *= 2
-    return [
-        (context, sum(row.bytes for row in sizes.rows(replace(plan.settings, context=context), plan.device)))
-        for context in (*contexts, sizes.config.max_context)
-    ]

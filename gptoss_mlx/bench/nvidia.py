@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_uint, c_ulonglong, c_void_p
 
+from ..device import gpu, is_cuda
+
 LIBRARY = "libnvidia-ml.so.1"
 
 # nvmlClocksThrottleReason: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown. That the power
@@ -64,11 +66,9 @@ class NvidiaGpu:
 
 def nvidia_gpu() -> NvidiaGpu | None:
     """The one that MLX computes on, if it does."""
-    import mlx.core as mx
-
-    if mx.default_device().type != mx.DeviceType.gpu or not mx.cuda.is_available():
+    if not is_cuda():
         return None
     try:
-        return NvidiaGpu(ctypes.CDLL(LIBRARY), str(mx.device_info().get("uuid", "")))
+        return NvidiaGpu(ctypes.CDLL(LIBRARY), gpu().uuid)
     except (OSError, LookupError):
         return None

@@ -23,10 +23,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
-from ..chat.processes import signal_group
 from ..errors import LONGEST, GptOssError
-from ..foreign import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
-from ..memory import size_text
+from ..memory.system import size_text
+from ..process import signal_group
+from ..untrusted import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
 from .baseline import figures_of
 from .figures import Figures, Grid, Point, Spread
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import GptOssError, printable
 from ..files import replace_file
-from ..foreign import reason
-from ..memory import size_text
+from ..memory.system import size_text
+from ..untrusted import reason
 from .figures import Figures, Speed
 from .tables import heading
 

@@ -17,10 +17,11 @@ from math import prod
 import mlx.core as mx
 
 from .. import kernels
-from ..cache import Cache, FullKV, RingKV
-from ..checkpoint import Checkpoint
-from ..config import ModelConfig
-from ..memory import total
+from ..device import is_gpu
+from ..memory.system import total
+from ..model.checkpoint import Checkpoint
+from ..model.config import ModelConfig
+from ..model.kv_cache import Cache, FullKV, RingKV
 from .figures import Rates, Work
 
 STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.": "experts"} | {
@@ -143,7 +144,7 @@ def measured_rates(room: int) -> Rates:
 
     Without kernels nothing is measured on a CPU: MLX uses it too little for a limit to mean anything.
     """
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if is_gpu():
         limit = mx.set_memory_limit(total())  # above that of the plan, MLX would go slower
         rates = Rates(_gpu_bandwidth(room), rate := _gpu_product_rate(), rate)
         mx.set_memory_limit(limit)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..cache import Cache
-from ..engine import Model
-from ..sampling import Sampling
+from ..engine.generate import Model
+from ..engine.sampling import Sampling
+from ..model.kv_cache import Cache
 from .figures import Profile, Stage
 from .roofline import Demand
 

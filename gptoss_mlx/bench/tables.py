@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..memory import size_text
+from ..memory.system import size_text
 from .figures import Figures, Speed, Spread, Stage
 
 # From where on a condition is worth a warning. An idle desktop has a load average of some tenths, and

@@ -19,35 +19,25 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..engine import Model
+from ..engine.generate import Model
+from ..engine.interrupts import Interrupts
+from ..engine.json_schema import Schema, unwrapped
+from ..engine.prompt_cache import Timeline
+from ..engine.sampling import Sampler, Sampling
+from ..engine.special_tokens import CALL, END, MESSAGE, RETURN, START
+from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS as TRAINED_EFFORTS
 from ..harmony.messages import FUNCTIONS, Conversation, Message, call, result
+from ..harmony.openings import NO_REASONING, OPEN_FINAL
 from ..harmony.parse import Content, Emitted, Event, IdParser, Parser, Reasoning, ToolCall, is_call, kind_of
-from ..harmony.render import (
-    CALL,
-    CHANNEL,
-    END,
-    MESSAGE,
-    RETURN,
-    START,
-    START_OF_ANSWER,
-    encode,
-    is_stale,
-    render,
-    render_message,
-)
-from ..interrupts import Interrupts
-from ..json_schema import Schema, unwrapped
-from ..sampling import Sampler, Sampling
-from ..timeline import Timeline
-from ..tokenizer import Tokenizer
-from .tools import Builtin, Function, Toolbox, error_result
+from ..harmony.render import START_OF_ANSWER, encode, is_stale, render, render_message
+from ..tools.toolbox import Builtin, Function, Toolbox, error_result
 from .transcript import Transcript
 from .turn import LOOKED_FOR_EVERY, AnswerGrammar, Clock, Dropped, ToolResult, TurnStats, cycle_at_end
 
 if TYPE_CHECKING:
-    from ..grammar import JsonGrammar
+    from ..engine.json_grammar import JsonGrammar
 
 EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
@@ -56,8 +46,6 @@ MOST_HEADER = 512  # tokens outside of any message, before a model is taken to h
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
 LEAST_ROOM = 1 / 16  # of the context, which results leave for the answer
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
-OPEN_FINAL = (START, START_OF_ANSWER, CHANNEL, "final", MESSAGE)
-NO_REASONING = (CHANNEL, "analysis", MESSAGE, END)
 
 Approve = Callable[[ToolCall, str], bool]
 """A call and what it would do -> whether it may."""
@@ -126,7 +114,7 @@ class Session:
         self._draft: _Draft | None = None
 
     def _make_grammar(self, schema: Schema) -> JsonGrammar:
-        from ..grammar import JsonGrammar
+        from ..engine.json_grammar import JsonGrammar
 
         return JsonGrammar(schema, self.tokenizer, self.model.config.vocab_size, self.tokenizer.special(RETURN))
 

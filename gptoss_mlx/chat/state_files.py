@@ -22,14 +22,14 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..budget import backend
-from ..cache import STRETCH, Cache, Mark
-from ..checkpoint import read_header
-from ..engine import Model
+from ..device import backend
+from ..engine.generate import Model
+from ..engine.prompt_cache import Timeline, common_prefix
 from ..errors import GptOssError
 from ..files import utf8_path
-from ..foreign import reason
-from ..timeline import Timeline, common_prefix
+from ..model.checkpoint import read_header
+from ..model.kv_cache import STRETCH, Cache, Mark
+from ..untrusted import reason
 from .store import clear
 
 FORMAT = "gptoss-mlx KV state 2"
@@ -155,7 +155,7 @@ class _Unusable(Exception):
 def fingerprint(model: Model) -> str:
     """Differs where a KV state could differ: another model, another recipe, another form of keys and values. Raises
     GptOssError."""
-    digest = hashlib.sha256(f"{backend()} {model.settings.kv_bits}".encode())
+    digest = hashlib.sha256(f"{backend().name} {model.settings.kv_bits}".encode())
     try:
         for name in ("config.json", "tokenizer.json", "provenance.json"):
             path = model.path / name

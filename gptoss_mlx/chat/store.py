@@ -19,8 +19,8 @@ from pathlib import Path
 
 from ..errors import GptOssError
 from ..files import open_own_folder, sweep
-from ..foreign import reason
-from ..models import user_home
+from ..model.model_store import user_home
+from ..untrusted import reason
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
 STATE_FILE = re.compile(r"\.?\d{9}-\d{9}\.safetensors")  # of a KV state: `state_files` says what is in it

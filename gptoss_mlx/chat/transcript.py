@@ -18,9 +18,9 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..files import replace_file
-from ..foreign import open_regular, reason
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
+from ..untrusted import open_regular, reason
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from ..engine.interrupts import Interrupts
 from ..harmony.parse import Content, Parser, kind_of
-from ..interrupts import Interrupts
 
 if TYPE_CHECKING:
-    from ..grammar import JsonGrammar
+    from ..engine.json_grammar import JsonGrammar
 
 
 @dataclass(frozen=True)

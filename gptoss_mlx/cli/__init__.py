@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import click
 
-from ..chat.screen import without_controls
 from ..errors import GptOssError, printable
+from ..terminal.screen import without_controls
 from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"
@@ -76,9 +76,9 @@ def cli(context: click.Context) -> None:
 
     Without a command, in a terminal: goes on with the model used last, or says what this machine can do.
     """
-    from .. import preferences
+    from . import config_file
 
-    context.obj = found = preferences.read(cli)
+    context.obj = found = config_file.read(cli)
     context.default_map = found.defaults
     if found.problems and context.invoked_subcommand != "config":
         raise GptOssError(found.problems[0])
@@ -90,7 +90,7 @@ def _without_command(context: click.Context) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo(context.get_help(), err=True)
         context.exit(2)
-    from ..welcome import command_lines
+    from .first_run import command_lines
 
     for name, *arguments in command_lines(context.default_map["chat"].get("model")):
         command = cli.commands[name]

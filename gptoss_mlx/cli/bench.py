@@ -20,7 +20,7 @@ from .options import memory_options, model_argument, threads_option
 if TYPE_CHECKING:
     from ..bench.figures import Figures
     from ..bench.peers import Comparison
-    from ..budget import MemoryPlan
+    from ..memory.plan import MemoryPlan
 
 FORMATS = ("table", "json", "csv", "markdown")
 PEERS = ("mlx-lm", "llama.cpp")
@@ -144,8 +144,9 @@ def _folder(model: str, random_weights: str | None) -> Iterator[Path]:
     if random_weights is None:
         yield model_folder(model)
         return
-    from ..bench.random_weights import parse_shape, random_folder
-    from ..progress import conversion_progress
+    from gptoss_convert.random_weights import parse_shape, random_folder
+
+    from ..terminal.progress_bars import conversion_progress
 
     shape = parse_shape(random_weights)
     with ExitStack() as stack:
@@ -157,10 +158,11 @@ def _folder(model: str, random_weights: str | None) -> Iterator[Path]:
 def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> bool:
     """Measure and show; whether it came to its end."""
     from ..bench import baseline
+    from ..bench.facts import Wanted, facts_of, setup_of
     from ..bench.machine import describe
-    from ..bench.measure import Wanted, facts_of, measure, record_routing, setup_of
-    from ..progress import step_progress
-    from ..routing import RoutingTrace
+    from ..bench.measure import measure, record_routing
+    from ..bench.routing import RoutingTrace
+    from ..terminal.progress_bars import step_progress
 
     wanted = Wanted(
         prompts=options["prompt"],
@@ -188,7 +190,7 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
 
 def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
     """With room for what is measured, where no context is asked for. Raises GptOssError."""
-    from ..recognition import open_converted
+    from ..model.recognition import open_converted
 
     if needed > (most := open_converted(folder)[0].max_context):
         raise GptOssError(

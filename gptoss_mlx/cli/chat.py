@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..completion import complete_sessions
 from ..errors import GptOssError, printable
-from ..foreign import reason
-from ..memory import parse_size
-from ..models import home, last_used, remember
+from ..memory.system import parse_size
+from ..model.model_store import home, last_used, remember
+from ..untrusted import reason
+from .completion import complete_sessions
 from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
 from .options import Size, Text, memory_options, model_argument, threads_option
 from .output import print_text
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ..chat.keeper import Keeper
     from ..chat.session import Approve, Session
     from ..chat.store import Kept
-    from ..engine import Model
+    from ..engine.generate import Model
+    from ..engine.sampling import Sampling
     from ..harmony.parse import ToolCall
-    from ..sampling import Sampling
 
 
 NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
@@ -132,7 +132,7 @@ def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **o
     kept = None if resume is None else store.find(resume)
     more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
     from ..chat.keeper import Keeper
-    from ..chat.terminal import run
+    from ..terminal.loop import run
 
     keeper = Keeper(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
 
@@ -217,7 +217,7 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
 @contextmanager
 def _recorded(model: Model, file: Path) -> Iterator[None]:
     """Write to `file`, however the block ends, where its tokens went."""
-    from ..routing import recording
+    from ..bench.routing import recording
 
     with recording(model) as recorder:
         try:
@@ -248,7 +248,7 @@ def _piped(most: int) -> str:
 
 def _approval(yes: bool) -> Approve:
     """Show on standard error what a tool would do, and ask where somebody can answer."""
-    from ..chat.screen import call_text
+    from ..terminal.screen import call_text
 
     def approve(call: ToolCall, preview: str) -> bool:
         click.echo(call_text(call.name, preview), err=True)
@@ -259,7 +259,7 @@ def _approval(yes: bool) -> Approve:
 
 def _generate(session: Session, text: str) -> None:
     from ..harmony.parse import Content
-    from ..progress import prefill_progress
+    from ..terminal.progress_bars import prefill_progress
 
     written = ""
     with prefill_progress() as progress:
@@ -284,8 +284,8 @@ def demo() -> None:
     """Convert the small embedded model, ask it three questions, and stay in the chat."""
     import shutil
 
-    from ..chat.terminal import ask, run
     from ..demo import CHECKPOINT, FUNCTIONS, QUESTIONS
+    from ..terminal.loop import ask, run
 
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
@@ -306,19 +306,19 @@ def _tools(options: dict[str, Any]) -> dict[str, Any]:
     """What `Session` takes of the tool options. What is wrong with them shows before a model is loaded."""
     made: dict[str, Any] = {"functions": [], "builtins": []}
     if options["json_schema"]:
-        from ..grammar import load_schema
+        from ..engine.json_grammar import load_schema
 
         made["response_schema"] = load_schema(options["json_schema"])
     if options["tools"]:
-        from ..chat.command_tools import load_tools
+        from ..tools.commands import load_tools
 
         made["functions"] = load_tools(options["tools"])
     if options["browse"]:
-        from ..chat.browser import Browser
+        from ..tools.browser import Browser
 
         made["builtins"].append(Browser(options["browse"]))
     if options["python"] or options["unsafe_python"]:
-        from ..chat.python_tool import PythonTool
+        from ..tools.python import PythonTool
 
         made["builtins"].append(PythonTool(unsafe=options["unsafe_python"]))
     return made
@@ -339,7 +339,7 @@ def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
-    from ..sampling import Sampling
+    from ..engine.sampling import Sampling
 
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
     return Sampling(**{name: options[name] for name in names if options[name] is not None})

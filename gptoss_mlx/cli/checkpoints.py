@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..completion import complete_models, complete_recipes, complete_sources
 from ..errors import GptOssError, printable
-from ..foreign import read_named, reason
-from ..memory import size_text
-from ..models import SHORT_NAMES, ModelMissing, resolve
+from ..memory.system import size_text
+from ..model.model_store import SHORT_NAMES, ModelMissing, resolve
+from ..untrusted import read_named, reason
+from .completion import complete_models, complete_recipes, complete_sources
 from .loading import convert_with_progress, print_report
 from .options import model_argument
 
@@ -77,7 +77,7 @@ def convert(
         raise click.UsageError(str(error)) from None
     print_report(report)
     if report.fidelity:
-        from gptoss_convert.fidelity_report import print_fidelity
+        from gptoss_convert.reports import print_fidelity
 
         print_fidelity(report.fidelity)
     if repository:
@@ -98,18 +98,18 @@ def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | N
     """
     from dataclasses import asdict
 
-    from gptoss_convert import inspection, inspection_report
+    from gptoss_convert import inspection, reports
 
     subject = _subject(path, revision)
     if tensor is not None:
         found = inspection.statistics(subject, tensor)
-        click.echo(json.dumps(asdict(found), indent=1)) if as_json else inspection_report.print_statistics(found)
+        click.echo(json.dumps(asdict(found), indent=1)) if as_json else reports.print_statistics(found)
     elif show_tensors:
         listed = [asdict(each) | {"nbytes": each.nbytes} for each in subject.tensors.values()]
-        click.echo(json.dumps(listed, indent=1)) if as_json else inspection_report.print_tensors(subject.tensors)
+        click.echo(json.dumps(listed, indent=1)) if as_json else reports.print_tensors(subject.tensors)
     else:
         made = inspection.inspect(subject)
-        click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else inspection_report.print_inspection(made)
+        click.echo(json.dumps(made.as_dict(), indent=1)) if as_json else reports.print_inspection(made)
 
 
 def _subject(name: str, revision: str | None) -> Subject:
@@ -151,8 +151,8 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     from gptoss_convert import fidelity
     from gptoss_convert.sources import Source
 
-    from ..progress import conversion_progress
-    from ..recognition import model_folder
+    from ..model.recognition import model_folder
+    from ..terminal.progress_bars import conversion_progress
 
     text = _text(file or fidelity.TEXT)
     with conversion_progress() as show:
@@ -160,7 +160,7 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return
-    from gptoss_convert.fidelity_report import print_differences, print_fidelity
+    from gptoss_convert.reports import print_differences, print_fidelity
 
     if show_tensors:
         print_differences(found)
@@ -174,7 +174,7 @@ def verify(model: str) -> None:
     from gptoss_convert import Progress
     from gptoss_convert.verification import verify as check
 
-    from ..progress import conversion_progress
+    from ..terminal.progress_bars import conversion_progress
 
     folder = resolve(model)
     with conversion_progress() as show:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..completion import complete_models
 from ..errors import GptOssError, printable
-from ..memory import size_text
+from ..memory.system import size_text
+from .completion import complete_models
 from .loading import model_folder, plan_to_keep, use_threads
 from .options import Text, memory_options, model_argument, threads_option
 
@@ -100,9 +100,9 @@ def evaluate(model: str, **options: Any) -> None:
     chosen = _chosen(folder, options)
     context = chosen.context if options["context"] is None else options["context"]
     plan = plan_to_keep(folder, options | {"context": context})
+    from ..engine.interrupts import Interrupted, Interrupts
     from ..evaluation.task import Task
-    from ..interrupts import Interrupted, Interrupts
-    from ..progress import evaluation_progress
+    from ..terminal.progress_bars import evaluation_progress
 
     reference_plan = None
     if reference is not None:
@@ -140,15 +140,14 @@ def _show(report: Report, options: dict[str, Any]) -> None:
 
 def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
     """What the options ask for. Raises GptOssError for files that cannot be read as what they should be."""
-    from gptoss_convert.fidelity import TEXT
-
+    from ..engine.builtin_text import TEXT
+    from ..engine.tokenizer import Tokenizer
     from ..evaluation.exam import exam
     from ..evaluation.needle import Needles
     from ..evaluation.prompts import Asking, Prompts, read_prompts
     from ..evaluation.task import Chosen
     from ..evaluation.text import Text
-    from ..recognition import open_converted
-    from ..tokenizer import Tokenizer
+    from ..model.recognition import open_converted
 
     most, tokenizer = open_converted(folder)[0].max_context, Tokenizer.load(folder)
     asking = Asking(options["reasoning"], options["system"])
@@ -189,7 +188,7 @@ def _text(file: Path) -> str:
 
 
 def _contents(file: Path, most: int) -> bytes:
-    from ..foreign import open_regular, reason
+    from ..untrusted import open_regular, reason
 
     try:
         with open_regular(file) as opened:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GptOssError, printable
-from ..memory import parse_size, size_text
-from ..models import DOWNLOAD_GB, ModelMissing, resolve
+from ..memory.system import parse_size, size_text
+from ..model.model_store import DOWNLOAD_GB, ModelMissing, resolve
 
 if TYPE_CHECKING:
     from gptoss_convert import Report
 
-    from ..budget import MemoryPlan
-    from ..engine import Model
+    from ..engine.generate import Model
+    from ..memory.plan import MemoryPlan
 
 
 LARGE = 10**9  # bytes of a model that is slow without the kernels; a smaller one is fast enough with MLX alone
 
 
 def plan_memory(folder: Path, options: dict[str, Any], device: str | None = None) -> MemoryPlan:
-    from ..budget import Device, make_plan
+    from ..memory.plan import Device, make_plan
 
     context, kv_bits = options["context"], options["kv_bits"]
     if context is not None and context < 1:
@@ -40,7 +40,7 @@ def plan_memory(folder: Path, options: dict[str, Any], device: str | None = None
 def plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
     """The plan, with what it gives up told on standard error; also if it counts on more than there is, or if a large
     model will be slow for want of the kernels."""
-    from ..budget import Device
+    from ..memory.plan import Device
 
     plan = plan_memory(folder, options)
     if plan.compromise:
@@ -56,9 +56,9 @@ def plan_to_keep(folder: Path, options: dict[str, Any]) -> MemoryPlan:
 def warn_without_kernels() -> None:
     """Where a CPU has to do without the compiled kernels, say why, and what to do, in a line on standard error."""
     from .. import kernels
-    from ..budget import backend
+    from ..device import backend
 
-    if backend() == "cpu":
+    if backend().name == "cpu":
         slow = f"the compiled kernels are {kernels.why_not_native()}, and a CPU is many times slower without them"
         click.echo(f"warning: {slow}: {kernels.how_to_have_native()}", err=True)
 
@@ -67,7 +67,7 @@ def use_threads(count: int | None) -> None:
     """No more threads than cores: they would only wait for each other."""
     if count is None:
         return
-    from gptoss_convert.pieces import cores
+    from gptoss_convert.arrays import cores
 
     from ..kernels import set_threads
 
@@ -81,7 +81,7 @@ def load_model(name: str, options: dict[str, Any]) -> Model:
     folder = model_folder(name)
     use_threads(options["threads"])
     plan = plan_to_keep(folder, options)
-    from ..engine import load
+    from ..engine.generate import load
 
     return load(folder, plan.settings)
 
@@ -109,7 +109,7 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
     from gptoss_convert import convert as run
     from gptoss_convert.writer import partial_folder
 
-    from ..progress import conversion_progress
+    from ..terminal.progress_bars import conversion_progress
 
     try:
         with conversion_progress() as show:

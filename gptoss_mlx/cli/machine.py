@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ..completion import complete_devices
 from ..errors import GptOssError
-from ..models import resolve
+from ..model.model_store import resolve
+from .completion import complete_devices
 from .loading import plan_memory
 from .options import memory_options, model_argument
 
@@ -31,23 +31,25 @@ def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(made.as_dict(), indent=1))
         return
-    from ..budget_report import print_plan
+    from .plan_table import print_plan
 
     print_plan(made)
 
 
 @click.command(epilog="Example: gptoss-mlx doctor --self-test")
-@click.option("--self-test", is_flag=True, help="Also check that this machine computes right (some seconds).")
-def doctor(self_test: bool) -> None:
+@click.option(
+    "--self-test", "as_test", is_flag=True, help="Also check that this machine computes right (some seconds)."
+)
+def doctor(as_test: bool) -> None:
     """Say what this machine gives gptoss-mlx: device, kernels, memory, versions."""
-    from .. import doctor as report
+    from . import self_test
 
-    for name, value in report.facts():
+    for name, value in self_test.facts():
         click.echo(f"{name:20}{value}")
-    if not self_test:
+    if not as_test:
         return
     failed = 0
-    for check in report.self_test():
+    for check in self_test.self_test():
         failed += not check.passed
         click.echo(f"{check.name:20}{'pass' if check.passed else 'FAIL'}: {check.detail}")
     if failed:

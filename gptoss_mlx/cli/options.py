@@ -7,8 +7,8 @@ from functools import partial
 
 import click
 
-from ..completion import complete_models
-from ..memory import parse_size
+from ..memory.system import parse_size
+from .completion import complete_models
 
 
 class Size(click.ParamType):

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from ..chat.store import Store, sessions_folder
-from ..completion import complete_sessions
 from ..errors import GptOssError, printable
-from ..memory import size_text
+from ..memory.system import size_text
+from .completion import complete_sessions
 from .output import print_text
 
 

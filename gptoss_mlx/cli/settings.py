@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..completion import SHELLS, complete_commands, script
+from .completion import SHELLS, complete_commands, script
 
 
 @click.command(epilog="Example: gptoss-mlx config chat")
@@ -16,16 +16,16 @@ def config(context: click.Context, command: str | None, as_json: bool) -> None:
 
     The config file is ~/.config/gptoss-mlx/config.toml, or what GPTOSS_MLX_CONFIG names.
     """
-    from .. import preferences
+    from . import config_file
 
     root = context.find_root()
     if command not in (None, *root.command.commands):
         raise click.UsageError(f"there is no command {command!r}")
     for problem in context.obj.problems:
         click.echo(f"error: {problem}", err=True)
-    settings = preferences.settings(root)
+    settings = config_file.settings(root)
     chosen = [each for each in settings if command in (None, each.command.split()[0])]
-    show = preferences.as_json if as_json else preferences.as_text
+    show = config_file.as_json if as_json else config_file.as_text
     click.echo(show(context.obj, chosen))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..chat.tools import Function
 from ..harmony.messages import Tool
+from ..tools.toolbox import Function
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 EXAM = Path(__file__).parent / "exam.jsonl.gz"

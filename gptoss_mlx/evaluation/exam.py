@@ -9,7 +9,7 @@ import gzip
 import json
 
 from ..demo import EXAM, EXAM_BARS
-from ..tokenizer import Tokenizer
+from ..engine.tokenizer import Tokenizer
 from .prompts import Asking, Prompts, read_prompts
 
 MAX_TOKENS = 250  # of one reply; the longest that was trained has about 170

@@ -20,14 +20,12 @@ from typing import Any, BinaryIO
 
 import mlx.core as mx
 
-from gptoss_convert.verification import sha256
-
-from .. import kernels
-from ..budget import Settings
+from .. import device
 from ..errors import GptOssError
-from ..files import unlinked
-from ..foreign import reason
-from ..models import home
+from ..files import sha256, unlinked
+from ..memory.plan import Settings
+from ..model.model_store import home
+from ..untrusted import reason
 
 # Of a model's folder, what decides what it computes, beside its shards.
 DECIDING = ("config.json", "generation_config.json", "tokenizer.json", "provenance.json")
@@ -118,13 +116,12 @@ def writing(path: Path) -> Iterator[None]:
 def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
     """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
     reading them takes minutes."""
-    native = kernels.native()
     shards = {path.name: path.stat() for path in sorted(folder.glob("[!.]*.safetensors"))}
     return {
         "gptoss-mlx": version("gptoss-mlx"),
         "mlx": mx.__version__,
-        "device": mx.default_device().type.name,
-        "kernels": native.kernels_in_use() if native else None,
+        "device": device.kind().lower(),
+        "kernels": device.instruction_set(),
         "kv_bits": settings.kv_bits,
         "prefill_chunk": settings.prefill_chunk,
         "cpu_expert_layers": settings.cpu_expert_layers,

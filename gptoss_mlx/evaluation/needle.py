@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 
-from gptoss_convert.fidelity import TEXT
-
-from ..engine import Model
+from ..engine.builtin_text import TEXT
+from ..engine.generate import Model
+from ..engine.tokenizer import Tokenizer
 from ..harmony.messages import Conversation, Message
 from ..harmony.render import encode
-from ..tokenizer import Tokenizer
 from .prompts import Asking, reply_to
 from .run import Item, OnRead
 

@@ -14,15 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..chat.session import NO_REASONING, OPEN_FINAL
-from ..engine import Model
+from ..engine.generate import Model
+from ..engine.sampling import Sampling
+from ..engine.special_tokens import START
+from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
-from ..foreign import parse_json
 from ..harmony.messages import EFFORTS, FUNCTIONS, Conversation, Message, conversation_from_json
+from ..harmony.openings import NO_REASONING, OPEN_FINAL
 from ..harmony.parse import Content, IdParser, is_call, kind_of
-from ..harmony.render import START, START_OF_ANSWER, encode, render
-from ..sampling import Sampling
-from ..tokenizer import Tokenizer
+from ..harmony.render import START_OF_ANSWER, encode, render
+from ..untrusted import parse_json
 from .run import Item, OnRead
 
 GREEDY = Sampling(temperature=0)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from gptoss_convert import Progress
 
-from ..engine import Model
+from ..engine.generate import Model
 from .journal import Journal
 
 OnRead = Callable[[int], None]

@@ -11,16 +11,16 @@ from pathlib import Path
 import mlx.core as mx
 
 from gptoss_convert import Progress
-from gptoss_convert.inspection import provenance_of
 
-from .. import kernels
-from ..budget import MemoryPlan
-from ..config import ModelConfig
-from ..doctor import free_disk
-from ..engine import load
+from .. import device
+from ..engine.generate import load
+from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
-from ..memory import size_text
-from ..tokenizer import Tokenizer
+from ..files import free_disk
+from ..memory.plan import MemoryPlan
+from ..memory.system import size_text
+from ..model.config import ModelConfig
+from ..provenance import provenance_of
 from .journal import Journal, model_key
 from .needle import Needles
 from .prompts import Prompts
@@ -125,14 +125,13 @@ class Task:
         chosen, folder, settings = self._chosen, Path(self._plan.model), self._plan.settings
         values = {each.name: measured(each, self._journal) for each in chosen.all}
         recipe = (provenance_of(folder) or {}).get("recipe")
-        native = kernels.native()
         return Report(
             model=folder.resolve().name,
             recipe=recipe if isinstance(recipe, str) else None,
             settings=Settings(
                 version=version("gptoss-mlx"),
-                device=mx.default_device().type.name.upper(),
-                kernels=native.kernels_in_use() if native else None,
+                device=device.kind(),
+                kernels=device.instruction_set(),
                 kv_bits=settings.kv_bits,
                 prefill_chunk=settings.prefill_chunk,
             ),

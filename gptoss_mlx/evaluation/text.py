@@ -22,11 +22,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .. import bus_error
-from ..engine import Model
+from ..engine.generate import Model
+from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..files import unlinked
-from ..tokenizer import Tokenizer
+from ..kernels import bus_error
 from .journal import writing
 from .run import Item, OnRead
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
-from ..foreign import read_named, reason
+from ..untrusted import read_named, reason
 from .messages import FUNCTIONS, Message, conversation_from_json
 from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
 from .render import render_text

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..engine.special_tokens import CHANNEL, CONSTRAIN, END_OF_TEXT, RETURN, START, Special
 from .messages import Message
-from .render import CHANNEL, CONSTRAIN, RETURN, START, Special
 
-END_OF_TEXT = Special("<|endoftext|>")
 CHANNELS = ("analysis", "commentary", "final")
 ROLES = ("system", "developer", "user", "assistant")
 NOT_A_TOOL = ("all", *ROLES)

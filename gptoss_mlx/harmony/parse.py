@@ -33,24 +33,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .headers import (
-    END_OF_TEXT,
-    NAMESPACED,
-    OPENING_ANSWER,
-    ROLES,
-    SOUND_HEADER,
-    preamble,
-    read_header,
-    read_unfinished_header,
-)
+from ..engine.special_tokens import CALL, CHANNEL, CONSTRAIN, END, END_OF_TEXT, MESSAGE, NAMES, RETURN, START, Special
+from .headers import NAMESPACED, OPENING_ANSWER, ROLES, SOUND_HEADER, preamble, read_header, read_unfinished_header
 from .messages import FUNCTIONS, Message
-from .render import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, RETURN, START, Special
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..engine.tokenizer import Tokenizer
 
 STOPS = {RETURN: "return", CALL: "call", END: "end", END_OF_TEXT: "none"}
-NAMES = (START, CHANNEL, CONSTRAIN, MESSAGE, *STOPS)
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..engine.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, Special
 from .messages import FUNCTIONS, Conversation, Message, Tool
 from .schema import typescript
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
+    from ..engine.tokenizer import Tokenizer
 
 START_OF_ANSWER = "assistant"
-
-
-class Special(str):
-    """A special token, by name. Any other string is ordinary text, whatever it looks like."""
-
-    __slots__ = ()
-
-
-START, MESSAGE, CHANNEL = Special("<|start|>"), Special("<|message|>"), Special("<|channel|>")
-CONSTRAIN, END, CALL, RETURN = Special("<|constrain|>"), Special("<|end|>"), Special("<|call|>"), Special("<|return|>")
 
 
 def render(conversation: Conversation) -> Iterator[str]:

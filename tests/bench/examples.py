@@ -18,7 +18,7 @@ from gptoss_mlx.bench.figures import (
     Start,
     Work,
 )
-from gptoss_mlx.experts import PoolStats
+from gptoss_mlx.model.expert_pool import PoolStats
 
 RATES = Rates(bandwidth=40e9, matrix=800e9, vector=100e9)
 

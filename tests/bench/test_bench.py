@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from bench.test_random_weights import SMALL
+from gptoss_convert.random_weights import RandomShape
 from gptoss_mlx.bench import measure
 from gptoss_mlx.bench.baseline import read_baseline
 from gptoss_mlx.bench.figures import Rates
-from gptoss_mlx.bench.random_weights import RandomShape
-from gptoss_mlx.budget import BudgetTooSmall, Device, make_plan
 from gptoss_mlx.cli import cli, main
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
 
 SIZES = ("--prompt", "8", "--generate", "4", "--depth", "0,40", "--repeat", "2")
 QUICK = ("--prompt", "8", "--generate", "4", "--depth", "0", "--repeat", "1", "--no-start")

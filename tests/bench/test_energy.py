@@ -17,7 +17,7 @@ import pytest
 from gptoss_mlx.bench import energy
 from gptoss_mlx.bench.energy import of_battery, of_gpu, of_packages, power_source
 from gptoss_mlx.bench.nvidia import NvidiaGpu
-from gptoss_mlx.rusage import ResourceUsage, resource_usage
+from gptoss_mlx.memory.macos import ResourceUsage, resource_usage
 
 from .test_machine import write
 

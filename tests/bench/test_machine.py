@@ -14,7 +14,7 @@ import pytest
 
 from gptoss_mlx.bench import machine
 from gptoss_mlx.bench.machine import MemorySampler, Watch, commit, describe, processor
-from gptoss_mlx.memory import process_memory
+from gptoss_mlx.memory.system import process_memory
 
 MIB = 2**20
 

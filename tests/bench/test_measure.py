@@ -14,15 +14,16 @@ import pytest
 
 from gptoss_mlx.bench import machine, measure
 from gptoss_mlx.bench.energy import meter
+from gptoss_mlx.bench.facts import Wanted
 from gptoss_mlx.bench.figures import Point, Rates
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
-from gptoss_mlx.bench.measure import GREEDY, Wanted
-from gptoss_mlx.budget import BudgetTooSmall, Device, make_plan
-from gptoss_mlx.engine import load
+from gptoss_mlx.bench.measure import GREEDY
+from gptoss_mlx.engine.generate import load
+from gptoss_mlx.engine.interrupts import Interrupts
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.interrupts import Interrupts
-from gptoss_mlx.progress import step_progress
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.terminal.progress_bars import step_progress
 
 NEAR = 0.05  # of each other
 PATIENCE = 40  # seconds: what other programs take may hit one side more, until there are many runs of both

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from checkpoints import write_checkpoint
-from gptoss_convert import RECIPES, convert
+from gptoss_convert import RECIPES, convert, random_weights
+from gptoss_convert.random_weights import RandomShape, parse_shape, random_folder
 from gptoss_convert.recipes import recipe_named
 from gptoss_mlx import GptOssError, load
-from gptoss_mlx.bench import random_weights
-from gptoss_mlx.bench.random_weights import RandomShape, parse_shape, random_folder
-from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.config import ModelConfig
 
 # Two layers with every size but the vocabulary's, the experts' number and the intermediate one's as they are published.
 SMALL = parse_shape("gpt-oss-20b:2").config | {

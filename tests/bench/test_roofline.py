@@ -15,11 +15,11 @@ from gptoss_convert import RECIPES, convert
 from gptoss_mlx import kernels
 from gptoss_mlx.bench.figures import Rates, Work
 from gptoss_mlx.bench.roofline import Demand, mean_rates
-from gptoss_mlx.budget import Settings
-from gptoss_mlx.cache import Cache
-from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig
-from gptoss_mlx.engine import load
+from gptoss_mlx.engine.generate import load
+from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.config import ModelConfig
+from gptoss_mlx.model.kv_cache import Cache
 
 WINDOW, HEADS, KV_HEADS, WIDTH, EXPERTS, CHOSEN = 16, 4, 2, 64, 8, 4
 CONFIG = config_of(sliding_window=WINDOW)

@@ -24,11 +24,12 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx import Sampling, load
-from gptoss_mlx.budget import Device, make_plan
-from gptoss_mlx.cache import FullKV
-from gptoss_mlx.experts import ExpertPool, MixtureParts, SlotTable
-from gptoss_mlx.memory import parse_size, proc_bytes
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.memory.plan import Device, make_plan
+from gptoss_mlx.memory.system import parse_size, proc_bytes
+from gptoss_mlx.model.expert_pool import ExpertPool, SlotTable
+from gptoss_mlx.model.experts import MixtureParts
+from gptoss_mlx.model.kv_cache import FullKV
 
 PIECE = 4 << 20  # about the weights of one projection of one expert
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gptoss_mlx.experts import SlotTable
+from gptoss_mlx.model.expert_pool import SlotTable
 
 Trace = np.ndarray  # [tokens, layers, k]: the experts of each token in each layer
 
@@ -40,10 +40,10 @@ def drawn(tokens: int, layers: int, experts: int, k: int, mass: float, share: fl
 def recorded(folder: Path, tokens: int = 400) -> Trace:
     """What a model routes while it talks about sums, in the words of the demo model."""
     from gptoss_mlx import load
+    from gptoss_mlx.bench.routing import recording
+    from gptoss_mlx.engine.tokenizer import Tokenizer
     from gptoss_mlx.harmony.messages import Conversation, Message
     from gptoss_mlx.harmony.render import render_ids
-    from gptoss_mlx.routing import recording
-    from gptoss_mlx.tokenizer import Tokenizer
 
     model = load(folder)
     said = []

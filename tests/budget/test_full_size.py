@@ -19,8 +19,8 @@ import pytest
 
 from budget.cgroup import Limited, run_limited, why_not
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.budget import Device, make_plan
-from gptoss_mlx.memory import proc_bytes
+from gptoss_mlx.memory.plan import Device, make_plan
+from gptoss_mlx.memory.system import proc_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FILL = Path(__file__).with_name("fill.py")

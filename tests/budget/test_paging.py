@@ -17,15 +17,16 @@ from checkpoints import config_of, write_checkpoint
 from conversations import Generator
 from evaluate import BARS, examine
 from gptoss_convert import convert
-from gptoss_mlx import GptOssError, Sampling, Session, checkpoint, kernels, load
-from gptoss_mlx.budget import BudgetTooSmall, Device, Settings, make_plan
+from gptoss_mlx import GptOssError, Sampling, Session, kernels, load
 from gptoss_mlx.chat.turn import Dropped, TurnStats
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
-from gptoss_mlx.engine import ContextFull
-from gptoss_mlx.experts import SlotTable
+from gptoss_mlx.engine.generate import ContextFull
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, Settings, make_plan
+from gptoss_mlx.model import checkpoint
+from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.model.expert_pool import SlotTable
 
 FILL = Path(__file__).with_name("fill.py")
 WHOLE = Settings(context=4096, kv_bits=16, prefill_chunk=64)
@@ -82,12 +83,12 @@ def test_experts_on_the_cpu_beside_a_gpu(folders):
 
 def test_where_nothing_can_be_read_around_the_page_cache(folders, monkeypatch):
     """As on tmpfs, or on a disk with large blocks."""
-    from gptoss_mlx.experts import _DirectFiles
+    from gptoss_mlx.model.direct_io import DirectFiles
 
     _, right = outputs(folders["mxfp4-q4"], WHOLE)
     for name, value in (("DIRECT", 0), ("BLOCK", 2**20)):
         with monkeypatch.context() as patch:
-            patch.setattr(_DirectFiles, name, value)
+            patch.setattr(DirectFiles, name, value)
             _, got = outputs(folders["mxfp4-q4"], replace(WHOLE, expert_slots=6))
         assert (got == right).all()
 
@@ -345,7 +346,7 @@ def test_under_a_limit_of_the_kernel(demo_folder):
 
 
 def test_memory_does_not_grow_over_many_turns(demo_folder):
-    from gptoss_mlx.memory import proc_bytes
+    from gptoss_mlx.memory.system import proc_bytes
 
     if not proc_bytes("self/status"):
         pytest.skip("this system does not tell what a process takes")

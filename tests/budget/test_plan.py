@@ -9,8 +9,8 @@ import pytest
 from budget.cgroup import run_limited, why_not
 from budget.shapes import SIZES, converted_shape
 from gptoss_mlx import GptOssError
-from gptoss_mlx.budget import DEVICES, BudgetTooSmall, Device, make_plan
-from gptoss_mlx.memory import available, parse_size, size_text, total
+from gptoss_mlx.memory.plan import DEVICES, BudgetTooSmall, Device, make_plan
+from gptoss_mlx.memory.system import available, parse_size, size_text, total
 
 GB = 10**9
 CPU = Device("a test", 64 * GB, None, "kernels")
@@ -167,7 +167,7 @@ def test_this_machine():
 def test_a_control_group_limits_what_is_available():
     if reason := why_not():
         pytest.skip(reason)
-    program = "from gptoss_mlx.memory import *; print(available(), cgroup_limit())"
+    program = "from gptoss_mlx.memory.system import *; print(available(), cgroup_limit())"
     limited = run_limited([sys.executable, "-c", program], 2**29)
     got, limit = map(int, limited.stdout.split())
     assert got <= limit == 2**29

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.budget import Settings
-from gptoss_mlx.chat.screen import Region
-from gptoss_mlx.chat.terminal import run
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.terminal.loop import run
+from gptoss_mlx.terminal.screen import Region
 
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 

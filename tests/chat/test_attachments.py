@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import pytest
 
-from gptoss_mlx.chat.attachments import KEPT_OUTPUT, LARGEST_FILE, Expanded, expand, mention, run_command
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import open_regular
+from gptoss_mlx.terminal.attachments import KEPT_OUTPUT, LARGEST_FILE, Expanded, expand, mention, run_command
+from gptoss_mlx.untrusted import open_regular
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_long_output_is_cut_in_the_middle():
 
 
 def test_endless_output_is_ended(monkeypatch):
-    monkeypatch.setattr("gptoss_mlx.chat.attachments.MOST_OUTPUT", 10_000_000)
+    monkeypatch.setattr("gptoss_mlx.terminal.attachments.MOST_OUTPUT", 10_000_000)
     text = run_command("yes")
     assert text.endswith("It was ended: it had written more than 10 MB.")
     assert len(text) < KEPT_OUTPUT + 200

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx import foreign
-from gptoss_mlx.chat import browser as browser_module
-from gptoss_mlx.chat.browser import MAX_BYTES, VIEW_BYTES, Browser, Page
+from gptoss_mlx import untrusted
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.tools import browser as browser_module
+from gptoss_mlx.tools.browser import MAX_BYTES, VIEW_BYTES, Browser, Page
 
 NOTES = """\
 # Notes
@@ -382,7 +382,7 @@ def test_what_is_replaced_while_it_is_searched(monkeypatch, root, browser, outsi
             put_in_place(root / name, what, target)
         return opened(folder, names)
 
-    for module in (browser_module, foreign):
+    for module in (browser_module, untrusted):
         monkeypatch.setattr(module, "descriptor_beneath", replace_and_open)
     view = search(browser, "timeout secret heading other")
     assert "notes one.md" in view

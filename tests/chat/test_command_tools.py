@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.chat import command_tools
-from gptoss_mlx.chat.command_tools import ArgumentsError, Command, ToolsFileError, load_tools
-from gptoss_mlx.chat.tools import Function, Toolbox
 from gptoss_mlx.harmony.messages import Conversation, Tool
 from gptoss_mlx.harmony.parse import ToolCall
 from gptoss_mlx.harmony.render import render_text
+from gptoss_mlx.tools import commands
+from gptoss_mlx.tools.commands import ArgumentsError, Command, ToolsFileError, load_tools
+from gptoss_mlx.tools.toolbox import Function, Toolbox
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tools.toml"
 TEXT = {"type": "string"}
@@ -230,7 +230,7 @@ EXPLODING = {
 
 @pytest.mark.parametrize(("schema", "arguments"), EXPLODING.values(), ids=list(EXPLODING))
 def test_a_check_without_end_is_given_up(monkeypatch, schema, arguments):
-    monkeypatch.setattr(command_tools, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(commands, "CHECK_SECONDS", 0.1)
     echo = Command(("echo",), {"type": "object"} | schema)
     tool = Toolbox([Function(Tool("echo", "E.", None), echo.run, asks=True, preview=echo.line)])
     call = ToolCall("echo", json.dumps(arguments))
@@ -411,9 +411,9 @@ def test_ten_runs_leave_no_file_open():
 
 def test_the_file_is_what_needs_the_schema_library():
     """The command line starts without it."""
-    code = "import sys, gptoss_mlx.chat.command_tools; print('jsonschema' in sys.modules)"
+    code = "import sys, gptoss_mlx.tools.commands; print('jsonschema' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_the_pattern_of_placeholders_finds_whole_names():
-    assert command_tools._names(["{a}{b}", "{ c }", "{d-e}", "$0{f_1}"]) == {"a", "b", "f_1"}
+    assert commands._names(["{a}{b}", "{ c }", "{d-e}", "$0{f_1}"]) == {"a", "b", "f_1"}

@@ -14,7 +14,7 @@ import pexpect
 import pytest
 
 from chat.terminals import Terminal
-from gptoss_mlx.chat.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
+from gptoss_mlx.terminal.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
 
 # Reads messages until the end, and writes of each its end as Python writes it, its length, and the seconds of a
 # processor that reading it took. What Ctrl-C does outside of `read` is for programs to say: here, nothing.
@@ -224,7 +224,7 @@ from gptoss_mlx.chat.input import TypedInput
 from gptoss_mlx.chat.session import Session
 from gptoss_mlx.engine import load
 from gptoss_mlx.harmony.parse import Content
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.engine.sampling import Sampling
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
 def settle(tokens, settle=session.settle):
     left.append(settle(tokens))
@@ -333,7 +333,7 @@ def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
             return 1
 
     clock, steps = [0.0], []
-    monkeypatch.setattr("gptoss_mlx.chat.input.time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("gptoss_mlx.terminal.input.time.monotonic", lambda: clock[-1])
     ahead = _ReadingAhead(Session)
     while ahead.step() and len(steps) < 6:
         pass
@@ -348,7 +348,7 @@ def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
             return 1
 
     clock, steps = [0.0], []
-    monkeypatch.setattr("gptoss_mlx.chat.input.time.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("gptoss_mlx.terminal.input.time.monotonic", lambda: clock[-1])
     ahead = _ReadingAhead(Session)
     while ahead.step() and len(steps) < 10:
         pass

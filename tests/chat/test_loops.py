@@ -17,12 +17,13 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.chat.screen import PlainScreen
-from gptoss_mlx.chat.terminal import Chat
 from gptoss_mlx.chat.turn import LONGEST_CYCLE, LOOKED_FOR_EVERY, LOOP, cycle_at_end
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.parse import Content
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.terminal.controller import Chat
+from gptoss_mlx.terminal.loop import converse
+from gptoss_mlx.terminal.screen import PlainScreen
 
 ENDS_A_HEADER = 262  # <|message|> of the tests' tokenizer
 
@@ -86,7 +87,7 @@ class Lines:
 
 
 def test_the_chat_says_so(stuck_folder, capsys):
-    Chat(make_session(stuck_folder), PlainScreen(show_reasoning=None)).run(Lines("Hello", "/continue"))
+    converse(Chat(make_session(stuck_folder), PlainScreen(show_reasoning=None)), Lines("Hello", "/continue"))
     note = "(stopped: the model was repeating the same 7 tokens; /continue resumes)"
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("(")] == [note, note]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.chat import python_tool, python_worker
-from gptoss_mlx.chat.python_tool import LOST_BEFORE, PythonTool, PythonUnavailable, code_of
-from gptoss_mlx.chat.tools import Toolbox
 from gptoss_mlx.harmony.parse import ToolCall
+from gptoss_mlx.tools import python, python_sandbox
+from gptoss_mlx.tools.python import LOST_BEFORE, PythonTool, PythonUnavailable, code_of
+from gptoss_mlx.tools.toolbox import Toolbox
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc, or at what only Linux has")
 
@@ -147,7 +147,7 @@ def test_state_persists(tool):
 def test_shows_what_a_notebook_shows(sandbox, code, shown):
     text = sandbox.run("", code)
     assert text.endswith(shown) or shown in text.splitlines()[-1]
-    assert "python_worker" not in text
+    assert "python_sandbox" not in text
 
 
 @linux
@@ -169,7 +169,7 @@ def test_tracebacks_have_the_code_and_no_frames_of_ours(tool):
     assert "    broken(a - 1)\n" in text
     assert "    return 1 / x\n" in text
     assert text.endswith("ZeroDivisionError: division by zero")
-    assert "python_worker" not in text
+    assert "python_sandbox" not in text
     assert tool.run("", "a") == "1"
 
 
@@ -186,7 +186,7 @@ def test_tracebacks_have_the_code_and_no_frames_of_ours(tool):
 def test_errors_are_results(tool, code, last):
     text = tool.run("", code)
     assert text.splitlines()[-1].startswith(last)
-    assert "python_worker" not in text
+    assert "python_sandbox" not in text
     assert tool.run("", "'alive'") == "'alive'"
 
 
@@ -303,7 +303,7 @@ while True:
 
 
 def test_code_that_does_not_stop_is_killed(monkeypatch):
-    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(python, "GRACE_SECONDS", 0.2)
     with tool_of(seconds=0.2) as tool:
         text = tool.run("", STUBBORN)
         assert text == "try me\n(Python was killed after 0.2 s; variables, imports and files are lost)"
@@ -319,7 +319,7 @@ def test_ctrl_c_stops_the_code_and_keeps_the_state(tool):
 
 
 def test_ctrl_c_on_code_that_does_not_stop(monkeypatch):
-    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(python, "GRACE_SECONDS", 0.2)
     with tool_of() as tool:
         threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
         with pytest.raises(KeyboardInterrupt):
@@ -517,7 +517,7 @@ def test_orders_that_the_code_gives_itself():
 @linux
 def test_traced_by_its_parent_it_is_no_traceback(monkeypatch):
     """Then a stop is reported to the keeper as if it had asked for it; the sandbox allows no tracing."""
-    monkeypatch.setattr(python_tool, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(python, "GRACE_SECONDS", 0.2)
     with tool_of(unsafe=True, seconds=1) as tool:
         text = tool.run("", "import ctypes, os\nctypes.CDLL(None).ptrace(0, 0, 0, 0)\nos.kill(os.getpid(), 19)")
         assert text == "(Python was killed after 1 s; variables, imports and files are lost)"
@@ -581,7 +581,7 @@ def test_code_cannot_keep_the_keeper_from_its_end():
         below = processes_of(tool._worker._process.pid)
         started = time.monotonic()
         tool.close()
-        assert time.monotonic() - started < python_tool.END_SECONDS
+        assert time.monotonic() - started < python.END_SECONDS
     assert vanish(below)
 
 
@@ -652,7 +652,7 @@ def test_an_interpreter_at_home_works_and_shows_nothing_else(tmp_path, monkeypat
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     (venv / "secret").write_text("the secret")
     monkeypatch.setenv("HOME", str(venv))
-    monkeypatch.setattr(python_tool.sys, "executable", str(venv / "bin" / "python"))
+    monkeypatch.setattr(python.sys, "executable", str(venv / "bin" / "python"))
     with tool_of() as tool:
         shown = tool.run("", f"import os, sys, json, sqlite3\nsys.prefix, sorted(os.listdir({str(venv)!r}))")
     assert shown.startswith(repr(str(venv)).join("(,"))
@@ -665,7 +665,7 @@ def test_the_environment_is_empty(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "abc123")
     with tool_of() as tool:
         names = set(json.loads(tool.run("", "import json, os\nprint(json.dumps(list(os.environ)))")))
-        assert names == {*python_tool.ENVIRONMENT, "HOME"}
+        assert names == {*python.ENVIRONMENT, "HOME"}
         found = "import glob\n[p for p in glob.glob('/proc/*/environ') if b'abc123' in open(p, 'rb').read()]"
         assert tool.run("", found) == "[]"
 
@@ -732,9 +732,9 @@ for top in '/proc', '/dev':
         WRITABLE |= {path for path in paths if not os.path.islink(path) and os.access(path, os.W_OK)}
 """
 NUMBERS = {
-    name: python_worker.number_of(call)
-    for name, call in python_worker.DENIED.items()
-    if platform.machine() in python_worker.ARCHITECTURES
+    name: python_sandbox.number_of(call)
+    for name, call in python_sandbox.DENIED.items()
+    if platform.machine() in python_sandbox.ARCHITECTURES
 }
 
 
@@ -757,7 +757,7 @@ NUMBERS = {
             (f"call('syscall', {number}, 0, 0, 0, 0, 0)", "'EPERM'")
             for number in NUMBERS.values() if number is not None
         ),
-        (f"call('syscall', {python_worker.NEWEST_CALL + 1}, 0, 0, 0, 0, 0)", "'ENOSYS'"),
+        (f"call('syscall', {python_sandbox.NEWEST_CALL + 1}, 0, 0, 0, 0, 0)", "'ENOSYS'"),
         ("call('syscall', 2**31 - 1, 0, 0, 0, 0, 0)", "'ENOSYS'"),
         ("os.memfd_create('memory')", "PermissionError: [Errno 1] Operation not permitted"),
         ("import socket\nsocket.socket(40)", "PermissionError: [Errno 1] Operation not permitted"),  # AF_VSOCK
@@ -841,7 +841,7 @@ def test_keys_of_others(sandbox):
 
 
 def test_no_sandbox_for_this_system(monkeypatch):
-    monkeypatch.setattr(python_tool, "ISOLATION", {})
+    monkeypatch.setattr(python, "ISOLATION", {})
     with pytest.raises(PythonUnavailable, match=f"there is none for {sys.platform}.*--unsafe-python"):
         PythonTool()
 
@@ -853,7 +853,7 @@ def test_no_sandbox_where_namespaces_are_forbidden(sandbox):
     shown = sandbox.run(
         "",
         f"""
-open('again.py', 'w').write({Path(python_worker.__file__).read_text()!r})
+open('again.py', 'w').write({Path(python_sandbox.__file__).read_text()!r})
 import subprocess, sys
 done = subprocess.run([sys.executable, '-I', 'again.py', {json.dumps(settings)!r}], capture_output=True, text=True)
 done.returncode, done.stdout, done.stderr
@@ -864,13 +864,13 @@ done.returncode, done.stdout, done.stderr
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has it")
 def test_no_sandbox_without_sandbox_exec(monkeypatch):
-    monkeypatch.setattr(python_tool, "ISOLATION", {sys.platform: "seatbelt"})
+    monkeypatch.setattr(python, "ISOLATION", {sys.platform: "seatbelt"})
     with pytest.raises(PythonUnavailable, match=r"\(/usr/bin/sandbox-exec: No such file or directory.*--unsafe-python"):
         PythonTool()
 
 
 def test_seatbelt_profile():
-    profile = python_worker.seatbelt('/private/tmp/with "quotes"', "/Users/someone")
+    profile = python_sandbox.seatbelt('/private/tmp/with "quotes"', "/Users/someone")
     assert '(allow file-read* file-write* (subpath "/private/tmp/with \\"quotes\\""))' in profile
     assert profile.count("(") == profile.count(")")
     assert profile.index("(deny file-read* (subpath ") < profile.index("(allow file-read* file-map-executable ")
@@ -880,13 +880,13 @@ def test_seatbelt_profile():
 def test_the_reason_is_told(monkeypatch, tmp_path):
     worker = tmp_path / "worker.py"
     worker.write_text("import sys; sys.exit('unshare: Operation not permitted')")
-    monkeypatch.setattr(python_tool, "WORKER", worker)
+    monkeypatch.setattr(python, "WORKER", worker)
     with pytest.raises(PythonUnavailable, match=r"\(unshare: Operation not permitted.*--unsafe-python"):
         PythonTool()
 
 
 def test_a_sandbox_with_a_hole_is_none(monkeypatch):
     """The worker, started as if something around it kept it from files and network."""
-    monkeypatch.setattr(python_tool, "ISOLATION", {sys.platform: "inside"})
+    monkeypatch.setattr(python, "ISOLATION", {sys.platform: "inside"})
     with pytest.raises(PythonUnavailable, match=r"can be written|is there|can be reached"):
         PythonTool()

@@ -49,7 +49,7 @@ def drawn(environment):
 
     def drawn(lines: str, screen="RichScreen(show_reasoning=None)", wait="done", **variables) -> Terminal:
         begin, end = f"screen = {screen}\nscreen.prefill(1, 1)", "screen.note('done')\nscreen.end()\ninput()"
-        program = "\n".join(["from gptoss_mlx.chat.screen import *", begin, lines, end])
+        program = "\n".join(["from gptoss_mlx.terminal.screen import *", begin, lines, end])
         terminal = Terminal([sys.executable, "-c", program], environment, **variables)
         terminal.wait(wait)
         return terminal
@@ -344,5 +344,5 @@ def test_copy(chat, tmp_path):
 
 def test_screens_are_imported_without_what_they_draw_with():
     heavy = "{'rich', 'mlx', 'numpy', 'prompt_toolkit'}"
-    program = f"import sys; from gptoss_mlx.chat.screen import without_controls; print({heavy} & set(sys.modules))"
+    program = f"import sys; from gptoss_mlx.terminal.screen import without_controls; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

@@ -7,12 +7,12 @@ import pytest
 import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
 from gptoss_mlx.chat import session as chat_session
-from gptoss_mlx.chat.tools import Function, Toolbox
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.chat.turn import ToolResult, TurnStats
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, Stop, ToolCall
+from gptoss_mlx.tools.toolbox import Function, Toolbox
 
 
 @pytest.fixture(scope="module")

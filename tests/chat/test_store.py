@@ -20,7 +20,6 @@ import pytest
 import gptoss_mlx
 from checkpoints import add_apple_doubles
 from gptoss_mlx import GptOssError, Sampling, Session, load
-from gptoss_mlx.budget import Settings
 from gptoss_mlx.chat import state_files
 from gptoss_mlx.chat.keeper import Keeper
 from gptoss_mlx.chat.store import Store, sessions_folder
@@ -29,6 +28,7 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.files import replace_file
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.render import encode, render_message
+from gptoss_mlx.memory.plan import Settings
 
 QUESTIONS = ["My locker code is 4711.", "What is 12 + 30?", "What is gptoss-mlx?", "What is 40 - 7?"]
 

@@ -15,11 +15,19 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from gptoss_mlx import Sampling, Session, load, progress
-from gptoss_mlx.budget import Settings
-from gptoss_mlx.chat import terminal
-from gptoss_mlx.chat.commands import COMMANDS, is_command, run_line
-from gptoss_mlx.chat.screen import (
+from gptoss_mlx import Sampling, Session, load
+from gptoss_mlx.chat.transcript import Transcript
+from gptoss_mlx.chat.turn import TurnStats
+from gptoss_mlx.cli.chat import _generate
+from gptoss_mlx.demo import FUNCTIONS
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.harmony.messages import Tool
+from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
+from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.terminal import loop, progress_bars
+from gptoss_mlx.terminal.controller import Chat
+from gptoss_mlx.terminal.loop import converse
+from gptoss_mlx.terminal.screen import (
     PlainScreen,
     Region,
     call_text,
@@ -28,15 +36,8 @@ from gptoss_mlx.chat.screen import (
     with_all_visible,
     without_controls,
 )
-from gptoss_mlx.chat.terminal import Chat
-from gptoss_mlx.chat.tools import Function, Toolbox
-from gptoss_mlx.chat.transcript import Transcript
-from gptoss_mlx.chat.turn import TurnStats
-from gptoss_mlx.cli.chat import _generate
-from gptoss_mlx.demo import FUNCTIONS
-from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.harmony.messages import Tool
-from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
+from gptoss_mlx.terminal.slash_commands import COMMANDS, is_command, run_line
+from gptoss_mlx.tools.toolbox import Function, Toolbox
 
 GREEDY = ["--temperature", "0"]
 # Every way to a network, and every library on the path that could take one.
@@ -262,7 +263,7 @@ def test_messages_are_set_apart_by_generate(model, monkeypatch, capsys):
 
 
 def test_what_is_pasted_is_sent_as_it_is(chat, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(terminal, "run_command", lambda command: pytest.fail(command))
+    monkeypatch.setattr(loop, "run_command", lambda command: pytest.fail(command))
     pasted = [
         "!touch made\nmore",
         "/usr/lib/x.py:12: error",
@@ -271,7 +272,7 @@ def test_what_is_pasted_is_sent_as_it_is(chat, capsys, monkeypatch, tmp_path):
         "!",
     ]
     chat.is_asked = True
-    chat.run(Lines(*pasted, "//help me"))
+    converse(chat, Lines(*pasted, "//help me"))
     assert asked(chat) == [*pasted, "/help me"]
 
 
@@ -280,7 +281,7 @@ def test_edit_gives_back_what_was_typed(chat, capsys, monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("one\n")
     chat.is_asked = True
     messages = Lines("//see @a.txt", "/edit")
-    chat.run(messages)
+    converse(chat, messages)
     assert messages.seen[-1][1] == "//see @a.txt"
     say(chat, "not typed")
     run_line(chat, "/edit")
@@ -289,7 +290,7 @@ def test_edit_gives_back_what_was_typed(chat, capsys, monkeypatch, tmp_path):
 
 def test_the_status_is_what_the_next_prompt_takes_and_begins_with_the_name(chat, capsys):
     messages = Lines("What is 12 + 30?")
-    chat.run(messages)
+    converse(chat, messages)
     head, counts = chat.session.token_counts
     assert messages.seen[0][0] == f"talk · {head}/131,072 tokens (0%) · model"
     assert messages.seen[1][0].startswith(f"talk · {head + sum(counts)}/131,072 tokens (0%) · model · ")
@@ -313,7 +314,7 @@ def test_the_status_is_what_the_next_prompt_takes_and_begins_with_the_name(chat,
 def test_why_an_answer_broke_off(endless_folder, capsys, options, said):
     model = load(endless_folder, Settings(300, 16, 64))
     chat = Chat(Session(model, sampling=Sampling(temperature=0), **options), PlainScreen(show_reasoning=None))
-    chat.run(Lines("Hello", "/continue"))
+    converse(chat, Lines("Hello", "/continue"))
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("(", "error"))]
     assert notes[0] == said
     assert notes[1].startswith("(broke off at --max-tokens" if "max_tokens" in options else "error: ")
@@ -323,11 +324,11 @@ def test_an_answer_that_goes_on_when_turns_are_dropped(endless_folder, capsys):
     model = load(endless_folder, Settings(500, 16, 64))
     session = Session(model, sampling=Sampling(temperature=0), max_tokens=9, drop_when_full=True)
     chat = Chat(session, PlainScreen(show_reasoning=None))
-    chat.run(Lines("Hello"))
+    converse(chat, Lines("Hello"))
     session.max_tokens = None
-    chat.run(Lines("Hello again"))
+    converse(chat, Lines("Hello again"))
     assert "(broke off at the end of the context; /continue drops the oldest turns" in capsys.readouterr().err
-    chat.run(Lines("/continue"))
+    converse(chat, Lines("/continue"))
     said = capsys.readouterr().err
     assert "oldest messages were dropped" in said
     assert "error" not in said
@@ -422,7 +423,7 @@ def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, t
     path.write_text("mine")
     say(chat, "What is 12 + 30?")
     chat.is_asked = reply is not None
-    monkeypatch.setattr(terminal, "_reply", lambda question, letters: reply)
+    monkeypatch.setattr(loop, "_reply", lambda question, letters: reply)
     said = notes(chat, capsys, f"{command} {path}")
     if reply == "y":
         assert Transcript.read(path).messages == chat.session.messages
@@ -577,7 +578,7 @@ def test_nothing_hides_in_a_call():
 
 
 def test_lines_behind_carriage_returns_are_counted_and_shown(chat, capsys, monkeypatch):
-    monkeypatch.setattr(terminal, "_reply", lambda question, letters: print(question) or "n")
+    monkeypatch.setattr(loop, "_reply", lambda question, letters: print(question) or "n")
     chat.is_asked = True
     assert not chat._approve(ToolCall("python", ""), "a = 1 #\rb = 2\rc = 3")
     said = capsys.readouterr()
@@ -593,9 +594,9 @@ def test_a_long_result_is_counted():
 
 @pytest.mark.parametrize(("wait", "shown"), [(0.0, True), (60.0, False)])
 def test_a_long_prompt_shows_how_far_it_was_read(monkeypatch, wait, shown):
-    monkeypatch.setattr(progress, "SHOWN_AFTER", wait)
+    monkeypatch.setattr(progress_bars, "SHOWN_AFTER", wait)
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    reading = progress.PrefillProgress(console)
+    reading = progress_bars.PrefillProgress(console)
     reading(0, 10000)
     time.sleep(0.1)
     reading(2500, 10000)
@@ -607,7 +608,7 @@ def test_a_long_prompt_shows_how_far_it_was_read(monkeypatch, wait, shown):
 
 def test_nothing_is_shown_of_a_prompt_where_there_is_no_terminal():
     console = Console(file=io.StringIO())
-    progress.PrefillProgress(console)(0, 10)
+    progress_bars.PrefillProgress(console)(0, 10)
     assert console.file.getvalue() == ""
 
 

@@ -10,18 +10,18 @@ import mlx.core as mx
 import pytest
 
 import gptoss_mlx
-from gptoss_mlx import GptOssError, Sampling, Session, engine
-from gptoss_mlx.budget import Settings
-from gptoss_mlx.cache import MOST_MARKS
+from gptoss_mlx import GptOssError, Sampling, Session
 from gptoss_mlx.chat import session as chat_session
-from gptoss_mlx.chat.tools import Function
 from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
+from gptoss_mlx.engine.prompt_cache import Timeline
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
-from gptoss_mlx.timeline import Timeline
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.model.kv_cache import MOST_MARKS
+from gptoss_mlx.tools.toolbox import Function
 
 QUESTIONS = [
     "My locker code is 4711.",
@@ -412,12 +412,12 @@ def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
-def test_a_token_computed_ahead_changes_nothing(model, monkeypatch):
+def test_a_token_computed_ahead_changes_nothing(model, look_ahead):
     """As on a GPU, where the state already holds the token that ends an answer."""
     questions = [question for question in QUESTIONS if "Weather" not in question]
     sessions = []
     for ahead in (False, True):
-        monkeypatch.setitem(engine.LOOK_AHEAD, mx.DeviceType.cpu, ahead)
+        look_ahead(ahead)
         session = make_session(model)
         for question in questions:
             list(session.send(question))

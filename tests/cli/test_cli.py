@@ -243,11 +243,11 @@ def test_harmony_errors(run, tmp_path):
 
 def test_progress_without_a_terminal_is_a_line_every_tenth(capsys, monkeypatch):
     from gptoss_convert import Progress
-    from gptoss_mlx import progress
+    from gptoss_mlx.terminal import progress_bars
 
     clock = iter(range(0, 200, 1))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    with progress.conversion_progress() as show:
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: next(clock))
+    with progress_bars.conversion_progress() as show:
         for done in range(0, 1001, 50):
             show(Progress("convert", done * 10**6, 10**9))
         show(Progress("checksums", 1, 1))

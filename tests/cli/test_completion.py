@@ -10,7 +10,7 @@ import pexpect
 import pytest
 
 from gptoss_convert import RECIPES
-from gptoss_mlx.completion import SHELLS
+from gptoss_mlx.cli.completion import SHELLS
 
 # How each begins, and what makes it ready.
 START = {

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from gptoss_mlx import foreign
+from gptoss_mlx import untrusted
 from gptoss_mlx.cli import main
 from gptoss_mlx.demo import CHECKPOINT
 
@@ -51,7 +51,7 @@ def test_what_is_no_such_file_is_one_line(demo_folder, tmp_path, monkeypatch, ca
     """In this process, which spares a start of Python for each."""
     BAD[bad](tmp_path / "bad.toml")
     names = {"FILE": tmp_path / "bad.toml", "MODEL": demo_folder, "MADE": tmp_path / "made"}
-    monkeypatch.setattr(foreign, "WRITER_MILLISECONDS", 10)
+    monkeypatch.setattr(untrusted, "WRITER_MILLISECONDS", 10)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *(str(names.get(word, word)) for word in COMMANDS[name])])
     with pytest.raises(SystemExit) as end:
@@ -83,7 +83,7 @@ def test_a_pipe_with_nothing_in_it(command, environment):
 def test_a_fifo_whose_writer_comes_later(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     read = []
-    reader = threading.Thread(target=lambda: read.append(foreign.read_named(tmp_path / "fifo", 10)))
+    reader = threading.Thread(target=lambda: read.append(untrusted.read_named(tmp_path / "fifo", 10)))
     reader.start()
     with open(tmp_path / "fifo", "wb") as fifo:  # which waits for the reader
         fifo.write(b"a word")

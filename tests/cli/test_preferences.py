@@ -10,9 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from gptoss_mlx import preferences
-from gptoss_mlx.cli import cli
-from gptoss_mlx.sampling import Sampling
+from gptoss_mlx.cli import cli, config_file
+from gptoss_mlx.engine.sampling import Sampling
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def test_threads_of_the_environment_are_checked_as_those_of_the_command_line(run
 def test_what_is_wrong_is_one_line_with_file_and_key(config, monkeypatch, text, complaint):
     (name, path), *_ = config(text).items()
     monkeypatch.setenv(name, path)
-    found = preferences.read(cli)
+    found = config_file.read(cli)
     (line,) = found.problems
     assert path in line
     assert complaint in line
@@ -209,7 +208,7 @@ def test_every_option_of_every_command_is_there_under_its_name(settings):
         if isinstance(option, click.Option)
     }
     assert found == declared
-    assert preferences.ALL not in cli.commands
+    assert config_file.ALL not in cli.commands
 
 
 def test_the_defaults_shown_are_those_of_sampling(settings):

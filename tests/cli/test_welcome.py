@@ -9,9 +9,10 @@ import pytest
 from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, write_checkpoint
 from convert.hub import serving
-from gptoss_mlx import models, welcome
-from gptoss_mlx.budget import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.cli import first_run
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.model import model_store
 
 ASKED = "a number, or q to leave: "
 READY = "/exit leaves"
@@ -97,7 +98,7 @@ def test_a_folder_which_is_then_the_model_used_last(start, home, tmp_path, demo_
     child.expect("error: there is no model")
     child.sendline(str(folder))
     chat_and_leave(child)
-    assert (home / models.LAST_USED).read_text() == str(folder)
+    assert (home / model_store.LAST_USED).read_text() == str(folder)
     child = start()
     child.expect_exact(f"chat with {folder}, the model used last")
     chat_and_leave(child)
@@ -124,7 +125,7 @@ def test_download(start, home, tmp_path):
         child.expect_exact(ASKED)
         child.sendline("1")
         chat_and_leave(child)
-    assert (home / models.LAST_USED).read_text() == str(home / "openai--gpt-oss-20b")
+    assert (home / model_store.LAST_USED).read_text() == str(home / "openai--gpt-oss-20b")
 
 
 def test_models_that_are_here(start, home, demo_folder):
@@ -144,7 +145,7 @@ def test_models_that_are_here(start, home, demo_folder):
 
 def test_the_model_of_the_config_file_counts_first(start, home, tmp_path, demo_folder):
     home.mkdir()
-    (home / models.LAST_USED).write_text("/nothing")
+    (home / model_store.LAST_USED).write_text("/nothing")
     (tmp_path / "config.toml").write_text(f'[chat]\nmodel = "{demo_folder}"\n')
     chat_and_leave(start(GPTOSS_MLX_CONFIG=str(tmp_path / "config.toml")))
 
@@ -152,7 +153,7 @@ def test_the_model_of_the_config_file_counts_first(start, home, tmp_path, demo_f
 @pytest.mark.parametrize("content", [b"\0\n\xff\x1b[2J", b"x" * 100_000])
 def test_a_damaged_note_of_the_model_used_last(start, home, content):
     home.mkdir()
-    (home / models.LAST_USED).write_bytes(content)
+    (home / model_store.LAST_USED).write_bytes(content)
     child = start()
     child.expect_exact("is gone")
     assert "\x1b" not in child.before
@@ -171,7 +172,7 @@ def test_without_a_terminal_it_is_the_help(run):
 @pytest.mark.parametrize("name", ["~nobody/model", "x" * 5000, "a/" + "x" * 5000, "\x1b[2J"])
 def test_names_that_no_folder_can_have(name):
     with pytest.raises(GptOssError, match=r"no model|not here"):
-        models.resolve(name)
+        model_store.resolve(name)
 
 
 def test_chat_goes_on_where_nothing_can_be_noted(run, tmp_path, demo_folder):
@@ -183,16 +184,16 @@ def test_chat_goes_on_where_nothing_can_be_noted(run, tmp_path, demo_folder):
 def test_the_sizes_told_are_those_of_the_plan(tmp_path):
     folder = converted_shape(tmp_path / "20b", *SIZES["20b"])
     assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9 == pytest.approx(
-        welcome.FOLDER_GB, abs=0.05
+        first_run.FOLDER_GB, abs=0.05
     )
     (folder / "tokenizer.json").touch()
     os.truncate(folder / "tokenizer.json", 28_000_000)  # the published one has 27.9 MB
     for backend in ("kernels", "gpu"):
-        memory = int(welcome.MEMORY_GB * 1e9)
+        memory = int(first_run.MEMORY_GB * 1e9)
         gpu = memory if backend == "gpu" else None
         plan = make_plan(folder, Device("x", memory, gpu, backend), context=8192)
         assert plan.compromise is None
-        least = int(welcome.LEAST_MEMORY_GB * 1e9)
+        least = int(first_run.LEAST_MEMORY_GB * 1e9)
         make_plan(folder, Device("x", least, gpu, backend))
         with pytest.raises(BudgetTooSmall):
             make_plan(folder, Device("x", int(0.85 * least), gpu, backend))

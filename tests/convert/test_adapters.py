@@ -17,9 +17,9 @@ from golden.make_adapters import CASES, CONFIG, GOLDEN, SEED
 from gptoss_convert import adapters, convert
 from gptoss_convert.adapters import Adapter
 from gptoss_convert.sources import Plain, Rows, Source
-from gptoss_mlx.checkpoint import Checkpoint, Shard
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint, Shard
+from gptoss_mlx.model.config import ModelConfig
 
 PEFT, MLX = "adapter_model.safetensors", "adapters.safetensors"
 

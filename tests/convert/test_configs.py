@@ -8,8 +8,9 @@ import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import RECIPES, convert
-from gptoss_mlx import engine, kernels
-from gptoss_mlx.config import ConfigError, ModelConfig
+from gptoss_mlx import kernels
+from gptoss_mlx.engine import generate
+from gptoss_mlx.model.config import ConfigError, ModelConfig
 from mlx_lm_oracle import mlx_lm_model
 
 from .test_sources import bf16_folder, original_folder
@@ -76,7 +77,7 @@ def logits_in_mlx_lm(folder):
 
 def logits_here(folder):
     with kernels.off():
-        return np.array(engine.load(folder)(IDS)[0])
+        return np.array(generate.load(folder)(IDS)[0])
 
 
 def assert_close(got, right):

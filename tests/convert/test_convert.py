@@ -15,9 +15,9 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from golden.make_logits import dequantized
 from gptoss_convert import RECIPES, affine, convert
-from gptoss_mlx.checkpoint import ITEM_SIZE, Checkpoint, Shard, read_header
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.kernels import native
+from gptoss_mlx.model.checkpoint import ITEM_SIZE, Checkpoint, Shard, read_header
 
 CONFIG = config_of()
 

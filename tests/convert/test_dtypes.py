@@ -13,8 +13,8 @@ from gptoss_convert import RECIPES, convert
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect
 from gptoss_convert.sources import Source
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint
 
 from .hub import serving, use
 from .test_sources import original_tensors, same_tensors

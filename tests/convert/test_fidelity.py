@@ -15,15 +15,17 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint
 from convert.test_sources import CONFIG
 from golden.cases import CASES, prompt_of
-from gptoss_convert import RECIPES, affine, calibration, convert, fidelity, fp32
-from gptoss_convert.bf16 import widened
-from gptoss_convert.fp32 import ConvertedWeights, Network, SourceWeights
+from gptoss_convert import RECIPES, affine, convert, fidelity, reference_network
+from gptoss_convert.arrays import widened
+from gptoss_convert.importance import FLOOR, SHARED_TOKENS, importance
+from gptoss_convert.reference_network import ConvertedWeights, Network, SourceWeights
 from gptoss_convert.sources import Source
-from gptoss_mlx import engine, kernels
-from gptoss_mlx.config import AFFINE_BITS, AFFINE_GROUP_SIZES
+from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine import generate
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
 TEXT = fidelity.TEXT.read_text(encoding="utf-8")
@@ -42,7 +44,7 @@ def demo(tmp_path_factory):
 def logits_of_engine(folder, ids):
     """[windows, length] -> [windows * length, vocabulary], in MLX's own operations."""
     with kernels.off():
-        model = engine.load(folder)
+        model = generate.load(folder)
     return np.concatenate([np.array(model(mx.array(window[None]))[0]) for window in ids])
 
 
@@ -89,8 +91,8 @@ def test_windows(every_form, count):
     source, text = Source(every_form["published"]), TEXT[:count]
     ids = Tokenizer.load(every_form["published"]).encode(text)
     assert len(ids) == count
-    inputs, following = fp32.windows(source, text, 10**6)
-    assert inputs.shape[1] <= fp32.WINDOW
+    inputs, following = reference_network.windows(source, text, 10**6)
+    assert inputs.shape[1] <= reference_network.WINDOW
     assert count - 1 - len(inputs) < inputs.size <= count - 1
     assert inputs.ravel().tolist() == ids[: inputs.size]
     assert following.ravel().tolist() == ids[1 : inputs.size + 1]
@@ -154,10 +156,10 @@ def test_errors_of_tensors_are_those_of_the_formula(every_form, monkeypatch):
 def test_predictions_are_those_of_the_formula(every_form, monkeypatch, piece):
     """Against whole logits of the engine, in float64."""
     monkeypatch.setattr(fidelity, "PIECE", piece)
-    monkeypatch.setattr(fp32, "WINDOW", 100)
+    monkeypatch.setattr(reference_network, "WINDOW", 100)
     source = Source(every_form["published"])
     found = fidelity.compare(source, every_form["q4"], TEXT, 198).predictions
-    ids, following = fp32.windows(source, TEXT, 198)
+    ids, following = reference_network.windows(source, TEXT, 198)
     assert (ids.shape, found.tokens) == ((2, 99), 198)
     p, q = (logits_of_engine(every_form[name], ids).astype(np.float64) for name in ("mxfp4-bf16", "q4"))
     p, q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
@@ -290,7 +292,7 @@ class TestCommand:
 class TestCalibration:
     @pytest.fixture
     def found(self, every_form):
-        return calibration.importance(Source(every_form["published"]), TEXT, 300)
+        return importance(Source(every_form["published"]), TEXT, 300)
 
     def test_every_linear_map_has_positive_weights(self, found):
         layer = "model.layers.0"
@@ -304,7 +306,7 @@ class TestCalibration:
     def test_they_are_means_of_squares(self, every_form, found):
         """An expert's are those of its own tokens, and of SHARED_TOKENS that are like all tokens."""
         source = Source(every_form["published"])
-        ids, _ = fp32.windows(source, TEXT, 300)
+        ids, _ = reference_network.windows(source, TEXT, 300)
         inputs = {}
         network = Network(SourceWeights(source), lambda module, expert, x: inputs.setdefault((module, expert), x))
         wanted = {"lm_head": np.square(network.hidden(ids)).mean(axis=0)}
@@ -314,39 +316,39 @@ class TestCalibration:
         module = "model.layers.1.mlp.experts.down_proj"
         of_all = np.concatenate([x for (name, _), x in inputs.items() if name == module])
         assert len(of_all) == 4 * 300
-        counted = calibration.SHARED_TOKENS + len(inputs[module, 5])
-        shared = calibration.SHARED_TOKENS * np.square(of_all).mean(axis=0)
+        counted = SHARED_TOKENS + len(inputs[module, 5])
+        shared = SHARED_TOKENS * np.square(of_all).mean(axis=0)
         wanted[module] = (np.square(inputs[module, 5]).sum(axis=0) + shared) / counted
         for name, squares in wanted.items():
             got = found[name][5] if name == module else found[name]
-            assert np.allclose(got, squares + calibration.FLOOR * squares.mean(), rtol=1e-4)
+            assert np.allclose(got, squares + FLOOR * squares.mean(), rtol=1e-4)
 
     def test_progress(self, every_form):
         seen = []
-        calibration.importance(Source(every_form["published"]), "text", 3, seen.append)
+        importance(Source(every_form["published"]), "text", 3, seen.append)
         assert [4 * step.done / step.total for step in seen] == [1, 2, 3, 4]
 
     def test_experts_that_see_nothing_get_the_mean(self, every_form):
         """One token goes to 4 of 8 experts: the others have what all have on average."""
-        found = calibration.importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
-        router = calibration.importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.router"]
+        found = importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.experts.up_proj"]
+        router = importance(Source(every_form["published"]), "ab", 1)["model.layers.0.mlp.router"]
         assert np.allclose(found, router, rtol=1e-5)
 
     def test_outputs_are_nearer_with_them(self):
         """On real activations, of a text that the weights did not come from: those of the embedded model's experts."""
         source = Source(CHECKPOINT)
         weights, half = SourceWeights(source), len(TEXT) // 2
-        found = calibration.importance(source, TEXT[:half], 1000)
+        found = importance(source, TEXT[:half], 1000)
         inputs = {}
         network = Network(weights, lambda module, expert, x: inputs.setdefault((module, expert), x))
-        network.hidden(fp32.windows(source, TEXT[half:], 1000)[0])
+        network.hidden(reference_network.windows(source, TEXT[half:], 1000)[0])
         ratios = []
         for (module, expert), x in inputs.items():
             if not module.endswith(".down_proj"):
                 continue
             values, errors = weights.values(f"{module}.weight", expert), []
-            for importance in (None, found[module][expert]):
-                weight, scales, biases = affine.quantized(values, 64, 4, importance)
+            for weights in (None, found[module][expert]):
+                weight, scales, biases = affine.quantized(values, 64, 4, weights)
                 stored = affine.dequantized(weight, widened(scales), widened(biases), 64, 4)
                 errors.append(np.linalg.norm(x @ (stored - values).T))
             ratios.append(errors[1] / errors[0])

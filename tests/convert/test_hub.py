@@ -14,12 +14,12 @@ import pytest
 from huggingface_hub import constants
 
 from checkpoints import config_of, tensors_of, write_checkpoint
-from gptoss_convert import convert, origins, pipeline
+from gptoss_convert import convert, downloads, pipeline
 from gptoss_convert import hub as hub_module
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect, statistics
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
 
 from .hub import COMMIT, Handler, serving, use
 
@@ -379,7 +379,7 @@ class TestConversion:
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
     def test_a_full_disk_takes_one_at_a_time(self, here, whole, tmp_path, monkeypatch):
-        monkeypatch.setattr(origins.Download, "_has_room_for", lambda *args: False)
+        monkeypatch.setattr(downloads.Download, "_has_room_for", lambda *args: False)
         monkeypatch.setattr(pipeline, "DURABLE", 10**9)
         coming = []
 

@@ -12,10 +12,10 @@ from gptoss_convert import RECIPES, convert
 from gptoss_convert.inspection import BINS, Subject, inspect, statistics
 from gptoss_convert.verification import verify
 from gptoss_mlx.bench.roofline import Demand
-from gptoss_mlx.cache import Cache
-from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.config import ModelConfig
+from gptoss_mlx.model.kv_cache import Cache
 
 CONFIG = config_of()
 

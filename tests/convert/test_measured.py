@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_checkpoint
 from gptoss_convert import convert, fidelity, pipeline
 from gptoss_convert.adapters import Adapter
-from gptoss_convert.fp32 import ConvertedWeights
+from gptoss_convert.reference_network import ConvertedWeights
 from gptoss_convert.sources import Source
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.errors import GptOssError

@@ -10,7 +10,8 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_convert.inspection import Subject, inspect
-from gptoss_mlx import engine, kernels
+from gptoss_mlx import kernels
+from gptoss_mlx.engine import generate
 from gptoss_mlx.errors import GptOssError
 from mlx_lm_oracle import mlx_lm_model
 
@@ -77,9 +78,9 @@ def without(*names):
 def assert_agrees(folder, right=None):
     theirs = np.array(mlx_lm_model(right or folder)(IDS)[0])
     with kernels.off():
-        ours = np.array(engine.load(folder)(IDS)[0])
+        ours = np.array(generate.load(folder)(IDS)[0])
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
-    assert mx.isfinite(engine.load(folder)(IDS)).all()
+    assert mx.isfinite(generate.load(folder)(IDS)).all()
 
 
 @pytest.mark.parametrize("name", [*PARTLY, *WHOLLY, "dequantized"])

@@ -9,9 +9,9 @@ import gptoss_mlx
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.recipes import DEFAULT_RECIPE, MXFP4, recipe_named
-from gptoss_mlx.checkpoint import Checkpoint
-from gptoss_mlx.config import ModelConfig, Quantization
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.config import ModelConfig, Quantization
 
 OWN = """
 summary = "head and last layer finer, embedding coarser"

@@ -14,8 +14,8 @@ import pytest
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert, pipeline, writer
 from gptoss_mlx import load
-from gptoss_mlx.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
 
 # A conversion that tells each step, and puts every unit on record.
 SLOWLY = """
@@ -107,11 +107,11 @@ def test_interrupted(source, whole, tmp_path):
 def test_the_command_says_how_to_go_on(command, environment, source, tmp_path):
     """The command itself, slowed down by its progress."""
     code = SLOWLY.replace("convert(sys.argv[1], sys.argv[2], on_progress=wait)", "").replace(
-        "import sys", "import sys, gptoss_mlx.progress"
+        "import sys", "import sys, gptoss_mlx.terminal.progress_bars"
     )
     code += """
 from contextlib import nullcontext
-gptoss_mlx.progress.conversion_progress = lambda: nullcontext(wait)
+gptoss_mlx.terminal.progress_bars.conversion_progress = lambda: nullcontext(wait)
 from gptoss_mlx.cli import main
 sys.argv = ["gptoss-mlx", "convert", *sys.argv[1:]]
 main()

@@ -13,8 +13,8 @@ from golden.make_logits import dequantized
 from gptoss_convert import convert
 from gptoss_convert.mxfp4 import quantized
 from gptoss_convert.sources import _ORIGINAL_NAMES
-from gptoss_mlx.checkpoint import Checkpoint
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.checkpoint import Checkpoint
 
 CONFIG = config_of()
 

@@ -12,17 +12,17 @@ import pytest
 from budget.shapes import converted_shape
 from checkpoints import write_tokenizer
 from cli.test_cli import assert_one_line_error
-from gptoss_convert.fidelity import TEXT
 from gptoss_mlx import GptOssError
 from gptoss_mlx.cli import cli
 from gptoss_mlx.cli.evaluate import MAX_TEXT
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.demo import EXAM as EXAM_FILE
+from gptoss_mlx.engine.builtin_text import TEXT
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation import exam
 from gptoss_mlx.evaluation.journal import CHECKSUM, Journal, line_of
 from gptoss_mlx.evaluation.needle import LEAST_CONTEXT, ROOM, make_needle
 from gptoss_mlx.evaluation.prompts import Asking
-from gptoss_mlx.tokenizer import Tokenizer
 
 LINES = [
     {"prompt": "What is 12 + 30?", "answer": "12 + 30 = 42", "part": "sums"},

@@ -10,9 +10,9 @@ from export_exam import COUNT, lines
 from gptoss_mlx import GptOssError, load
 from gptoss_mlx.demo import EXAM as EXAM_FILE
 from gptoss_mlx.demo import EXAM_BARS
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation.prompts import Asking, Call, Prompts, Reply, Share, is_right, read_prompts
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.tokenizer import Tokenizer
 
 TOOLS = [
     {

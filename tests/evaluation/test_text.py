@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from gptoss_convert import convert
-from gptoss_convert.fidelity import TEXT
 from gptoss_mlx import GptOssError, load
-from gptoss_mlx.budget import Settings
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.builtin_text import TEXT
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation.text import LogProbabilities, Text, counted, cut, log_probabilities, log_softmax
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.memory.plan import Settings
 
 WINDOW = 100
 

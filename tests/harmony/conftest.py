@@ -1,7 +1,7 @@
 import pytest
 
 from checkpoints import write_tokenizer
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.engine.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from pathlib import Path
 from random import Random
 
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.special_tokens import CHANNEL, CONSTRAIN, MESSAGE, START, Special
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.headers import ROLES
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.parse import (
@@ -32,8 +34,6 @@ from gptoss_mlx.harmony.parse import (
     is_call,
     kind_of,
 )
-from gptoss_mlx.harmony.render import CHANNEL, CONSTRAIN, MESSAGE, START, Special
-from gptoss_mlx.tokenizer import Tokenizer
 
 FRAGMENTS = (
     "<|channel|>analysis<|message|>",

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool, call, conversation_from_json, result
 from gptoss_mlx.harmony.parse import Content, IdParser, Stop
 from gptoss_mlx.harmony.render import render_ids, render_text
-from gptoss_mlx.tokenizer import Tokenizer
 from harmony.fuzz import check, joined, stream
 
 DEMO = Tokenizer.load(CHECKPOINT)

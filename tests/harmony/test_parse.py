@@ -8,21 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_mlx.engine.special_tokens import NAMES, Special
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.files import parse_file, render_file
 from gptoss_mlx.harmony.messages import Message
-from gptoss_mlx.harmony.parse import (
-    NAMES,
-    Content,
-    IdParser,
-    Parser,
-    Preamble,
-    Reasoning,
-    Stop,
-    ToolCall,
-    pieces_of,
-)
-from gptoss_mlx.harmony.render import Special
+from gptoss_mlx.harmony.parse import Content, IdParser, Parser, Preamble, Reasoning, Stop, ToolCall, pieces_of
 
 
 def parse(pieces):

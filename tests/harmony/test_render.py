@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.files import render_file
 from gptoss_mlx.harmony.messages import Conversation, ConversationError, Message, Tool, conversation_from_json
 from gptoss_mlx.harmony.render import is_stale, render_ids, render_text
-from gptoss_mlx.tokenizer import Tokenizer
 from harmony.cases import CASES, assistant, call, function, user
 from harmony.schemas import tool
 

@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 from checkpoints import config_of
-from gptoss_mlx.checkpoint import read_header
-from gptoss_mlx.config import ModelConfig
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.foreign import parse_json
+from gptoss_mlx.model.checkpoint import read_header
+from gptoss_mlx.model.config import ModelConfig
+from gptoss_mlx.untrusted import parse_json
 from hostile.mutations import text_of
 
 MARK = b"\xff"

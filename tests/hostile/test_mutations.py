@@ -16,11 +16,11 @@ from gptoss_convert.inspection import Subject, statistics
 from gptoss_convert.inspection import inspect as inspect_subject
 from gptoss_convert.sources import Source
 from gptoss_convert.verification import verify
-from gptoss_mlx.budget import Device, make_plan
-from gptoss_mlx.checkpoint import ITEM_SIZE, Checkpoint
-from gptoss_mlx.engine import _stop_ids
+from gptoss_mlx.engine.generate import _stop_ids
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.memory.plan import Device, make_plan
+from gptoss_mlx.model.checkpoint import ITEM_SIZE, Checkpoint
 from hostile.checks import check_config, check_header, config_seeds, file_of, header_seeds
 from hostile.folders import CONFIG, INDEX, PROVENANCE, STOPS, TOKENIZER, header_of, rewrite, shard
 from hostile.mutations import mutated, text_of

@@ -5,11 +5,11 @@ import stat
 
 import pytest
 
-from gptoss_mlx.chat.history import open_history
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.evaluation.journal import Journal
 from gptoss_mlx.evaluation.text import LogProbabilities
+from gptoss_mlx.terminal.history import open_history
 
 
 @pytest.fixture

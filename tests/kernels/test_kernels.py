@@ -11,10 +11,10 @@ from checkpoints import config_of, write_checkpoint
 from conversations import Generator
 from gptoss_convert import convert
 from gptoss_mlx import Sampling, kernels
-from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.model import attend_to_bytes, rope_wavelengths
-from gptoss_mlx.tokenizer import Tokenizer
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.network import attend_to_bytes, rope_wavelengths
 
 native = kernels.native()
 if native is None:
@@ -131,7 +131,7 @@ def attention_layer(window, heads=6, kv_heads=2, dim=32, hidden=96):
     form = ("affine", 4, 32)
     shapes = [(heads * dim, hidden), (kv_heads * dim, hidden), (kv_heads * dim, hidden), (hidden, heads * dim)]
     matrices = [stored(form, *shape, bias=True)[0] for shape in shapes]
-    rope = gptoss_mlx.config.Rope(theta=150000.0, factor=32.0)
+    rope = gptoss_mlx.model.config.Rope(theta=150000.0, factor=32.0)
     sinks = bf16(heads)
     layer = native.AttentionLayer(
         hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=dim, window=window, eps=1e-5, scale=0.3,

@@ -1,0 +1,144 @@
+"""Where a source comes from: a folder that is here, or a repository of the hub whose shards arrive one after the other.
+
+A conversion waits for a shard before it reads it, and says when it has done with it: what was downloaded for it alone
+is then deleted, so that a model needs the disk of its result and of a shard or two, not of itself twice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from gptoss_mlx.model.recognition import model_folder
+
+from .sources import COMPANIONS, Source
+
+if TYPE_CHECKING:
+    from .hub import Fetched, Repository
+
+SPARE = 64 * 2**20  # disk left over for small files
+
+
+class Origin(Protocol):
+    source: Source
+    identity: dict[str, str | None]
+    """What provenance.json calls it."""
+    files: list[tuple[str, int, object]]
+    """Name, size, and what tells whether it has changed, of each shard."""
+
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
+        """These shards will be waited for, in this order; `on_read(done, total)` hears of bytes that come. Returns the
+        bytes of disk that each of them will take."""
+
+    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
+        """Until the shard is here; returns its SHA-256 if that is known. The disk has to keep `spoken_for` bytes."""
+
+    def release(self, shard: Path) -> None:
+        """The shard is not needed any more."""
+
+    def close(self) -> None:
+        """Nothing is needed any more."""
+
+
+def origin_of(name: str | Path, revision: str | None, scratch: Path, keep: bool) -> Origin:
+    """A folder, or the hub repository of this id, whose files come into `scratch`, or with `keep` into the user's
+    cache. Raises GptOssError."""
+    folder = Path(name).expanduser()
+    if os.path.lexists(folder):
+        return Folder(model_folder(folder), revision)
+    from .hub import Repository
+
+    return Download(Repository.open(str(name), revision), scratch, keep)
+
+
+class Folder:
+    """All is here, and stays."""
+
+    def __init__(self, folder: Path, revision: str | None):
+        self.source = Source(folder)
+        self.identity = {"id": folder.resolve().name, "revision": revision}
+        self.files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards]
+
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
+        return [0 for _ in needed]
+
+    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
+        return None
+
+    def release(self, shard: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Download:
+    """A shard is fetched while the one before it is converted, if the disk has room for both."""
+
+    def __init__(self, repository: Repository, scratch: Path, keep: bool):
+        self._repository, self._keep = repository, keep
+        self._folder = scratch / f"source-{repository.commit}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", *COMPANIONS):
+            if name in repository.files:
+                fetched = repository.fetch(name, None if keep else self._folder)
+                if not fetched.ours:
+                    shutil.copyfile(fetched.path, self._folder / name)
+        self.source = Source(self._folder, repository.checkpoint(self._folder))
+        self.identity = {"id": repository.id, "revision": repository.commit}
+        shards = [repository.files[path.name] for path in self.source.shards]
+        self.files = [(file.name, file.size, file.sha256) for file in shards]
+        self._size = {self._folder / file.name: file.size for file in shards}
+        self._worker = ThreadPoolExecutor(1)
+        self._coming: dict[Path, Future[Fetched]] = {}
+        self._done = self._total = 0
+        self._closed = False
+
+    def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
+        self._needed, self._on_read = list(needed), on_read
+        self._total = sum(self._size[path] for path in needed)
+        return [self._size[path] for path in needed]
+
+    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
+        self._start(shard)
+        following = self._needed[self._needed.index(shard) + 1 :]
+        if following and self._has_room_for(following[0], spoken_for):
+            self._start(following[0])
+        while not wait([self._coming[shard]], timeout=0.2).done:
+            pass  # in steps, so that Ctrl-C is heard
+        return self._coming[shard].result().sha256
+
+    def _has_room_for(self, shard: Path, spoken_for: int) -> bool:
+        return shutil.disk_usage(self._folder).free > self._size[shard] + spoken_for + SPARE
+
+    def _start(self, shard: Path) -> None:
+        if shard not in self._coming:
+            self._coming[shard] = self._worker.submit(self._fetch, shard.name, self._read)
+
+    def _read(self, count: int) -> None:
+        if self._closed:
+            raise CancelledError
+        self._done += count
+        self._on_read(self._done, self._total)
+
+    def _fetch(self, name: str, on_read: Callable[[int], None]) -> Fetched:
+        """Into the folder; a file of the user's cache is linked to."""
+        link = self._folder / name
+        if link.is_symlink():
+            link.unlink()
+        fetched = self._repository.fetch(name, None if self._keep else self._folder, on_read)
+        if not fetched.ours:
+            link.unlink(missing_ok=True)
+            link.symlink_to(fetched.path)
+        return fetched
+
+    def release(self, shard: Path) -> None:
+        shard.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._closed = True
+        self._worker.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,276 @@
+"""A published model's shape with random weights: "how fast would it be here?" before anyone downloads it.
+
+The folder is what `gptoss-mlx convert` makes of the published checkpoint, tensor by tensor and byte for byte of size,
+and is gone at the end. It has no tokenizer. Its routers spread tokens almost evenly over the experts, which is the
+worst case where experts are paged: a routing trace makes that real.
+
+Knows how the weights are drawn; which tensors there are, and how they lie in files, is `gptoss_convert`'s affair.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.files import free_disk
+from gptoss_mlx.memory.system import size_text
+from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
+from gptoss_mlx.model.model_store import home
+from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.provenance import PROVENANCE, RANDOM_WEIGHTS
+
+from .arrays import narrowed
+from .downloads import SPARE
+from .pipeline import converted_config, planned_of, quantization_of, tool, writer_of
+from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
+from .sources import PUBLISHED, Blocks, Plain, Rows
+from .writer import Planned, write_json
+
+SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
+
+# config.json of the published checkpoints, without what differs between them.
+CONFIG = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_key_value_heads": 8,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+    "vocab_size": 201088,
+}
+GENERATION_CONFIG = {
+    "bos_token_id": 199998,
+    "do_sample": True,
+    "eos_token_id": [200002, 199999, 200012],
+    "pad_token_id": 199999,
+}
+
+
+@dataclass(frozen=True)
+class RandomShape:
+    """A published model, or its first layers."""
+
+    name: str
+    layers: int
+    experts: int
+    """Of each layer."""
+
+    def __str__(self) -> str:
+        return self.name if (self.layers, self.experts) == SHAPES[self.name] else f"{self.name}:{self.layers}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its config.json, as it is published."""
+        counts = {"num_hidden_layers": self.layers, "num_local_experts": self.experts}
+        return CONFIG | counts | {"layer_types": [*LAYER_TYPES] * (self.layers // 2)}
+
+
+def parse_shape(text: str) -> RandomShape:
+    """A shape from `gpt-oss-120b`, or `gpt-oss-120b:4` for four of its layers. Raises GptOssError."""
+    match = re.fullmatch(r"([\w.-]+?)(?::(\d{1,4}))?", text, re.ASCII)
+    layers, experts = SHAPES.get(match[1], (0, 0)) if match else (0, 0)
+    wanted = int(match[2]) if match and match[2] else layers
+    # Half of the layers attend to all positions, half to a window: only an even number has as much of both.
+    if not layers or not 2 <= wanted <= layers or wanted % 2:
+        every = " or ".join(f"{name}[:LAYERS]" for name in SHAPES)
+        most = " or ".join(str(layers) for layers, _ in SHAPES.values())
+        raise GptOssError(f"{text!r} is no shape: write {every}, LAYERS an even number from 2 to {most}")
+    return RandomShape(match[1], wanted, experts)
+
+
+@contextmanager
+def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress: OnProgress = untold) -> Iterator[Path]:
+    """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C; what is killed
+    leaves it, below random-weights-*.
+
+    It lies below TMPDIR if that is set, else where converted models are kept or, if that has too little room, where the
+    system keeps temporary files. Raises GptOssError where no place has room, before anything is written.
+    """
+    model = _RandomModel(shape.config, recipe_named(recipe))
+    place = _place_for(f"random weights of {shape}", model.nbytes)
+    with ExitStack() as cleanup:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            root = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="random-weights-", dir=place))
+            folder = Path(root, str(shape).replace(":", "-layers-"))
+            folder.mkdir()
+            model.write(folder, on_progress)
+        except OSError as error:
+            why = error.strerror or error
+            raise GptOssError(f"cannot write random weights in {place}: {why}: set TMPDIR to another folder") from None
+        yield folder
+
+
+def _place_for(what: str, nbytes: int) -> Path:
+    """A folder whose disk has room. The cache comes first: there the model itself would lie, and a folder of the
+    system's can be in memory."""
+    temporary = Path(tempfile.gettempdir())
+    places = [temporary] if os.environ.get("TMPDIR") else [home(), temporary]
+    room = {place: free_disk(place) for place in places}
+    if fitting := [place for place, free in room.items() if free >= nbytes + SPARE]:
+        return fitting[0]
+    found = " and ".join(f"{place} has {size_text(free)} free" for place, free in room.items())
+    raise GptOssError(f"{what} take {size_text(nbytes + SPARE)}, and {found}: set TMPDIR to a folder with more")
+
+
+class _RandomModel:
+    """The tensors that a recipe makes of a published checkpoint, with how each is drawn."""
+
+    def __init__(self, raw_config: Mapping[str, Any], recipe: Recipe):
+        self.raw_config, self.recipe = raw_config, recipe
+        config = ModelConfig.from_dict(raw_config)
+        forms = PUBLISHED.tensors(config)
+
+        def unread(name: str) -> Rows:
+            return Rows(forms[name][1], lambda start, stop: np.empty(0))
+
+        self.weights = [item for name in forms for item in PUBLISHED.weights(name, unread, config)]
+        self.tensors = [
+            (tensor, _pattern(item, tensor, recipe)) for item in self.weights for tensor in planned_of(item, recipe)
+        ]
+        self.nbytes = sum(tensor.nbytes for tensor, _ in self.tensors)
+
+    def write(self, folder: Path, on_progress: OnProgress) -> None:
+        """Fill an empty folder, a few megabytes at a time."""
+        writer = writer_of(folder, self.weights, self.recipe, on_shard=_flush)
+        random, done = _RandomBytes(), 0
+        try:
+            for tensor, pattern in self.tensors:
+                for start in range(0, tensor.nbytes, random.MOST):
+                    part = pattern.of(random.draw(min(random.MOST, tensor.nbytes - start)))
+                    writer.write(tensor.name, part)
+                    done += part.nbytes
+                    on_progress(Progress("random weights", done, self.nbytes))
+        finally:
+            writer.close()
+        writer.write_index()
+        write_json(folder / "generation_config.json", GENERATION_CONFIG)
+        write_json(
+            folder / PROVENANCE,
+            {"source": {"id": RANDOM_WEIGHTS, "revision": None}, "tool": tool(), "recipe": self.recipe.name},
+        )
+        write_json(folder / "config.json", converted_config(self.raw_config, self.weights, self.recipe))
+
+
+def _flush(path: Path) -> None:
+    """Onto the disk now: what it would still write later, it would write while it is measured."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class _RandomBytes:
+    """Random bytes faster than a disk takes them, always the same ones, of which no two pages of 4 KiB are alike.
+
+    One block comes from a generator; each time it is used, every page of it is multiplied by an odd number of its own,
+    modulo 2^64, eight bytes at a time. What is uniform stays so, and neither a file system that compresses nor one that
+    stores like pages once finds anything.
+    """
+
+    PAGES, WORDS = 256, 512  # of 8 bytes
+    MOST = PAGES * WORDS * 8
+
+    def __init__(self) -> None:
+        self._generator = np.random.Generator(np.random.SFC64(0))
+        self._block = self._words(self.PAGES, self.WORDS)
+        self._drawn = np.empty_like(self._block)
+
+    def draw(self, count: int) -> np.ndarray:
+        """uint8 [count], at most MOST; the next call overwrites it."""
+        np.multiply(self._block, self._words(self.PAGES, 1) | 1, out=self._drawn)
+        return self._drawn.reshape(-1).view(np.uint8)[:count]
+
+    def _words(self, *shape: int) -> np.ndarray:
+        return self._generator.integers(0, 2**64, shape, np.uint64)
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """How random bits become the values of a tensor: those of `mask` are kept, and `base` is added."""
+
+    mask: np.unsignedinteger
+    base: np.unsignedinteger
+
+    def of(self, bits: np.ndarray) -> np.ndarray:
+        """uint8 [N], which is overwritten -> the values, in the type of the mask."""
+        values = bits.view(self.mask.dtype)
+        values &= self.mask
+        values += self.base
+        return values
+
+
+ALL_BITS = _Pattern(np.uint8(0xFF), np.uint8(0))
+ONES = _Pattern(np.uint16(0), np.uint16(0x3F80))
+SMALL = 0.02  # root mean square of biases and sinks
+
+
+def _pattern(item: Plain | Blocks, tensor: Planned, recipe: Recipe) -> _Pattern:
+    """Weights are drawn so that a product with what an RMSNorm gives has a mean square of about 1: no layer adds more
+    than that to what it passes on, and logits stay small."""
+    if item.name.endswith("norm.weight"):
+        return ONES
+    size = SMALL
+    if item.is_matrix:
+        size = 1.0 if item.module == "model.embed_tokens" else item.shape[-1] ** -0.5
+    q = quantization_of(item, recipe)
+    if q is None:
+        return _floats(size)
+    if tensor.dtype == "U32":
+        return ALL_BITS
+    if tensor.dtype == "U8":
+        return _powers_of_two(size)
+    # A code from 0 to 2^bits - 1 has this standard deviation; the bias brings its mean to 0.
+    step = size / math.sqrt((4**q.bits - 1) / 12)
+    return _near(step if tensor.name.endswith(".scales") else -step * (2**q.bits - 1) / 2)
+
+
+def _floats(size: float) -> _Pattern:
+    """BF16 of both signs, two exponents and every mantissa: the root mean square is 2.42 times the lesser power."""
+    exponent = 127 + round(math.log2(size / 2.42))
+    return _Pattern(np.uint16(0x80FF), np.uint16(exponent << 7))
+
+
+def _powers_of_two(size: float) -> _Pattern:
+    """E8M0 scales, one of two: with every code of MXFP4, the root mean square is 4.63 times the lesser power."""
+    return _Pattern(np.uint8(1), np.uint8(127 + round(math.log2(size / 4.63))))
+
+
+def _near(value: float) -> _Pattern:
+    """BF16 from `value` to 5 % beyond it."""
+    return _Pattern(np.uint16(7), narrowed(np.array([value], np.float32))[0])

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""What the fit of affine weights leaves and takes, beside MLX's rounding: `python bench/quantization.py`.
+
+Weights are of a normal distribution, in groups of 64. The error is the root mean square, as a share of MLX's where its
+scales and biases are in FP32, and in BF16 as a folder stores them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+
+from gptoss_convert import affine
+from gptoss_convert.arrays import widened
+from gptoss_mlx import kernels
+
+ROWS, COLUMNS, GROUP = 2048, 2880, 64
+ROUNDS = 3
+
+
+def error_of_ours(values: np.ndarray, bits: int) -> float:
+    weight, *parts = affine.quantized(values, GROUP, bits)
+    return _rms(values - affine.dequantized(weight, *map(widened, parts), GROUP, bits))
+
+
+def error_of_mlx(values: np.ndarray, bits: int, dtype: mx.Dtype) -> float:
+    parts = mx.quantize(mx.array(values).astype(dtype), group_size=GROUP, bits=bits)
+    weight, scales, biases = parts[0], *(part.astype(mx.float32) for part in parts[1:])
+    return _rms(values - np.array(mx.dequantize(weight, scales, biases, group_size=GROUP, bits=bits)))
+
+
+def nanoseconds(values: np.ndarray, quantize: Callable[[], object]) -> float:
+    """For a weight, in 4 bits: the least of some rounds."""
+    seconds = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        quantize()
+        seconds.append(time.perf_counter() - started)
+    return 1e9 * min(seconds) / values.size
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def main() -> None:
+    values = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32)
+    print("bits  of MLX's error, FP32  BF16")
+    for bits in (2, 3, 4, 5, 6, 8):
+        ours = error_of_ours(values, bits)
+        shares = (ours / error_of_mlx(values, bits, dtype) for dtype in (mx.float32, mx.bfloat16))
+        print(f"{bits:4}  {next(shares):21.3f}  {next(shares):.3f}")
+    print(f"ours         {nanoseconds(values, lambda: affine.quantized(values, GROUP, 4)):.1f} ns a weight")
+    with kernels.off():
+        print(f"without kernels {nanoseconds(values, lambda: affine.quantized(values, GROUP, 4)):.1f} ns a weight")
+    array = mx.array(values)
+    print(f"MLX's rounding {nanoseconds(values, lambda: mx.eval(mx.quantize(array, GROUP, 4))):.1f} ns a weight")
+
+
+if __name__ == "__main__":
+    main()

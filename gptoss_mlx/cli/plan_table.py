@@ -1,0 +1,36 @@
+"""A memory plan as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import printable
+from ..memory.plan import MemoryPlan
+from ..memory.system import size_text
+
+
+def print_plan(plan: MemoryPlan) -> None:
+    settings, device = plan.settings, plan.device
+    table = Table("what", "memory", "kind", title=Text(printable(f"{plan.model} on {device.name}")))
+    for row in plan.rows:
+        kind = "mapped" if row.mapped else "anonymous"
+        table.add_row(row.name, size_text(row.bytes), f"{kind}, GPU" if row.on_gpu and device.gpu else kind)
+    table.add_section()
+    table.add_row("in all", size_text(plan.total), f"of {size_text(device.memory)}")
+    if device.gpu:
+        table.add_row("on the GPU", size_text(plan.on_gpu), f"of {size_text(device.gpu)}")
+    console = Console()
+    console.print(table)
+    experts = "all" if settings.expert_slots is None else f"{settings.expert_slots} of {plan.experts}"
+    console.print(
+        f"context {settings.context:,} tokens, keys and values in {settings.kv_bits} bits, {experts} experts in memory,"
+        f" prefill of {settings.prefill_chunk} tokens at a time",
+        highlight=False,
+    )
+    for attempt in plan.attempts[:-1]:
+        on_gpu = f", {size_text(attempt.gpu_bytes)} on the GPU" if device.gpu else ""
+        console.print(f"too large: {attempt.what}, {size_text(attempt.bytes)}{on_gpu}", highlight=False)
+    if len(plan.attempts) > 1:
+        console.print(f"chosen: {plan.attempts[-1].what}", highlight=False)

@@ -1,0 +1,1 @@
+"""A model folder in, token ids in, token ids out."""

@@ -1,0 +1,228 @@
+"""A model folder in, token ids in, token ids out: load, prefill and decode.
+
+Knows no text: rendering, tokenizing and what a stop id means are its callers' business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import mlx.core as mx
+
+from ..device import backend
+from ..errors import GptOssError
+from ..memory.plan import Settings
+from ..model.config import ModelConfig
+from ..model.expert_pool import PoolStats
+from ..model.kv_cache import Cache
+from ..model.network import Transformer
+from ..model.recognition import model_folder, open_converted
+from ..model.weights import Weights
+from ..untrusted import is_there, read_json
+from .sampling import Sampler, Sampling
+
+# <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
+PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
+
+
+class ContextFull(GptOssError):
+    """The prompt does not fit into what is left of the model's context."""
+
+
+class NotFinite(GptOssError):
+    """The model computes what is no number, NaN or infinity: nothing follows from that."""
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            f"the model computes NaN or infinity: its files are damaged. `gptoss-mlx verify {folder}` names the file;"
+            " convert the checkpoint again"
+        )
+
+
+class Constraint(Protocol):
+    """Says, id by id, what may come next."""
+
+    def allowed(self) -> mx.array | None:
+        """Booleans [vocabulary]; None where everything may."""
+
+    def accept(self, id_: int) -> None:
+        """This one came."""
+
+
+class Model:
+    """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: Settings
+    ):
+        self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
+        self.settings = settings
+
+    @property
+    def context(self) -> int:
+        """Positions that a conversation may have."""
+        return self.settings.context
+
+    @property
+    def expert_stats(self) -> PoolStats | None:
+        """What the paging of experts has done; None where all are in memory."""
+        return self.network.pool and self.network.pool.stats
+
+    def make_cache(self) -> Cache:
+        """The empty KV state of one conversation."""
+        return self.network.make_cache(self.settings.context, self.settings.kv_bits)
+
+    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+        """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
+        return self.network.logits(self.network.hidden(ids, cache or self.make_cache()))
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        cache: Cache,
+        *,
+        chunk: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> mx.array:
+        """Feed `ids` into the cache, `chunk` at a time, and return the last position's logits [1, vocabulary].
+
+        `on_progress(done, total)` is called before the first chunk and after each. Raises ContextFull, and GptOssError
+        for an unknown id.
+        """
+        self._check(ids, cache)
+        chunk = chunk or self.settings.prefill_chunk
+        if on_progress:
+            on_progress(0, len(ids))
+        for start in range(0, len(ids), chunk):
+            part = mx.array([ids[start : start + chunk]])
+            hidden = self.network.hidden(part, cache)
+            mx.eval(hidden, cache.arrays())
+            if on_progress:
+                on_progress(start + part.shape[1], len(ids))
+        return self.network.logits(hidden[:, -1:])[:, 0]
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stop: Collection[int] | None = None,
+        cache: Cache | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Iterator[int]:
+        """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
+
+        `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
+        `ids` and all that was yielded, perhaps without the last: `cache.offset` tells.
+        Raises ContextFull, and GptOssError for an unknown id.
+        """
+        cache = cache or self.make_cache()
+        sampler = Sampler(sampling or Sampling(), context=ids)
+        logits = self.prefill(ids, cache, on_progress=on_prefill)
+        yield from self.decode(logits, cache, sampler=sampler, max_tokens=max_tokens, stop=stop)
+
+    def decode(
+        self,
+        logits: mx.array,
+        cache: Cache,
+        *,
+        sampler: Sampler,
+        max_tokens: int | None = None,
+        stop: Collection[int] | None = None,
+        constraint: Constraint | None = None,
+    ) -> Iterator[int]:
+        """Yield sampled ids, the first from `logits` [1, vocabulary] of the cache's last position, as `generate` does.
+
+        A `constraint` says before each id which ones may be sampled, so that nothing is computed ahead of it. Raises
+        NotFinite where the logits of an id are not all numbers.
+        """
+        stop = self.stop_ids if stop is None else stop
+        room = cache.context - cache.offset + 1
+        most = min(room, max_tokens or room)
+        ahead = backend().looks_ahead and constraint is None
+
+        def sampled(logits: mx.array) -> tuple[mx.array, mx.array]:
+            """A token [1], and the sum of the logits."""
+            total = mx.sum(logits)
+            if not constraint:
+                return sampler(logits), total
+            mx.async_eval(logits)
+            return sampler(logits, constraint.allowed()), total
+
+        token, total = sampled(logits)
+        following = None
+        for count in range(1, most + 1):
+            mx.async_eval(token, total)
+            if ahead and count < most:
+                mx.async_eval(following := sampled(self._logits_behind(token, cache)))
+            self.require_finite(total)
+            yield (id_ := token.item())
+            if id_ in stop or count == most:
+                return
+            if constraint:
+                constraint.accept(id_)
+            token, total = following if ahead else sampled(self._logits_behind(token, cache))
+
+    def require_finite(self, total: mx.array) -> None:
+        """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""
+        if not math.isfinite(total.item()):
+            raise NotFinite(self.path)
+
+    def _logits_behind(self, token: mx.array, cache: Cache) -> mx.array:
+        """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
+        return self.network.logits(self.network.hidden(token[None], cache))[:, 0]
+
+    def _check(self, ids: Sequence[int], cache: Cache) -> None:
+        if not ids:
+            raise GptOssError("there are no tokens to start from")
+        if wrong := next((id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size), None):
+            raise GptOssError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+        if cache.offset + len(ids) > cache.context:
+            raise self.full(f"{len(ids):,} tokens after {cache.offset:,}")
+
+    def full(self, tokens: str) -> ContextFull:
+        """What to raise where so many tokens, in words, are too many."""
+        longer = "the model's" if self.context == self.config.max_context else "this run's"
+        return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
+
+
+def load(path: str | Path, settings: Settings | None = None) -> Model:
+    """Open a converted folder. Headers and the small weights are checked; the others are mapped, or read when they are
+    first used.
+
+    `settings` come from a `budget.MemoryPlan`; without them all is in memory, and the context is the model's.
+    Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
+    """
+    path = model_folder(Path(path))
+    config, checkpoint = open_converted(path)
+    computing = backend()
+    settings = settings or Settings(config.max_context, 16, computing.prefill_chunks[0])
+    if settings.workspace is not None:
+        mx.set_cache_limit(settings.workspace)
+    if settings.allocations is not None:
+        mx.set_memory_limit(settings.allocations)
+    weights = Weights(checkpoint, config, computing.dtype)
+    network = Transformer(
+        weights,
+        expert_slots=settings.expert_slots,
+        expert_layers_on_cpu=settings.cpu_expert_layers,
+    )
+    weights.check_finite()
+    return Model(path, config, network, _stop_ids(path), settings)
+
+
+def _stop_ids(folder: Path) -> frozenset[int]:
+    """`eos_token_id` of generation_config.json, where most checkpoints of the family list their stop ids."""
+    path = folder / "generation_config.json"
+    data = read_json(path) if is_there(path) else {}
+    ids = data.get("eos_token_id") if isinstance(data, dict) else []
+    if ids is None:
+        return PUBLISHED_STOP_IDS
+    ids = ids if isinstance(ids, list) else [ids]
+    if not ids or not all(type(id_) is int for id_ in ids):
+        raise GptOssError(f"{path} has no usable eos_token_id: a token id, or a list of them")
+    return frozenset(ids)

@@ -1,0 +1,441 @@
+"""Safetensors files on disk -> named arrays: one validated header and one memory map per file.
+
+The format: 8 bytes, little endian, the length N of the header; N bytes of JSON, name -> {dtype, shape, data_offsets},
+padded with spaces; then the tensors without gaps. Nothing in a file is trusted before `read_header` has checked all
+of its header. Knows nothing about gpt-oss, its tensor names or the network.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import GptOssError
+from ..files import utf8_path
+from ..kernels import bus_error
+from ..untrusted import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_EXAMPLE = "model-00001-of-00002.safetensors"
+SHARD_NAME = re.compile(r"([^.].*)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
+MAX_RANK = 8  # of a tensor; gpt-oss has 4
+MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
+METAL_PAGE = 16_384
+
+ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
+ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
+
+# How a file begins that is something else, and what that is. As a length, none of them would be a possible one.
+OTHER_FORMATS = {
+    b"version ": "what Git LFS keeps in its place: `git lfs pull` fetches the file itself",
+    b"GGUF": "a GGUF file, which llama.cpp runs",
+    b"PK\x03\x04": "a file of PyTorch's, or an archive: save the model in safetensors",
+    b"<!doctyp": "a web page: download it again",
+    b"<!DOCTYP": "a web page: download it again",
+    b"<html": "a web page: download it again",
+}
+
+FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored as it is
+
+# The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
+NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
+
+
+class CheckpointError(GptOssError):
+    """A file that is missing, truncated or malformed; the message names the file, and the tensor where there is one."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `start` and `end` are byte offsets from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    nbytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the whole header of a safetensors file; no tensor data is read. Raises CheckpointError."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            text = file.read(header_length(path, file.read(8), size))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+    return parse_header(path, text, size)
+
+
+def header_length(path: Path, prefix: bytes, size: int) -> int:
+    """The length N that the first 8 bytes of a file of `size` bytes give. Raises CheckpointError."""
+    if len(prefix) < 8:
+        raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
+    if other := next((what for start, what in OTHER_FORMATS.items() if prefix.startswith(start)), None):
+        raise CheckpointError(f"{path} is not a safetensors file but {other}")
+    (length,) = struct.unpack("<Q", prefix)
+    if 8 + length > size:
+        raise CheckpointError(
+            f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
+        )
+    if length > MAX_JSON:
+        raise CheckpointError(f"{path} has a malformed header: more than {MAX_JSON:,} bytes of JSON")
+    return length
+
+
+def parse_header(path: Path, text: bytes, size: int) -> Header:
+    """Check the N bytes of JSON of a file of `size` bytes, which need not be here. Raises CheckpointError."""
+    try:
+        entries = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a malformed header: {error}") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{path} has a malformed header: not a JSON object")
+    metadata = entries.pop("__metadata__", None) or {}  # MLX writes null
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
+    data = 8 + len(text)
+    tensors = {name: _tensor_info(path, name, entry, data) for name, entry in entries.items()}
+    _check_layout(path, tensors, data, size)
+    return Header(tensors, metadata, data)
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+    if not isinstance(entry, dict):
+        raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(whole(size, 1) for size in shape):
+        raise CheckpointError(f"{path}: {name!r} has the malformed shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset, 0) for offset in offsets):
+        raise CheckpointError(f"{path}: {name!r} has the malformed data_offsets {offsets!r}")
+    start, end = offsets
+    if end - start != math.prod(shape) * ITEM_SIZE[dtype]:
+        raise CheckpointError(f"{path}: {name!r} has {end - start} bytes, which is not {dtype} {shape}")
+    return TensorInfo(name, dtype, tuple(shape), data + start, data + end)
+
+
+def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:
+    """The tensors must fill the file from the end of the header to its last byte, without gaps or overlaps."""
+    position = data
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
+        if tensor.start != position:
+            raise CheckpointError(
+                f"{path}: {tensor.name!r} starts at byte {tensor.start} instead of {position}: overlap or gap"
+            )
+        position = tensor.end
+    if position > size:
+        raise CheckpointError(f"{path} is truncated: it has {size} bytes of {position}")
+    if position < size:
+        raise CheckpointError(f"{path} has {size - position} bytes after its last tensor: corrupt")
+
+
+class Shard:
+    """One safetensors file, mapped on first use; with a `header` at hand, the file may come later."""
+
+    def __init__(self, path: Path, header: Header | None = None):
+        self.path = path
+        self.header = header or read_header(path)
+        self._size = max((tensor.end for tensor in self.header.tensors.values()), default=0)
+
+    def check_size(self) -> None:
+        """Raise CheckpointError where the file has shrunk: whoever touches what is mapped behind its end is killed.
+
+        That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process, as
+        `bus_error` says.
+        """
+        try:
+            size = self.path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+        if size < self._size:
+            raise CheckpointError(f"{self.path} has become shorter while it was in use: {size} bytes of {self._size}")
+
+    @cached_property
+    def bytes(self) -> np.ndarray:
+        """uint8 [file size], read-only: a map, not a copy."""
+        bus_error.end_in_order()
+        try:
+            mapped = np.memmap(self.path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot map {self.path}: {reason(error)}") from None
+        self.check_size()
+        return mapped
+
+    @cached_property
+    def windows(self) -> Windows | None:
+        """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
+
+        from ..device import backend
+        from ..kernels import native
+
+        # Other programs' files need not be aligned.
+        if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
+            return None
+        computing = backend()
+        if computing.name == "gpu":
+            return _page_windows(self.bytes)
+        if not computing.maps_files:
+            return None
+        bus_error.end_in_order()
+        try:
+            words = native().map_file(utf8_path(self.path))
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+        self.check_size()
+        return lambda start, end: words[start // 4 : -(-end // 4)]
+
+    @cached_property
+    def arrays(self) -> Mapping[str, mx.array]:
+        """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
+        import mlx.core as mx
+
+        for tensor in self.header.tensors.values():
+            if math.prod(tensor.shape) >= 2**31:
+                raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
+        if self.windows is None:
+            try:
+                return mx.load(utf8_path(self.path))
+            except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
+                raise CheckpointError(f"cannot load {self.path}: {error}") from None
+        return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}
+
+
+# Bytes start..end of a file -> uint32 of the words that they lie in. (In bytes, MLX's 32-bit shapes could not count a
+# shard of 4 GiB.)
+Windows = Callable[[int, int], "mx.array"]
+
+
+def _page_windows(data: np.ndarray) -> Windows | None:
+    """Windows on a mapped file for Metal, which adopts whole pages: each a buffer of its own, because what a GPU
+    touches counts against its limit by whole buffers, and experts, say, need not be touched."""
+    import mlx.core as mx
+
+    def window(start: int, end: int) -> mx.array:
+        first = start // METAL_PAGE * METAL_PAGE
+        pages = data[first : -(-end // METAL_PAGE) * METAL_PAGE]
+        words = mx.from_dlpack(pages.view(np.uint32), copy=False)
+        return words[(start - first) // 4 : -(-(end - first) // 4)]
+
+    try:
+        window(0, METAL_PAGE)
+    except ValueError:
+        return None
+    return window if data.size % METAL_PAGE == 0 else None
+
+
+def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
+    import mlx.core as mx
+
+    dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
+    size = ITEM_SIZE[tensor.dtype]
+    if tensor.start % size or tensor.dtype not in dtype:
+        raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
+    run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
+    first = tensor.start % 4 // size
+    return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
+
+
+class Checkpoint:
+    """The tensors of a folder, by name, over one or several safetensors files."""
+
+    def __init__(self, shards: Mapping[str, Shard], folder: Path):
+        """`shards` maps each tensor's name to the file that holds it; `open` makes it from a folder."""
+        self.folder, self._shards = folder, shards
+        self.tensors = {name: shard.header.tensors[name] for name, shard in shards.items()}
+        self.file_of = {name: shard.path for name, shard in shards.items()}
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read the index, where there is one, and every header of the model in `folder`. Raises CheckpointError."""
+        index = folder / INDEX
+        weight_map = checked_index(index, read_json(index, CheckpointError)) if is_there(index) else None
+        shards: dict[str, Shard] = {}
+        headers = 0
+        for file in weight_files(folder, _names_in(folder), weight_map):
+            shards[file] = Shard(folder / file)
+            headers += shards[file].header.nbytes
+            if headers > MAX_HEADERS:
+                raise CheckpointError(f"{folder} has more than {MAX_HEADERS:,} bytes of headers: not a gpt-oss model")
+        return cls.placed(folder, weight_map, shards)
+
+    @classmethod
+    def placed(cls, folder: Path, weight_map: Mapping[str, str] | None, shards: Mapping[str, Shard]) -> Checkpoint:
+        """Over `shards` by file name; an index's `weight_map` has to fit them, unless it is of other files than
+        `weight_files` took. Raises CheckpointError."""
+        if weight_map is None or set(weight_map.values()) != shards.keys():
+            return cls(_found_in(folder, shards), folder)
+        for name, file in weight_map.items():
+            if name not in shards[file].header.tensors:
+                raise CheckpointError(f"{folder / INDEX} places {name!r} in {file}, which does not have it")
+        for file, shard in shards.items():
+            for name in shard.header.tensors:
+                if weight_map.get(name) != file:
+                    raise CheckpointError(f"{folder / file} has {name!r}, which {INDEX} does not place there")
+        return cls({name: shards[file] for name, file in weight_map.items()}, folder)
+
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same tensors by other names: new name -> the name in the files."""
+        twin = Checkpoint({}, self.folder)
+        twin._shards = {name: self._shards[old] for name, old in names.items()}
+        twin.tensors = {name: self.tensors[old] for name, old in names.items()}
+        twin.file_of = {name: self.file_of[old] for name, old in names.items()}
+        return twin
+
+    def view(self, name: str) -> np.ndarray:
+        """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
+        tensor = self.tensors[name]
+        self._shards[name].check_size()
+        return as_array(self.file_of[name], tensor, self._shards[name].bytes[tensor.start : tensor.end])
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of the tensor (BF16 as uint16), read from its file: an error of the disk is an error, which
+        in a map would end the process. Raises CheckpointError."""
+        tensor, path = self.tensors[name], self.file_of[name]
+        rows = np.empty((stop - start, *tensor.shape[1:]), NUMPY_DTYPE[tensor.dtype])
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        position, left = tensor.start + start * row_bytes, memoryview(rows.reshape(-1).view(np.uint8))
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(position)
+                while left:
+                    if not (count := file.readinto(left)):
+                        raise CheckpointError(f"{path} has become shorter while it was read")
+                    left = left[count:]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        return rows
+
+    def array(self, name: str) -> mx.array:
+        """The tensor as an MLX array, without a copy where the device allows one."""
+        return self._shards[name].arrays[self.tensors[name].name]
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether arrays are views of the files, not copies."""
+        return all(shard.windows is not None for shard in set(self._shards.values()))
+
+    def rows(self, name: str, index: mx.array) -> mx.array:
+        """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
+
+        Where the map is adopted, the CPU gathers the rows, because a GPU would wire the whole table to read one.
+        Elsewhere `index` is evaluated here. Its values are the caller's to check.
+        """
+        import mlx.core as mx
+
+        if self._shards[name].windows is not None:
+            return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
+        rows = mx.array(self.view(name)[np.asarray(index)])
+        return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
+
+
+def _names_in(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error.strerror}") from None
+
+
+def _found_in(folder: Path, shards: Mapping[str, Shard]) -> dict[str, Shard]:
+    """Tensor name -> its shard, where no index tells. Raises CheckpointError for a tensor that two shards have."""
+    found: dict[str, Shard] = {}
+    for file, shard in shards.items():
+        for name in shard.header.tensors:
+            if name in found:
+                raise CheckpointError(
+                    f"{folder} has {name!r} twice, in {found[name].path.name} and in {file}: remove the file that is"
+                    " not the model's"
+                )
+            found[name] = shard
+    return found
+
+
+def weight_files(where: Path | str, names: Set[str], weight_map: Mapping[str, str] | None) -> list[str]:
+    """Which of the files `names` of a folder or a repository hold the model: those that its index names; where they are
+    not here, the one whole file; without an index, that or the shards that are complete by their names.
+
+    Raises CheckpointError that names what lacks.
+    """
+    named, series = set((weight_map or {}).values()), _series(names)
+    # An index that names some shards of a model that are here, and not others, counts as none.
+    partial = any(named & shards and not named >= names & shards for shards in series)
+    if named and named <= names and not partial:
+        return sorted(named)
+    if SINGLE in names:
+        return [SINGLE]
+    whole = [sorted(shards) for shards in series if shards <= names]
+    if whole and not named <= names:
+        raise CheckpointError(
+            f"{where} lacks {min(named - names)}, which {INDEX} names: if {whole[0][0]} and what belongs to it are the"
+            f" model, remove {INDEX}"
+        )
+    if len(whole) > 1:
+        raise CheckpointError(f"{where} has the shards of {len(whole)} models, and no {INDEX}: leave those of one")
+    if whole:
+        return whole[0]
+    for shards, whose in ((named, f"which {INDEX} names"), *((shards, "one of its shards") for shards in series)):
+        if missing := sorted(shards - names):
+            others = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+            raise CheckpointError(f"{where} lacks {missing[0]}{others}, {whose}: an incomplete download?")
+    raise CheckpointError(f"{where} has neither {INDEX} nor {SINGLE}, nor shards such as {SHARD_EXAMPLE}")
+
+
+def _series(names: Set[str]) -> list[Set[str]]:
+    """For each model that has shards among these files, by their names, the names of all its shards."""
+    numbers: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, map(SHARD_NAME.fullmatch, names)):
+        numbers.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    # The published checkpoints count from 0 to the number behind "of", others from 1.
+    return [
+        {f"{stem}-{number:05d}-of-{last}.safetensors" for number in range(0 if 0 in here else 1, int(last) + 1)}
+        for (stem, last), here in sorted(numbers.items())
+    ]
+
+
+def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
+    """A view of a tensor's bytes, uint8 [nbytes], as its own dtype and shape. Raises CheckpointError."""
+    if tensor.dtype not in NUMPY_DTYPE:
+        raise CheckpointError(f"{path}: {tensor.name!r} is {tensor.dtype}, which gpt-oss does not use")
+    return data.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
+
+
+def checked_index(path: Path, index: Any) -> dict[str, str]:
+    """Tensor name -> the name of its file, from what an index says. Raises CheckpointError."""
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path} is malformed: it has no weight_map")
+    if not weight_map:
+        raise CheckpointError(f"{path} places no tensor in any file: remove it if the weights beside it are whole")
+    for name, file in weight_map.items():
+        # A file name that leaves the folder is never followed.
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+            raise CheckpointError(f"{path} places {name!r} in {file!r}, which is not a file name")
+    return weight_map

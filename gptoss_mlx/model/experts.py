@@ -1,0 +1,98 @@
+"""The experts of one layer: the clamped SwiGLU that each one is, and where they live: all in memory, or some.
+
+Knows how a batch of tokens is divided among the experts, and which of them are kept when not all fit; which experts a
+token goes to is the router's decision, and how many fit is the plan's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import mlx.core as mx
+import numpy as np
+
+from .config import SWIGLU_ALPHA
+from .expert_pool import PROJECTIONS, ExpertPool, projection_shapes
+from .weights import Matrix, Weights
+
+
+class Experts:
+    """A stack of expert MLPs: `gate` and `up` [N, intermediate, hidden], `down` [N, hidden, intermediate]."""
+
+    def __init__(self, matrices: dict[str, Matrix], biases: dict[str, mx.array], limit: float):
+        """Of each projection its matrices, and its biases [N, rows]."""
+        self.gate, self.up, self.down = ((matrices[name], biases[name]) for name in PROJECTIONS)
+        self.limit = limit
+
+    @classmethod
+    def resident(cls, weights: Weights, path: str) -> Experts:
+        """All experts of a layer, as they lie in the checkpoint."""
+        shapes = projection_shapes(weights.config)
+        matrices = {name: weights.matrix(f"{path}.{name}", *shape) for name, shape in shapes.items()}
+        biases = {name: weights.vector(f"{path}.{name}.bias", *shape[:2]) for name, shape in shapes.items()}
+        return cls(matrices, biases, weights.config.swiglu_limit)
+
+    @classmethod
+    def of_pool(cls, weights: Weights, pool: ExpertPool) -> Experts:
+        """The slots of a pool. A copy of them in another dtype would not see what is read into them later."""
+        matrices = {name: pool.matrix(name) for name in PROJECTIONS}
+        return cls(matrices, {name: pool.bias(name) for name in PROJECTIONS}, weights.config.swiglu_limit)
+
+    def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
+        """Tokens x [T, hidden] and the stack's numbers `chosen` [T, k] -> each one's output [T, k, hidden]."""
+        tokens, k = chosen.shape
+        number = chosen.flatten()
+        if tokens == 1:
+            return self.outputs(mx.broadcast_to(x, (k, x.shape[-1])), number, in_order=False)[None]
+        # Sorted, each expert is read once for all the tokens that chose it.
+        order = mx.argsort(number)
+        y = self.outputs(x[order // k], number[order], in_order=True)
+        return y[mx.argsort(order)].reshape(tokens, k, -1)
+
+    def outputs(self, x: mx.array, number: mx.array, *, in_order: bool) -> mx.array:
+        """Row n of x [N, hidden] through expert number[n] -> [N, hidden]."""
+
+        def project(stack: tuple[Matrix, mx.array], x: mx.array) -> mx.array:
+            matrix, bias = stack
+            return matrix.apply_gathered(x, number, sorted_indices=in_order) + bias[number][:, None].astype(x.dtype)
+
+        x = x[:, None]
+        y = swiglu(project(self.gate, x), project(self.up, x), self.limit)
+        return project(self.down, y)[:, 0]
+
+
+def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
+    """The published activation: gate clamped from above, up on both sides, and one added to up."""
+    gate = mx.minimum(gate, limit)
+    up = mx.clip(up, -limit, limit)
+    return (up + 1) * gate * mx.sigmoid(SWIGLU_ALPHA * gate)
+
+
+class MixtureParts(Protocol):
+    """The second half of a layer in parts, over the slots of a pool: `model.Mixture`, or the kernels' MixtureLayer."""
+
+    def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x [1, L, hidden] -> normed [L, hidden], chosen experts [L, k] and their shares [L, k]."""
+
+    def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
+        """Outputs [L, k, hidden] with those of the experts in `slots` [L, k]; below 0, an output stays as it is."""
+
+    def combine(self, x: mx.array, chosen: mx.array, share: mx.array, outputs: mx.array) -> mx.array:
+        """x + the outputs, weighted."""
+
+
+class PagedMixture:
+    """The second half of a layer whose experts are read when a token needs them; the same bits as with all of them."""
+
+    def __init__(self, parts: MixtureParts, pool: ExpertPool, layer: int):
+        self.parts, self.pool, self.layer = parts, pool, layer
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [1, L, hidden] -> x + mixture(norm(x))."""
+        normed, chosen, share = self.parts.route(x)
+        experts = np.array(chosen)
+        outputs = mx.zeros((*experts.shape, x.shape[-1]), normed.dtype)
+        for slot_of in self.pool.fetch(self.layer, experts):
+            outputs = self.parts.expert_outputs(normed, mx.array(slot_of[experts]), outputs)
+            mx.eval(outputs)  # the slots may be given away after this
+        return self.parts.combine(x, chosen, share, outputs)

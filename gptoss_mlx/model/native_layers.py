@@ -1,0 +1,131 @@
+"""The halves of a layer, and the head, on the native kernels: the same calls as their definitions in `model`.
+
+Each function gives None where the kernels are off or have no form of what the folder holds; `model` then uses its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import mlx.core as mx
+
+from ..device import backend
+from ..errors import GptOssError
+from ..kernels import native, why_not_native
+from .kv_cache import FullKV, RingKV
+from .weights import Matrix, Weights
+
+if TYPE_CHECKING:
+    from .expert_pool import ExpertPool
+
+Made = TypeVar("Made")
+
+
+def attention(
+    weights: Weights, path: str, norm: str, *, window: int, scale: float, wavelengths: mx.array
+) -> NativeAttention | None:
+    """The first half of a layer; `window` is 0 for a full layer."""
+    return _made(lambda: NativeAttention(weights, path, norm, window, scale, wavelengths))
+
+
+def mixture(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> object | None:
+    """The second half of a layer: x [1, L, hidden] -> the same shape; with a pool, `experts.MixtureParts`."""
+    return _made(lambda: _mixture(_as_stored(weights), path, norm, pool))
+
+
+def mixture_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
+    """The second half of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
+    if native() is None:
+        raise GptOssError(f"experts on the CPU need the compiled kernels, which are {why_not_native()}")
+    try:
+        layer = _mixture(_as_stored(weights), path, norm, None)
+    except ValueError as error:
+        raise GptOssError(f"experts on the CPU: {error}") from None
+    return lambda x: layer(x.astype(mx.float32)).astype(x.dtype)
+
+
+def linear(weights: Weights, module: str, outputs: int, inputs: int) -> Callable[[mx.array], mx.array] | None:
+    """A linear map without bias: x [..., inputs] -> [..., outputs]."""
+    return _made(lambda: native().LinearMap(_matrix(_as_stored(weights), module, outputs, inputs), outputs, inputs))
+
+
+def _made(make: Callable[[], Made]) -> Made | None:
+    if backend().name != "kernels":
+        return None
+    try:
+        return make()
+    except ValueError:  # no kernel for this form: MLX has one for every form
+        return None
+
+
+class NativeAttention:
+    kv_dtype = mx.bfloat16
+
+    def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, wavelengths: mx.array):
+        config, stored = weights.config, _as_stored(weights)
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.layer = native().AttentionLayer(
+            hidden=config.hidden_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            window=window,
+            eps=config.rms_norm_eps,
+            scale=scale,
+            norm=stored.vector(f"{norm}.weight", config.hidden_size),
+            query=_matrix(stored, f"{path}.q_proj", queries, config.hidden_size, bias=True),
+            key=_matrix(stored, f"{path}.k_proj", keys, config.hidden_size, bias=True),
+            value=_matrix(stored, f"{path}.v_proj", keys, config.hidden_size, bias=True),
+            output=_matrix(stored, f"{path}.o_proj", config.hidden_size, queries, bias=True),
+            sinks=stored.vector(f"{path}.sinks", config.num_heads),
+            wavelengths=wavelengths,
+        )
+
+    def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
+        """x [1, L, hidden] at positions offset.. -> x + attention; the mask is what the layer's window says."""
+        kv.reserve(offset, offset + x.shape[1])
+        x, *kv.buffers = self.layer(x, kv.buffers, offset)
+        return x
+
+
+def _mixture(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> Callable[[mx.array], mx.array]:
+    config = stored.config
+    count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
+
+    def expert(name: str, outputs: int, inputs: int) -> object:
+        if pool:
+            return _stored(pool.matrix(name), pool.bias(name))
+        return _matrix(stored, f"{path}.experts.{name}", count, outputs, inputs, bias=True)
+
+    return native().MixtureLayer(
+        hidden=hidden,
+        intermediate=intermediate,
+        experts=count,
+        experts_per_token=config.experts_per_token,
+        slots=pool.slots if pool else count,
+        eps=config.rms_norm_eps,
+        limit=config.swiglu_limit,
+        norm=stored.vector(f"{norm}.weight", hidden),
+        router=_matrix(stored, f"{path}.router", count, hidden, bias=True),
+        gate=expert("gate_proj", intermediate, hidden),
+        up=expert("up_proj", intermediate, hidden),
+        down=expert("down_proj", hidden, intermediate),
+    )
+
+
+def _as_stored(weights: Weights) -> Weights:
+    """The same weights with small tensors in BF16, as every recipe stores them: views of the file, not copies."""
+    return Weights(weights.checkpoint, weights.config, mx.bfloat16)
+
+
+def _matrix(stored: Weights, module: str, *shape: int, bias: bool = False) -> object:
+    matrix = stored.matrix(module, *shape)
+    return _stored(matrix, stored.vector(f"{module}.bias", *shape[:-1]) if bias else None)
+
+
+def _stored(matrix: Matrix, bias: mx.array | None) -> object:
+    q = matrix.quantization
+    if q is None:
+        return native().StoredMatrix("bf16", 16, 1, matrix.weight, None, None, bias)
+    return native().StoredMatrix(q.mode, q.bits, q.group_size, matrix.weight, matrix.scales, matrix.biases, bias)

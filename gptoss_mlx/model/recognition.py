@@ -1,0 +1,285 @@
+"""What somebody gives as a model -> the folder that holds it; or an error that says what it is instead, and what to do.
+
+Told from the names of files, from config.json and from the headers, never from weights. Every command asks here, so
+that all of them say the same of the same thing. How the tensors of a layout become weights is the converter's business.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import GptOssError
+from ..files import read_text
+from ..untrusted import reason
+from .checkpoint import INDEX, Checkpoint, CheckpointError, TensorInfo
+from .config import ModelConfig, read_config
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+CONVERT = "convert a checkpoint in safetensors, such as `gptoss-mlx convert openai/gpt-oss-20b DEST`"
+
+
+@dataclass(frozen=True)
+class Other:
+    """Something that is no checkpoint of ours, known by the names of its files; a folder's name ends with a slash."""
+
+    names: tuple[str, ...]
+    """Patterns; one of them is enough."""
+    what: str
+    step: str
+    """What to do."""
+
+
+ADAPTER = Other(
+    ("adapter_config.json", "adapter_model.*", "adapters.safetensors"),
+    "an adapter, not a whole model",
+    "merge it into the model that it was trained on: `gptoss-mlx convert MODEL DEST --adapter DIR`",
+)
+# The first that fits is told.
+OTHERS = (
+    ADAPTER,
+    Other(("*.gguf",), "a GGUF model, which llama.cpp runs", CONVERT),
+    Other(
+        ("*.distcp", "global_step*/", "pytorch_model_fsdp*/", "zero_to_fp32.py", "*_optim_states.pt"),
+        "the state of a training in pieces (DeepSpeed or FSDP)",
+        "put the model together in safetensors first, with zero_to_fp32.py or `accelerate merge-weights`",
+    ),
+    Other(("model.bin",), "model.bin, the form for OpenAI's Metal program", CONVERT),
+    Other(
+        ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl"),
+        "weights in PyTorch's format, which may run code when they are read",
+        "save the model in safetensors, as save_pretrained of transformers does",
+    ),
+    Other(("*.npz",), "weights in NumPy's format, as MLX's first examples had them", CONVERT),
+    Other(("*.onnx", "*.onnx_data", "onnx/"), "an ONNX model", CONVERT),
+    Other(("*.h5", "saved_model.pb", "*.ckpt.index"), "a TensorFlow model", CONVERT),
+    Other(("*.msgpack",), "a Flax model", CONVERT),
+    Other(("*.mlpackage/", "*.mlmodelc/", "*.mlmodel"), "a Core ML model", CONVERT),
+    Other(("openvino_model.xml", "*.engine", "*.plan"), "a model compiled for OpenVINO or TensorRT", CONVERT),
+    Other(("*.tflite", "*.litertlm", "*.task"), "a LiteRT model", CONVERT),
+    Other(("manifests/", "modelfile", "sha256-*"), "models of Ollama's, in GGUF", CONVERT),
+    Other(
+        ("*.zip", "*.tar", "*.tar.*", "*.tgz", "*.7z", "*.rar", "*.zst"),
+        "packed files",
+        "unpack them, and give the folder that has config.json",
+    ),
+    Other(("*.incomplete", "*.part", "*.crdownload", "*.aria2"), "an unfinished download", "finish it first"),
+    Other(
+        ("config.json", "model*.json"),
+        "a model's settings without its weights",
+        "finish the download, or `gptoss-mlx convert openai/gpt-oss-20b DEST`",
+    ),
+    Other(
+        ("tokenizer*", "*.tiktoken", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt"),
+        "a tokenizer without a model",
+        "give the folder that also has config.json and the weights",
+    ),
+)
+
+
+def model_folder(path: Path) -> Path:
+    """The folder with the model's files: `path`, or the revision in it, where it is the hub's cache of a repository.
+
+    Raises GptOssError for what is no such folder, saying what it is and what to do.
+    """
+    if not path.is_dir():
+        raise GptOssError(_of_file(path))
+    try:
+        names = [name + "/" * os.path.isdir(path / name) for name in os.listdir(path)]
+    except OSError as error:
+        raise GptOssError(f"cannot read {path}: {reason(error)}") from None
+    if has_weights(names):
+        return path
+    if "snapshots/" in names:
+        return model_folder(_snapshot(path))
+    raise GptOssError(_inside(path, names) or without_weights(path, names))
+
+
+def without_weights(where: Path | str, names: Iterable[str]) -> str:
+    """What to say of a folder, or of a repository, that has files of these names and no weights in safetensors."""
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        return f"{where} is empty, where a model has config.json and weights: {CONVERT}"
+    if other := _other(names):
+        return f"{where} holds {other.what}: {other.step}"
+    return f"{where} has no config.json, no tokenizer.json and no weights in safetensors: it holds no model"
+
+
+def has_weights(names: Iterable[str]) -> bool:
+    return any(name == INDEX or (name.endswith(".safetensors") and not _fits(ADAPTER, name)) for name in names)
+
+
+def _fits(other: Other, name: str) -> bool:
+    return any(fnmatchcase(name.lower(), pattern) for pattern in other.names)
+
+
+def _other(names: Collection[str]) -> Other | None:
+    return next((other for other in OTHERS if any(_fits(other, name) for name in names)), None)
+
+
+def _of_file(path: Path) -> str:
+    if not os.path.lexists(path):
+        return f"{path} is not a folder: convert a checkpoint first, or check the path"
+    is_part = path.suffix in (".safetensors", ".json") and not _fits(ADAPTER, path.name)
+    if not is_part and (other := _other([path.name])):
+        return f"{path} holds {other.what}: {other.step}"
+    return f"{path} is a file: give the folder that holds config.json and the weights" + f", {path.parent}" * is_part
+
+
+def _quoted(path: Path) -> str:
+    """As a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def _snapshot(repository: Path) -> Path:
+    """The revision that was downloaded: the one that is called main, or the only one."""
+    snapshots = repository / "snapshots"
+    here = sorted(entry.name for entry in snapshots.iterdir() if entry.is_dir())
+    main = read_text(repository / "refs" / "main")
+    if main in here:
+        return snapshots / main
+    if len(here) == 1:
+        return snapshots / here[0]
+    if not here:
+        raise GptOssError(f"{repository} holds an unfinished download: {CONVERT}")
+    raise GptOssError(f"{repository} holds {len(here)} revisions: give one of them, such as {snapshots / here[0]}")
+
+
+def _inside(path: Path, names: Iterable[str]) -> str | None:
+    """What to say where a folder in this one should have been given: the newest checkpoint of a training, `original/`,
+    one model of several."""
+    folders = sorted((path / name for name in names if name.endswith("/")), key=_likely)
+    if models := [folder for folder in folders if _holds(folder, "config.json", "snapshots")]:
+        whole = "is the folder of a training run" if CHECKPOINT.fullmatch(models[-1].name) else "is not a model itself"
+        return f"{path} {whole}, without config.json and weights of its own: give {models[-1]}"
+    if adapters := [folder for folder in folders if _holds(folder, ADAPTER.names[0])]:
+        step = f"`gptoss-mlx convert MODEL DEST --adapter {_quoted(adapters[-1])}`"
+        return f"{path} holds adapters, not whole models: merge one into the model that it was trained on: {step}"
+    return None
+
+
+CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
+
+
+def _likely(folder: Path) -> tuple[bool, int, str]:
+    """What to sort by, the most likely last: the newest checkpoint, a gpt-oss among other models."""
+    number = CHECKPOINT.fullmatch(folder.name)
+    return "gpt-oss" in folder.name.lower(), int(number[1]) if number else -1, folder.name
+
+
+def _holds(folder: Path, *names: str) -> bool:
+    return any((folder / name).exists() for name in names)
+
+
+# quantization_config.quant_method of config.json -> what people call it; what is not here goes by that name.
+METHODS = {
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "modelopt": "NVIDIA's ModelOpt",
+    "modelopt_fp4": "NVIDIA's ModelOpt, NVFP4",
+    "quark": "AMD Quark",
+    "hqq": "HQQ",
+    "auto-round": "AutoRound",
+    "exl2": "ExLlamaV2",
+    "exl3": "ExLlamaV3",
+    "eetq": "EETQ",
+    "aqlm": "AQLM",
+}
+OURS = "mxfp4"
+# A part of a tensor's name that only one method writes -> the method, the first that is found.
+MARKS = {
+    ".quant_state.bitsandbytes__": "bitsandbytes",
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+    ".g_idx": "GPTQ",
+    ".qweight": "AWQ or GPTQ",
+    ".qzeros": "AWQ or GPTQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale_2": "NVFP4 (NVIDIA's ModelOpt)",
+    ".weight_scale_inv": "FP8",
+    ".trellis": "ExLlamaV3",
+    ".q_invperm": "ExLlamaV2",
+    ".W_q": "HQQ",
+    ".input_scale": "FP8 (NVIDIA's ModelOpt)",
+}
+FLOATS_OF_8_BITS = ("F8_E4M3", "F8_E5M2")
+
+
+def check_form(where: Path | str, config: Any, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError where the weights are in a form that neither the converter nor the engine reads: quantized
+    by others, or apart from an adapter's.
+
+    `config` is what config.json holds. Of another architecture that is not said: config.json's reader says what it is.
+    """
+    if not _is_gpt_oss(config):
+        return
+    if factor := next((tensor.name for tensor in tensors.values() if ".lora_" in tensor.name), None):
+        raise CheckpointError(
+            f"{where} has an adapter that was not merged into its weights ({factor!r}): merge it with what it was"
+            " trained with, such as merge_and_unload of PEFT, and save it again"
+        )
+    if method := _method(config, tensors):
+        raise CheckpointError(
+            f"{where} is quantized with {method}, which gptoss-mlx does not read: convert the checkpoint that it was"
+            " made from, in BF16 or as published in MXFP4 (OpenAI's own: openai/gpt-oss-20b)"
+        )
+
+
+def _is_gpt_oss(config: Any) -> bool:
+    """An `original/` config.json names no type."""
+    return isinstance(config, dict) and config.get("model_type", "gpt_oss") == "gpt_oss"
+
+
+def _method(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
+    """Somebody else's quantization, by name. What config.json says counts if there are other numbers than floats: it
+    outlives a merge, which leaves plain weights."""
+    by_name = next((MARKS[mark] for mark in MARKS if any(mark in name for name in tensors)), None)
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if dtypes <= set(FLOATS) and by_name is None:
+        return None
+    if "quantization" not in config and (named := _named(config)):
+        return named
+    return by_name or next((f"FP8 ({dtype})" for dtype in FLOATS_OF_8_BITS if dtype in dtypes), None)
+
+
+def _named(config: Mapping[str, Any]) -> str | None:
+    """What config.json calls it, with the detail that some have."""
+    settings = config.get("quantization_config") or config.get("compression_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(method, str) or method.lower() == OURS:
+        return None
+    detail = settings.get("quant_algo") or settings.get("format")
+    name = METHODS.get(method.lower(), method)
+    return f"{name} ({detail})" if isinstance(detail, str) else name
+
+
+# A part of a tensor's name that only a layout has that is not converted -> what its checkpoints are.
+UNCONVERTED = {
+    ".gate_up_proj_blocks": "a published checkpoint",
+    ".mlp1_weight": "a checkpoint in OpenAI's original layout",
+    ".experts.gate_up_proj": "a checkpoint whose experts are not quantized",
+    ".experts.down_projs.": "a checkpoint with layers for each expert",
+    ".experts.0.": "a checkpoint with layers for each expert",
+}
+
+
+def open_converted(folder: Path) -> tuple[ModelConfig, Checkpoint]:
+    """What the engine needs of a converted folder. Raises GptOssError; of a checkpoint that was not converted, it says
+    how to do that."""
+    data, checkpoint = read_config(folder), Checkpoint.open(folder)
+    check_form(folder, data, checkpoint.tensors)
+    if _is_gpt_oss(data) and (what := _unconverted(checkpoint.tensors)):
+        raise CheckpointError(f"{folder} is {what}: run `gptoss-mlx convert {_quoted(folder)} DEST` first")
+    return ModelConfig.of_folder(folder, data), checkpoint
+
+
+def _unconverted(tensors: Iterable[str]) -> str | None:
+    return next((what for mark, what in UNCONVERTED.items() if any(mark in name for name in tensors)), None)

@@ -1,0 +1,179 @@
+"""Named arrays of a checkpoint -> the linear maps that the network is made of, however each one is stored.
+
+A module whose checkpoint has `<module>.scales` is quantized as `config.json` says; any other is BF16. Every shape and
+dtype is checked against the header before an array is made, so that a wrong folder fails at once and by name.
+Knows nothing about what the maps are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+
+from .checkpoint import FLOATS, Checkpoint, CheckpointError
+from .config import ModelConfig, Quantization
+
+VECTORS = (".bias", ".sinks", "norm.weight", ".router.weight")
+SWITCHES = (".sinks", ".router.bias")  # where minus infinity switches a sink, or an expert, off
+
+
+class Weights:
+    """The checkpoint of one model, read as `dtype`: the dtype of activations on this device."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: mx.Dtype):
+        self.checkpoint, self.config, self.dtype = checkpoint, config, dtype
+
+    def check_finite(self) -> None:
+        """Raise CheckpointError for NaN or infinity in what is small enough to look at: 18 MB of gpt-oss-20b.
+
+        No logit tells of them all: an expert whose score is NaN is never chosen, and the clamp makes 7 of infinity.
+        """
+        for name in self.checkpoint.tensors:
+            if name.endswith(VECTORS):
+                values = _as_float32(self.checkpoint.view(name))
+                if name.endswith(SWITCHES):
+                    values = np.where(np.isneginf(values), 0, values)
+                if not np.isfinite(values).all():
+                    raise CheckpointError(
+                        f"{self.checkpoint.file_of[name]}: {name!r} holds NaN or infinity: the file is damaged."
+                        f" `gptoss-mlx verify {self.checkpoint.folder}` checks all files; convert the checkpoint again"
+                    )
+
+    def vector(self, name: str, *shape: int) -> mx.array:
+        """A small float tensor (norm, bias, sinks), cast to the dtype of activations."""
+        self.check(name, shape, FLOATS)
+        return self.checkpoint.array(name).astype(self.dtype)
+
+    def quantization(self, module: str) -> Quantization | None:
+        """How `module.weight` is stored; None for BF16. Raises CheckpointError where config.json does not say."""
+        if f"{module}.scales" not in self.checkpoint.tensors:
+            return None
+        if quantization := self.config.stored_form(module, self.checkpoint.tensors):
+            return quantization
+        raise CheckpointError(f"{module} has scales, but config.json has no quantization entry for it")
+
+    def matrix(self, module: str, *shape: int) -> Matrix:
+        """The weight of `module`: float [*shape], or stored in quantized form along the last dimension."""
+        self.check_matrix(module, *shape)
+        q = self.quantization(module)
+        weight = self.checkpoint.array(f"{module}.weight")
+        if q is None:
+            return Matrix(weight)
+        scales = self.checkpoint.array(f"{module}.scales")
+        if q.mode == "mxfp4":
+            return Matrix(weight, scales, None, q)
+        biases = self.checkpoint.array(f"{module}.biases")
+        return Matrix(weight, scales.astype(self.dtype), biases.astype(self.dtype), q)
+
+    def embedding(self, module: str, count: int, width: int) -> Embedding:
+        """A table [count, width]."""
+        self.check_matrix(module, count, width)
+        return Embedding(self, module)
+
+    def linear(self, module: str, outputs: int, inputs: int, *, bias: bool = True) -> Linear:
+        vector = self.vector(f"{module}.bias", outputs) if bias else None
+        return Linear(self.matrix(module, outputs, inputs), vector)
+
+    def check_matrix(self, module: str, *shape: int) -> None:
+        """Raise CheckpointError unless the headers have what `matrix` takes; nothing is read or mapped."""
+        q = self.quantization(module)
+        if q is None:
+            self.check(f"{module}.weight", shape, FLOATS)
+            return
+        rows, columns = shape[:-1], shape[-1]
+        if columns % q.group_size or columns * q.bits % 32:
+            raise CheckpointError(f"{module}: {columns} columns do not divide into groups of {q.group_size}")
+        self.check(f"{module}.weight", (*rows, columns * q.bits // 32), ("U32",))
+        grouped = (*rows, columns // q.group_size)
+        parts = {"scales": ("U8",)} if q.mode == "mxfp4" else {"scales": FLOATS, "biases": FLOATS}
+        for part, dtypes in parts.items():
+            self.check(f"{module}.{part}", grouped, dtypes)
+
+    def check(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+        """Raise CheckpointError unless the header has `name` with this shape and one of these dtypes."""
+        tensor = self.checkpoint.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(f"{self.checkpoint.folder} lacks the tensor {name!r}")
+        if tensor.shape != shape or tensor.dtype not in dtypes:
+            raise CheckpointError(
+                f"{self.checkpoint.file_of[name]}: {name!r} is {tensor.dtype} {list(tensor.shape)},"
+                f" and config.json asks for {'/'.join(dtypes)} {list(shape)}"
+            )
+
+
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    """Of float16 or float32, or of the bits of BF16 as uint16."""
+    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
+
+
+class Matrix:
+    """A weight [..., outputs, inputs], float or quantized along `inputs`."""
+
+    def __init__(
+        self,
+        weight: mx.array,
+        scales: mx.array | None = None,
+        biases: mx.array | None = None,
+        quantization: Quantization | None = None,
+    ):
+        self.weight, self.scales, self.biases, self.quantization = weight, scales, biases, quantization
+
+    def apply(self, x: mx.array) -> mx.array:
+        """x [..., inputs] -> [..., outputs]."""
+        if self.quantization is None:
+            return x @ self.weight.astype(x.dtype).swapaxes(-1, -2)
+        return mx.quantized_matmul(
+            x, self.weight, self.scales, self.biases, transpose=True, **asdict(self.quantization)
+        )
+
+    def apply_gathered(self, x: mx.array, index: mx.array, *, sorted_indices: bool) -> mx.array:
+        """Row n of x [N, 1, inputs] times matrix index[n] of a stack [E, outputs, inputs] -> [N, 1, outputs]."""
+        if self.quantization is None:
+            weight = self.weight.astype(x.dtype).swapaxes(-1, -2)
+            return mx.gather_mm(x, weight, rhs_indices=index, sorted_indices=sorted_indices)
+        return mx.gather_qmm(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            rhs_indices=index,
+            transpose=True,
+            sorted_indices=sorted_indices,
+            **asdict(self.quantization),
+        )
+
+
+class Linear:
+    """x [..., inputs] -> x W^T + b [..., outputs]."""
+
+    def __init__(self, matrix: Matrix, bias: mx.array | None):
+        self.matrix, self.bias = matrix, bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = self.matrix.apply(x)
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding:
+    """A table [count, width] that stays in its file: a look-up reads the rows that it needs."""
+
+    def __init__(self, weights: Weights, module: str):
+        self.dtype, self.quantization = weights.dtype, weights.quantization(module)
+        self._rows = {
+            part: partial(weights.checkpoint.rows, f"{module}.{part}") for part in ("weight", "scales", "biases")
+        }
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        """Integers [...] -> [..., width]."""
+        q = self.quantization
+        weight = self._rows["weight"](ids)
+        if q is None:
+            return weight.astype(self.dtype)
+        if q.mode == "mxfp4":
+            return mx.dequantize(weight, self._rows["scales"](ids), dtype=self.dtype, **asdict(q))
+        # MLX computes in the dtype of the scales.
+        scales, biases = (self._rows[part](ids).astype(self.dtype) for part in ("scales", "biases"))
+        return mx.dequantize(weight, scales, biases, **asdict(q))

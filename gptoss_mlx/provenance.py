@@ -1,0 +1,24 @@
+"""What a conversion says about itself: `provenance.json` in a converted folder, each entry still to be checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .errors import GptOssError
+from .untrusted import is_there, read_json
+
+PROVENANCE = "provenance.json"
+RANDOM_WEIGHTS = "random weights"  # as the source of a model that comes from none
+
+
+def provenance_of(folder: Path) -> dict[str, Any] | None:
+    """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
+    path = folder / PROVENANCE
+    return json_object(path, read_json(path)) if is_there(path) else None
+
+
+def json_object(path: Path, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise GptOssError(f"{path} is damaged: not a JSON object")
+    return data

@@ -1,0 +1,202 @@
+"""What a message brings along: the text of files that it names as @file, and the output of a command.
+
+Knows files, processes, and how a model likes to read them; who may run what, its callers decide.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import selectors
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..chat.transcript import fenced
+from ..engine.interrupts import Interrupts
+from ..errors import GptOssError, printable
+from ..process import end, start
+from ..untrusted import open_regular, reason
+
+LARGEST_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
+MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
+LIKE_A_PATH = re.compile(r"[\w~./+-]*[./][\w~./+-]+")
+PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
+
+KEPT_OUTPUT = 64_000  # bytes that the model reads: the first half of them, and the last
+MOST_OUTPUT = 1000 * KEPT_OUTPUT  # a command that writes more is taken to be endless
+CHUNK = 65536
+POLL = 0.1  # seconds between two looks at whether Ctrl-C was pressed, or the shell has left
+TO_CLEAN_UP = 1  # second that Ctrl-C leaves to a command
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A message as the model reads it, and lines that tell the person what was added."""
+
+    text: str
+    notes: list[str]
+
+
+def mention(path: str, quoted: bool = False) -> str:
+    """How a message names a file; a folder's name stays open, so that more can be typed behind it."""
+    if not quoted and " " not in path:
+        return f"@{path}"
+    return f'@"{path}' if path.endswith("/") else f'@"{path}"'
+
+
+def expand(text: str) -> Expanded:
+    """Put the files that a message names as @path or @"path with spaces" behind it, each once.
+
+    What names no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
+    hold code. Raises GptOssError for what cannot be attached: devices, binary and large files, and unreadable ones.
+    """
+    files: dict[str, str] = {}
+    folders: dict[str, None] = {}
+    missing: dict[str, None] = {}
+    for match in MENTION.finditer(text):
+        written = match["quoted"] or match["word"].rstrip(PUNCTUATION)
+        name = _existing(match)
+        if name is None:
+            if match["quoted"] or LIKE_A_PATH.fullmatch(written):
+                missing[written] = None
+        elif os.path.isdir(os.path.expanduser(name)):
+            folders[name] = None
+        elif name not in files:
+            files[name] = _read(name)
+    notes = [f"{printable(name)}: {_size(content)}" for name, content in files.items()]
+    if folders:
+        notes.append(printable(f"sent as text, because only files can be attached: {', '.join(folders)}"))
+    if missing:
+        notes.append(printable(f"sent as text, because there is no such file: {', '.join(missing)}"))
+    return Expanded("\n\n".join([text, *(_block(name, content) for name, content in files.items())]), notes)
+
+
+def _block(name: str, content: str) -> str:
+    without_end = content.removesuffix("\n")
+    return f"File {printable(name)}:\n{fenced(without_end)}"
+
+
+def _size(content: str) -> str:
+    lines = content.count("\n") + (content[-1:] not in ("", "\n"))
+    return f"{lines:,} line{'s' * (lines != 1)}, {math.ceil(len(content.encode()) / 1000):,} kB"
+
+
+def _existing(match: re.Match[str]) -> str | None:
+    """The name of something that exists; punctuation behind a bare word may belong to the sentence."""
+    names = [match["quoted"]] if match["quoted"] else [match["word"], match["word"].rstrip(PUNCTUATION)]
+    return next((name for name in names if name and os.path.lexists(os.path.expanduser(name))), None)
+
+
+def _read(name: str) -> str:
+    try:
+        if _is_empty(os.path.expanduser(name)):
+            return ""
+        with open_regular(Path(os.path.expanduser(name))) as file:
+            data = file.read(LARGEST_FILE + 1)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise GptOssError(f"cannot attach {name}: {reason(error)}") from None
+    if len(data) > LARGEST_FILE:
+        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+    with suppress(UnicodeDecodeError):
+        content = data.decode("utf-8-sig")
+        if "\0" not in content:
+            return content.replace("\r\n", "\n")
+    raise GptOssError(f"cannot attach {name}: it is not text in UTF-8")
+
+
+def _is_empty(path: str) -> bool:
+    """Whether it is a file without any bytes; the system's own files claim to be, and one of them never ends."""
+    if not os.path.isfile(path) or os.path.getsize(path):
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return not os.read(descriptor, 1)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def run_command(command: str) -> str:
+    """Run a command in the user's shell; a text for the model with the command, what it wrote, and how it ended.
+
+    It has no terminal and nothing to read, and what it leaves in the background ends with it. Of what it writes beyond
+    KEPT_OUTPUT, the middle is left out. Raises KeyboardInterrupt for Ctrl-C, when all that it started has ended, and
+    GptOssError where there is no shell.
+    """
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    output = _Output()
+    with Interrupts() as interrupts:
+        try:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            process = start([shell, "-c", command], **streams)
+        except (OSError, ValueError) as error:
+            raise GptOssError(f"cannot run {shell} -c: {reason(error)}: SHELL names the shell to use") from None
+        with process:
+            try:
+                _follow(process, output, interrupts)
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(TO_CLEAN_UP)
+                raise
+            finally:
+                end(process)
+    screen = f"$ {command}\n{output.text()}".rstrip("\n")
+    return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{_end(process, output)}"
+
+
+def _follow(process: subprocess.Popen[bytes], output: _Output, interrupts: Interrupts) -> None:
+    """Collect the output until the shell has ended, or has written too much. Raises Interrupted."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while not output.is_endless:
+            interrupts.check()
+            ended = process.poll() is not None
+            if selector.select(0 if ended else POLL):
+                chunk = os.read(process.stdout.fileno(), CHUNK)
+                if not chunk:
+                    break
+                output.add(chunk)
+            elif ended:  # what it left in the background may still hold the other end
+                return
+    while not output.is_endless and process.poll() is None:
+        interrupts.check()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL)
+
+
+def _end(process: subprocess.Popen[bytes], output: _Output) -> str:
+    if output.is_endless:
+        return f"It was ended: it had written more than {MOST_OUTPUT / 1e6:.0f} MB."
+    if process.returncode < 0:
+        return f"It was ended by signal {-process.returncode}."
+    return f"It ended with exit status {process.returncode}."
+
+
+class _Output:
+    """The beginning and the end of what a command writes."""
+
+    def __init__(self) -> None:
+        self._first, self._last, self.size = b"", b"", 0
+
+    @property
+    def is_endless(self) -> bool:
+        return self.size > MOST_OUTPUT
+
+    def add(self, chunk: bytes) -> None:
+        half = KEPT_OUTPUT // 2
+        room = half - len(self._first)
+        self._first += chunk[:room]
+        self._last = (self._last + chunk[room:])[-half:]
+        self.size += len(chunk)
+
+    def text(self) -> str:
+        left_out = self.size - len(self._first) - len(self._last)
+        gap = f"\n[{left_out:,} bytes left out]\n".encode() if left_out else b""
+        return (self._first + gap + self._last).decode(errors="replace")

@@ -1,0 +1,60 @@
+"""The messages of earlier chats, in a file that only their author may read.
+
+What is wrong with the file costs the history, never the chat.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+
+from ..errors import printable
+from ..untrusted import reason
+
+MOST_BYTES = 4 * 2**20
+KEPT_BYTES = 2 * 2**20  # of a file that has grown beyond MOST_BYTES, its end
+LONGEST_KEPT = 100_000  # characters: what is longer was pasted from where it still is
+
+
+def open_history(path: Path) -> History:
+    """The history in a file, which is made if there is none; without one that can be used, only this chat's."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without O_NONBLOCK a FIFO would wait for its other end; a link could lead to any file of this user's.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "rb+", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            os.fchmod(descriptor, 0o600)
+            if file.seek(0, os.SEEK_END) > MOST_BYTES:
+                file.seek(-KEPT_BYTES, os.SEEK_END)
+                end = file.read(KEPT_BYTES)
+                file.seek(0)
+                file.write(end[end.find(b"\n#") + 1 :])
+                file.truncate()
+    except OSError as error:
+        print(printable(f"messages are not kept for later chats: {path}: {reason(error)}"), file=sys.stderr)
+        return InMemoryHistory()
+    return MessageHistory(path)
+
+
+class MessageHistory(FileHistory):
+    """The file may vanish, or its disk be full, at any time."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return super().load_history_strings()
+        except OSError:
+            return ()
+
+    def store_string(self, string: str) -> None:
+        if len(string) <= LONGEST_KEPT:
+            with suppress(OSError):
+                super().store_string(string)

@@ -1,0 +1,142 @@
+"""The chat loop: reads what a person types, and has a chat do it: answer a message, run a command.
+
+How it is typed, `input` knows; what begins with a slash, `slash_commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..chat.session import Session
+from ..engine.generate import ContextFull, NotFinite
+from ..errors import GptOssError
+from .attachments import expand, run_command
+from .controller import Chat, reply
+from .input import DumbInput, Input, PipedInput, TypedInput
+from .job_control import restored, suspendable
+from .screen import PlainScreen, RichScreen, Screen
+from .slash_commands import COMMANDS, is_command, run_line
+
+if TYPE_CHECKING:
+    from ..chat.keeper import Keeper
+
+
+def run(
+    session: Session,
+    *,
+    show_reasoning: bool | None,
+    history: Path,
+    keeper: Keeper | None = None,
+    load: Callable[[str], Session] | None = None,
+    yes: bool = False,
+    plain: bool = False,
+) -> None:
+    """Chat until /exit or the end of input.
+
+    `load` makes the session of another model, for /model. `yes`: tools run unasked. `plain`: nothing is redrawn, and
+    words say what each thing is.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+    is_asked = sys.stdin.isatty()
+    is_shown = is_asked and sys.stdout.isatty()
+    is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    if is_drawn:
+        screen: Screen = RichScreen(show_reasoning=show_reasoning)
+    else:
+        screen = PlainScreen(show_reasoning=show_reasoning, words=is_shown)
+    chat = Chat(session, screen, keeper, load, is_asked=is_asked, yes=yes)
+    del session  # /model has to be able to let go of it
+    if is_drawn:
+        usages = {name: command.usage for name, command in COMMANDS.items()}
+        messages: Input = TypedInput(lambda: chat.session, usages, history)
+    else:
+        messages = DumbInput() if is_asked else PipedInput(lambda: chat.session.longest_text)
+    if is_asked:
+        screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
+    try:
+        with _guarded(screen) if is_asked else nullcontext():
+            chat.recall()
+            converse(chat, messages)
+    finally:
+        if chat.session:
+            chat.session.close()
+
+
+@contextmanager
+def _guarded(screen: Screen) -> Iterator[None]:
+    """Inside, the terminal is as the shell left it while the program is stopped, and when a signal has ended it."""
+    with suspendable(screen.hide, screen.show), restored(screen.hide):
+        yield
+
+
+def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
+    """Show one question and its answer, as if it had been typed."""
+    if sys.stdout.isatty():
+        screen: Screen = RichScreen(show_reasoning=show_reasoning)
+    else:
+        screen = PlainScreen(show_reasoning=show_reasoning)
+    screen.note(f"> {text}")
+    with _guarded(screen):
+        Chat(session, screen).answer(partial(session.send, text))
+    for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
+        screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
+
+
+def converse(chat: Chat, messages: Input) -> None:
+    """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
+    while not chat.over:
+        draft, chat.draft = chat.draft, ""
+        try:
+            text = messages.read(chat.status(), draft)
+            if text is None:
+                return
+            _take(chat, text)
+        except KeyboardInterrupt:  # of what is neither a prompt nor an answer
+            chat.screen.note("(stopped)")
+
+
+def _take(chat: Chat, text: str) -> None:
+    """Run a command, or send a message."""
+    try:
+        if is_command(text):
+            run_line(chat, text)
+        elif (message := _message(chat, text)).strip():
+            chat.typed[message] = text
+            chat.answer(partial(chat.session.send, message))
+    except ContextFull as error:
+        chat.screen.note(f"error: {error}: {chat.ways_out()}")
+    except NotFinite:  # nor will the next answer be one
+        raise
+    except GptOssError as error:
+        chat.screen.note(f"error: {error}")
+
+
+def _message(chat: Chat, text: str) -> str:
+    """What is sent for what was typed; a pipe's lines are sent as they are."""
+    is_line = "\n" not in text
+    if is_line and text.startswith("//"):
+        text = text[1:]
+    if not chat.is_asked:
+        return text
+    if is_line and text.startswith("!") and text[1:].strip() and _may_run(chat, text[1:]):
+        output = run_command(text[1:])
+        chat.screen.result(text, output)
+        return output
+    expanded = expand(text)
+    for note in expanded.notes:
+        chat.screen.note(note)
+    return expanded.text
+
+
+def _may_run(chat: Chat, command: str) -> bool:
+    """Ask about a command for the shell: a message that begins like one may have been pasted."""
+    chat.screen.call("!", command)
+    chat.screen.end()
+    return reply("run this in your shell? [y]es, [n]o, send it as text ", "yn") == "y"

@@ -1,0 +1,215 @@
+"""Progress of long work: of its stages on standard error, of a long prompt on the terminal that waits for it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from ..memory.system import size_text
+from .job_control import restored, suspendable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from gptoss_convert import Progress
+
+SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
+LINES_APART = 10.0  # seconds, of steps without a terminal
+BAR_WIDTH = 20  # what stands beside a bar fits a terminal of 80 columns
+
+
+def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
+    """A callback that shows how far each stage of a conversion has come: bytes, speed, time left."""
+    return _stage_progress(size_text)
+
+
+def evaluation_progress() -> AbstractContextManager[Callable[[Progress], None]]:
+    """The same of an evaluation, in tokens."""
+    return _stage_progress("{:,}".format, " tokens")
+
+
+@contextmanager
+def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Callable[[Progress], None]]:
+    """`amount` says a count in words, to which `unit` belongs."""
+    if not sys.stderr.isatty():
+        yield _Lines(lambda count: amount(count) + unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Amounts(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f", {amount(int(task.speed))}{unit}/s" if task.speed else ""
+            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{unit}{speed}")
+
+    columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), TimeRemainingColumn()
+    console, tasks = Console(stderr=True), {}
+    bars = Bars(*columns, console=console, auto_refresh=False)
+    with _drawn(LiveArea(console, bars.get_renderable, per_second=10)):
+
+        def show(step: Progress) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task(step.stage, total=step.total, completed=step.done)
+            bars.update(tasks[step.stage], completed=step.done, total=step.total)
+
+        yield show
+
+
+class _Lines:
+    """Where there is no terminal: a line every tenth of a stage, from two seconds on."""
+
+    def __init__(self, amount: Callable[[int], str]) -> None:
+        self._amount = amount
+        self._started: dict[str, tuple[float, int]] = {}
+        self._shown: dict[str, int] = {}
+
+    def __call__(self, step: Progress) -> None:
+        now = time.monotonic()
+        started, before = self._started.setdefault(step.stage, (now, step.done))
+        tenth = 10 * step.done // max(step.total, 1)
+        if now - started < SHOWN_AFTER or tenth <= self._shown.get(step.stage, 0):
+            return
+        self._shown[step.stage] = tenth
+        speed = (step.done - before) / (now - started)
+        left = f", {(step.total - step.done) / speed:.0f} s left" if speed and step.done < step.total else ""
+        line = f"{step.stage} {10 * tenth} % of {self._amount(step.total)}, {self._amount(int(speed))}/s{left}"
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def step_progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A callback that shows what is being done, and the seconds that are left: on a terminal at once, and gone at the
+    end; else a line every LINES_APART seconds."""
+    if not sys.stderr.isatty():
+        yield _TimedLines()
+        return
+    from rich.console import Console
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    spinner = Spinner("dots", style="status.spinner")
+    with _drawn(LiveArea(Console(stderr=True), lambda: spinner, per_second=2, transient=True)):
+        yield lambda what, left: spinner.update(text=Text(_step_line(what, left)))
+
+
+class _TimedLines:
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def __call__(self, what: str, left: float | None) -> None:
+        if time.monotonic() - self._told >= LINES_APART:
+            self._told = time.monotonic()
+            print(_step_line(what, left), file=sys.stderr, flush=True)
+
+
+def _step_line(what: str, left: float | None) -> str:
+    return what if left is None else f"{what}; about {left:,.0f} s left"
+
+
+@contextmanager
+def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A callback that shows how far a prompt has been read; None where standard error is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+
+    progress = PrefillProgress(Console(stderr=True))
+    with suspendable(progress.hide, progress.show), restored(progress.hide):
+        try:
+            yield progress
+        finally:
+            progress.stop()
+
+
+class LiveArea:
+    """A picture that rich draws again and again, from a thread of its own, and that Ctrl-Z can take off the screen."""
+
+    def __init__(
+        self, console: Console, picture: Callable[[], RenderableType], *, per_second: float, transient: bool = False
+    ):
+        """`transient`: nothing of it stays behind."""
+        self.started = False
+        self._console, self._picture = console, picture
+        self._per_second, self._transient = per_second, transient
+        self._live: Live | None = None
+
+    def start(self) -> None:
+        self.started = True
+        self.show()
+
+    def stop(self) -> None:
+        self.started = False
+        self.hide()
+
+    def hide(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def show(self) -> None:
+        """Draw it where the cursor is now, if it was started."""
+        if self.started and self._live is None:
+            from rich.live import Live
+
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._picture,
+                transient=self._transient,
+                refresh_per_second=self._per_second,
+            )
+            self._live.start()
+
+
+@contextmanager
+def _drawn(area: LiveArea) -> Iterator[None]:
+    with suspendable(area.hide, area.show), restored(area.hide):
+        area.start()
+        try:
+            yield
+        finally:
+            area.stop()
+
+
+class PrefillProgress:
+    """How far a prompt has been read, at which speed, and the time left: from two seconds on, and gone at the end."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._area = LiveArea(console, self._line, per_second=4, transient=True)
+        self.hide, self.show, self.stop = self._area.hide, self._area.show, self._area.stop
+        self._started = self._told = 0.0
+        self._done, self._total = 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done, self._total, self._told = done, total, time.monotonic()
+        if done == total:
+            self.stop()
+        elif not self._area.started and self._console.is_terminal:
+            self._started = self._told
+            self._area.start()
+
+    def _line(self) -> RenderableType:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        if time.monotonic() - self._started < SHOWN_AFTER:
+            return Group()
+        line = Table.grid(padding=(0, 1))
+        line.add_row("reading", ProgressBar(self._total, self._done, width=BAR_WIDTH), self._figures())
+        return line
+
+    def _figures(self) -> str:
+        figures = f"{self._done:,}/{self._total:,} tokens"
+        if not self._done:  # nothing is known of the speed before the first chunk has been read
+            return figures
+        speed = self._done / max(self._told - self._started, 1e-6)
+        left = self._total / speed - (time.monotonic() - self._started)
+        return f"{figures}, {speed:,.0f} tokens/s, {max(left, 0):,.0f} s left"
