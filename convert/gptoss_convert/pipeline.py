@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import sha256
@@ -255,7 +256,7 @@ class _Conversion:
         from . import fidelity
 
         self._have_all_shards()
-        text = fidelity.TEXT.read_text(encoding="utf-8")
+        text = TEXT.read_text(encoding="utf-8")
         found = fidelity.compare(self.source, self.folder, text, fidelity.TOKENS, self.on_progress)
         write_json(self.folder / fidelity.NAME, found.as_dict())
         return found

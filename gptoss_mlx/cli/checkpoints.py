@@ -151,10 +151,11 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     from gptoss_convert import fidelity
     from gptoss_convert.sources import Source
 
+    from ..engine.builtin_text import TEXT
     from ..model.recognition import model_folder
     from ..terminal.progress_bars import conversion_progress
 
-    text = _text(file or fidelity.TEXT)
+    text = _text(file or TEXT)
     with conversion_progress() as show:
         found = fidelity.compare(Source(model_folder(source)), resolve(model), text, tokens, show)
     if as_json:

@@ -10,8 +10,10 @@ import os
 import click
 
 from ..errors import GptOssError, printable
+from ..files import free_disk
 from ..memory.system import size_text
 from ..model.model_store import DOWNLOAD_GB, SHORT_NAMES, converted, home, kept_at, last_used, resolve
+from .self_test import self_test
 
 CommandLine = tuple[str, ...]
 
@@ -55,11 +57,10 @@ def command_lines(model: str | None) -> list[CommandLine]:
 def _found() -> tuple[str, ...]:
     """What a person has to know to choose, in five lines."""
     from ..memory.plan import Device
-    from . import self_test
 
     device = Device.here()
     memory = device.memory if device.gpu is None else min(device.memory, device.gpu)
-    free = self_test.free_disk(home())
+    free = free_disk(home())
     if memory >= MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: all of it fits"
     elif memory >= LEAST_MEMORY_GB * 1e9:

@@ -197,8 +197,8 @@ def test_ctrl_c_leaves_nothing_and_memory_stays_small(tmp_path):
         pytest.skip("needs 4 GB of disk")
     script = """
 import os, signal
-from gptoss_mlx.bench.random_weights import parse_shape, random_folder
-from gptoss_mlx.memory import proc_bytes
+from gptoss_convert.random_weights import parse_shape, random_folder
+from gptoss_mlx.memory.system import proc_bytes
 
 def on_progress(progress):
     if progress.done >= 2**29:

@@ -203,7 +203,7 @@ def test_what_a_command_leaves_in_the_background_ends_with_it(traces, background
 )
 def test_ctrl_c_ends_a_command_with_all_its_children(traces, environment, command):
     program = f"""
-from gptoss_mlx.chat.attachments import run_command
+from gptoss_mlx.terminal.attachments import run_command
 try:
     run_command("exec 3>traces; echo here >&3; " + {command!r})
 except KeyboardInterrupt:

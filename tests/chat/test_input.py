@@ -22,7 +22,7 @@ from gptoss_mlx.terminal.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
 TYPED = """
 import signal, sys, time
 from pathlib import Path
-from gptoss_mlx.chat.input import TypedInput
+from gptoss_mlx.terminal.input import TypedInput
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 commands = {"/save": "/save [NAME|FILE]", "/settle": "/settle", "/reset": "/reset"}
 messages = TypedInput(lambda: None, commands, Path(sys.argv[1]))
@@ -220,9 +220,9 @@ def test_nothing_to_do_takes_no_time_of_a_processor(typed):
 ANSWERS = """
 import sys
 from pathlib import Path
-from gptoss_mlx.chat.input import TypedInput
+from gptoss_mlx.terminal.input import TypedInput
 from gptoss_mlx.chat.session import Session
-from gptoss_mlx.engine import load
+from gptoss_mlx.engine.generate import load
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.engine.sampling import Sampling
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
@@ -254,7 +254,7 @@ def test_the_session_reads_ahead_between_keys(demo_folder, environment, tmp_path
 SLOW = """
 import sys, time
 from pathlib import Path
-from gptoss_mlx.chat.input import TypedInput
+from gptoss_mlx.terminal.input import TypedInput
 class Session:
     steps = []
     def settle(self, tokens):
@@ -364,7 +364,7 @@ def test_what_fails_is_not_read_ahead():
 
 
 DUMB = """
-from gptoss_mlx.chat.input import DumbInput
+from gptoss_mlx.terminal.input import DumbInput
 messages = DumbInput()
 draft = ""
 while (text := messages.read("status", draft)) is not None:
@@ -412,7 +412,7 @@ def test_a_terminal_whose_output_goes_elsewhere_prompts_on_standard_error(enviro
 
 def test_piped_lines(environment):
     program = """
-from gptoss_mlx.chat.input import PipedInput
+from gptoss_mlx.terminal.input import PipedInput
 messages = PipedInput(lambda: 8)
 while (text := messages.read("status")) is not None:
     print(ascii(text))

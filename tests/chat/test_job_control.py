@@ -169,7 +169,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from gptoss_convert import Progress
-from gptoss_mlx import progress
+from gptoss_mlx.terminal import progress_bars as progress
 progress.SHOWN_AFTER = 0
 def wait():
     while not Path(sys.argv[1]).exists():

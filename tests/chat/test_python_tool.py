@@ -607,7 +607,7 @@ def test_the_death_of_the_parent_leaves_nothing(unsafe, then):
     with tool_of(unsafe=unsafe):
         pass
     script = f"""
-from gptoss_mlx.chat.python_tool import PythonTool
+from gptoss_mlx.tools.python import PythonTool
 tool = PythonTool(unsafe={unsafe})
 print(tool.run("", "import os, subprocess; c = subprocess.Popen(['setsid', 'sleep', '1000']); print(os.getcwd())"))
 print(flush=True)

@@ -221,7 +221,7 @@ def test_terminals_without_looks(chat, name, variables, options):
 def test_a_long_prompt(drawn):
     lines = """
 import time
-from gptoss_mlx import progress
+from gptoss_mlx.terminal import progress_bars as progress
 progress.SHOWN_AFTER = 0
 screen.prefill(0, 8000)
 time.sleep(0.1)

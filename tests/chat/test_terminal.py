@@ -24,7 +24,7 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Tool
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
 from gptoss_mlx.memory.plan import Settings
-from gptoss_mlx.terminal import loop, progress_bars
+from gptoss_mlx.terminal import controller, loop, progress_bars
 from gptoss_mlx.terminal.controller import Chat
 from gptoss_mlx.terminal.loop import converse
 from gptoss_mlx.terminal.screen import (
@@ -423,7 +423,7 @@ def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, t
     path.write_text("mine")
     say(chat, "What is 12 + 30?")
     chat.is_asked = reply is not None
-    monkeypatch.setattr(loop, "_reply", lambda question, letters: reply)
+    monkeypatch.setattr(controller, "reply", lambda question, letters: reply)
     said = notes(chat, capsys, f"{command} {path}")
     if reply == "y":
         assert Transcript.read(path).messages == chat.session.messages
@@ -578,7 +578,7 @@ def test_nothing_hides_in_a_call():
 
 
 def test_lines_behind_carriage_returns_are_counted_and_shown(chat, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "_reply", lambda question, letters: print(question) or "n")
+    monkeypatch.setattr(controller, "reply", lambda question, letters: print(question) or "n")
     chat.is_asked = True
     assert not chat._approve(ToolCall("python", ""), "a = 1 #\rb = 2\rc = 3")
     said = capsys.readouterr()

@@ -23,12 +23,13 @@ from gptoss_convert.sources import Source
 from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine import generate
+from gptoss_mlx.engine.builtin_text import TEXT as TEXT_FILE
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
-TEXT = fidelity.TEXT.read_text(encoding="utf-8")
+TEXT = TEXT_FILE.read_text(encoding="utf-8")
 EVERYTHING = slice(None)
 
 
@@ -221,12 +222,13 @@ from pathlib import Path
 from gptoss_convert import fidelity
 fidelity.PIECE = 2**16
 from gptoss_convert.sources import Source
-from gptoss_mlx.memory import proc_bytes
+from gptoss_mlx.engine.builtin_text import TEXT
+from gptoss_mlx.memory.system import proc_bytes
 peak = 0
 def sample(step):
     global peak
     peak = max(peak, proc_bytes("self/status").get("RssAnon", 0))
-fidelity.compare(Source(Path(sys.argv[1])), Path(sys.argv[2]), fidelity.TEXT.read_text(encoding="utf-8"), 32, sample)
+fidelity.compare(Source(Path(sys.argv[1])), Path(sys.argv[2]), TEXT.read_text(encoding="utf-8"), 32, sample)
 print(peak)
 """
 

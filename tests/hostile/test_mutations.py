@@ -67,7 +67,7 @@ def times_mutated(value, random):
 LIMITS = """
 import resource, sys, time
 from pathlib import Path
-from gptoss_mlx.checkpoint import read_header
+from gptoss_mlx.model.checkpoint import read_header
 from gptoss_mlx.errors import GptOssError
 
 def peak():

@@ -18,7 +18,7 @@ import ctypes, faulthandler, os, signal, sys, termios, threading
 from pathlib import Path
 import mlx.core as mx
 from gptoss_mlx import kernels
-from gptoss_mlx.checkpoint import Checkpoint
+from gptoss_mlx.model.checkpoint import Checkpoint
 folder, way = sys.argv[1:]
 def not_built():
     raise ModuleNotFoundError
@@ -154,7 +154,7 @@ def test_a_model_that_is_cut_short_before_mlx_has_read_it(environment, endless_f
     model = shutil.copytree(endless_folder, tmp_path / "model")
     code = """
 import os
-from gptoss_mlx import engine
+from gptoss_mlx.engine import generate as engine
 from gptoss_mlx.cli import main
 prefill = engine.Model.prefill
 def after_a_cut(self, *arguments, **options):
@@ -178,7 +178,7 @@ main()
 # The command line, where each file shrinks between the check of its size and its use.
 SHRINKING = """
 import os
-from gptoss_mlx import checkpoint
+from gptoss_mlx.model import checkpoint
 from gptoss_mlx.cli import main
 check = checkpoint.Shard.check_size
 def check_size(self):
