@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_convert import affine
-from gptoss_convert.arrays import widened
+from gptoss_convert.arrays import bf16_to_f32
 from gptoss_mlx import kernels
 
 ROWS, COLUMNS, GROUP = 2048, 2880, 64
@@ -23,7 +23,7 @@ ROUNDS = 3
 
 def error_of_ours(values: np.ndarray, bits: int) -> float:
     weight, *parts = affine.quantized(values, GROUP, bits)
-    return _rms(values - affine.dequantized(weight, *map(widened, parts), GROUP, bits))
+    return _rms(values - affine.dequantized(weight, *map(bf16_to_f32, parts), GROUP, bits))
 
 
 def error_of_mlx(values: np.ndarray, bits: int, dtype: mx.Dtype) -> float:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import GptOssError
-from .untrusted import open_regular, reason
+from .untrusted import open_regular, os_error_text
 
 
 def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -43,7 +43,7 @@ def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> 
                 os.unlink(partial)
             raise
     except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot write {path}: {reason(error)}") from None
+        raise GptOssError(f"cannot write {path}: {os_error_text(error)}") from None
 
 
 def sweep(folder: Path) -> None:

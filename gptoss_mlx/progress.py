@@ -17,5 +17,5 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def untold(progress: Progress) -> None:
+def no_progress(progress: Progress) -> None:
     """Nobody listens."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import GptOssError
-from .untrusted import is_there, read_json
+from .untrusted import lexists, read_json
 
 PROVENANCE = "provenance.json"
 RANDOM_WEIGHTS = "random weights"  # as the source of a model that comes from none
@@ -15,7 +15,7 @@ RANDOM_WEIGHTS = "random weights"  # as the source of a model that comes from no
 def provenance_of(folder: Path) -> dict[str, Any] | None:
     """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
     path = folder / PROVENANCE
-    return json_object(path, read_json(path)) if is_there(path) else None
+    return json_object(path, read_json(path)) if lexists(path) else None
 
 
 def json_object(path: Path, data: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _begun(path: Path, file: FileIO, most: int) -> bytes:
     return begun or b""
 
 
-def reason(error: Exception) -> str:
+def os_error_text(error: Exception) -> str:
     """Why a file could not be read, without its name."""
     return getattr(error, "strerror", None) or str(error)
 
@@ -117,7 +117,7 @@ def read_json(path: Path, raises: type[GptOssError] = GptOssError) -> Any:
         with open_regular(path) as file:
             data = file.read(MAX_JSON + 1)
     except (OSError, ValueError) as error:
-        raise raises(f"cannot read {path}: {reason(error)}") from None
+        raise raises(f"cannot read {path}: {os_error_text(error)}") from None
     return parsed(path, data, raises)
 
 
@@ -126,10 +126,10 @@ def parsed(path: Path, data: bytes, raises: type[GptOssError] = GptOssError) -> 
     try:
         return parse_json(data)
     except ValueError as error:
-        raise raises(f"cannot read {path}: {reason(error)}") from None
+        raise raises(f"cannot read {path}: {os_error_text(error)}") from None
 
 
-def is_there(path: Path) -> bool:
+def lexists(path: Path) -> bool:
     """Whether the name exists, as a link that leads nowhere perhaps: a reader will say what is wrong with that."""
     return os.path.lexists(path)
 

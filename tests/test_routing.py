@@ -18,9 +18,9 @@ from gptoss_convert import convert
 from gptoss_mlx import GptOssError, kernels, load
 from gptoss_mlx.bench import routing
 from gptoss_mlx.bench.routing import RoutingTrace, recording, replaying
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 
-WHOLE = Settings(context=1024, kv_bits=16, prefill_chunk=48)
+WHOLE = EngineConfig(context=1024, kv_bits=16, prefill_chunk=48)
 PAGED = replace(WHOLE, expert_slots=11)  # of 32
 IDS = random.Random(4).choices(range(250), k=160)
 
@@ -51,10 +51,10 @@ def outputs(model):
 def test_recording_changes_no_bit(folder, computing, settings):
     right = outputs(load(folder, settings))
     model = load(folder, settings)
-    before = [layer.mixture for layer in model.network.layers]
+    before = [layer.moe for layer in model.network.layers]
     with recording(model) as recorder:
         assert (outputs(model) == right).all()
-    assert [layer.mixture for layer in model.network.layers] == before
+    assert [layer.moe for layer in model.network.layers] == before
     assert (outputs(model) == right).all()
     trace = recorder.trace()
     assert (trace.shape, trace.model, trace.chosen.dtype) == ((4, 8, 4), "model", np.uint8)
@@ -71,7 +71,7 @@ def test_what_is_recorded_is_the_routers_choice(folder):
     x = layer.attention(
         model.network.embedding(mx.array([IDS[:40]])), 0, cache.masks(40)["sliding_attention"], cache.layers[0]
     )
-    scores = np.array(layer.mixture.router(layer.mixture.norm(x)))[0]
+    scores = np.array(layer.moe.router(layer.moe.norm(x)))[0]
     best = np.sort(np.argsort(-scores, axis=1)[:, :4], axis=1)
     assert (np.sort(recorder.trace().chosen[:, 0], axis=1) == best).all()
 

@@ -30,9 +30,9 @@ import numpy as np
 from gptoss_mlx.files import sha256
 from gptoss_mlx.model.checkpoint import Checkpoint, Shard
 from gptoss_mlx.model.config import ModelConfig
-from gptoss_mlx.untrusted import is_there, read_json
+from gptoss_mlx.untrusted import lexists, read_json
 
-from .arrays import floats
+from .arrays import as_f32
 from .errors import ConvertError
 from .sources import Blocks, Plain, expert_parts, plain_tensors
 
@@ -60,7 +60,7 @@ class LowRank:
 
     def product(self, rows: slice = slice(None)) -> np.ndarray:
         """float32 [rows, columns]."""
-        return (self.scale * floats(self.left[rows])) @ floats(self.right)
+        return (self.scale * as_f32(self.left[rows])) @ as_f32(self.right)
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Adapter:
         memory. Raises AdapterError for values that are no weights.
         """
         change = self._changes[item.module]
-        values = item.floats(rows) if change.base is None else floats(change.base[rows])
+        values = item.as_f32(rows) if change.base is None else as_f32(change.base[rows])
         with np.errstate(over="ignore", invalid="ignore"):
             if values.ndim == 2:
                 values += change.added[0].product(rows)
@@ -130,7 +130,7 @@ class Adapter:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    if not is_there(path):
+    if not lexists(path):
         raise AdapterError(f"{path.parent} has no {SETTINGS}: an adapter without it cannot be scaled")
     settings = read_json(path, AdapterError)
     if not isinstance(settings, dict):

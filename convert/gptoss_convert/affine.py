@@ -11,7 +11,7 @@ import numpy as np
 
 from gptoss_mlx.kernels import native
 
-from .arrays import groups_last, in_pieces, narrowed, widened
+from .arrays import bf16_to_f32, f32_to_bf16, groups_last, in_pieces
 
 # Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
 # range costs more than finer steps give.
@@ -36,7 +36,7 @@ def quantized(
 
     def piece(part: np.ndarray) -> tuple[np.ndarray, ...]:
         codes, scales, biases = fit(part.reshape(len(part), -1, group_size), bits, importance)
-        return packed(codes.reshape(part.shape), bits), narrowed(scales), narrowed(biases)
+        return packed(codes.reshape(part.shape), bits), f32_to_bf16(scales), f32_to_bf16(biases)
 
     parts = in_pieces(piece, values.reshape(-1, columns))
     return tuple(part.reshape(*rows, -1) for part in parts)
@@ -112,8 +112,8 @@ def fitted(
                     np.copyto(kept, new, where=better)
             if turn < rounds:
                 straight = np.divide(slope, width, out=np.zeros_like(scale), where=width > 0)
-                scale = widened(narrowed(np.where(straight > 0, straight, scale)))
-                bias = widened(narrowed(center - scale * middle))
+                scale = bf16_to_f32(f32_to_bf16(np.where(straight > 0, straight, scale)))
+                bias = bf16_to_f32(f32_to_bf16(center - scale * middle))
     _nearest(values, best_scale, best_bias, steps, out=codes)
     return codes.astype(np.uint8), best_scale, best_bias
 

@@ -37,17 +37,17 @@ def groups_last(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(values, -1, 0), np.float32)
 
 
-def widened(bits: np.ndarray) -> np.ndarray:
+def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
     """uint16 -> float32, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def floats(stored: np.ndarray) -> np.ndarray:
+def as_f32(stored: np.ndarray) -> np.ndarray:
     """Numbers as a checkpoint has them, BF16 as uint16, in float32: an array of its own."""
-    return widened(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
+    return bf16_to_f32(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
 
 
-def narrowed(values: np.ndarray) -> np.ndarray:
+def f32_to_bf16(values: np.ndarray) -> np.ndarray:
     """Finite float32 -> the nearest BF16 as uint16, ties to even."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

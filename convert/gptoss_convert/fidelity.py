@@ -16,7 +16,7 @@ import numpy as np
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import CheckpointError
-from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.progress import OnProgress, Progress, no_progress
 
 from .arrays import in_pieces
 from .inspection import ORDER, family_of
@@ -102,7 +102,7 @@ def compare(
     folder: Path,
     text: str,
     tokens: int,
-    on_progress: OnProgress = untold,
+    on_progress: OnProgress = no_progress,
 ) -> Fidelity:
     """Compare a converted folder with the source that it was made from, on at most `tokens` tokens of a text.
 
@@ -120,7 +120,7 @@ def compare(
 def predictions(source: Source, folder: Path, ids: np.ndarray) -> Predictions:
     """The end-to-end half of a comparison, on these token ids. Raises GptOssError."""
     original, converted = SourceWeights(source), ConvertedWeights(folder)
-    return _predictions(original, converted, *in_windows(ids), _Progress(original, untold))
+    return _predictions(original, converted, *in_windows(ids), _Progress(original, no_progress))
 
 
 def _check_conversion(original: SourceWeights, converted: ConvertedWeights, refusal: str) -> None:

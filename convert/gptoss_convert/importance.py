@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.progress import OnProgress, Progress, no_progress
 
 from .reference_network import Network, SourceWeights, windows
 from .sources import Source
@@ -21,7 +21,7 @@ FLOOR = 0.03  # of the mean over all inputs, added to each: an input that the te
 TINY = 1e-12  # where all are zero
 
 
-def importance(source: Source, text: str, tokens: int, on_progress: OnProgress = untold) -> dict[str, np.ndarray]:
+def importance(source: Source, text: str, tokens: int, on_progress: OnProgress = no_progress) -> dict[str, np.ndarray]:
     """Run the source on at most `tokens` tokens of a text; returns the mean square of each input of each linear map.
 
     By module, float32 and positive: [inputs], and [experts, inputs] for the projections of experts. The embedding has

@@ -22,7 +22,7 @@ from gptoss_mlx.model.recognition import check_form
 from gptoss_mlx.provenance import PROVENANCE, json_object, provenance_of
 from gptoss_mlx.untrusted import open_regular, parsed
 
-from .arrays import widened
+from .arrays import bf16_to_f32
 from .sources import CONVERTED, as_published, published_config
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def statistics(subject: Subject, name: str) -> Statistics:
 def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
     """As float64, without what is not finite, and how many those are."""
     if dtype == "BF16":
-        part = widened(part)
+        part = bf16_to_f32(part)
     values = part.astype(np.float64)
     finite = np.isfinite(values)
     return values[finite], int(values.size - finite.sum())

@@ -26,13 +26,13 @@ from gptoss_mlx.files import sha256
 from gptoss_mlx.memory.system import proc_bytes, size_text
 from gptoss_mlx.model.checkpoint import FLOATS, INDEX
 from gptoss_mlx.model.config import ModelConfig, Quantization
-from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE
 from gptoss_mlx.untrusted import read_json
 
 from . import affine, mxfp4
 from .adapters import Adapter
-from .arrays import narrowed
+from .arrays import f32_to_bf16
 from .downloads import SPARE, Origin, origin_of
 from .errors import ConvertError
 from .inspection import tensors_text
@@ -90,7 +90,7 @@ def convert(
     keep_source: bool = False,
     verify: bool = False,
     shard_limit: int = SHARD_LIMIT,
-    on_progress: OnProgress = untold,
+    on_progress: OnProgress = no_progress,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Report:
     """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
@@ -473,7 +473,7 @@ def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None
 def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """float32 [..., n] -> the arrays of its stored form."""
     if q is None:
-        return (narrowed(values),)
+        return (f32_to_bf16(values),)
     if q.mode == "mxfp4":
         return mxfp4.quantized(values)
     if importance is None or importance.ndim == 1:

@@ -26,10 +26,10 @@ from gptoss_mlx.files import free_disk
 from gptoss_mlx.memory.system import size_text
 from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
 from gptoss_mlx.model.model_store import home
-from gptoss_mlx.progress import OnProgress, Progress, untold
+from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE, RANDOM_WEIGHTS
 
-from .arrays import narrowed
+from .arrays import f32_to_bf16
 from .downloads import SPARE
 from .pipeline import converted_config, planned_of, quantization_of, tool, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
@@ -116,7 +116,9 @@ def parse_shape(text: str) -> RandomShape:
 
 
 @contextmanager
-def random_folder(shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress: OnProgress = untold) -> Iterator[Path]:
+def random_folder(
+    shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress: OnProgress = no_progress
+) -> Iterator[Path]:
     """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C; what is killed
     leaves it, below random-weights-*.
 
@@ -273,4 +275,4 @@ def _powers_of_two(size: float) -> _Pattern:
 
 def _near(value: float) -> _Pattern:
     """BF16 from `value` to 5 % beyond it."""
-    return _Pattern(np.uint16(7), narrowed(np.array([value], np.float32))[0])
+    return _Pattern(np.uint16(7), f32_to_bf16(np.array([value], np.float32))[0])

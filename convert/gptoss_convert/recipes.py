@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
-from gptoss_mlx.untrusted import read_named, reason
+from gptoss_mlx.untrusted import os_error_text, read_named
 
 from .errors import ConvertError
 
@@ -79,7 +79,7 @@ def recipe_named(name: str) -> Recipe:
     try:
         return recipe_of(path.stem, tomllib.loads(read_named(path, MAX_BYTES).decode()))
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {reason(error)}") from None
+        raise RecipeError(f"cannot read the recipe {path}: {os_error_text(error)}") from None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not a recipe in TOML: {error}") from None
 

@@ -20,12 +20,12 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import FLOATS, CheckpointError
 from gptoss_mlx.model.config import SWIGLU_ALPHA, ModelConfig
-from gptoss_mlx.model.network import concentration, rope_wavelengths
+from gptoss_mlx.model.network import mscale, rope_freqs
 from gptoss_mlx.model.recognition import open_converted
 from gptoss_mlx.model.weights import Weights as StoredWeights
 
 from . import affine, mxfp4
-from .arrays import floats
+from .arrays import as_f32
 from .sources import Source
 
 Index = int | slice | np.ndarray | EllipsisType
@@ -58,10 +58,10 @@ class SourceWeights:
     def values(self, name: str, index: Index = ...) -> np.ndarray:
         item = self._items[name]
         if isinstance(index, int):
-            return item.floats(slice(index, index + 1))[0]
+            return item.as_f32(slice(index, index + 1))[0]
         if isinstance(index, np.ndarray):
-            return np.concatenate([item.floats(slice(row, row + 1)) for row in index.tolist()])
-        return item.floats(slice(None) if index is ... else index)
+            return np.concatenate([item.as_f32(slice(row, row + 1)) for row in index.tolist()])
+        return item.as_f32(slice(None) if index is ... else index)
 
 
 class ConvertedWeights:
@@ -91,7 +91,7 @@ class ConvertedWeights:
         return affine.dequantized(weight, scales, biases, q.group_size, q.bits)
 
     def _floats(self, name: str, index: Index) -> np.ndarray:
-        return floats(self._checkpoint.view(name)[index])
+        return as_f32(self._checkpoint.view(name)[index])
 
 
 def _of_blocks(where: str, blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -137,13 +137,13 @@ class Network:
             "full_attention": distance >= 0,
             "sliding_attention": (distance >= 0) & (distance < self.config.sliding_window),
         }
-        angles = positions[:, None] / np.array(rope_wavelengths(self.config.rope, self.config.head_dim))
-        turn = (concentration(self.config.rope) * np.exp(1j * angles)).astype(np.complex64)
+        angles = positions[:, None] / np.array(rope_freqs(self.config.rope, self.config.head_dim))
+        turn = (mscale(self.config.rope) * np.exp(1j * angles)).astype(np.complex64)
         x = self.weights.values("model.embed_tokens.weight", ids.ravel())
         for index, kind in enumerate(self.config.layer_types):
             path = f"model.layers.{index}"
             x += self._attention(f"{path}.self_attn", self._norm(f"{path}.input_layernorm", x), turn, seen[kind])
-            x += self._mixture(f"{path}.mlp", self._norm(f"{path}.post_attention_layernorm", x))
+            x += self._moe(f"{path}.mlp", self._norm(f"{path}.post_attention_layernorm", x))
             on_layer()
         return self._norm("model.norm", x)
 
@@ -179,7 +179,7 @@ class Network:
             y[head] = _attended(query[head], key[head][0], value[head][0], sinks[head[1]], seen)
         return self._linear(f"{path}.o_proj", y.transpose(0, 3, 1, 2, 4).reshape(len(x), -1))
 
-    def _mixture(self, path: str, x: np.ndarray) -> np.ndarray:
+    def _moe(self, path: str, x: np.ndarray) -> np.ndarray:
         """x [tokens, hidden] -> the same shape: for each token, its experts' outputs weighed and summed."""
         scores, k = self._linear(f"{path}.router", x), self.config.experts_per_token
         chosen = np.argpartition(-scores, k - 1)[:, :k]

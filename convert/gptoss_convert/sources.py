@@ -30,9 +30,9 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError
 from gptoss_mlx.model.config import ModelConfig, read_config
 from gptoss_mlx.model.recognition import check_form
-from gptoss_mlx.untrusted import is_there
+from gptoss_mlx.untrusted import lexists
 
-from .arrays import floats, narrowed
+from .arrays import as_f32, f32_to_bf16
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 
@@ -91,11 +91,11 @@ class Plain:
     def read(self, rows: slice) -> np.ndarray:
         """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded. Raises ConvertError for what is no weight."""
         stored = self._checked(rows)
-        return stored if stored.dtype == np.uint16 else narrowed(stored)
+        return stored if stored.dtype == np.uint16 else f32_to_bf16(stored)
 
-    def floats(self, rows: slice) -> np.ndarray:
+    def as_f32(self, rows: slice) -> np.ndarray:
         """The values as they are stored, in float32, which holds them all."""
-        return floats(self._checked(rows))
+        return as_f32(self._checked(rows))
 
     def _checked(self, rows: slice) -> np.ndarray:
         """uint16 or float32."""
@@ -139,7 +139,7 @@ class Blocks:
             raise ConvertError(f"{self.module} has a scale that is not a number (E8M0 255): the source is corrupt")
         return blocks, scales
 
-    def floats(self, rows: slice) -> np.ndarray:
+    def as_f32(self, rows: slice) -> np.ndarray:
         """float32 [experts, rows, columns]."""
         return dequantized(*self.read(rows))
 
@@ -174,7 +174,7 @@ class Merged:
     item: Plain | Blocks
     adapter: Adapter
 
-    def floats(self, rows: slice) -> np.ndarray:
+    def as_f32(self, rows: slice) -> np.ndarray:
         """float32 [rows, ...]. Raises ConvertError for what is no weight."""
         return self.adapter.merged(self.item, rows)
 
@@ -266,11 +266,11 @@ class Source:
 
     @property
     def has_tokenizer(self) -> bool:
-        return any(is_there(folder / TOKENIZER) for folder in self._folders)
+        return any(lexists(folder / TOKENIZER) for folder in self._folders)
 
     def tokenizer(self) -> Tokenizer:
         """The source's own. Raises ConvertError where there is none, and for what is not one of this model."""
-        folder = next((folder for folder in self._folders if is_there(folder / TOKENIZER)), self.folder)
+        folder = next((folder for folder in self._folders if lexists(folder / TOKENIZER)), self.folder)
         try:
             tokenizer = Tokenizer.load(folder)
             largest = max(tokenizer.largest_id, *map(tokenizer.special, HARMONY))
@@ -462,7 +462,7 @@ def _stacked(tensors: list[Rows]) -> Rows:
     def read(start: int, stop: int) -> np.ndarray:
         each = [tensor[:] for tensor in tensors[start:stop]]
         if len({values.dtype for values in each}) > 1:  # BF16 are bits, which are no numbers beside others
-            each = [floats(values) for values in each]
+            each = [as_f32(values) for values in each]
         return np.stack(each)
 
     return Rows((len(tensors), *tensors[0].shape), read)

@@ -24,7 +24,7 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import open_own_folder, unlinked
 from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
-from gptoss_mlx.untrusted import reason
+from gptoss_mlx.untrusted import os_error_text
 
 from . import journal
 
@@ -204,7 +204,7 @@ def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterato
     try:
         lock = open_own_folder(partial)
     except OSError as error:
-        raise GptOssError(f"cannot write {partial}: {reason(error)}") from None
+        raise GptOssError(f"cannot write {partial}: {os_error_text(error)}") from None
     try:
         if strange := [path.name for path in partial.iterdir() if not is_ours(path.name)]:
             raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it away")

@@ -137,7 +137,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         x = x + self.attention(rms_norm(x, self.input_layernorm, self.eps), cos, sin, mask)
-        y, uneven = self.mixture(rms_norm(x, self.post_attention_layernorm, self.eps).flatten(0, 1))
+        y, uneven = self.moe(rms_norm(x, self.post_attention_layernorm, self.eps).flatten(0, 1))
         return x + y.view_as(x), uneven
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Layer(nn.Module):
         y = F.scaled_dot_product_attention(q, k + sink, v, attn_mask=mask, scale=scale)[..., : self.head_dim]
         return F.linear(y.transpose(1, 2).flatten(2), stored(self.o_proj), self.o_bias)
 
-    def mixture(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def moe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [T, width] -> [T, width], and how unevenly they were divided (1 is even)."""
         scores = F.linear(x, self.router, self.router_bias).float()
         best, chosen = scores.topk(self.k, dim=-1)
@@ -248,8 +248,8 @@ def rotation(config: dict, length: int, device: torch.device | str = "cpu") -> t
     low, high = pair_turning(rope["beta_fast"]), pair_turning(rope["beta_slow"])
     slowed = ((torch.arange(dim // 2, device=device) - low) / (high - low)).clamp(0, 1)
     angle = torch.arange(length, device=device)[:, None] * ((1 - slowed + slowed / rope["factor"]) / plain)
-    concentration = 0.1 * math.log(rope["factor"]) + 1
-    return (angle.cos() * concentration).float(), (angle.sin() * concentration).float()
+    mscale = 0.1 * math.log(rope["factor"]) + 1
+    return (angle.cos() * mscale).float(), (angle.sin() * mscale).float()
 
 
 def attention_masks(length: int, window: int, device: torch.device) -> dict[str, Tensor]:

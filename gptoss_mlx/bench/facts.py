@@ -7,21 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import printable
-from ..memory.plan import MemoryPlan, Sizes
+from ..memory.plan import MemoryEstimate, MemoryPlan
 from ..model.checkpoint import Checkpoint
 from ..model.config import ModelConfig
 from ..provenance import RANDOM_WEIGHTS
-from ..untrusted import is_there, read_json
+from ..untrusted import lexists, read_json
 from .figures import Grid, ModelFacts, Point, Setup
 from .machine import kernel_threads
 from .routing import RoutingTrace
 
 WARM_UP = 16  # tokens that are decoded before decoding is timed
-SHORTEST_CONTEXT = 1024  # of those that the plan is asked for
+MIN_CONTEXT = 1024  # of those that the plan is asked for
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchmarkSpec:
     """What is to be measured: at each depth each prompt, and each number of tokens to decode."""
 
     prompts: tuple[int, ...]
@@ -52,14 +52,14 @@ class Wanted:
 
 
 def _has_tokenizer(plan: MemoryPlan) -> bool:
-    return is_there(Path(plan.model, "tokenizer.json"))
+    return lexists(Path(plan.model, "tokenizer.json"))
 
 
 def _reads_text(plan: MemoryPlan) -> bool:
     return plan.settings.expert_slots is not None and _has_tokenizer(plan)
 
 
-def setup_of(plan: MemoryPlan, wanted: Wanted, energy: str | None = None) -> Setup:
+def setup_of(plan: MemoryPlan, wanted: BenchmarkSpec, energy: str | None = None) -> Setup:
     """`energy`: what a meter covers."""
     settings = plan.settings
     prompts = "text" if _reads_text(plan) else "random ids"
@@ -101,7 +101,7 @@ def facts_of(folder: Path) -> ModelFacts:
 
 def _provenance(folder: Path) -> tuple[str | None, str | None]:
     """The recipe of a folder, and what it was made from, where it says so."""
-    made = read_json(path) if is_there(path := folder / "provenance.json") else None
+    made = read_json(path) if lexists(path := folder / "provenance.json") else None
     made = made if isinstance(made, dict) else {}
     source = made.get("source")
     texts = made.get("recipe"), source.get("id") if isinstance(source, dict) else None
@@ -110,8 +110,8 @@ def _provenance(folder: Path) -> tuple[str | None, str | None]:
 
 def _planned_by_context(plan: MemoryPlan) -> list[tuple[int, int]]:
     """What the plan would be for shorter and longer contexts, everything else the same."""
-    sizes = Sizes(Path(plan.model))
-    contexts, length = [], SHORTEST_CONTEXT
+    sizes = MemoryEstimate(Path(plan.model))
+    contexts, length = [], MIN_CONTEXT
     while length < sizes.config.max_context:
         contexts.append(length)
         length *= 2

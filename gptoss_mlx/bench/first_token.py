@@ -52,13 +52,13 @@ def main(folder: Path, settings: dict, tokens: int) -> None:
     from ..engine.generate import load
     from ..engine.sampling import Sampling
     from ..engine.tokenizer import Tokenizer
-    from ..memory.plan import Settings
-    from ..untrusted import is_there
+    from ..memory.plan import EngineConfig
+    from ..untrusted import lexists
 
     imported = time.monotonic()
-    model = load(folder, Settings(**settings))
+    model = load(folder, EngineConfig(**settings))
     loaded = time.monotonic()
-    if is_there(folder / "tokenizer.json"):
+    if lexists(folder / "tokenizer.json"):
         Tokenizer.load(folder)
     ids = [id_ % model.config.vocab_size for id_ in range(tokens)]
     next(model.generate(ids, sampling=Sampling(temperature=0), max_tokens=1, stop=()))

@@ -30,9 +30,9 @@ from ..memory.plan import MemoryPlan
 from ..model.checkpoint import Checkpoint
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
-from ..model.kv_cache import Mark
+from ..model.kv_cache import Snapshot
 from .energy import Meter, meter
-from .facts import WARM_UP, Wanted, _has_tokenizer, _planned_by_context, _reads_text, facts_of, setup_of
+from .facts import WARM_UP, BenchmarkSpec, _has_tokenizer, _planned_by_context, _reads_text, facts_of, setup_of
 from .figures import (
     Figures,
     Memory,
@@ -47,12 +47,12 @@ from .figures import (
 )
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
-from .roofline import Demand, mean_rates, measured_rates
+from .roofline import Workload, mean_rates, measured_rates
 from .routing import recording, replaying
 from .stages import profile
 
 GREEDY = Sampling(temperature=0)
-LEAST_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
+MIN_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
 RATES_APART = 2.0  # seconds, at most, between a look at what the machine gives and the run that it counts for
 RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
 
@@ -60,7 +60,7 @@ OnProgress = Callable[[str, float | None], None]
 """What is being done, and the seconds that are left, once there is an idea of them."""
 
 
-def measure(plan: MemoryPlan, wanted: Wanted, command: str, on_progress: OnProgress) -> Figures:
+def measure(plan: MemoryPlan, wanted: BenchmarkSpec, command: str, on_progress: OnProgress) -> Figures:
     """Measure a folder in a process that keeps to `plan`; `command` would do the same.
 
     After Ctrl-C, what is done is there, and `finished` is False; nothing done, and it is a KeyboardInterrupt.
@@ -132,7 +132,7 @@ class _Series:
         """Tokens and seconds of it."""
         tokens = WARM_UP if self.point.kind == "decode" else self.point.tokens
         seconds = sum(self._work_off(0, tokens))
-        self._at_a_time = max(1, math.ceil(LEAST_SECONDS / (seconds * self.point.tokens / tokens)))
+        self._at_a_time = max(1, math.ceil(MIN_SECONDS / (seconds * self.point.tokens / tokens)))
         return tokens, seconds
 
     def run(self, stats: PoolStats | None, energy: Meter | None) -> tuple[int, float]:
@@ -173,7 +173,7 @@ class _Bench:
     def __init__(
         self,
         plan: MemoryPlan,
-        wanted: Wanted,
+        wanted: BenchmarkSpec,
         memory: MemorySampler,
         interrupts: Interrupts,
         energy: Meter | None,
@@ -182,7 +182,7 @@ class _Bench:
         self.wanted, self.memory, self.interrupts, self.energy = wanted, memory, interrupts, energy
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
-        self.demand = Demand(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
+        self.demand = Workload(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
         self.ids = _text(plan) if _reads_text(plan) else _random_ids(self.model.config)
         self.agenda = _Agenda(wanted, on_progress)
         self.room = plan.device.memory - plan.total
@@ -224,7 +224,7 @@ class _Bench:
                 self._turn(1, here)
             for number in range(2, 1 + self.wanted.repeat):
                 self._turn(number, self.series)
-        self.cache.go_back(mark.offset, mark)
+        self.cache.rewind(mark.offset, mark)
 
     def profile(self) -> Profile:
         """Of a step at the greatest depth."""
@@ -240,9 +240,9 @@ class _Bench:
             self.agenda.tell(f"{series.point.name}, run {number} of {self.wanted.repeat}")
             self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
 
-    def _deepened(self, mark: Mark, depth: int) -> Mark:
+    def _deepened(self, mark: Snapshot, depth: int) -> Snapshot:
         """The state behind `depth` tokens, from that behind fewer."""
-        self.cache.go_back(mark.offset, mark)
+        self.cache.rewind(mark.offset, mark)
         if not (ids := self._ids(0, mark.offset, depth - mark.offset)):
             return mark
         started = time.perf_counter()
@@ -255,24 +255,24 @@ class _Bench:
         self.agenda.read(len(ids), time.perf_counter() - started)
         return self.cache.mark()
 
-    def _series_of(self, point: Point, mark: Mark) -> _Series:
+    def _series_of(self, point: Point, mark: Snapshot) -> _Series:
         if point.kind == "prefill":
             work = self.demand.prefill(point.depth, point.tokens, self.model.settings.prefill_chunk)
             return _Series(point, work, partial(self._prefill, mark))
         return _Series(point, self.demand.decode(point.depth + 1, point.tokens), partial(self._decode, mark))
 
-    def _prefill(self, mark: Mark, number: int, count: int) -> list[float]:
+    def _prefill(self, mark: Snapshot, number: int, count: int) -> list[float]:
         ids = self._ids(number, mark.offset, count)
-        self.cache.go_back(mark.offset, mark)
+        self.cache.rewind(mark.offset, mark)
         started = time.perf_counter()
         mx.eval(logits := self.model.prefill(ids, self.cache, on_progress=self._check))
         seconds = time.perf_counter() - started
         self.model.require_finite(mx.sum(logits))
         return [seconds]
 
-    def _decode(self, mark: Mark, number: int, count: int) -> list[float]:
+    def _decode(self, mark: Snapshot, number: int, count: int) -> list[float]:
         first = self._ids(number, mark.offset, 1)
-        self.cache.go_back(mark.offset, mark)
+        self.cache.rewind(mark.offset, mark)
         tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
         next(tokens)  # it is what prefill ends with
         ends = [time.perf_counter()]
@@ -297,7 +297,7 @@ class _Bench:
 class _Agenda:
     """What is still to do, and how long a token of each kind took last."""
 
-    def __init__(self, wanted: Wanted, on_progress: OnProgress):
+    def __init__(self, wanted: BenchmarkSpec, on_progress: OnProgress):
         self._runs = dict.fromkeys(wanted.points, 1 + wanted.repeat)  # with the one that warms up
         self._to_read = max(wanted.depths) + ((1 + STARTS) * wanted.first_prompt if wanted.start else 0)
         self._seconds: dict[str, float] = {}
@@ -321,11 +321,11 @@ class _Agenda:
         each, runs = self._seconds, {point: count for point, count in self._runs.items() if count}
         if {point.kind for point in runs} - each.keys() or (self._to_read and "prefill" not in each):
             return None
-        of_runs = sum(count * max(LEAST_SECONDS, point.tokens * each[point.kind]) for point, count in runs.items())
+        of_runs = sum(count * max(MIN_SECONDS, point.tokens * each[point.kind]) for point, count in runs.items())
         return of_runs + self._to_read * each.get("prefill", 0)
 
 
-def record_routing(plan: MemoryPlan, wanted: Wanted, path: Path) -> None:
+def record_routing(plan: MemoryPlan, wanted: BenchmarkSpec, path: Path) -> None:
     """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is said after it."""
     model = load(plan.model, plan.settings)
     ids = _text(plan) if _has_tokenizer(plan) else _random_ids(model.config)

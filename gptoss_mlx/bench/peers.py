@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 from ..errors import LONGEST, GptOssError
 from ..memory.system import size_text
 from ..process import signal_group
-from ..untrusted import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
+from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
 from .baseline import figures_of
 from .figures import Figures, Grid, Point, Spread
 
@@ -179,10 +179,10 @@ class MlxLm:
             raise GptOssError(
                 "mlx_lm.benchmark always has a prompt and decodes: neither --prompt nor --generate can be 0"
             )
-        if not is_there(self.folder / "tokenizer.json"):
+        if not lexists(self.folder / "tokenizer.json"):
             raise GptOssError(f"{self.folder} has no tokenizer.json, and mlx_lm.benchmark does not run without one")
         for path in (self.folder / "config.json", self.folder / "tokenizer_config.json"):
-            content = read_json(path) if is_there(path) else {}
+            content = read_json(path) if lexists(path) else {}
             if isinstance(content, dict) and "auto_map" in content:
                 raise GptOssError(f"{path} names code (auto_map), and mlx_lm.benchmark would run it: remove auto_map")
 
@@ -218,7 +218,7 @@ class LlamaCpp:
     name: ClassVar = "llama.cpp"
 
     def __post_init__(self) -> None:
-        if not is_there(self.llama_bench):
+        if not lexists(self.llama_bench):
             raise GptOssError(f"there is no {self.llama_bench}: give the path of llama-bench, a program of llama.cpp")
         if not (self.llama_bench.is_file() and os.access(self.llama_bench, os.X_OK)):
             raise GptOssError(f"{self.llama_bench} is no program that can be run: give the path of llama-bench")
@@ -226,7 +226,7 @@ class LlamaCpp:
             with open_regular(self.gguf) as file:
                 magic = file.read(4)
         except (OSError, ValueError) as error:
-            raise GptOssError(f"cannot read {self.gguf}: {reason(error)}") from None
+            raise GptOssError(f"cannot read {self.gguf}: {os_error_text(error)}") from None
         if magic != b"GGUF":
             raise GptOssError(f"{self.gguf} is no GGUF file: llama.cpp's convert_hf_to_gguf.py makes one")
 
@@ -373,7 +373,7 @@ def _output(name: str, words: list[str], time_limit: float) -> bytes:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            raise GptOssError(f"cannot run {words[0]}: {reason(error)}") from None
+            raise GptOssError(f"cannot run {words[0]}: {os_error_text(error)}") from None
         try:
             _wait(name, process, (output, errors), time_limit)
         finally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..errors import GptOssError, printable
 from ..files import replace_file
 from ..memory.system import size_text
-from ..untrusted import reason
+from ..untrusted import os_error_text
 from .figures import Figures, Speed
 from .tables import heading
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMATS = {".png": "png", ".svg": "svg"}
 INCHES = (12, 5)
 DOTS_PER_INCH = 150
-LONGEST_LINE = 110  # of the title, in characters
+MAX_LINE = 110  # of the title, in characters
 
 # Okabe and Ito's, which people who do not see all colours tell apart too. The markers are fewer, so that where the
 # colours begin again they come with other markers.
@@ -34,7 +34,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 NEUTRAL = "#444444"
 LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
-MOST_LABELS = 6  # that fit below a panel
+MAX_LABELS = 6  # that fit below a panel
 ROOM = 2  # above and below the speeds, as a factor: so wide a scale always has two of 1, 2, 5, 10, ...
 
 # The same bytes for the same figures.
@@ -55,7 +55,7 @@ def check_plot(path: Path) -> None:
     except ImportError:
         raise GptOssError("--plot draws with matplotlib: pip install 'gptoss-mlx[plot]'") from None
     except Exception as error:  # whatever is wrong with MPLBACKEND, a person's matplotlibrc, or the installation
-        raise GptOssError(f"matplotlib does not start: {reason(error)}") from None
+        raise GptOssError(f"matplotlib does not start: {os_error_text(error)}") from None
 
 
 def save_plot(figures: Figures, path: Path) -> None:
@@ -81,7 +81,7 @@ def save_plot(figures: Figures, path: Path) -> None:
 
 def _line(text: str) -> str:
     text = printable(text)
-    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."
 
 
 def _draw_speed(axes: Axes, figures: Figures) -> None:
@@ -145,7 +145,7 @@ def _token_axis(axes: Axes, depths: Iterable[int]) -> None:
         axes.set_xscale("symlog", base=2, linthresh=min(filter(None, ordered), default=1))
     else:
         axes.set_xscale("log", base=2)
-    marked = ordered[:: -(-len(ordered) // MOST_LABELS)]
+    marked = ordered[:: -(-len(ordered) // MAX_LABELS)]
     axes.set_xticks(marked, [f"{depth:,}" for depth in marked])
     axes.minorticks_off()
 

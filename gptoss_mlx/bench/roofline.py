@@ -21,7 +21,7 @@ from ..device import is_gpu
 from ..memory.system import total
 from ..model.checkpoint import Checkpoint
 from ..model.config import ModelConfig
-from ..model.kv_cache import Cache, FullKV, RingKV
+from ..model.kv_cache import FullKV, KVCache, RingKV
 from .figures import Rates, Work
 
 STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.": "experts"} | {
@@ -31,7 +31,7 @@ STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.":
 }
 
 # Of an array that is read to measure a GPU's memory, and of a matrix that is squared to measure its arithmetic.
-GPU_READ_BYTES, LEAST_GPU_READ_BYTES = 2**30, 2**26
+GPU_READ_BYTES, MIN_GPU_READ_BYTES = 2**30, 2**26
 GPU_MATRIX_SIDE = 4096
 AT_A_TIME, ROUNDS = 8, 4  # products that are given to a GPU together, and how often
 
@@ -48,10 +48,10 @@ class StageWeights:
     """The same in FP32, as the kernels do it for weights in BF16."""
 
 
-class Demand:
+class Workload:
     """What the network of a folder reads and computes, whoever runs it."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, cache: Cache):
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, cache: KVCache):
         """`cache`: an empty one; it tells how keys and values are kept."""
         self.config, self.cache = config, cache
         self.shared = {name: StageWeights() for name in dict.fromkeys(STAGES.values())}
@@ -163,7 +163,7 @@ def mean_rates(all_rates: Sequence[Rates]) -> Rates:
 def _gpu_bandwidth(room: int) -> float:
     """A matrix by a vector, in BF16, as decoding reads weights."""
     width = 16384
-    rows = max(min(room, GPU_READ_BYTES), LEAST_GPU_READ_BYTES) // (2 * width)
+    rows = max(min(room, GPU_READ_BYTES), MIN_GPU_READ_BYTES) // (2 * width)
     matrix, vectors = mx.ones((rows, width), mx.bfloat16), mx.ones((AT_A_TIME, width, 1), mx.bfloat16)
     mx.eval(matrix, vectors)
     return _best_rate(AT_A_TIME * matrix.nbytes, lambda: [matrix @ vectors[i] for i in range(AT_A_TIME)])

@@ -24,12 +24,12 @@ import numpy as np
 from ..engine.generate import Model
 from ..errors import GptOssError
 from ..files import unlinked
-from ..model.experts import MixtureParts, PagedMixture
-from ..untrusted import open_regular, reason
+from ..model.experts import MoeParts, PagedMoe
+from ..untrusted import open_regular, os_error_text
 
 MEMBERS = {"chosen": 256 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
-LARGEST_DIRECTORY = 1024  # bytes: three entries have about 60 each
-LONGEST_NAME = 200  # characters of a model's name
+MAX_DIRECTORY = 1024  # bytes: three entries have about 60 each
+MAX_NAME = 200  # characters of a model's name
 HEADER = re.compile(
     rb"\{'descr': '(\|u1|<u2|<i8|<U[1-9]\d{0,2})', 'fortran_order': False,"
     rb" 'shape': \(((?:\d{1,9}, ?){0,2}(?:\d{1,9})?)\), \} *\n"
@@ -67,12 +67,12 @@ class RoutingTrace:
         try:
             try:
                 with open(partial, "wb", opener=unlinked) as file:
-                    np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:LONGEST_NAME])
+                    np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:MAX_NAME])
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
-            raise GptOssError(f"cannot write the routing trace {path}: {reason(error)}") from None
+            raise GptOssError(f"cannot write the routing trace {path}: {os_error_text(error)}") from None
 
     @classmethod
     def load(cls, path: Path) -> RoutingTrace:
@@ -82,7 +82,7 @@ class RoutingTrace:
                 chosen, experts, model = _members(file.read(sum(MEMBERS.values()) + 1))
             return cls(_checked(chosen, _number(experts)), _number(experts), _text(model))
         except (*UNREADABLE, ValueError) as error:
-            raise GptOssError(f"cannot read {path} as a routing trace: {reason(error) or 'cut off'}") from None
+            raise GptOssError(f"cannot read {path} as a routing trace: {os_error_text(error) or 'cut off'}") from None
 
 
 def _members(data: bytes) -> list[np.ndarray]:
@@ -94,7 +94,7 @@ def _members(data: bytes) -> list[np.ndarray]:
     # otherwise have millions of entries.
     if data[-42:-38] == b"PK\6\7" or data[-22:-18] != b"PK\5\6" or data[-2:] != b"\0\0":
         raise strange
-    if int.from_bytes(data[-10:-6], "little") > LARGEST_DIRECTORY:
+    if int.from_bytes(data[-10:-6], "little") > MAX_DIRECTORY:
         raise strange
     with zipfile.ZipFile(BytesIO(data)) as archive:
         found = {member.filename: member for member in archive.infolist()}
@@ -127,8 +127,8 @@ def _number(array: np.ndarray) -> int:
 
 
 def _text(array: np.ndarray) -> str:
-    if array.shape or array.dtype.kind != "U" or array.dtype.itemsize > 4 * LONGEST_NAME:
-        raise ValueError(f"model is not a name of at most {LONGEST_NAME} characters")
+    if array.shape or array.dtype.kind != "U" or array.dtype.itemsize > 4 * MAX_NAME:
+        raise ValueError(f"model is not a name of at most {MAX_NAME} characters")
     return array.tobytes().decode("utf-32-le").rstrip("\0")  # NumPy's own conversion breaks on what is no text
 
 
@@ -224,30 +224,30 @@ def _redirected(model: Model, redirect: Redirect) -> Iterator[None]:
     if model.settings.cpu_expert_layers:
         raise GptOssError("the CPU has experts beside the GPU, whose routing is not seen: give another --memory")
     layers = model.network.layers
-    before = [layer.mixture for layer in layers]
+    before = [layer.moe for layer in layers]
     try:
         for index, layer in enumerate(layers):
-            mixture = layer.mixture
-            if isinstance(mixture, PagedMixture):
-                parts = _Redirected(mixture.parts, index, redirect)
-                layer.mixture = PagedMixture(parts, mixture.pool, mixture.layer)
+            moe = layer.moe
+            if isinstance(moe, PagedMoe):
+                parts = _Redirected(moe.parts, index, redirect)
+                layer.moe = PagedMoe(parts, moe.pool, moe.layer)
             else:
-                layer.mixture = _Redirected(mixture, index, redirect)
+                layer.moe = _Redirected(moe, index, redirect)
         yield
     finally:
-        for layer, mixture in zip(layers, before, strict=True):
-            layer.mixture = mixture
+        for layer, moe in zip(layers, before, strict=True):
+            layer.moe = moe
 
 
 class _Redirected:
-    """The second half of a layer in the parts of another one, `MixtureParts`, but for where its tokens go."""
+    """The second half of a layer in the parts of another one, `MoeParts`, but for where its tokens go."""
 
-    def __init__(self, parts: MixtureParts, layer: int, redirect: Redirect):
+    def __init__(self, parts: MoeParts, layer: int, redirect: Redirect):
         self._parts, self._layer, self._redirect = parts, layer, redirect
         self.expert_outputs, self.combine = parts.expert_outputs, parts.combine
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [1, L, hidden] -> x + mixture(norm(x)), where all experts are in memory."""
+        """x [1, L, hidden] -> x + moe(norm(x)), where all experts are in memory."""
         normed, chosen, share = self.route(x)
         outputs = mx.zeros((*chosen.shape, x.shape[-1]), normed.dtype)
         return self.combine(x, chosen, share, self.expert_outputs(normed, chosen.astype(mx.int32), outputs))

@@ -18,15 +18,17 @@ import mlx.core as mx
 
 from ..engine.generate import Model
 from ..engine.sampling import Sampling
-from ..model.kv_cache import Cache
+from ..model.kv_cache import KVCache
 from .figures import Profile, Stage
-from .roofline import Demand
+from .roofline import Workload
 
 STEPS = 8  # at a time, so that a GPU need not wait for Python
 ROUNDS = 5
 
 
-def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None, check: Callable[[], None]) -> Profile:
+def profile(
+    model: Model, cache: KVCache, demand: Workload, bandwidth: float | None, check: Callable[[], None]
+) -> Profile:
     """Of a step behind what `cache` holds, which needs room for STEPS + 1 more; it is left as it was.
 
     `check` is called again and again, and may raise.
@@ -41,7 +43,7 @@ def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None,
 
     def experts(x: mx.array) -> mx.array:
         for layer in network.layers:
-            x = layer.mixture(x)
+            x = layer.moe(x)
         return x
 
     def head(x: mx.array) -> mx.array:
@@ -56,7 +58,7 @@ def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None,
         return (time.perf_counter() - started) / STEPS
 
     def steps() -> float:
-        cache.go_back(depth, mark)
+        cache.rewind(depth, mark)
         tokens = model.generate([0], sampling=Sampling(temperature=0), max_tokens=STEPS + 1, stop=(), cache=cache)
         next(tokens)
         started = time.perf_counter()
@@ -71,7 +73,7 @@ def profile(model: Model, cache: Cache, demand: Demand, bandwidth: float | None,
     for _ in range(1 + ROUNDS):  # all in each, so that what disturbs one disturbs the others too
         check()
         rounds.append([*map(through, apart), steps()])
-    cache.go_back(depth, mark)
+    cache.rewind(depth, mark)
     *found, step = map(statistics.median, zip(*rounds[1:], strict=True))
     seconds = dict(zip((stage.__name__ for stage in apart), found, strict=True))
     # Single stages can be slower than in a step, which is then shorter than all of them.

@@ -22,7 +22,7 @@ import mlx.core as mx
 from ..engine.generate import Model
 from ..engine.interrupts import Interrupts
 from ..engine.json_schema import Schema, unwrapped
-from ..engine.prompt_cache import Timeline
+from ..engine.prompt_cache import PromptCache
 from ..engine.sampling import Sampler, Sampling
 from ..engine.special_tokens import CALL, END, MESSAGE, RETURN, START
 from ..engine.tokenizer import Tokenizer
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 EFFORTS = ("none", *TRAINED_EFFORTS)
 STOPS = ("<|return|>", "<|call|>", "<|endoftext|>")
 MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops has to answer
-MOST_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
+MAX_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
 ROOM_FOR_ANSWER = 1 / 8  # of the context, which a prompt leaves free before it counts as full
-LEAST_ROOM = 1 / 16  # of the context, which results leave for the answer
+MIN_ROOM = 1 / 16  # of the context, which results leave for the answer
 SHORTENED = 1 / 2  # of the context, which a prompt takes at most after turns were dropped
 
 Approve = Callable[[ToolCall, str], bool]
@@ -95,7 +95,7 @@ class Session:
         `drop_when_full`: the oldest turns leave when the context is full, instead of ContextFull.
         """
         self.model = model
-        self.timeline = Timeline(model)
+        self.prompt_cache = PromptCache(model)
         self.tokenizer = Tokenizer.load(model.path)
         self.toolbox, self.approve = Toolbox(functions, builtins), approve
         self.sampling = sampling or Sampling()
@@ -126,7 +126,7 @@ class Session:
     @property
     def context_used(self) -> int:
         """Positions in the KV state."""
-        return self.timeline.cache.offset
+        return self.prompt_cache.cache.offset
 
     @property
     def token_counts(self) -> tuple[int, list[int]]:
@@ -149,7 +149,7 @@ class Session:
     def unread(self) -> int:
         """Tokens of the conversation that the next turn has to read, beside its message."""
         ids = self._ids_so_far()
-        return len(ids) - self.timeline.held_of(ids)
+        return len(ids) - self.prompt_cache.cached_of(ids)
 
     @property
     def transcript(self) -> Transcript:
@@ -233,9 +233,9 @@ class Session:
         ids = [*self._ids_so_far(), *encode((START, "user", MESSAGE), self.tokenizer)]
         if len(ids) >= self.model.context:
             return 0
-        left = self.timeline.prepare(ids, tokens)
+        left = self.prompt_cache.prepare(ids, tokens)
         if not left:
-            self.timeline.mark()
+            self.prompt_cache.snapshot()
         return left
 
     def _turn(
@@ -313,7 +313,7 @@ class Session:
                         yield thought
                     clock.check()
                     in_header = 0 if message else in_header + 1
-                    unwanted = in_header > MOST_HEADER or (reasoning and not self._may_reason(message, clock))
+                    unwanted = in_header > MAX_HEADER or (reasoning and not self._may_reason(message, clock))
                     if id_ in self._stops or unwanted or parser.parser.invented:
                         stopped = True
                         if grammar:
@@ -380,7 +380,7 @@ class Session:
         if left == 0:
             return
         logits = self._read(draft, clock)
-        yield from self.timeline.decode(
+        yield from self.prompt_cache.decode(
             logits,
             sampler=Sampler(self.sampling, context=draft.prompt + draft.written),
             max_tokens=left,
@@ -391,15 +391,15 @@ class Session:
     def _read(self, draft: _Draft, clock: Clock) -> mx.array:
         """Read what is not held of the draft, and mark where a later prompt may depart from it."""
         head = self._head()
-        if len(head) > self.timeline.cache.window and not self.timeline.holds(head):
-            self.timeline.read(head, clock.prefill)
-            self.timeline.mark()
-        if draft.written and self.timeline.holds(draft.prompt):
-            return self.timeline.read(draft.prompt + draft.written, clock.prefill)
-        logits = self.timeline.read(draft.prompt, clock.prefill)
+        if len(head) > self.prompt_cache.cache.window and not self.prompt_cache.holds(head):
+            self.prompt_cache.read(head, clock.prefill)
+            self.prompt_cache.snapshot()
+        if draft.written and self.prompt_cache.holds(draft.prompt):
+            return self.prompt_cache.read(draft.prompt + draft.written, clock.prefill)
+        logits = self.prompt_cache.read(draft.prompt, clock.prefill)
         if self._said[draft.messages - 1].message.role == "user":
-            self.timeline.mark()
-        return self.timeline.read(draft.prompt + draft.written, clock.prefill) if draft.written else logits
+            self.prompt_cache.snapshot()
+        return self.prompt_cache.read(draft.prompt + draft.written, clock.prefill) if draft.written else logits
 
     def _run(self, calls: Sequence[ToolCall], clock: Clock) -> Iterator[Event]:
         """Run the tools that may run, and keep what they answer; Ctrl-C ends them at once."""
@@ -506,7 +506,7 @@ class Session:
     def _keep_result(self, name: str, output: str) -> str:
         """What the model is told: the output, unless the context has no room for it and an answer."""
         builtin_tools = self.toolbox.builtins
-        room = max(int(self.model.context * (1 - LEAST_ROOM)) - len(self._prompt()), 0)
+        room = max(int(self.model.context * (1 - MIN_ROOM)) - len(self._prompt()), 0)
         least = self._tokens_of_too_many(output)
         said = None if least else self._rendered(result(name, output, builtin_tools))
         if said is None or len(said.ids) > room:

@@ -24,12 +24,12 @@ import numpy as np
 
 from ..device import backend
 from ..engine.generate import Model
-from ..engine.prompt_cache import Timeline, common_prefix
+from ..engine.prompt_cache import PromptCache, common_prefix
 from ..errors import GptOssError
 from ..files import utf8_path
 from ..model.checkpoint import read_header
-from ..model.kv_cache import STRETCH, Cache, Mark
-from ..untrusted import reason
+from ..model.kv_cache import KV_CHUNK, KVCache, Snapshot
+from ..untrusted import os_error_text
 from .store import clear
 
 FORMAT = "gptoss-mlx KV state 2"
@@ -49,31 +49,31 @@ class StateFiles:
         """Raises GptOssError where the model's files cannot be read."""
         self.folder, self.model = folder, model
         self._fingerprint = fingerprint(model)
-        self._stretches: list[tuple[int, int]] = []  # start and end, without gaps
+        self._chunks: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
         self.missing: str | None = GONE
         """Why `load` found nothing to use, or that something was damaged, in words."""
 
-    def load(self, timeline: Timeline) -> int:
+    def load(self, prompt_cache: PromptCache) -> int:
         """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
-        timeline.clear()
-        marks: list[Mark] = []
+        prompt_cache.clear()
+        snapshots: list[Snapshot] = []
         why = GONE
         for path in sorted(self.folder.glob(f"[!.]*{SUFFIX}")):
             why = UNREADABLE
             try:
-                mark = self._load(path, timeline.cache)
+                snapshot = self._load(path, prompt_cache.cache)
             except _Unusable as unusable:
                 why = unusable.why
                 break
             except (GptOssError, RuntimeError):
                 break
-            marks += [mark] if mark else []
-        timeline.adopt(self._ids, marks)
-        self.missing = why if why == DAMAGED or not marks else None
-        return timeline.cache.offset
+            snapshots += [snapshot] if snapshot else []
+        prompt_cache.adopt(self._ids, snapshots)
+        self.missing = why if why == DAMAGED or not snapshots else None
+        return prompt_cache.cache.offset
 
-    def _load(self, path: Path, cache: Cache) -> Mark | None:
+    def _load(self, path: Path, cache: KVCache) -> Snapshot | None:
         """Append a stretch to the cache; its mark, if it ends in one."""
         header = read_header(path)
         if header.metadata.get("model", self._fingerprint) != self._fingerprint:
@@ -86,39 +86,39 @@ class StateFiles:
             raise _Unusable(UNREADABLE)
         arrays = mx.load(utf8_path(path))
         full, rings = _part(arrays, "full."), _part(arrays, "ring.")
-        if _forms(full) != cache.stretch_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
+        if _forms(full) != cache.chunk_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
             raise _Unusable(UNREADABLE)
         if _checksum(arrays) != checksum:
             raise _Unusable(DAMAGED)
         cache.restore(start, full)
         self._ids += arrays["ids"].tolist()
-        self._stretches.append((start, start + length))
-        return Mark(start + length, rings) if rings else None
+        self._chunks.append((start, start + length))
+        return Snapshot(start + length, rings) if rings else None
 
-    def save(self, timeline: Timeline) -> None:
+    def save(self, prompt_cache: PromptCache) -> None:
         """Make the folder hold the state up to the last mark. Raises GptOssError; what is there then can be used."""
-        same = common_prefix(self._ids, timeline.ids)
+        same = common_prefix(self._ids, prompt_cache.ids)
         try:
-            held = takewhile(lambda stretch: stretch[1] <= same and self._path(*stretch).is_file(), self._stretches)
-            self._stretches = list(held)
-            start = self._stretches[-1][1] if self._stretches else 0
-            self._ids = timeline.ids[:start]
+            held = takewhile(lambda chunk: chunk[1] <= same and self._path(*chunk).is_file(), self._chunks)
+            self._chunks = list(held)
+            start = self._chunks[-1][1] if self._chunks else 0
+            self._ids = prompt_cache.ids[:start]
             # What has another content: of the conversation before, of another model, of a killed process.
-            clear(self.folder, but=[self._path(*stretch) for stretch in self._stretches])
-            for mark in timeline.marks:
-                while start < mark.offset:
-                    end = min(start + STRETCH, mark.offset)
-                    self._save(start, end, timeline, mark if end == mark.offset else None)
+            clear(self.folder, but=[self._path(*chunk) for chunk in self._chunks])
+            for snapshot in prompt_cache.snapshots:
+                while start < snapshot.offset:
+                    end = min(start + KV_CHUNK, snapshot.offset)
+                    self._save(start, end, prompt_cache, snapshot if end == snapshot.offset else None)
                     start = end
         except OSError as error:
-            raise GptOssError(f"cannot keep the KV state in {self.folder}: {reason(error)}") from None
+            raise GptOssError(f"cannot keep the KV state in {self.folder}: {os_error_text(error)}") from None
 
-    def _save(self, start: int, end: int, timeline: Timeline, mark: Mark | None) -> None:
+    def _save(self, start: int, end: int, prompt_cache: PromptCache, snapshot: Snapshot | None) -> None:
         """Raises OSError, GptOssError."""
-        ids = timeline.ids[start:end]
+        ids = prompt_cache.ids[start:end]
         arrays = {"ids": mx.array(ids, mx.uint32)}
-        arrays |= {f"full.{name}": part for name, part in timeline.cache.stretch(start, end).items()}
-        arrays |= {f"ring.{name}": ring for name, ring in (mark.rings if mark else {}).items()}
+        arrays |= {f"full.{name}": part for name, part in prompt_cache.cache.chunk(start, end).items()}
+        arrays |= {f"ring.{name}": ring for name, ring in (snapshot.rings if snapshot else {}).items()}
         metadata = self._metadata(start) | {CHECKSUM: _checksum(arrays)}
         path = self._path(start, end)
         partial = path.with_name(f".{path.name}")  # MLX wants the suffix
@@ -135,7 +135,7 @@ class StateFiles:
             with suppress(OSError):
                 partial.unlink()
             raise
-        self._stretches.append((start, end))
+        self._chunks.append((start, end))
         self._ids += ids
 
     def _path(self, start: int, end: int) -> Path:
@@ -165,7 +165,7 @@ def fingerprint(model: Model) -> str:
             # Which conversion it was, where there is no provenance.json with its checksums.
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     except OSError as error:
-        raise GptOssError(f"cannot read the model in {model.path}: {reason(error)}") from None
+        raise GptOssError(f"cannot read the model in {model.path}: {os_error_text(error)}") from None
     return digest.hexdigest()
 
 

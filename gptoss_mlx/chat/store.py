@@ -20,11 +20,11 @@ from pathlib import Path
 from ..errors import GptOssError
 from ..files import open_own_folder, sweep
 from ..model.model_store import user_home
-from ..untrusted import reason
+from ..untrusted import os_error_text
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
 STATE_FILE = re.compile(r"\.?\d{9}-\d{9}\.safetensors")  # of a KV state: `state_files` says what is in it
-LONGEST_NAME = 255 - len(".json")  # bytes: what file systems take
+MAX_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
 def sessions_folder() -> Path:
@@ -42,7 +42,7 @@ class InUse(GptOssError):
 
 
 @dataclass(frozen=True)
-class Kept:
+class SessionEntry:
     """A session in a store."""
 
     name: str
@@ -73,12 +73,12 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def __iter__(self) -> Iterator[Kept]:
+    def __iter__(self) -> Iterator[SessionEntry]:
         """All sessions, the latest first."""
         found = [self._kept(path.stem) for path in self.folder.glob("[!.]*.json")]
         return iter(sorted(found, key=lambda kept: (-kept.changed, kept.name)))
 
-    def find(self, name: str = "") -> Kept:
+    def find(self, name: str = "") -> SessionEntry:
         """By its name or the beginning of it; without one, the latest. Raises GptOssError."""
         kept = list(self)
         if not kept:
@@ -92,16 +92,16 @@ class Store:
             raise GptOssError(f"several sessions begin with {name!r}: {', '.join(each.name for each in found[:5])}")
         return found[0]
 
-    def hold(self, kept: Kept) -> Held:
+    def hold(self, kept: SessionEntry) -> SessionLock:
         """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
         try:
             _make_private(self.folder)
             sweep(self.folder)
-            return Held(self, kept, _lock(kept))
+            return SessionLock(self, kept, _lock(kept))
         except OSError as error:
-            raise GptOssError(f"cannot use {kept.state}: {reason(error)}") from None
+            raise GptOssError(f"cannot use {kept.state}: {os_error_text(error)}") from None
 
-    def new(self, title: str) -> Held:
+    def new(self, title: str) -> SessionLock:
         """A session that was not there yet, named after `title`. Raises GptOssError."""
         encoding = sys.getfilesystemencoding()  # of the locale, which may not have all letters
         title = title.lower().encode(encoding, "replace").decode(encoding)
@@ -121,7 +121,7 @@ class Store:
         paths = [*self.folder.glob("[!.]*.json"), *self.folder.glob("[!.]*.kv")]
         return {path.stem.casefold() for path in paths if path.stem != but}
 
-    def bound_states(self, limit: int, newest: Held) -> None:
+    def bound_states(self, limit: int, newest: SessionLock) -> None:
         """Throw KV states away, the oldest first and `newest` last, until they take no more than `limit` bytes; those
         that others hold stay, and those that cannot be removed. Raises GptOssError for `newest`."""
         states = [self._kept(path.stem) for path in self.folder.glob("[!.]*.kv")]
@@ -135,19 +135,19 @@ class Store:
         if sum(sizes.values()) > limit:
             newest.remove_state()
 
-    def _kept(self, name: str) -> Kept:
-        return Kept(name, self.folder / f"{name}.json", self.folder / f"{name}.kv")
+    def _kept(self, name: str) -> SessionEntry:
+        return SessionEntry(name, self.folder / f"{name}.json", self.folder / f"{name}.kv")
 
 
-class Held:
+class SessionLock:
     """A session that only its holder changes, until `release` or the end of the process."""
 
-    def __init__(self, store: Store, kept: Kept, lock: int):
+    def __init__(self, store: Store, kept: SessionEntry, lock: int):
         """`lock`: a descriptor of the folder of the KV state, which is locked as long as it is open."""
         self.kept, self._store = kept, store
         self._lock: int | None = lock
 
-    def __enter__(self) -> Held:
+    def __enter__(self) -> SessionLock:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,8 +165,8 @@ class Held:
 
     def rename(self, name: str) -> None:
         """Raises GptOssError where the name cannot be had."""
-        if not NAME.fullmatch(name) or len(name.encode()) > LONGEST_NAME:
-            rule = f"letters, digits, blanks and . , + - _, at most 80 and {LONGEST_NAME} bytes"
+        if not NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
+            rule = f"letters, digits, blanks and . , + - _, at most 80 and {MAX_NAME} bytes"
             raise GptOssError(f"{name!r} is no name for a session: {rule}")
         if name.casefold() in self._store.taken(but=self.kept.name):
             raise GptOssError(f"there is a session {name!r} already")
@@ -175,7 +175,7 @@ class Held:
             self.kept.transcript.rename(renamed.transcript)
             self.kept.state.rename(renamed.state)
         except (OSError, UnicodeEncodeError) as error:
-            raise GptOssError(f"cannot rename {self.kept.transcript}: {reason(error)}") from None
+            raise GptOssError(f"cannot rename {self.kept.transcript}: {os_error_text(error)}") from None
         self.kept = renamed
 
     def delete(self) -> None:
@@ -185,7 +185,7 @@ class Held:
             if self.kept.state.exists():
                 clear(self.kept.state)
         except OSError as error:
-            raise GptOssError(f"cannot delete {self.kept.transcript}: {reason(error)}") from None
+            raise GptOssError(f"cannot delete {self.kept.transcript}: {os_error_text(error)}") from None
         self.release()
 
     def remove_state(self) -> None:
@@ -193,7 +193,7 @@ class Held:
         try:
             clear(self.kept.state)
         except OSError as error:
-            raise GptOssError(f"cannot remove the KV state {self.kept.state}: {reason(error)}") from None
+            raise GptOssError(f"cannot remove the KV state {self.kept.state}: {os_error_text(error)}") from None
 
 
 def clear(folder: Path, but: Collection[Path] = ()) -> None:
@@ -217,7 +217,7 @@ def _make_private(folder: Path) -> None:
     os.close(descriptor)
 
 
-def _lock(kept: Kept) -> int:
+def _lock(kept: SessionEntry) -> int:
     """Make and lock the folder of the KV state. Raises InUse, OSError."""
     while True:
         descriptor = open_own_folder(kept.state, 0o700)
@@ -234,7 +234,7 @@ def _lock(kept: Kept) -> int:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, kept: Kept) -> None:
+def _flock(descriptor: int, kept: SessionEntry) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

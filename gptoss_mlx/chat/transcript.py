@@ -20,11 +20,11 @@ from ..errors import GptOssError
 from ..files import replace_file
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
-from ..untrusted import open_regular, reason
+from ..untrusted import open_regular, os_error_text
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20
-LONGEST_ID = 10  # digits
+MAX_ID = 10  # digits
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -72,7 +72,7 @@ class Transcript:
                 raise GptOssError(f"{path} has more than {MAX_BYTES:,} bytes: not a conversation")
             data = json.loads(content)
         except OSError as error:
-            raise GptOssError(f"cannot read {path}: {reason(error)}") from None
+            raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None
         except (ValueError, RecursionError) as error:
             raise GptOssError(f"{path} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -144,7 +144,7 @@ def _ids(entry: dict[str, Any], where: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     words = text.split()
-    if not all(word.isascii() and word.isdecimal() and len(word) <= LONGEST_ID for word in words):
+    if not all(word.isascii() and word.isdecimal() and len(word) <= MAX_ID for word in words):
         raise _Damaged(f"{where}: ids are not numbers")
     return tuple(map(int, words))
 

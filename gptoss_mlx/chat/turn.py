@@ -103,17 +103,17 @@ class AnswerGrammar:
 # A model that has fallen into a loop seldom leaves it. What a person wants repeats as well (a table of zeros, a log),
 # but not for so long: none of 11,000 source files, logs and tables does.
 LOOP = 4096  # tokens that are one cycle over and over
-LONGEST_CYCLE = 512  # tokens, which makes eight repetitions at least
+MAX_CYCLE = 512  # tokens, which makes eight repetitions at least
 LOOKED_FOR_EVERY = 256  # tokens
 
 
 def cycle_at_end(ids: list[int]) -> int | None:
-    """The length of the cycle, LONGEST_CYCLE at most, that the last LOOP of `ids` repeat; None where they do not."""
+    """The length of the cycle, MAX_CYCLE at most, that the last LOOP of `ids` repeat; None where they do not."""
     tail = ids[-LOOP:]
     if len(tail) < LOOP:
         return None
     some = tail[:16]  # which spares most of the long comparisons
-    lengths = (n for n in range(1, LONGEST_CYCLE + 1) if tail[n : n + len(some)] == some)
+    lengths = (n for n in range(1, MAX_CYCLE + 1) if tail[n : n + len(some)] == some)
     return next((n for n in lengths if tail[n:] == tail[:-n]), None)
 
 

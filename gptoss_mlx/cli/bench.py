@@ -158,13 +158,13 @@ def _folder(model: str, random_weights: str | None) -> Iterator[Path]:
 def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> bool:
     """Measure and show; whether it came to its end."""
     from ..bench import baseline
-    from ..bench.facts import Wanted, facts_of, setup_of
+    from ..bench.facts import BenchmarkSpec, facts_of, setup_of
     from ..bench.machine import describe
     from ..bench.measure import measure, record_routing
     from ..bench.routing import RoutingTrace
     from ..terminal.progress_bars import step_progress
 
-    wanted = Wanted(
+    wanted = BenchmarkSpec(
         prompts=options["prompt"],
         generate=options["generate"],
         depths=options["depth"],

@@ -14,16 +14,16 @@ from click.core import ParameterSource
 from ..errors import GptOssError, printable
 from ..memory.system import parse_size
 from ..model.model_store import home, last_used, remember
-from ..untrusted import reason
+from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
 from .options import Size, Text, memory_options, model_argument, threads_option
 from .output import print_text
 
 if TYPE_CHECKING:
-    from ..chat.keeper import Keeper
+    from ..chat.autosave import SessionAutosave
     from ..chat.session import Approve, Session
-    from ..chat.store import Kept
+    from ..chat.store import SessionEntry
     from ..engine.generate import Model
     from ..engine.sampling import Sampling
     from ..harmony.parse import ToolCall
@@ -131,10 +131,10 @@ def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **o
     store = Store(sessions_folder())
     kept = None if resume is None else store.find(resume)
     more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
-    from ..chat.keeper import Keeper
+    from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
 
-    keeper = Keeper(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
+    autosave = SessionAutosave(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
 
     def load(name: str) -> Session:
         session = _session(load_model(name, options), options, **more)
@@ -143,28 +143,28 @@ def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **o
 
     name = model or _model_of(kept)
     run(
-        _resumed(load(name), keeper, options) if kept else load(name),
+        _resumed(load(name), autosave, options) if kept else load(name),
         show_reasoning=show_reasoning,
         history=home() / "history",
-        keeper=keeper,
+        autosave=autosave,
         load=load,
         yes=options["yes"],
         plain=options["plain"],
     )
 
 
-def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Session:
+def _resumed(session: Session, autosave: SessionAutosave, options: dict[str, Any]) -> Session:
     """The session as it was kept, but for what the command line says; tells if it has to be read again."""
-    keeper.resume(session)
+    autosave.resume(session)
     given = click.get_current_context().get_parameter_source
     if given("system") == ParameterSource.COMMANDLINE:
         session.instructions = options["system"]
     if given("reasoning") == ParameterSource.COMMANDLINE:
         session.set_reasoning_effort(options["reasoning"])
     turns = sum(message.role == "user" for message in session.messages)
-    line = f"{keeper.name} goes on, after {turns} turn{'s' * (turns != 1)}"
+    line = f"{autosave.name} goes on, after {turns} turn{'s' * (turns != 1)}"
     instructions, _ = session.token_counts
-    why = keeper.reading_again
+    why = autosave.reading_again
     if why is None and session.unread > session.prompt_tokens - instructions:
         why = "its instructions, tools or reasoning are others"
     if why:
@@ -173,7 +173,7 @@ def _resumed(session: Session, keeper: Keeper, options: dict[str, Any]) -> Sessi
     return session
 
 
-def _model_of(kept: Kept | None) -> str:
+def _model_of(kept: SessionEntry | None) -> str:
     """The model of a session, or else the one used last."""
     from ..chat.transcript import Transcript
 
@@ -243,7 +243,7 @@ def _piped(most: int) -> str:
     try:
         return sys.stdin.read(most)
     except OSError as error:
-        raise GptOssError(f"cannot read standard input: {reason(error)}") from None
+        raise GptOssError(f"cannot read standard input: {os_error_text(error)}") from None
 
 
 def _approval(yes: bool) -> Approve:

@@ -11,7 +11,7 @@ import click
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
 from ..model.model_store import SHORT_NAMES, ModelMissing, resolve
-from ..untrusted import read_named, reason
+from ..untrusted import os_error_text, read_named
 from .completion import complete_models, complete_recipes, complete_sources
 from .loading import convert_with_progress, print_report
 from .options import model_argument
@@ -220,7 +220,7 @@ def _text(file: Path) -> str:
     except UnicodeDecodeError:
         raise GptOssError(f"{file} is not text in UTF-8") from None
     except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot read {file}: {reason(error)}") from None
+        raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
 
 
 def _tell_uploaded(name: str, size: int) -> None:

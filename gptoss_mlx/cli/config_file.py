@@ -26,7 +26,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
-from ..untrusted import open_regular, reason
+from ..untrusted import open_regular, os_error_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,7 +79,7 @@ def read(commands: click.Group) -> Preferences:
     try:
         entries = _toml(file)
     except (OSError, ValueError, RecursionError) as error:
-        return Preferences(file, {}, (printable(f"cannot read {file}: {reason(error)}"),))
+        return Preferences(file, {}, (printable(f"cannot read {file}: {os_error_text(error)}"),))
     reading = _Reading(entries.pop(ALL, {}), {key for command in _leaves(commands) for key in _parameters(command)})
     defaults = reading.of_group(commands, "", entries)
     # What is wrong in [all] is found again for each command that has the option.

@@ -30,7 +30,7 @@ class Contexts(click.ParamType):
     name = "lengths"
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        from ..evaluation.needle import LEAST_CONTEXT
+        from ..evaluation.needle import MIN_CONTEXT
 
         if isinstance(value, tuple):
             return value
@@ -38,8 +38,8 @@ class Contexts(click.ParamType):
             lengths = tuple(dict.fromkeys(int(part) for part in value.split(",")))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers of tokens, such as 1024,4096", parameter, context)
-        if min(lengths) < LEAST_CONTEXT:
-            self.fail(f"{min(lengths)} tokens are too few: {LEAST_CONTEXT} at least", parameter, context)
+        if min(lengths) < MIN_CONTEXT:
+            self.fail(f"{min(lengths)} tokens are too few: {MIN_CONTEXT} at least", parameter, context)
         return lengths
 
 
@@ -188,13 +188,13 @@ def _text(file: Path) -> str:
 
 
 def _contents(file: Path, most: int) -> bytes:
-    from ..untrusted import open_regular, reason
+    from ..untrusted import open_regular, os_error_text
 
     try:
         with open_regular(file) as opened:
             data = opened.read(most + 1)
     except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot read {file}: {reason(error)}") from None
+        raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
     if len(data) > most:
         raise GptOssError(f"{file} has more than {size_text(most)}: give a part of it")
     return data

@@ -23,7 +23,7 @@ NAME = "gpt-oss-20b"
 FOLDER_GB = 11.2
 DISK_GB = 16.1
 MEMORY_GB = 12.1
-LEAST_MEMORY_GB = 1.6
+MIN_MEMORY_GB = 1.6
 
 LINE = 100e6  # bits a second, for an estimate
 
@@ -63,10 +63,10 @@ def _found() -> tuple[str, ...]:
     free = free_disk(home())
     if memory >= MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: all of it fits"
-    elif memory >= LEAST_MEMORY_GB * 1e9:
+    elif memory >= MIN_MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: in less it runs slower, and reads from the disk as it goes"
     else:
-        fits = f"does not fit: it takes {LEAST_MEMORY_GB} GB of memory at the least"
+        fits = f"does not fit: it takes {MIN_MEMORY_GB} GB of memory at the least"
     room = f"takes {DISK_GB} GB of disk to convert, {FOLDER_GB} GB to keep"
     if free < DISK_GB * 1e9:
         room += ": there is less; GPTOSS_MLX_HOME can name a folder on another disk"

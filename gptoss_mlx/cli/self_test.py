@@ -27,9 +27,9 @@ from ..model.model_store import home
 
 # What activations in 8 bits (kernels) or in BF16 (GPU) may cost, as the mean divergence of the distributions of the
 # next token from those in FP32, in nats. On the machines where it was measured it was 100 times less.
-MOST_DIVERGENCE = 1e-3
+MAX_DIVERGENCE = 1e-3
 # The same where the work is only divided otherwise.
-MOST_CHUNK_DIVERGENCE = 1e-3
+MAX_CHUNK_DIVERGENCE = 1e-3
 TOKENS = 300  # of the self-test's text: more than the window of 128
 
 
@@ -141,7 +141,7 @@ def _logits(folder: Path) -> tuple[bool, str]:
         ids = _ids(model)
         right = _log_probabilities(model, ids, len(ids))
     divergence = _divergence(right, _log_probabilities(load(folder), ids, len(ids)))
-    return divergence < MOST_DIVERGENCE, f"{divergence:.1e} nats from FP32 on the CPU, at most {MOST_DIVERGENCE:.0e}"
+    return divergence < MAX_DIVERGENCE, f"{divergence:.1e} nats from FP32 on the CPU, at most {MAX_DIVERGENCE:.0e}"
 
 
 def _cache(folder: Path) -> tuple[bool, str]:
@@ -149,7 +149,7 @@ def _cache(folder: Path) -> tuple[bool, str]:
     ids = _ids(model)
     right = _log_probabilities(model, ids, len(ids))
     worst = max(_divergence(right, _log_probabilities(model, ids, chunk)) for chunk in (1, 100, 129))
-    return worst < MOST_CHUNK_DIVERGENCE, f"one by one, in chunks or at once: {worst:.1e} nats apart"
+    return worst < MAX_CHUNK_DIVERGENCE, f"one by one, in chunks or at once: {worst:.1e} nats apart"
 
 
 def _bandwidth() -> tuple[bool, str]:

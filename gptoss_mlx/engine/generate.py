@@ -14,14 +14,14 @@ import mlx.core as mx
 
 from ..device import backend
 from ..errors import GptOssError
-from ..memory.plan import Settings
+from ..memory.plan import EngineConfig
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
-from ..model.kv_cache import Cache
+from ..model.kv_cache import KVCache
 from ..model.network import Transformer
 from ..model.recognition import model_folder, open_converted
 from ..model.weights import Weights
-from ..untrusted import is_there, read_json
+from ..untrusted import lexists, read_json
 from .sampling import Sampler, Sampling
 
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
@@ -56,7 +56,7 @@ class Model:
     """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
 
     def __init__(
-        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: Settings
+        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: EngineConfig
     ):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
         self.settings = settings
@@ -71,18 +71,18 @@ class Model:
         """What the paging of experts has done; None where all are in memory."""
         return self.network.pool and self.network.pool.stats
 
-    def make_cache(self) -> Cache:
+    def make_cache(self) -> KVCache:
         """The empty KV state of one conversation."""
         return self.network.make_cache(self.settings.context, self.settings.kv_bits)
 
-    def __call__(self, ids: mx.array, cache: Cache | None = None) -> mx.array:
+    def __call__(self, ids: mx.array, cache: KVCache | None = None) -> mx.array:
         """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
         return self.network.logits(self.network.hidden(ids, cache or self.make_cache()))
 
     def prefill(
         self,
         ids: Sequence[int],
-        cache: Cache,
+        cache: KVCache,
         *,
         chunk: int | None = None,
         on_progress: Callable[[int, int], None] | None = None,
@@ -111,7 +111,7 @@ class Model:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         stop: Collection[int] | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
     ) -> Iterator[int]:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
@@ -128,7 +128,7 @@ class Model:
     def decode(
         self,
         logits: mx.array,
-        cache: Cache,
+        cache: KVCache,
         *,
         sampler: Sampler,
         max_tokens: int | None = None,
@@ -172,11 +172,11 @@ class Model:
         if not math.isfinite(total.item()):
             raise NotFinite(self.path)
 
-    def _logits_behind(self, token: mx.array, cache: Cache) -> mx.array:
+    def _logits_behind(self, token: mx.array, cache: KVCache) -> mx.array:
         """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
         return self.network.logits(self.network.hidden(token[None], cache))[:, 0]
 
-    def _check(self, ids: Sequence[int], cache: Cache) -> None:
+    def _check(self, ids: Sequence[int], cache: KVCache) -> None:
         if not ids:
             raise GptOssError("there are no tokens to start from")
         if wrong := next((id_ for id_ in ids if not 0 <= id_ < self.config.vocab_size), None):
@@ -190,7 +190,7 @@ class Model:
         return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
 
 
-def load(path: str | Path, settings: Settings | None = None) -> Model:
+def load(path: str | Path, settings: EngineConfig | None = None) -> Model:
     """Open a converted folder. Headers and the small weights are checked; the others are mapped, or read when they are
     first used.
 
@@ -200,7 +200,7 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
     path = model_folder(Path(path))
     config, checkpoint = open_converted(path)
     computing = backend()
-    settings = settings or Settings(config.max_context, 16, computing.prefill_chunks[0])
+    settings = settings or EngineConfig(config.max_context, 16, computing.prefill_chunks[0])
     if settings.workspace is not None:
         mx.set_cache_limit(settings.workspace)
     if settings.allocations is not None:
@@ -218,7 +218,7 @@ def load(path: str | Path, settings: Settings | None = None) -> Model:
 def _stop_ids(folder: Path) -> frozenset[int]:
     """`eos_token_id` of generation_config.json, where most checkpoints of the family list their stop ids."""
     path = folder / "generation_config.json"
-    data = read_json(path) if is_there(path) else {}
+    data = read_json(path) if lexists(path) else {}
     ids = data.get("eos_token_id") if isinstance(data, dict) else []
     if ids is None:
         return PUBLISHED_STOP_IDS

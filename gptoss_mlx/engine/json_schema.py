@@ -53,10 +53,10 @@ WRITABLE = {"pattern": r"^[^\x00-\x07\x0b\x0e-\x1f\x7f]*$"}
 # How far llguidance takes numbers exactly, or at all, or before one loses patience.
 EXACT = 2**53
 LARGEST, SMALLEST = 9e17, 1e-40
-LARGEST_COUNT = 100_000
-LARGEST_MULTIPLE = 100_000
-MOST_OPTIONAL = 32
-MOST_EXCLUSIVE = 6
+MAX_COUNT = 100_000
+MAX_MULTIPLE = 100_000
+MAX_OPTIONAL = 32
+MAX_EXCLUSIVE = 6
 
 
 def unwrapped(schema: Any) -> Any:
@@ -315,7 +315,7 @@ class _Relaxer:
         if keyword in ("minProperties", "maxProperties"):
             return not _optional(rules)
         if keyword in COUNTS:
-            return value <= LARGEST_COUNT
+            return value <= MAX_COUNT
         if keyword in BOUNDS:
             return value == 0 or SMALLEST <= abs(value) <= LARGEST
         return keyword != "multipleOf" or value in self._multiples
@@ -326,7 +326,7 @@ class _Relaxer:
         if isinstance(tag, str):
             return [self._tagged(part, tag) for part in parts]
         negated = [_negated(part) for part in parts]
-        if len(parts) <= MOST_EXCLUSIVE and None not in negated:
+        if len(parts) <= MAX_EXCLUSIVE and None not in negated:
             parts = [{"allOf": [part, *negated[:index], *negated[index + 1 :]]} for index, part in enumerate(parts)]
         return [self.relaxed(part) for part in parts]
 
@@ -354,10 +354,10 @@ class _Relaxer:
         dependent = [(name, {"required": [name, *names]}) for name, names in rules.get("dependentRequired", {}).items()]
         for name, part in rules.get("dependentSchemas", {}).items():
             dependent.append((name, {"allOf": [{"required": [name]}, part]}))
-        if len(dependent) <= MOST_EXCLUSIVE:
+        if len(dependent) <= MAX_EXCLUSIVE:
             yield from ({"anyOf": [_without([name]), part]} for name, part in dependent)
         optional = [] if dependent else _optional(rules)
-        if 0 < len(optional) <= MOST_OPTIONAL and rules.get("minProperties") == len(set(rules.get("required", []))) + 1:
+        if 0 < len(optional) <= MAX_OPTIONAL and rules.get("minProperties") == len(set(rules.get("required", []))) + 1:
             one = [_without(optional[:index]) | {"required": [name]} for index, name in enumerate(optional)]
             yield {"anyOf": [*one, _without(optional) | {"minProperties": rules["minProperties"]}]}
         names = self._followed(rules.get("propertyNames", True))
@@ -420,7 +420,7 @@ def _manageable(multiples: Iterable[float]) -> set[float]:
         most = max(places, digits)
         value *= 10 ** (most - digits)
         together = value if common is None else math.lcm(value, common * 10 ** (most - places))
-        if together <= LARGEST_MULTIPLE:
+        if together <= MAX_MULTIPLE:
             kept.add(multiple)
             common, places = together, most
     return kept

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import RLock
 
 from ..errors import GptOssError
-from ..untrusted import reason
+from ..untrusted import os_error_text
 
 STDERR = 2
 MOST = 2**16  # bytes that are held back
@@ -27,7 +27,7 @@ def library_errors(what: str) -> Iterator[None]:
     except (GptOssError, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
-        raise GptOssError(f"{what}: {reason(error)}") from None
+        raise GptOssError(f"{what}: {os_error_text(error)}") from None
 
 
 @contextmanager

@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.kv_cache import MOST_MARKS, Mark
+from ..model.kv_cache import MAX_SNAPSHOTS, Snapshot
 from .generate import ContextFull, Model
 from .interrupts import Interrupted
 
 
-class Timeline:
+class PromptCache:
     """`ids` are those that `cache` holds; `marks` are where it can go back to, in order."""
 
     def __init__(self, model: Model):
@@ -25,13 +25,13 @@ class Timeline:
         self.clear()
 
     def clear(self) -> None:
-        self.cache, self.ids, self.marks = self.model.make_cache(), [], []
+        self.cache, self.ids, self.snapshots = self.model.make_cache(), [], []
 
-    def adopt(self, ids: Sequence[int], marks: Sequence[Mark]) -> None:
+    def adopt(self, ids: Sequence[int], snapshots: Sequence[Snapshot]) -> None:
         """Be the state of the last of `marks`, whose full layers hold `ids`: one that was kept."""
-        self.marks = [*marks[:1], *marks[1:][-(MOST_MARKS - 1) :]]
-        if marks:
-            self.cache.go_back(marks[-1].offset, marks[-1])
+        self.snapshots = [*snapshots[:1], *snapshots[1:][-(MAX_SNAPSHOTS - 1) :]]
+        if snapshots:
+            self.cache.rewind(snapshots[-1].offset, snapshots[-1])
         self.ids = list(ids[: self.cache.offset])
 
     def read(self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None = None) -> mx.array:
@@ -40,7 +40,7 @@ class Timeline:
 
         `on_progress`, as in `Model.prefill`, may raise Interrupted: what was read until then is held.
         """
-        new = ids[self._go_back(ids, len(ids) - 1) :]
+        new = ids[self._rewind(ids, len(ids) - 1) :]
         try:
             logits = self.model.prefill(new, self.cache, on_progress=on_progress)
         except (Interrupted, ContextFull):
@@ -71,7 +71,7 @@ class Timeline:
 
     def prepare(self, ids: Sequence[int], most: int) -> int:
         """Come nearer to the state behind `ids`, by reading `most` of them; returns how many are left."""
-        kept = self._go_back(ids, len(ids))
+        kept = self._rewind(ids, len(ids))
         end = min(kept + most, len(ids))
         if end > kept:
             self.read(ids[:end])
@@ -81,31 +81,31 @@ class Timeline:
         """Whether `ids` are the first of those that the state has read."""
         return common_prefix(self.ids, ids) == len(ids)
 
-    def mark(self) -> None:
+    def snapshot(self) -> None:
         """Remember this state, so that the timeline can go back to it."""
-        if self.marks and self.marks[-1].offset == self.cache.offset:
+        if self.snapshots and self.snapshots[-1].offset == self.cache.offset:
             return
-        if mark := self.cache.mark():
-            if len(self.marks) == MOST_MARKS:
-                del self.marks[1]
-            self.marks.append(mark)
+        if snapshot := self.cache.snapshot():
+            if len(self.snapshots) == MAX_SNAPSHOTS:
+                del self.snapshots[1]
+            self.snapshots.append(snapshot)
 
-    def held_of(self, ids: Sequence[int]) -> int:
+    def cached_of(self, ids: Sequence[int]) -> int:
         """How many of `ids` need not be read."""
         return self._nearest(ids, len(ids))[0]
 
-    def _nearest(self, ids: Sequence[int], most: int) -> tuple[int, Mark | None]:
+    def _nearest(self, ids: Sequence[int], most: int) -> tuple[int, Snapshot | None]:
         """How many of `ids`, at `most`, can be had without reading, and the mark that it takes, if it takes one."""
         wanted = min(common_prefix(self.ids, ids), most)
-        states = [(self.cache.reachable(wanted, mark), mark) for mark in (None, *self.marks)]
+        states = [(self.cache.reachable(wanted, snapshot), snapshot) for snapshot in (None, *self.snapshots)]
         return max(states, key=lambda state: state[0])
 
-    def _go_back(self, ids: Sequence[int], most: int) -> int:
+    def _rewind(self, ids: Sequence[int], most: int) -> int:
         """Be the state behind as many of `ids`, at `most`, as can be had without reading, and tell how many."""
-        kept, mark = self._nearest(ids, most)
+        kept, snapshot = self._nearest(ids, most)
         if kept:
-            self.cache.go_back(kept, mark)
-            self.marks = [each for each in self.marks if each.offset <= kept]
+            self.cache.rewind(kept, snapshot)
+            self.snapshots = [each for each in self.snapshots if each.offset <= kept]
             self.ids = list(ids[:kept])
         else:
             self.clear()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GptOssError
-from ..untrusted import is_there, open_regular
+from ..untrusted import lexists, open_regular
 from .panics import library_errors
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         path = folder / "tokenizer.json"
-        if not is_there(path):
+        if not lexists(path):
             raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
         with library_errors(f"cannot read {path}"):
             with open_regular(path) as file:

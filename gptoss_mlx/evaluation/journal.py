@@ -23,13 +23,13 @@ import mlx.core as mx
 from .. import device
 from ..errors import GptOssError
 from ..files import sha256, unlinked
-from ..memory.plan import Settings
+from ..memory.plan import EngineConfig
 from ..model.model_store import home
-from ..untrusted import reason
+from ..untrusted import os_error_text
 
 # Of a model's folder, what decides what it computes, beside its shards.
 DECIDING = ("config.json", "generation_config.json", "tokenizer.json", "provenance.json")
-LONGEST_LINE = 16 * 2**20  # bytes: 50 for each token that is predicted of a window
+MAX_LINE = 16 * 2**20  # bytes: 50 for each token that is predicted of a window
 
 
 class Journal:
@@ -56,7 +56,7 @@ class Journal:
         """Take up whole lines, and tell where they end: a process that was killed may have left a part of one."""
         file.seek(0)
         end = 0
-        while (line := file.readline(LONGEST_LINE)).endswith(b"\n") and line == line_of(line[CHECKSUM:-1]):
+        while (line := file.readline(MAX_LINE)).endswith(b"\n") and line == line_of(line[CHECKSUM:-1]):
             self.values |= json.loads(line[CHECKSUM:])
             end += len(line)
         return end
@@ -109,11 +109,11 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise GptOssError(
-            f"cannot write {path}: {reason(error)}: make room, or set GPTOSS_MLX_HOME to another folder"
+            f"cannot write {path}: {os_error_text(error)}: make room, or set GPTOSS_MLX_HOME to another folder"
         ) from None
 
 
-def model_key(folder: Path, settings: Settings) -> dict[str, Any]:
+def model_key(folder: Path, settings: EngineConfig) -> dict[str, Any]:
     """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
     reading them takes minutes."""
     shards = {path.name: path.stat() for path in sorted(folder.glob("[!.]*.safetensors"))}

@@ -23,7 +23,7 @@ from .run import Item, OnRead
 
 POSITIONS = (0.1, 0.5, 0.9)  # shares of the haystack that come before the needle
 ROOM = 512  # tokens of a context that are left for the answer
-LEAST_CONTEXT = 2 * ROOM
+MIN_CONTEXT = 2 * ROOM
 DIGITS = 5
 PROSE = (0, 1, -1)  # paragraphs of the built-in text
 NEEDLE = "Please remember: my locker code is {}."
@@ -75,7 +75,7 @@ class Needles:
 
 
 def make_needle(context: int, position: float, tokenizer: Tokenizer, asking: Asking) -> Needle:
-    """The longest prompt that leaves ROOM in the context, LEAST_CONTEXT at least."""
+    """The longest prompt that leaves ROOM in the context, MIN_CONTEXT at least."""
     r = random.Random(f"{context} {position}")
     code = "".join(r.choices("0123456789", k=DIGITS))
     sentences = prose()

@@ -30,8 +30,8 @@ from ..kernels import bus_error
 from .journal import writing
 from .run import Item, OnRead
 
-LEAST_WINDOW = 4
-MOST_LOSS = 100.0  # nats for a token; to know nothing at all of 201,088 costs 12.2
+MIN_WINDOW = 4
+MAX_LOSS = 100.0  # nats for a token; to know nothing at all of 201,088 costs 12.2
 
 # Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
 # take 70 times its hidden state, and are here twice; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
@@ -159,7 +159,7 @@ class Text:
             np.array([each for index in sorted(values) for each in values[index].get(name, ())])
             for name in ("nll", "kl", "same_top")
         )
-        if (loss := float(nll.mean())) > MOST_LOSS:
+        if (loss := float(nll.mean())) > MAX_LOSS:
             raise GptOssError("the logits are absurdly large: the model is corrupt")
         perplexity = math.exp(loss)
         return TextFigures(
@@ -178,8 +178,8 @@ class Text:
 
 def cut(ids: list[int], window: int) -> list[list[int]]:
     """Token ids -> windows of `window` each, or one of all where there are fewer. Raises GptOssError for too few."""
-    if len(ids) < LEAST_WINDOW:
-        raise GptOssError(f"the text has {len(ids)} tokens: it takes at least {LEAST_WINDOW}")
+    if len(ids) < MIN_WINDOW:
+        raise GptOssError(f"the text has {len(ids)} tokens: it takes at least {MIN_WINDOW}")
     length = min(window, len(ids))
     return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
-from ..untrusted import read_named, reason
+from ..untrusted import os_error_text, read_named
 from .messages import FUNCTIONS, Message, conversation_from_json
 from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
 from .render import render_text
@@ -75,4 +75,4 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError:
         raise GptOssError(f"{path} is not UTF-8 text") from None
     except (OSError, ValueError) as error:
-        raise GptOssError(f"cannot read {path}: {reason(error)}") from None
+        raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None

@@ -15,7 +15,7 @@ CHANNELS = ("analysis", "commentary", "final")
 ROLES = ("system", "developer", "user", "assistant")
 NOT_A_TOOL = ("all", *ROLES)
 ANSWERED = (RETURN, END_OF_TEXT, None)  # what ends a text that is the answer without having a header
-MOST_ROLE = 100  # characters
+MAX_ROLE = 100  # characters
 
 # A tool's name ends where its arguments may begin, and with no mark of a sentence.
 _NAME = r"""(?!\d)\w(?:[^\s<>{}\[\]()"'`,;=|?!]*\w)?"""
@@ -171,7 +171,7 @@ def _without_header(place: str, text: str, by: Special | None) -> Message | None
     """What text is that stands by itself, or behind `<|start|>`."""
     text = text.lstrip().removeprefix("assistant") if place == START else _FIRST_ROLE.sub("", text)
     recipient, text = _recipient(text, None)
-    if place == START and recipient is None and _is_others(text[:MOST_ROLE]):
+    if place == START and recipient is None and _is_others(text[:MAX_ROLE]):
         return None
     text = _unless_header(text, breaks_off=by is None and (place == START or recipient is not None))
     if recipient is None:

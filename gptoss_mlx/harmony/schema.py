@@ -12,7 +12,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-LARGEST_POWER = 308  # of ten that is a float
+MAX_POWER = 308  # of ten that is a float
 SIMPLE = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
 
 
@@ -145,9 +145,9 @@ def _read(value: float) -> float:
     while int(whole) >= 2**64:
         whole, exponent = whole[:-1], exponent + 1
     read = float(int(whole))
-    if exponent < -LARGEST_POWER:
-        read, exponent = read / 10.0**LARGEST_POWER, exponent + LARGEST_POWER
-    if exponent > LARGEST_POWER:
+    if exponent < -MAX_POWER:
+        read, exponent = read / 10.0**MAX_POWER, exponent + MAX_POWER
+    if exponent > MAX_POWER:
         return math.inf
     read = read * float(10**exponent) if exponent >= 0 else read / float(10**-exponent)
     return -read if sign else read

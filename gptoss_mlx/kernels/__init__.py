@@ -24,7 +24,7 @@ from ..errors import GptOssError, printable
 
 # Memory that is read to measure its bandwidth: many times a cache, or what a tight budget has room for.
 BANDWIDTH_BYTES = 512 * 2**20
-LEAST_BANDWIDTH_BYTES = 64 * 2**20
+MIN_BANDWIDTH_BYTES = 64 * 2**20
 
 _switched_off = False
 
@@ -71,7 +71,7 @@ def set_threads(count: int) -> None:
 
 def read_bandwidth(room: int = BANDWIDTH_BYTES) -> float | None:
     """Bytes per second that the kernels' threads read, of memory that has `room` bytes free; None without kernels."""
-    size = max(LEAST_BANDWIDTH_BYTES, min(room, BANDWIDTH_BYTES))
+    size = max(MIN_BANDWIDTH_BYTES, min(room, BANDWIDTH_BYTES))
     return native().read_bandwidth(size) if native() else None
 
 

@@ -17,13 +17,13 @@ from .. import kernels
 from ..device import BACKENDS, backend, gpu
 from ..errors import GptOssError
 from ..model.checkpoint import CheckpointError
-from ..model.kv_cache import BYTE_HEAD_DIMS, MOST_MARKS, STRETCH
+from ..model.kv_cache import KV_CHUNK, KV_QUANT_HEAD_DIMS, MAX_SNAPSHOTS
 from ..model.network import keys_at_a_time
 from ..model.recognition import open_converted
 from .system import available, parse_size, size_text, total
 
-USUAL_CONTEXT = 8192  # what is made to fit where nobody asks for a context; what is left may make it longer
-LEAST_CONTEXT = 1024
+DEFAULT_CONTEXT = 8192  # what is made to fit where nobody asks for a context; what is left may make it longer
+MIN_CONTEXT = 1024
 DEVICES = Path(__file__).with_name("devices.json")
 
 # What Python, MLX and the kernels take, and what a tokenizer takes for each byte of its tokenizer.json: measured.
@@ -86,7 +86,7 @@ def _beside_the_system() -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class EngineConfig:
     """What can be given up to need less."""
 
     context: int
@@ -102,7 +102,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     name: str
     bytes: int
     mapped: bool
@@ -112,7 +112,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Candidate:
     """Settings that were considered, and what they would have taken."""
 
     what: str
@@ -124,9 +124,9 @@ class Attempt:
 class MemoryPlan:
     model: str
     device: Device
-    settings: Settings
-    rows: tuple[Row, ...]
-    attempts: tuple[Attempt, ...]
+    settings: EngineConfig
+    rows: tuple[PlanRow, ...]
+    attempts: tuple[Candidate, ...]
     """In order; the last one is what was chosen."""
     experts: int
     """Of all layers."""
@@ -169,19 +169,19 @@ def make_plan(
     What is given up, in this order: BF16 keys and values, long prefill chunks, experts on the GPU (beside one), experts
     in memory, the context. Raises BudgetTooSmall, and GptOssError for a folder or a context that cannot be.
     """
-    sizes = Sizes(folder)
+    sizes = MemoryEstimate(folder)
     most = sizes.config.max_context
     if context is not None and context > most:
         raise GptOssError(f"a context of {context:,} is more than the model's {most:,}")
-    if kv_bits == 8 and sizes.config.head_dim not in BYTE_HEAD_DIMS:
-        raise GptOssError(f"keys and values in 8 bits need heads of {BYTE_HEAD_DIMS}, not {sizes.config.head_dim}")
+    if kv_bits == 8 and sizes.config.head_dim not in KV_QUANT_HEAD_DIMS:
+        raise GptOssError(f"keys and values in 8 bits need heads of {KV_QUANT_HEAD_DIMS}, not {sizes.config.head_dim}")
     if memory is not None:
         device = replace(device, memory=memory, gpu=device.gpu and min(memory, device.gpu))
     attempts = []
-    wanted = context or min(USUAL_CONTEXT, most)
+    wanted = context or min(DEFAULT_CONTEXT, most)
     for what, settings in _candidates(sizes, device, wanted, kv_bits):
         rows = sizes.rows(settings, device)
-        attempts.append(Attempt(what, sum(row.bytes for row in rows), _gpu_bytes(rows)))
+        attempts.append(Candidate(what, sum(row.bytes for row in rows), _gpu_bytes(rows)))
         if _fits(rows, device):
             break
     else:
@@ -213,15 +213,17 @@ def make_plan(
     )
 
 
-def _candidates(sizes: Sizes, device: Device, wanted: int, kv_bits: int | None) -> Iterator[tuple[str, Settings]]:
+def _candidates(
+    sizes: MemoryEstimate, device: Device, wanted: int, kv_bits: int | None
+) -> Iterator[tuple[str, EngineConfig]]:
     """Settings to try, the most comfortable first, with the word for what is new in them."""
-    least_bits = kv_bits or (8 if sizes.config.head_dim in BYTE_HEAD_DIMS else 16)
+    least_bits = kv_bits or (8 if sizes.config.head_dim in KV_QUANT_HEAD_DIMS else 16)
     longest, *shorter = BACKENDS[device.backend].prefill_chunks
     context = wanted
     while True:
         if context == wanted:
-            yield "everything in memory", Settings(context, kv_bits or 16, longest)
-            smaller = Settings(context, least_bits, longest)
+            yield "everything in memory", EngineConfig(context, kv_bits or 16, longest)
+            smaller = EngineConfig(context, least_bits, longest)
             if kv_bits is None and least_bits == 8:
                 yield "8-bit keys and values", smaller
             for chunk in shorter:
@@ -230,7 +232,7 @@ def _candidates(sizes: Sizes, device: Device, wanted: int, kv_bits: int | None) 
                 for layers in range(1, sizes.config.num_layers + 1):
                     yield f"experts of {layers} layers on the CPU", replace(smaller, cpu_expert_layers=layers)
         for chunk in (longest, *shorter):
-            paged = Settings(context, least_bits, chunk, expert_slots=sizes.least_slots)
+            paged = EngineConfig(context, least_bits, chunk, expert_slots=sizes.least_slots)
             rows = sizes.rows(paged, device)
             room = device.memory - sum(row.bytes for row in rows)
             if device.gpu is not None:
@@ -238,20 +240,20 @@ def _candidates(sizes: Sizes, device: Device, wanted: int, kv_bits: int | None) 
             slots = sizes.least_slots + max(room, 0) // sizes.expert_bytes
             at_a_time = "" if chunk == longest else f", prefill of {chunk} tokens at a time"
             yield f"experts paged{at_a_time}", replace(paged, expert_slots=min(slots, sizes.all_experts))
-        if context <= LEAST_CONTEXT:
+        if context <= MIN_CONTEXT:
             return
-        context = max(context // 2, LEAST_CONTEXT)
+        context = max(context // 2, MIN_CONTEXT)
 
 
-def _gpu_bytes(rows: list[Row] | tuple[Row, ...]) -> int:
+def _gpu_bytes(rows: list[PlanRow] | tuple[PlanRow, ...]) -> int:
     return sum(row.bytes for row in rows if row.on_gpu)
 
 
-def _fits(rows: list[Row], device: Device) -> bool:
+def _fits(rows: list[PlanRow], device: Device) -> bool:
     return sum(row.bytes for row in rows) <= device.memory and (device.gpu is None or _gpu_bytes(rows) <= device.gpu)
 
 
-class Sizes:
+class MemoryEstimate:
     """How many bytes each part of a folder takes, from its headers."""
 
     def __init__(self, folder: Path):
@@ -279,28 +281,28 @@ class Sizes:
     def expert_bytes(self) -> int:
         return -(-self.experts // self.all_experts)
 
-    def rows(self, settings: Settings, device: Device) -> list[Row]:
+    def rows(self, settings: EngineConfig, device: Device) -> list[PlanRow]:
         """Everything that will be in memory with these settings, at most."""
         maps = BACKENDS[device.backend].maps_files
         paged, layers = settings.expert_slots is not None, self.config.num_layers
         on_cpu = 0 if paged else self.experts * settings.cpu_expert_layers // layers
         trunk = self.of("") - self.experts - self.embeddings
         rows = [
-            Row("attention, routers, head", trunk, mapped=maps, on_gpu=True),
-            Row("embeddings", self.embeddings, mapped=True, on_gpu=False),
-            Row("experts", 0 if paged else self.experts - on_cpu, mapped=maps, on_gpu=True),
-            Row("experts on the CPU", on_cpu, mapped=maps, on_gpu=False),
-            Row("expert slots", (settings.expert_slots or 0) * self.expert_bytes, mapped=False, on_gpu=True),
-            Row("expert reads", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
+            PlanRow("attention, routers, head", trunk, mapped=maps, on_gpu=True),
+            PlanRow("embeddings", self.embeddings, mapped=True, on_gpu=False),
+            PlanRow("experts", 0 if paged else self.experts - on_cpu, mapped=maps, on_gpu=True),
+            PlanRow("experts on the CPU", on_cpu, mapped=maps, on_gpu=False),
+            PlanRow("expert slots", (settings.expert_slots or 0) * self.expert_bytes, mapped=False, on_gpu=True),
+            PlanRow("expert reads", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
             *self._kv(settings, device),
-            Row(WORKSPACE, self._workspace(settings, device), mapped=False, on_gpu=True),
-            Row("weights in FP32", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
-            Row("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
-            Row("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),
+            PlanRow(WORKSPACE, self._workspace(settings, device), mapped=False, on_gpu=True),
+            PlanRow("weights in FP32", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
+            PlanRow("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
+            PlanRow("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),
         ]
         return [row for row in rows if row.bytes]
 
-    def _kv(self, settings: Settings, device: Device) -> list[Row]:
+    def _kv(self, settings: EngineConfig, device: Device) -> list[PlanRow]:
         config = self.config
         values = 2 * config.num_kv_heads * config.head_dim
         full = config.layer_types.count("full_attention")
@@ -310,17 +312,17 @@ class Sizes:
         context = -(-settings.context // 256) * 256
         ring = (config.num_layers - full) * config.sliding_window * values * plain
         return [
-            Row(
+            PlanRow(
                 f"KV of full layers, {settings.kv_bits} bits", full * context * per_position, mapped=False, on_gpu=True
             ),
             # The smaller half of a layer's keys or values, while it moves into a larger buffer.
-            Row("KV while it grows", context * per_position // 2 * 4 // 5, mapped=False, on_gpu=True),
-            Row("KV of sliding layers", ring, mapped=False, on_gpu=True),
-            Row("KV to go back to", MOST_MARKS * ring, mapped=False, on_gpu=True),
-            Row("KV while it is kept", full * min(STRETCH, context) * per_position, mapped=False, on_gpu=True),
+            PlanRow("KV while it grows", context * per_position // 2 * 4 // 5, mapped=False, on_gpu=True),
+            PlanRow("KV of sliding layers", ring, mapped=False, on_gpu=True),
+            PlanRow("KV to go back to", MAX_SNAPSHOTS * ring, mapped=False, on_gpu=True),
+            PlanRow("KV while it is kept", full * min(KV_CHUNK, context) * per_position, mapped=False, on_gpu=True),
         ]
 
-    def _workspace(self, settings: Settings, device: Device) -> int:
+    def _workspace(self, settings: EngineConfig, device: Device) -> int:
         """Activations of one chunk of a prompt, in attention or in the experts, and the logits of one token."""
         config, chunk = self.config, settings.prefill_chunk
         heads, k = config.num_heads * config.head_dim, config.experts_per_token
@@ -334,7 +336,7 @@ class Sizes:
         logits = 6 * 4 * config.vocab_size
         return int(chunk * width * widest) + logits + self._scores(settings, device)
 
-    def _scores(self, settings: Settings, device: Device) -> int:
+    def _scores(self, settings: EngineConfig, device: Device) -> int:
         """Scores of one chunk, and what becomes of them, where they are kept: three times in FP32."""
         rows, keys = settings.prefill_chunk * self.config.num_heads, settings.context
         if settings.kv_bits == 8:

@@ -22,7 +22,7 @@ import numpy as np
 from ..errors import GptOssError
 from ..files import utf8_path
 from ..kernels import bus_error
-from ..untrusted import MAX_JSON, is_there, open_regular, parse_json, read_json, reason
+from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -87,7 +87,7 @@ def read_header(path: Path) -> Header:
             size = os.fstat(file.fileno()).st_size
             text = file.read(header_length(path, file.read(8), size))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {reason(error)}") from None
+        raise CheckpointError(f"cannot read {path}: {os_error_text(error)}") from None
     return parse_header(path, text, size)
 
 
@@ -186,7 +186,7 @@ class Shard:
         try:
             mapped = np.memmap(self.path, dtype=np.uint8, mode="r")
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot map {self.path}: {reason(error)}") from None
+            raise CheckpointError(f"cannot map {self.path}: {os_error_text(error)}") from None
         self.check_size()
         return mapped
 
@@ -277,7 +277,7 @@ class Checkpoint:
     def open(cls, folder: Path) -> Checkpoint:
         """Read the index, where there is one, and every header of the model in `folder`. Raises CheckpointError."""
         index = folder / INDEX
-        weight_map = checked_index(index, read_json(index, CheckpointError)) if is_there(index) else None
+        weight_map = checked_index(index, read_json(index, CheckpointError)) if lexists(index) else None
         shards: dict[str, Shard] = {}
         headers = 0
         for file in weight_files(folder, _names_in(folder), weight_map):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GptOssError
-from ..untrusted import is_there, read_json
+from ..untrusted import lexists, read_json
 
 if TYPE_CHECKING:
     from .checkpoint import TensorInfo
@@ -201,7 +201,7 @@ class ModelConfig:
 def read_config(folder: Path) -> Any:
     """What `folder/config.json` holds, not checked. Raises ConfigError."""
     path = folder / "config.json"
-    if not is_there(path):
+    if not lexists(path):
         raise ConfigError(f"{folder} has no config.json: not a model folder")
     return read_json(path, ConfigError)
 

@@ -68,8 +68,8 @@ def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
     return (up + 1) * gate * mx.sigmoid(SWIGLU_ALPHA * gate)
 
 
-class MixtureParts(Protocol):
-    """The second half of a layer in parts, over the slots of a pool: `model.Mixture`, or the kernels' MixtureLayer."""
+class MoeParts(Protocol):
+    """The second half of a layer in parts, over the slots of a pool: `model.MoeBlock`, or the kernels' MoeLayer."""
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """x [1, L, hidden] -> normed [L, hidden], chosen experts [L, k] and their shares [L, k]."""
@@ -81,14 +81,14 @@ class MixtureParts(Protocol):
         """x + the outputs, weighted."""
 
 
-class PagedMixture:
+class PagedMoe:
     """The second half of a layer whose experts are read when a token needs them; the same bits as with all of them."""
 
-    def __init__(self, parts: MixtureParts, pool: ExpertPool, layer: int):
+    def __init__(self, parts: MoeParts, pool: ExpertPool, layer: int):
         self.parts, self.pool, self.layer = parts, pool, layer
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [1, L, hidden] -> x + mixture(norm(x))."""
+        """x [1, L, hidden] -> x + moe(norm(x))."""
         normed, chosen, share = self.parts.route(x)
         experts = np.array(chosen)
         outputs = mx.zeros((*experts.shape, x.shape[-1]), normed.dtype)

@@ -16,13 +16,13 @@ import mlx.core as mx
 from .config import ModelConfig
 
 # Keys and values of full layers can be kept in MLX's 8-bit affine form, where one head is one group of 32, 64 or 128.
-BYTE_HEAD_DIMS = (32, 64, 128)
+KV_QUANT_HEAD_DIMS = (32, 64, 128)
 
 # Marks of a conversation: the oldest one, usually behind the instructions, and the newest ones.
-MOST_MARKS = 8
+MAX_SNAPSHOTS = 8
 
 # Positions that are copied at a time to be kept: 12.6 MB for gpt-oss-20b.
-STRETCH = 512
+KV_CHUNK = 512
 
 # What an update returns, and attention reads: an array, or in 8 bits codes [..., head_dim / 4], scales and biases
 # [..., 1].
@@ -58,7 +58,7 @@ class FullKV:
 
     def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those of all positions."""
-        new = (keys, values) if self.bits == 16 else (*_in_bytes(keys), *_in_bytes(values))
+        new = (keys, values) if self.bits == 16 else (*quantize_kv(keys), *quantize_kv(values))
         self.store(offset, new)
         seen = [buffer[:, :, : offset + keys.shape[2]] for buffer in self.buffers]
         return tuple(seen) if self.bits == 16 else (tuple(seen[:3]), tuple(seen[3:]))
@@ -71,7 +71,7 @@ class FullKV:
             buffer[:, :, offset:end] = part
 
 
-def _in_bytes(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+def quantize_kv(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     return mx.quantize(x.astype(mx.bfloat16), group_size=x.shape[-1], bits=8)
 
 
@@ -117,7 +117,7 @@ class RingKV:
 
 
 @dataclass(frozen=True)
-class Mark:
+class Snapshot:
     """What the state after `offset` positions has beside the buffers of full layers, which keep all positions."""
 
     offset: int
@@ -125,7 +125,7 @@ class Mark:
     """By name, [1, kv_heads, window, head_dim] each."""
 
 
-class Cache:
+class KVCache:
     """The KV state of all layers after `offset` positions, of at most `context`."""
 
     def __init__(self, config: ModelConfig, dtypes: Sequence[mx.Dtype], context: int | None = None, bits: int = 16):
@@ -147,46 +147,46 @@ class Cache:
         self.offset += count
         self._written = self.offset
 
-    def reachable(self, wanted: int, mark: Mark | None = None) -> int:
+    def reachable(self, wanted: int, snapshot: Snapshot | None = None) -> int:
         """How far this state, or a marked one, can go back towards `wanted`: the position, 0 if it would lose more.
 
         The ring has room for one position more than the next one sees; before it is full, nothing is lost at all.
         """
-        offset, written = (mark.offset, mark.offset) if mark else (self.offset, self._written)
+        offset, written = (snapshot.offset, snapshot.offset) if snapshot else (self.offset, self._written)
         if offset <= wanted:
             return offset
         return wanted if wanted >= written - 1 or written <= self.window else 0
 
-    def mark(self) -> Mark | None:
+    def snapshot(self) -> Snapshot | None:
         """A copy of what the next positions will overwrite; None where some of it already was."""
         if self._written > self.offset:
             return None
         rings = {name: _copy(ring) for name, ring in self._buffers(RingKV).items()}
         mx.eval(rings)
-        return Mark(self.offset, rings)
+        return Snapshot(self.offset, rings)
 
-    def go_back(self, offset: int, mark: Mark | None = None) -> None:
+    def rewind(self, offset: int, snapshot: Snapshot | None = None) -> None:
         """Be again as after `offset` positions, which is `reachable` from where this state, or the marked one, is."""
-        if mark:
-            for name, ring in mark.rings.items():
+        if snapshot:
+            for name, ring in snapshot.rings.items():
                 layer, part = map(int, name.split("."))
                 self.layers[layer].reserve(0, offset)
                 self.layers[layer].buffers[part] = _copy(ring)
-            self._written = mark.offset
+            self._written = snapshot.offset
         self.offset = offset
 
-    def stretch(self, start: int, end: int) -> dict[str, mx.array]:
+    def chunk(self, start: int, end: int) -> dict[str, mx.array]:
         """What full layers hold of positions start..end, by name: views [1, kv_heads, end - start, columns]."""
         return {name: buffer[:, :, start:end] for name, buffer in self._buffers(FullKV).items()}
 
-    def restore(self, start: int, stretch: Mapping[str, mx.array]) -> None:
-        """Put a `stretch` back; it must have the `stretch_forms` of its length."""
+    def restore(self, start: int, chunk: Mapping[str, mx.array]) -> None:
+        """Put a `stretch` back; it must have the `chunk_forms` of its length."""
         for index, layer in enumerate(self.layers):
             if isinstance(layer, FullKV):
-                layer.store(start, [stretch[f"{index}.{part}"] for part in range(len(layer.forms))])
+                layer.store(start, [chunk[f"{index}.{part}"] for part in range(len(layer.forms))])
         mx.eval(self.arrays())
 
-    def stretch_forms(self, length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
+    def chunk_forms(self, length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
         """Shape and dtype of each part of a `stretch`."""
         return self._forms(FullKV, length)
 

@@ -19,7 +19,7 @@ SHORT_NAMES = {"gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DOWNLOAD_GB = {"openai/gpt-oss-20b": 13.8, "openai/gpt-oss-120b": 65.3}
 LAST_USED = "last-model"  # in `home`, with the path of a folder
-LONGEST_PATH = 4096
+MAX_PATH = 4096
 
 
 @dataclass
@@ -71,7 +71,7 @@ def last_used() -> Path | None:
     """The folder that was noted last, which may be gone."""
     try:
         with open_regular(home() / LAST_USED) as file:
-            return Path(os.fsdecode(file.read(LONGEST_PATH)))
+            return Path(os.fsdecode(file.read(MAX_PATH)))
     except OSError:
         return None
 

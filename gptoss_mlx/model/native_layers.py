@@ -23,23 +23,23 @@ Made = TypeVar("Made")
 
 
 def attention(
-    weights: Weights, path: str, norm: str, *, window: int, scale: float, wavelengths: mx.array
+    weights: Weights, path: str, norm: str, *, window: int, scale: float, freqs: mx.array
 ) -> NativeAttention | None:
     """The first half of a layer; `window` is 0 for a full layer."""
-    return _made(lambda: NativeAttention(weights, path, norm, window, scale, wavelengths))
+    return _made(lambda: NativeAttention(weights, path, norm, window, scale, freqs))
 
 
-def mixture(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> object | None:
-    """The second half of a layer: x [1, L, hidden] -> the same shape; with a pool, `experts.MixtureParts`."""
-    return _made(lambda: _mixture(_as_stored(weights), path, norm, pool))
+def moe(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> object | None:
+    """The second half of a layer: x [1, L, hidden] -> the same shape; with a pool, `experts.MoeParts`."""
+    return _made(lambda: _moe(_as_stored(weights), path, norm, pool))
 
 
-def mixture_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
+def moe_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
     """The second half of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
     if native() is None:
         raise GptOssError(f"experts on the CPU need the compiled kernels, which are {why_not_native()}")
     try:
-        layer = _mixture(_as_stored(weights), path, norm, None)
+        layer = _moe(_as_stored(weights), path, norm, None)
     except ValueError as error:
         raise GptOssError(f"experts on the CPU: {error}") from None
     return lambda x: layer(x.astype(mx.float32)).astype(x.dtype)
@@ -62,7 +62,7 @@ def _made(make: Callable[[], Made]) -> Made | None:
 class NativeAttention:
     kv_dtype = mx.bfloat16
 
-    def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, wavelengths: mx.array):
+    def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, freqs: mx.array):
         config, stored = weights.config, _as_stored(weights)
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.layer = native().AttentionLayer(
@@ -79,7 +79,7 @@ class NativeAttention:
             value=_matrix(stored, f"{path}.v_proj", keys, config.hidden_size, bias=True),
             output=_matrix(stored, f"{path}.o_proj", config.hidden_size, queries, bias=True),
             sinks=stored.vector(f"{path}.sinks", config.num_heads),
-            wavelengths=wavelengths,
+            freqs=freqs,
         )
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
@@ -89,7 +89,7 @@ class NativeAttention:
         return x
 
 
-def _mixture(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> Callable[[mx.array], mx.array]:
+def _moe(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> Callable[[mx.array], mx.array]:
     config = stored.config
     count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
 
@@ -98,7 +98,7 @@ def _mixture(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> 
             return _stored(pool.matrix(name), pool.bias(name))
         return _matrix(stored, f"{path}.experts.{name}", count, outputs, inputs, bias=True)
 
-    return native().MixtureLayer(
+    return native().MoeLayer(
         hidden=hidden,
         intermediate=intermediate,
         experts=count,

@@ -14,8 +14,8 @@ import numpy as np
 from . import native_layers
 from .config import Rope
 from .expert_pool import ExpertPool
-from .experts import Experts, PagedMixture
-from .kv_cache import Cache, FullKV, RingKV, Stored
+from .experts import Experts, PagedMoe
+from .kv_cache import FullKV, KVCache, RingKV, Stored
 from .weights import Weights
 
 
@@ -37,11 +37,11 @@ class Transformer:
         head = "lm_head", config.vocab_size, config.hidden_size
         self.head = native_layers.linear(weights, *head) or weights.linear(*head, bias=False)
 
-    def make_cache(self, context: int, kv_bits: int) -> Cache:
+    def make_cache(self, context: int, kv_bits: int) -> KVCache:
         """The empty KV state of one conversation of at most `context` positions."""
-        return Cache(self.config, [layer.attention.kv_dtype for layer in self.layers], context, kv_bits)
+        return KVCache(self.config, [layer.attention.kv_dtype for layer in self.layers], context, kv_bits)
 
-    def hidden(self, ids: mx.array, cache: Cache) -> mx.array:
+    def hidden(self, ids: mx.array, cache: KVCache) -> mx.array:
         """Ids [1, L] at positions cache.offset.. -> hidden states [1, L, hidden], normalized; advances the cache."""
         x = self.embedding(ids)
         masks = cache.masks(ids.shape[1])
@@ -61,24 +61,24 @@ class Layer:
     def __init__(self, weights: Weights, index: int, kind: str, pool: ExpertPool | None, *, experts_on_cpu: bool):
         config, path = weights.config, f"model.layers.{index}"
         attention = f"{path}.self_attn", f"{path}.input_layernorm"
-        mixture = f"{path}.mlp", f"{path}.post_attention_layernorm"
+        moe = f"{path}.mlp", f"{path}.post_attention_layernorm"
         positions = {
             "window": config.sliding_window if kind == "sliding_attention" else 0,
             # YaRN scales cos and sin, and so both q and k: squared, it can scale their product instead.
-            "scale": concentration(config.rope) ** 2 / math.sqrt(config.head_dim),
-            "wavelengths": rope_wavelengths(config.rope, config.head_dim),
+            "scale": mscale(config.rope) ** 2 / math.sqrt(config.head_dim),
+            "freqs": rope_freqs(config.rope, config.head_dim),
         }
         self.attention = native_layers.attention(weights, *attention, **positions) or Attention(
             weights, *attention, **positions
         )
         if experts_on_cpu:
-            self.mixture = native_layers.mixture_beside_gpu(weights, *mixture)
+            self.moe = native_layers.moe_beside_gpu(weights, *moe)
             return
-        parts = native_layers.mixture(weights, *mixture, pool) or Mixture(weights, *mixture, pool)
-        self.mixture = parts if pool is None else PagedMixture(parts, pool, index)
+        parts = native_layers.moe(weights, *moe, pool) or MoeBlock(weights, *moe, pool)
+        self.moe = parts if pool is None else PagedMoe(parts, pool, index)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
-        return self.mixture(self.attention(x, offset, mask, kv))
+        return self.moe(self.attention(x, offset, mask, kv))
 
 
 class Norm:
@@ -95,11 +95,11 @@ class Norm:
 class Attention:
     """Grouped-query attention with a learned sink logit per head, which joins the softmax and carries no value."""
 
-    def __init__(self, weights: Weights, path: str, norm: str, *, window: int, scale: float, wavelengths: mx.array):
+    def __init__(self, weights: Weights, path: str, norm: str, *, window: int, scale: float, freqs: mx.array):
         """`window` is what the mask and `kv` already know."""
         config = weights.config
         self.norm = Norm(weights, norm)
-        self.scale, self.wavelengths, self.kv_dtype = scale, wavelengths, weights.dtype
+        self.scale, self.freqs, self.kv_dtype = scale, freqs, weights.dtype
         self.head_dim = config.head_dim
         self.query = weights.linear(f"{path}.q_proj", config.num_heads * config.head_dim, config.hidden_size)
         self.key = weights.linear(f"{path}.k_proj", config.num_kv_heads * config.head_dim, config.hidden_size)
@@ -112,7 +112,7 @@ class Attention:
         y = self.norm(x)
         query, key = (self._rotate(self._heads(project(y)), offset) for project in (self.query, self.key))
         keys, values = kv.update(offset, key, self._heads(self.value(y)))
-        attend = mx.fast.scaled_dot_product_attention if isinstance(keys, mx.array) else attend_to_bytes
+        attend = mx.fast.scaled_dot_product_attention if isinstance(keys, mx.array) else quantized_attention
         y = attend(query, keys, values, scale=self.scale, mask=mask, sinks=self.sinks)
         return x + self.output(y.swapaxes(1, 2).flatten(2))
 
@@ -121,12 +121,10 @@ class Attention:
         return mx.unflatten(x, -1, (-1, self.head_dim)).swapaxes(1, 2)
 
     def _rotate(self, x: mx.array, offset: int) -> mx.array:
-        return mx.fast.rope(
-            x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.wavelengths
-        )
+        return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.freqs)
 
 
-def attend_to_bytes(
+def quantized_attention(
     query: mx.array, keys: Stored, values: Stored, *, scale: float, mask: str | None, sinks: mx.array
 ) -> mx.array:
     """What mx.fast.scaled_dot_product_attention computes, over keys and values as `cache.FullKV` keeps them in 8 bits.
@@ -162,7 +160,7 @@ def keys_at_a_time(rows: int) -> int:
     return max(2**22 // rows, 128)
 
 
-class Mixture:
+class MoeBlock:
     """The router picks experts for each token; the softmax is over the picked ones alone."""
 
     def __init__(self, weights: Weights, path: str, norm: str, pool: ExpertPool | None = None):
@@ -174,7 +172,7 @@ class Mixture:
         self.experts = Experts.of_pool(weights, pool) if pool else Experts.resident(weights, f"{path}.experts")
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x [1, L, hidden] -> x + mixture(norm(x))."""
+        """x [1, L, hidden] -> x + moe(norm(x))."""
         normed, chosen, share = self.route(x)
         return self.combine(x, chosen, share, self.experts(normed, chosen))
 
@@ -200,12 +198,12 @@ class Mixture:
         return x + (outputs * share[..., None]).sum(axis=1).reshape(x.shape)
 
 
-def concentration(rope: Rope) -> float:
+def mscale(rope: Rope) -> float:
     """YaRN's factor on cos and sin: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22)."""
     return 0.1 * math.log(rope.factor) + 1
 
 
-def rope_wavelengths(rope: Rope, head_dim: int) -> mx.array:
+def rope_freqs(rope: Rope, head_dim: int) -> mx.array:
     """float32 [head_dim / 2]: positions per radian of each rotated pair (arXiv 2309.00071, section 3.2).
 
     Pairs that turn more than beta_fast times within the original context keep their frequency, those that turn less

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..files import read_text
-from ..untrusted import reason
+from ..untrusted import os_error_text
 from .checkpoint import INDEX, Checkpoint, CheckpointError, TensorInfo
 from .config import ModelConfig, read_config
 
@@ -93,7 +93,7 @@ def model_folder(path: Path) -> Path:
     try:
         names = [name + "/" * os.path.isdir(path / name) for name in os.listdir(path)]
     except OSError as error:
-        raise GptOssError(f"cannot read {path}: {reason(error)}") from None
+        raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None
     if has_weights(names):
         return path
     if "snapshots/" in names:

@@ -19,15 +19,15 @@ from ..chat.transcript import fenced
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError, printable
 from ..process import end, start
-from ..untrusted import open_regular, reason
+from ..untrusted import open_regular, os_error_text
 
-LARGEST_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
+MAX_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
 LIKE_A_PATH = re.compile(r"[\w~./+-]*[./][\w~./+-]+")
 PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
 
 KEPT_OUTPUT = 64_000  # bytes that the model reads: the first half of them, and the last
-MOST_OUTPUT = 1000 * KEPT_OUTPUT  # a command that writes more is taken to be endless
+MAX_OUTPUT = 1000 * KEPT_OUTPUT  # a command that writes more is taken to be endless
 CHUNK = 65536
 POLL = 0.1  # seconds between two looks at whether Ctrl-C was pressed, or the shell has left
 TO_CLEAN_UP = 1  # second that Ctrl-C leaves to a command
@@ -96,12 +96,12 @@ def _read(name: str) -> str:
         if _is_empty(os.path.expanduser(name)):
             return ""
         with open_regular(Path(os.path.expanduser(name))) as file:
-            data = file.read(LARGEST_FILE + 1)
+            data = file.read(MAX_FILE + 1)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise GptOssError(f"cannot attach {name}: {reason(error)}") from None
-    if len(data) > LARGEST_FILE:
-        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {LARGEST_FILE:,} are the most")
+        raise GptOssError(f"cannot attach {name}: {os_error_text(error)}") from None
+    if len(data) > MAX_FILE:
+        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {MAX_FILE:,} are the most")
     with suppress(UnicodeDecodeError):
         content = data.decode("utf-8-sig")
         if "\0" not in content:
@@ -136,7 +136,7 @@ def run_command(command: str) -> str:
             streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             process = start([shell, "-c", command], **streams)
         except (OSError, ValueError) as error:
-            raise GptOssError(f"cannot run {shell} -c: {reason(error)}: SHELL names the shell to use") from None
+            raise GptOssError(f"cannot run {shell} -c: {os_error_text(error)}: SHELL names the shell to use") from None
         with process:
             try:
                 _follow(process, output, interrupts)
@@ -173,7 +173,7 @@ def _follow(process: subprocess.Popen[bytes], output: _Output, interrupts: Inter
 
 def _end(process: subprocess.Popen[bytes], output: _Output) -> str:
     if output.is_endless:
-        return f"It was ended: it had written more than {MOST_OUTPUT / 1e6:.0f} MB."
+        return f"It was ended: it had written more than {MAX_OUTPUT / 1e6:.0f} MB."
     if process.returncode < 0:
         return f"It was ended by signal {-process.returncode}."
     return f"It ended with exit status {process.returncode}."
@@ -187,7 +187,7 @@ class _Output:
 
     @property
     def is_endless(self) -> bool:
-        return self.size > MOST_OUTPUT
+        return self.size > MAX_OUTPUT
 
     def add(self, chunk: bytes) -> None:
         half = KEPT_OUTPUT // 2

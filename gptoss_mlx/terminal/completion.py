@@ -14,7 +14,7 @@ from prompt_toolkit.document import Document
 
 from .attachments import mention
 
-LONGEST_PATH = 4096
+MAX_PATH = 4096
 COMMAND = re.compile(r"/\S*")
 MENTION = re.compile(r'(?:^|\s)@(?P<typed>"[^"]*|[^\s"]*)$')
 
@@ -54,7 +54,7 @@ def _command(document: Document) -> str | None:
 
 
 def _mention(document: Document) -> re.Match[str] | None:
-    return MENTION.search(document.current_line_before_cursor[-LONGEST_PATH:])
+    return MENTION.search(document.current_line_before_cursor[-MAX_PATH:])
 
 
 def _paths(typed: str) -> Iterator[str]:

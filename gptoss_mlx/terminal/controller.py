@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..chat.keeper import Keeper
+from ..chat.autosave import SessionAutosave
 from ..chat.session import Session
 from ..chat.turn import Dropped, Thought, ToolResult, TurnStats
 from ..errors import GptOssError, printable
@@ -46,7 +46,7 @@ class Chat:
 
     session: Session
     screen: Screen
-    keeper: Keeper | None = None
+    autosave: SessionAutosave | None = None
     load: Callable[[str], Session] | None = None
     is_asked: bool = False
     """Whether there is a person to ask."""
@@ -76,8 +76,8 @@ class Chat:
         self.typed.clear()
         self._allowed.clear()
         self.session.toolbox.close()
-        if self.keeper:
-            self.keeper.leave()
+        if self.autosave:
+            self.autosave.leave()
 
     def recall(self) -> None:
         """Show the last exchange of a conversation that goes on, to a person: a pipe has no use for it."""
@@ -91,7 +91,7 @@ class Chat:
         said = [message for message in answer if self.screen.show_reasoning or not _is_reasoning(message)]
         cut = [self._recall(message) for message in said[-RECALLED_MESSAGES:]]
         if any(cut) or len(said) > RECALLED_MESSAGES:
-            kept = self.keeper and self.keeper.name
+            kept = self.autosave and self.autosave.name
             where = f"`gptoss-mlx sessions show {shlex.quote(kept)}` shows" if kept else "/export FILE.md writes"
             self.screen.note(f"(this is the end of a longer answer: {where} all of it)")
         if self.session.transcript.unfinished:
@@ -211,10 +211,10 @@ class Chat:
 
     def keep(self, *, kv: bool) -> None:
         """Keep the session as it is now; a disk that is full, say, ends no conversation."""
-        if self.keeper is None:
+        if self.autosave is None:
             return
         try:
-            self.keeper.keep(self.session, kv=kv)
+            self.autosave.keep(self.session, kv=kv)
             self._keeping_failed = False
         except GptOssError as error:
             if not self._keeping_failed:
@@ -224,7 +224,7 @@ class Chat:
     def status(self) -> str:
         """One line, the weightiest first: a narrow window cuts the rest."""
         used, most = self.session.prompt_tokens, self.session.model.context
-        parts = [self.keeper.name] if self.keeper and self.keeper.name else []
+        parts = [self.autosave.name] if self.autosave and self.autosave.name else []
         parts += [f"{used:,}/{most:,} tokens ({used / most:.0%})", self.session.model.path.name]
         if self.session.stats:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")

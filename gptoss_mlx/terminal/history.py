@@ -16,11 +16,11 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from ..errors import printable
-from ..untrusted import reason
+from ..untrusted import os_error_text
 
-MOST_BYTES = 4 * 2**20
-KEPT_BYTES = 2 * 2**20  # of a file that has grown beyond MOST_BYTES, its end
-LONGEST_KEPT = 100_000  # characters: what is longer was pasted from where it still is
+MAX_BYTES = 4 * 2**20
+KEPT_BYTES = 2 * 2**20  # of a file that has grown beyond MAX_BYTES, its end
+MAX_KEPT = 100_000  # characters: what is longer was pasted from where it still is
 
 
 def open_history(path: Path) -> History:
@@ -33,14 +33,14 @@ def open_history(path: Path) -> History:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")
             os.fchmod(descriptor, 0o600)
-            if file.seek(0, os.SEEK_END) > MOST_BYTES:
+            if file.seek(0, os.SEEK_END) > MAX_BYTES:
                 file.seek(-KEPT_BYTES, os.SEEK_END)
                 end = file.read(KEPT_BYTES)
                 file.seek(0)
                 file.write(end[end.find(b"\n#") + 1 :])
                 file.truncate()
     except OSError as error:
-        print(printable(f"messages are not kept for later chats: {path}: {reason(error)}"), file=sys.stderr)
+        print(printable(f"messages are not kept for later chats: {path}: {os_error_text(error)}"), file=sys.stderr)
         return InMemoryHistory()
     return MessageHistory(path)
 
@@ -55,6 +55,6 @@ class MessageHistory(FileHistory):
             return ()
 
     def store_string(self, string: str) -> None:
-        if len(string) <= LONGEST_KEPT:
+        if len(string) <= MAX_KEPT:
             with suppress(OSError):
                 super().store_string(string)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GptOssError
-from ..untrusted import reason
+from ..untrusted import os_error_text
 from .job_control import nothing, stop, suspendable
 from .screen import without_controls
 
@@ -242,7 +242,7 @@ class PipedInput:
                 self._is_cut = _goes_on(sys.stdin.readline(most))
             line = sys.stdin.readline(most)
         except OSError as error:
-            raise GptOssError(f"cannot read standard input: {reason(error)}") from None
+            raise GptOssError(f"cannot read standard input: {os_error_text(error)}") from None
         self._is_cut = len(line) == most and _goes_on(line)
         return line.rstrip("\r\n") if line else None
 

@@ -24,7 +24,7 @@ from .screen import PlainScreen, RichScreen, Screen
 from .slash_commands import COMMANDS, is_command, run_line
 
 if TYPE_CHECKING:
-    from ..chat.keeper import Keeper
+    from ..chat.autosave import SessionAutosave
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
     *,
     show_reasoning: bool | None,
     history: Path,
-    keeper: Keeper | None = None,
+    autosave: SessionAutosave | None = None,
     load: Callable[[str], Session] | None = None,
     yes: bool = False,
     plain: bool = False,
@@ -51,7 +51,7 @@ def run(
         screen: Screen = RichScreen(show_reasoning=show_reasoning)
     else:
         screen = PlainScreen(show_reasoning=show_reasoning, words=is_shown)
-    chat = Chat(session, screen, keeper, load, is_asked=is_asked, yes=yes)
+    chat = Chat(session, screen, autosave, load, is_asked=is_asked, yes=yes)
     del session  # /model has to be able to let go of it
     if is_drawn:
         usages = {name: command.usage for name, command in COMMANDS.items()}

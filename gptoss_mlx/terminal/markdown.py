@@ -31,17 +31,17 @@ from rich.text import Text
 DEEPEST = 20  # levels of quotes and lists; what is nested deeper is text
 NARROWEST = 16  # columns of what stands behind a bullet, a number or the mark of a quote
 NARROWEST_CELL = 8
-LEAST_UNDERLINE = 3  # characters below a heading: fewer are an operator, or a line of a formula
-LONGEST_FORMULA = 2000  # characters
-MOST_LINES = 50  # of a formula
+MIN_UNDERLINE = 3  # characters below a heading: fewer are an operator, or a line of a formula
+MAX_FORMULA = 2000  # characters
+MAX_LINES = 50  # of a formula
 
 # Where formulas begin and end; a dollar that is followed by a blank, or closes before a word, is money.
 _FORMULA = re.compile(
-    rf"\\\(.{{0,{LONGEST_FORMULA}}}?\\\)"
-    rf"|\\\[.{{0,{LONGEST_FORMULA}}}?\\\]"
-    rf"|\\begin\{{(\w+\*?)\}}.{{0,{LONGEST_FORMULA}}}?\\end\{{\1\}}"
-    rf"|\$\$.{{1,{LONGEST_FORMULA}}}?\$\$"
-    rf"|\$(?![\s$])[^$]{{0,{LONGEST_FORMULA}}}?(?<![\s\\])\$(?!\w)",
+    rf"\\\(.{{0,{MAX_FORMULA}}}?\\\)"
+    rf"|\\\[.{{0,{MAX_FORMULA}}}?\\\]"
+    rf"|\\begin\{{(\w+\*?)\}}.{{0,{MAX_FORMULA}}}?\\end\{{\1\}}"
+    rf"|\$\$.{{1,{MAX_FORMULA}}}?\$\$"
+    rf"|\$(?![\s$])[^$]{{0,{MAX_FORMULA}}}?(?<![\s\\])\$(?!\w)",
     re.DOTALL,
 )
 _FORMULA_BEGINS = re.compile(r"\\\[|\$\$|\\begin\{")
@@ -160,7 +160,7 @@ def _formula_block(state: StateBlock, start: int, end: int, silent: bool) -> boo
     if state.is_code_block(start) or not _FORMULA_BEGINS.match(line):
         return False
     last = start
-    while last < min(end, start + MOST_LINES) and not state.isEmpty(last) and state.sCount[last] >= state.blkIndent:
+    while last < min(end, start + MAX_LINES) and not state.isEmpty(last) and state.sCount[last] >= state.blkIndent:
         last += 1
     text = state.getLines(start, last, state.blkIndent, False)
     found = _FORMULA.match(text.lstrip(" "))
@@ -184,7 +184,7 @@ def _underlined(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     before = len(state.tokens)
     if not lheading(state, start, end, silent):
         return False
-    if len(state.getLines(state.line - 1, state.line, 0, False).strip()) >= LEAST_UNDERLINE:
+    if len(state.getLines(state.line - 1, state.line, 0, False).strip()) >= MIN_UNDERLINE:
         return True
     del state.tokens[before:]
     return False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 REASONING_ROWS = 4  # that are seen of reasoning while it streams
-MOST_THINKING = 8000  # characters from which they are taken: a paragraph has to be wrapped from its beginning
+MAX_THINKING = 8000  # characters from which they are taken: a paragraph has to be wrapped from its beginning
 RESULT_LINES = 4  # that are seen of what a tool answered
 PLAIN_WIDTH = 100  # of those lines, where there is no window to ask
 RECALLED_ROWS = 16  # that are seen of an earlier answer, from its end
@@ -242,7 +242,7 @@ class RichScreen:
             self._write(("" if self._dim else "\x1b[2m") + without_controls(text))
             self._dim = True
             return
-        self._thinking = (self._thinking + text)[-MOST_THINKING:]
+        self._thinking = (self._thinking + text)[-MAX_THINKING:]
         shown = "\n".join(self._thinking.split("\n")[-REASONING_ROWS:])
         self._region.draw(_text("thinking ..." if self.show_reasoning is False else shown), REASONING_ROWS)
 

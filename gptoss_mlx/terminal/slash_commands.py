@@ -233,7 +233,7 @@ def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
 
 
 def _context(chat: Chat, _: str) -> None:
-    session, cache = chat.session, chat.session.timeline.cache
+    session, cache = chat.session, chat.session.prompt_cache.cache
     head, counts = session.token_counts
     rows, total = [("instructions and tools", head)], session.prompt_tokens
     for message, tokens in zip(session.messages, counts, strict=True):
@@ -243,7 +243,7 @@ def _context(chat: Chat, _: str) -> None:
         rows[-1] = rows[-1][0], rows[-1][1] + tokens
     rows += [("in all", total), (f"left of {session.model.context:,}", session.model.context - total)]
     lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
-    marks = ", ".join(f"{mark.offset:,}" for mark in session.timeline.marks) or "none"
+    marks = ", ".join(f"{mark.offset:,}" for mark in session.prompt_cache.marks) or "none"
     lines.append(f"KV state: {cache.offset:,} positions in {size_text(cache.nbytes)}, marks: {marks}")
     chat.screen.note("\n".join(lines))
 
@@ -253,14 +253,14 @@ def _save(chat: Chat, name: str) -> None:
         path = Path(name).expanduser()
         _transcript_for(chat, path).write(path)
         chat.screen.note(f"saved to {name}")
-    elif chat.keeper is None:
+    elif chat.autosave is None:
         raise GptOssError("sessions are not kept here: /save FILE.json writes a file")
-    elif chat.keeper.name is None:
+    elif chat.autosave.name is None:
         raise GptOssError(NOTHING_YET)
     else:
         if name:
-            chat.keeper.rename(name)
-        chat.screen.note(f"kept as {chat.keeper.name}")
+            chat.autosave.rename(name)
+        chat.screen.note(f"kept as {chat.autosave.name}")
 
 
 def _transcript_for(chat: Chat, path: Path) -> Transcript:

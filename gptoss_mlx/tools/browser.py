@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import GptOssError, printable
-from ..untrusted import descriptor_beneath, open_beneath, parse_json, reason
+from ..untrusted import descriptor_beneath, open_beneath, os_error_text, parse_json
 
 WIDTH = 80  # columns
 VIEW_BYTES = 5000  # of the lines in a view, some 1,250 tokens of English
@@ -121,7 +121,7 @@ class Browser:
             self._root = root.resolve(strict=True)
             os.scandir(self._root).close()
         except (OSError, RuntimeError) as error:
-            raise GptOssError(f"cannot browse {root}: {reason(error)}") from None
+            raise GptOssError(f"cannot browse {root}: {os_error_text(error)}") from None
         self._pages: list[Page | None] = []
 
     def preview(self, function: str, text: str) -> str:
@@ -264,7 +264,7 @@ class Browser:
         try:
             data = _read_text(self._root, path.relative_to(self._root).parts)
         except OSError as error:
-            raise _Refusal(f"Cannot read `{source}`: {reason(error)}.") from None
+            raise _Refusal(f"Cannot read `{source}`: {os_error_text(error)}.") from None
         title, links = _label(path.name), ()
         if path.suffix.lower() in HTML and not as_source:
             html = _Html(data, lambda href: self._linked(path.parent, href))

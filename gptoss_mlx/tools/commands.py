@@ -49,7 +49,7 @@ from typing import Any
 from ..errors import GptOssError
 from ..harmony.messages import BUILTIN_TOOLS, Tool
 from ..process import end, start
-from ..untrusted import MAX_JSON, open_regular, parse_json, read_json, reason
+from ..untrusted import MAX_JSON, open_regular, os_error_text, parse_json, read_json
 from .toolbox import Function
 
 if sys.version_info >= (3, 11):
@@ -105,7 +105,7 @@ class Command:
             try:
                 process = start(words, stdin=standard_input, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             except OSError as error:
-                return {"error": f"cannot run {words[0]}: {reason(error)}"}
+                return {"error": f"cannot run {words[0]}: {os_error_text(error)}"}
             with process:
                 try:
                     *written, failure = _collected(process, self.timeout)
@@ -153,7 +153,7 @@ def load_tools(path: Path, *, asks: bool = True) -> list[Function]:
             # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
             table = parse_json(json.dumps(tomllib.loads(data.decode())).encode())
     except OSError as error:
-        raise ToolsFileError(f"cannot read {path}: {reason(error)}") from None
+        raise ToolsFileError(f"cannot read {path}: {os_error_text(error)}") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise ToolsFileError(f"{path} is not a file of tools in TOML: {error}") from None
     tools = table.get("tools")

@@ -39,7 +39,7 @@ START_SECONDS = 20.0
 GRACE_SECONDS = 2.0  # for code to stop after an interrupt
 END_SECONDS = 5.0
 SIGNALS = {number.value: number.name for number in signal.Signals}
-CHUNK, LARGEST_PIPE = 2**16, 2**20  # bytes
+CHUNK, MAX_PIPE = 2**16, 2**20  # bytes
 
 FENCED = re.compile(r"\s*```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 NAMES_OF_CODE = ("code", "python", "script", "input")
@@ -246,7 +246,7 @@ class _Worker:
     def _receive(self, shown: _Shown) -> None:
         """An answer, after the output that came before it."""
         reply = self._replies.read(CHUNK)
-        for _ in range(LARGEST_PIPE // CHUNK):  # as much as the pipe can have held; there may be no end to it
+        for _ in range(MAX_PIPE // CHUNK):  # as much as the pipe can have held; there may be no end to it
             if not shown.add(self._output.read(CHUNK)):
                 break
         if not reply:

@@ -268,7 +268,7 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 SECCOMP_MODE_FILTER = 2
 SECCOMP_ALLOW, SECCOMP_ERRNO = 0x7FFF0000, 0x00050000
 CAPABILITY_VERSION_3 = 0x20080522
-MOST_CAPABILITIES = 64
+MAX_CAPABILITIES = 64
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # in audit and seccomp
 # Numbers on x86-64 and on aarch64, or None. What is denied and not what is allowed, so that whatever packages call goes
@@ -389,7 +389,7 @@ def drop_privileges(writable_proc: str) -> None:
         f"{writable_proc}/sys/user/max_user_namespaces", "0"
     )  # inside another one, this process would have capabilities again
     system("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    for capability in range(MOST_CAPABILITIES):
+    for capability in range(MAX_CAPABILITIES):
         LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for those that this kernel does not know
     none = struct.pack("<6I", *[0] * 6)
     system("capset", struct.pack("<Ii", CAPABILITY_VERSION_3, 0), none)

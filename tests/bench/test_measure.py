@@ -14,7 +14,7 @@ import pytest
 
 from gptoss_mlx.bench import machine, measure
 from gptoss_mlx.bench.energy import meter
-from gptoss_mlx.bench.facts import Wanted
+from gptoss_mlx.bench.facts import BenchmarkSpec
 from gptoss_mlx.bench.figures import Point, Rates
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
@@ -27,9 +27,9 @@ from gptoss_mlx.terminal.progress_bars import step_progress
 
 NEAR = 0.05  # of each other
 PATIENCE = 40  # seconds: what other programs take may hit one side more, until there are many runs of both
-MOST_OVERHEAD = 0.01
+MAX_OVERHEAD = 0.01
 
-WANTED = Wanted(prompts=(100,), generate=(24,), depths=(0, 300), repeat=2, start=False)
+WANTED = BenchmarkSpec(prompts=(100,), generate=(24,), depths=(0, 300), repeat=2, start=False)
 
 
 def plan_of(folder: Path, *, paged: bool = False):
@@ -44,10 +44,10 @@ def plan_of(folder: Path, *, paged: bool = False):
 def bench_of(demo_folder, monkeypatch):
     """Make what measures, on a machine whose rates take no time to find; each run does its work once."""
     monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
-    monkeypatch.setattr(measure, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0)
     told = []
 
-    def make(wanted: Wanted, energy=None, paged: bool = False) -> measure._Bench:
+    def make(wanted: BenchmarkSpec, energy=None, paged: bool = False) -> measure._Bench:
         bench = measure._Bench(
             plan_of(demo_folder, paged=paged), wanted, sampler, Interrupts(), energy, lambda *each: told.append(each)
         )
@@ -121,7 +121,7 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 
 
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
-    monkeypatch.setattr(measure, "LEAST_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
     monkeypatch.setattr(measure, "RATES_APART", 0)
     bench = bench_of(replace(WANTED, repeat=3))
     bench.measure()
@@ -216,7 +216,7 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     step = token = 9.0
     for _ in range(30):
         step = min(step, bench.profile().seconds)
-        token = min(token, statistics.median(bench._decode(bench.cache.mark(), 0, 24)))
+        token = min(token, statistics.median(bench._decode(bench.cache.snapshot(), 0, 24)))
         if abs(step / token - 1) < 0.2:
             return
     pytest.fail(f"a step of {step} s, and of {token} s while decoding")
@@ -241,7 +241,7 @@ def test_a_profile_can_be_interrupted(bench_of):
 def test_speeds_are_those_of_a_bare_loop(bench_of):
     """By turns in one process, each behind a run that warms up: nothing of the bench is in what it times."""
     bench = bench_of(replace(WANTED, prompts=(512,), generate=(64,), depths=(0,), repeat=1))
-    model, mark = bench.model, bench.cache.mark()
+    model, mark = bench.model, bench.cache.snapshot()
 
     def bare_prefill() -> float:
         cache = model.make_cache()
@@ -328,7 +328,7 @@ def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch
             before = time.process_time()
             time.sleep(1)
             shown.append(time.process_time() - before)
-    assert share + min(shown) < MOST_OVERHEAD
+    assert share + min(shown) < MAX_OVERHEAD
 
 
 class TestColdStarts:

@@ -68,7 +68,7 @@ def test_without_kernels_there_is_no_limit_on_a_cpu():
 def test_the_rates_of_a_gpu_are_those_of_products(monkeypatch):
     """The same operations, on whatever there is: what they count, not how fast they are."""
     monkeypatch.setattr(roofline, "GPU_MATRIX_SIDE", 64)
-    monkeypatch.setattr(roofline, "LEAST_GPU_READ_BYTES", 2**20)
+    monkeypatch.setattr(roofline, "MIN_GPU_READ_BYTES", 2**20)
     monkeypatch.setattr(roofline, "GPU_READ_BYTES", 2**20)
     seconds = []
     monkeypatch.setattr(

@@ -14,12 +14,12 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES, convert
 from gptoss_mlx import kernels
 from gptoss_mlx.bench.figures import Rates, Work
-from gptoss_mlx.bench.roofline import Demand, mean_rates
+from gptoss_mlx.bench.roofline import Workload, mean_rates
 from gptoss_mlx.engine.generate import load
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
-from gptoss_mlx.model.kv_cache import Cache
+from gptoss_mlx.model.kv_cache import KVCache
 
 WINDOW, HEADS, KV_HEADS, WIDTH, EXPERTS, CHOSEN = 16, 4, 2, 64, 8, 4
 CONFIG = config_of(sliding_window=WINDOW)
@@ -46,9 +46,9 @@ def folder(request, source, tmp_path_factory) -> Path:
     return folder
 
 
-def demand_of(folder: Path, kv_bits: int) -> Demand:
-    model = load(folder, Settings(context=4096, kv_bits=kv_bits, prefill_chunk=512))
-    return Demand(Checkpoint.open(folder), model.config, model.make_cache())
+def demand_of(folder: Path, kv_bits: int) -> Workload:
+    model = load(folder, EngineConfig(context=4096, kv_bits=kv_bits, prefill_chunk=512))
+    return Workload(Checkpoint.open(folder), model.config, model.make_cache())
 
 
 class Count:
@@ -168,9 +168,9 @@ def test_stages_are_one_token(folder, depth):
     assert abs(sum(stages.values()) - demand.decode(depth, 1).bytes) <= 2
 
 
-def demand_of_shape(folder: Path, name: str) -> Demand:
+def demand_of_shape(folder: Path, name: str) -> Workload:
     config = ModelConfig.load(converted_shape(folder, *SIZES[name]))
-    return Demand(Checkpoint.open(folder), config, Cache(config, [mx.bfloat16] * config.num_layers))
+    return Workload(Checkpoint.open(folder), config, KVCache(config, [mx.bfloat16] * config.num_layers))
 
 
 def test_the_published_20b(tmp_path):

@@ -28,7 +28,7 @@ from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.memory.plan import Device, make_plan
 from gptoss_mlx.memory.system import parse_size, proc_bytes
 from gptoss_mlx.model.expert_pool import ExpertPool, SlotTable
-from gptoss_mlx.model.experts import MixtureParts
+from gptoss_mlx.model.experts import MoeParts
 from gptoss_mlx.model.kv_cache import FullKV
 
 PIECE = 4 << 20  # about the weights of one projection of one expert
@@ -37,7 +37,7 @@ PIECE = 4 << 20  # about the weights of one projection of one expert
 class Routed:
     """Parts of a layer whose router is replaced by chance: expert e is drawn with odds[e], the k of a token differ."""
 
-    def __init__(self, parts: MixtureParts, odds: np.ndarray, seed: int):
+    def __init__(self, parts: MoeParts, odds: np.ndarray, seed: int):
         self.parts, self.odds, self.generator = parts, odds, np.random.default_rng(seed)
 
     def __getattr__(self, name: str) -> object:
@@ -107,7 +107,7 @@ model = load(asked.folder, plan.settings)
 if asked.routing != "own":
     for index, layer in enumerate(model.network.layers):
         odds = odds_of(asked.routing, model.config.num_experts, index)
-        layer.mixture.parts = Routed(layer.mixture.parts, odds, index)
+        layer.moe.parts = Routed(layer.moe.parts, odds, index)
 tokenizer = Tokenizer.load(asked.folder)  # a part of every conversation's memory
 ids = random.Random(1).choices(range(model.config.vocab_size), k=min(asked.prefill, model.context - asked.decode - 1))
 cache = model.make_cache()

@@ -23,13 +23,13 @@ from gptoss_mlx.engine.generate import ContextFull
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.harmony.render import encode
-from gptoss_mlx.memory.plan import BudgetTooSmall, Device, Settings, make_plan
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, EngineConfig, make_plan
 from gptoss_mlx.model import checkpoint
 from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
 from gptoss_mlx.model.expert_pool import SlotTable
 
 FILL = Path(__file__).with_name("fill.py")
-WHOLE = Settings(context=4096, kv_bits=16, prefill_chunk=64)
+WHOLE = EngineConfig(context=4096, kv_bits=16, prefill_chunk=64)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_experts_on_the_cpu_beside_a_gpu(folders):
     _, right = outputs(folders["mxfp4-q4"], WHOLE)
     model, got = outputs(folders["mxfp4-q4"], replace(WHOLE, cpu_expert_layers=2))
     assert (got == right).all()
-    layer = model.network.layers[-1].mixture
+    layer = model.network.layers[-1].moe
     x = mx.random.normal((1, 3, 256))
     assert layer(x.astype(mx.bfloat16)).dtype == mx.bfloat16
     with kernels.off(), pytest.raises(GptOssError, match="need the compiled kernels"):
@@ -213,7 +213,7 @@ def test_8_bits_recall_as_well(demo_folder):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_keys_and_values_grow_to_the_context_and_no_further(demo_folder, bits):
-    model = load(demo_folder, Settings(context=700, kv_bits=bits, prefill_chunk=64))
+    model = load(demo_folder, EngineConfig(context=700, kv_bits=bits, prefill_chunk=64))
     cache = model.make_cache()
     ids = [1 + i % 1000 for i in range(699)]
     mx.eval(model.prefill(ids, cache))

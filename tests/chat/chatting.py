@@ -15,7 +15,7 @@ from pathlib import Path
 from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.terminal.loop import run
 from gptoss_mlx.terminal.screen import Region
 
@@ -30,7 +30,7 @@ class PausingSession(Session):
                 time.sleep(0.01)
 
 
-class Keeper:
+class SessionAutosave:
     """Keeps nothing, and says so where the test wants a disk that is full."""
 
     def __init__(self, name):
@@ -48,7 +48,7 @@ class Keeper:
 
 
 def session(path):
-    model = load(path, options.get("context") and Settings(options["context"], 16, 64))
+    model = load(path, options.get("context") and EngineConfig(options["context"], 16, 64))
     return PausingSession(
         model,
         functions=[replace(function, asks=options.get("asks", False)) for function in FUNCTIONS],
@@ -64,7 +64,7 @@ run(
     session(folder),
     show_reasoning=options.get("show_reasoning"),
     history=Path(os.environ["GPTOSS_MLX_HOME"]) / "history",
-    keeper=Keeper(options["keep"]) if "keep" in options else None,
+    autosave=SessionAutosave(options["keep"]) if "keep" in options else None,
     load=session,
     yes=options.get("yes", False),
     plain=options.get("plain", False),

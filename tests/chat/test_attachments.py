@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.terminal.attachments import KEPT_OUTPUT, LARGEST_FILE, Expanded, expand, mention, run_command
+from gptoss_mlx.terminal.attachments import KEPT_OUTPUT, MAX_FILE, Expanded, expand, mention, run_command
 from gptoss_mlx.untrusted import open_regular
 
 
@@ -82,8 +82,8 @@ def test_an_empty_file_is_a_file(folder):
 def test_what_is_there_and_cannot_be_attached(folder):
     (folder / "binary").write_bytes(b"PK\x03\x04\x00")
     (folder / "latin").write_bytes(b"caf\xe9")
-    (folder / "large").write_bytes(b"a" * (LARGEST_FILE + 1))
-    (folder / "largest").write_bytes(b"a" * LARGEST_FILE)
+    (folder / "large").write_bytes(b"a" * (MAX_FILE + 1))
+    (folder / "largest").write_bytes(b"a" * MAX_FILE)
     (folder / "nowhere").symlink_to("gone")
     os.mkfifo(folder / "fifo")
     for name, why in {
@@ -156,7 +156,7 @@ def test_long_output_is_cut_in_the_middle():
 
 
 def test_endless_output_is_ended(monkeypatch):
-    monkeypatch.setattr("gptoss_mlx.terminal.attachments.MOST_OUTPUT", 10_000_000)
+    monkeypatch.setattr("gptoss_mlx.terminal.attachments.MAX_OUTPUT", 10_000_000)
     text = run_command("yes")
     assert text.endswith("It was ended: it had written more than 10 MB.")
     assert len(text) < KEPT_OUTPUT + 200

@@ -17,7 +17,7 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.chat.turn import LONGEST_CYCLE, LOOKED_FOR_EVERY, LOOP, cycle_at_end
+from gptoss_mlx.chat.turn import LOOKED_FOR_EVERY, LOOP, MAX_CYCLE, cycle_at_end
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.parse import Content
@@ -116,7 +116,7 @@ def test_any_function_of_the_last_token_ends(tmp_path, seed):
     check_that_it_ends(tmp_path, seed)
 
 
-@pytest.mark.parametrize("cycle", [1, 3, 64, 511, LONGEST_CYCLE])
+@pytest.mark.parametrize("cycle", [1, 3, 64, 511, MAX_CYCLE])
 def test_any_cycle_is_found_behind_any_text(cycle):
     picked = random.Random(cycle)
     before = [picked.randrange(1000) for _ in range(picked.randrange(5000))]

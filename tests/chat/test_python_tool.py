@@ -93,10 +93,12 @@ def vanish(processes: dict[int, str]) -> bool:
 
 def run_by_code(tool: PythonTool) -> dict[int, str]:
     """The worker and all that its code has started, without those that watch over it."""
-    keeper = tool._worker._process.pid
-    found = processes_of(keeper)
+    autosave = tool._worker._process.pid
+    found = processes_of(autosave)
     # By their parents: numbers begin anew after the largest.
-    watching = {keeper} | ({pid for pid in found if parent_of(pid) == keeper} if tool.isolation != "none" else set())
+    watching = {autosave} | (
+        {pid for pid in found if parent_of(pid) == autosave} if tool.isolation != "none" else set()
+    )
     return {pid: line for pid, line in found.items() if pid not in watching}
 
 

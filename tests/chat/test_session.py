@@ -60,9 +60,9 @@ def test_the_date_is_that_of_the_start(model, monkeypatch):
     """A prompt that changes at midnight would have to be read again."""
     session = Session(model, sampling=Sampling(temperature=0), max_tokens=5)
     prompts = []
-    monkeypatch.setattr(session.timeline, "read", lambda ids, *more: prompts.append(ids))
-    monkeypatch.setattr(session.timeline, "mark", lambda: None)
-    monkeypatch.setattr(session.timeline, "decode", lambda *args, **more: iter(()))
+    monkeypatch.setattr(session.prompt_cache, "read", lambda ids, *more: prompts.append(ids))
+    monkeypatch.setattr(session.prompt_cache, "snapshot", lambda: None)
+    monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: iter(()))
     with monkeypatch.context() as patch:
         list(session.send("Hello"))
         patch.setattr(chat_session.datetime, "date", None)

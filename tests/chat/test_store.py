@@ -21,14 +21,14 @@ import gptoss_mlx
 from checkpoints import add_apple_doubles
 from gptoss_mlx import GptOssError, Sampling, Session, load
 from gptoss_mlx.chat import state_files
-from gptoss_mlx.chat.keeper import Keeper
+from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store, sessions_folder
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.files import replace_file
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.render import encode, render_message
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 
 QUESTIONS = ["My locker code is 4711.", "What is 12 + 30?", "What is gptoss-mlx?", "What is 40 - 7?"]
 
@@ -49,17 +49,17 @@ def make_session(model):
     )
 
 
-def talk(model, keeper, questions=QUESTIONS):
+def talk(model, autosave, questions=QUESTIONS):
     session = make_session(model)
     for question in questions:
         list(session.send(question))
-        keeper.keep(session, kv=True)
+        autosave.keep(session, kv=True)
     return session
 
 
 def resumed(model, store, **options):
-    keeper, session = Keeper(store, store.find(), **options), make_session(model)
-    return session, keeper.resume(session), keeper
+    autosave, session = SessionAutosave(store, store.find(), **options), make_session(model)
+    return session, autosave.resume(session), autosave
 
 
 def message_length(session, text):
@@ -67,12 +67,12 @@ def message_length(session, text):
 
 
 def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper)
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
     while session.settle(100):
         pass
-    keeper.keep(session, kv=True)
-    keeper.leave()
+    autosave.keep(session, kv=True)
+    autosave.leave()
     again, positions, _ = resumed(model, store)
     assert again.transcript == session.transcript
     assert positions == session.context_used
@@ -82,7 +82,7 @@ def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
     # Nothing but the message: its beginning was read ahead.
     opening = message_length(session, "") - 1
     assert theirs[-1].prefilled == ours[-1].prefilled == message_length(session, question) - opening + 2
-    state = zip(session.timeline.cache.arrays(), again.timeline.cache.arrays(), strict=True)
+    state = zip(session.prompt_cache.cache.arrays(), again.prompt_cache.cache.arrays(), strict=True)
     for left, right in state:
         end = session.context_used
         assert mx.array_equal(left[:, :, :end], right[:, :, :end])
@@ -90,82 +90,82 @@ def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
 
 @pytest.mark.parametrize("kv_bits", [8, 16])
 def test_every_form_of_keys_and_values_is_kept(demo_folder, store, kv_bits):
-    model = load(demo_folder, Settings(4096, kv_bits, 64))
-    keeper = Keeper(store)
-    session = talk(model, keeper)
-    keeper.leave()
+    model = load(demo_folder, EngineConfig(4096, kv_bits, 64))
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
+    autosave.leave()
     again, positions, _ = resumed(model, store)
-    assert positions == session.timeline.marks[-1].offset > 200
+    assert positions == session.prompt_cache.snapshots[-1].offset > 200
     assert list(session.send("What is my locker code?"))[:-1] == list(again.send("What is my locker code?"))[:-1]
 
 
 def test_a_turn_writes_only_what_is_new(model, store, monkeypatch):
-    monkeypatch.setattr(state_files, "STRETCH", 100)
-    keeper, session = Keeper(store), make_session(model)
+    monkeypatch.setattr(state_files, "KV_CHUNK", 100)
+    autosave, session = SessionAutosave(store), make_session(model)
     before: dict[str, float] = {}
     for question in QUESTIONS:
         list(session.send(question))
-        keeper.keep(session, kv=True)
+        autosave.keep(session, kv=True)
         files = {path.name: path.stat().st_mtime_ns for path in store.find().state.iterdir()}
         assert before.items() <= files.items()
         assert len(files) > len(before)
         before = files
     ends = [tuple(map(int, name.removesuffix(".safetensors").split("-"))) for name in sorted(before)]
     assert [start for start, _ in ends] == [0, *[end for _, end in ends[:-1]]]
-    assert ends[-1][1] == session.timeline.marks[-1].offset
-    keeper.leave()
+    assert ends[-1][1] == session.prompt_cache.snapshots[-1].offset
+    autosave.leave()
     assert resumed(model, store)[1] == ends[-1][1]
 
 
 def test_what_was_taken_back_is_gone_from_the_disk(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper)
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
     session.undo()
     session.undo()
     list(session.send("What is 55 + 28?"))
-    keeper.keep(session, kv=True)
-    keeper.leave()
+    autosave.keep(session, kv=True)
+    autosave.leave()
     again, positions, _ = resumed(model, store)
     assert again.messages == session.messages
-    assert positions == session.timeline.marks[-1].offset
+    assert positions == session.prompt_cache.snapshots[-1].offset
     assert list(again.send("Hello"))[:-1] == list(session.send("Hello"))[:-1]
 
 
 def test_without_the_state_it_is_read_again(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper)
-    keeper.leave()
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
+    autosave.leave()
     expected = list(session.send("What is my locker code?"))
     with store.hold(store.find()) as held:
         held.remove_state()
-    again, positions, keeper = resumed(model, store)
-    assert (positions, keeper.reading_again) == (0, "its KV state is gone")
+    again, positions, autosave = resumed(model, store)
+    assert (positions, autosave.reading_again) == (0, "its KV state is gone")
     events = list(again.send("What is my locker code?"))
     assert events[:-1] == expected[:-1]
     assert events[-1].prefilled > 200
 
 
 def test_the_state_of_another_model_is_not_taken(model, store):
-    keeper = Keeper(store)
-    talk(model, keeper)
-    keeper.leave()
-    session, positions, keeper = resumed(load(model.path, Settings(4096, 8, 64)), store)
-    assert (positions, keeper.reading_again) == (0, "its KV state is of another model or recipe")
+    autosave = SessionAutosave(store)
+    talk(model, autosave)
+    autosave.leave()
+    session, positions, autosave = resumed(load(model.path, EngineConfig(4096, 8, 64)), store)
+    assert (positions, autosave.reading_again) == (0, "its KV state is of another model or recipe")
     list(session.send("Hello"))
-    keeper.keep(session, kv=True)
-    keeper.leave()
+    autosave.keep(session, kv=True)
+    autosave.leave()
     # From here on the state is that of the other one.
-    _, positions, keeper = resumed(model, store)
+    _, positions, autosave = resumed(model, store)
     assert positions == 0
-    keeper.leave()
-    assert resumed(load(model.path, Settings(4096, 8, 64)), store)[1] == session.timeline.marks[-1].offset
+    autosave.leave()
+    assert resumed(load(model.path, EngineConfig(4096, 8, 64)), store)[1] == session.prompt_cache.snapshots[-1].offset
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "name", "ids", "shape", "empty", "gap", "garbage"])
 def test_a_damaged_state_is_as_good_as_none(model, store, damage):
-    keeper = Keeper(store)
-    session = talk(model, keeper)
-    keeper.leave()
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
+    autosave.leave()
     first, second, *_ = sorted(store.find().state.iterdir())
     arrays, metadata = mx.load(str(second), return_metadata=True)
     mx.eval(arrays)
@@ -187,17 +187,17 @@ def test_a_damaged_state_is_as_good_as_none(model, store, damage):
             second.unlink()
         case "garbage":
             second.write_bytes(random.Random(1).randbytes(5000))
-    again, positions, keeper = resumed(model, store)
+    again, positions, autosave = resumed(model, store)
     assert positions == int(first.stem.split("-")[1])
-    assert keeper.reading_again is None
+    assert autosave.reading_again is None
     assert list(again.send("What is my locker code?"))[:-1] == list(session.send("What is my locker code?"))[:-1]
 
 
 def test_ids_that_say_something_else_are_not_taken(model, store):
     """A transcript is shown by its text, so the text decides what the model reads."""
-    keeper = Keeper(store)
-    session = talk(model, keeper, QUESTIONS[:1])
-    keeper.leave()
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, QUESTIONS[:1])
+    autosave.leave()
     path = store.find().transcript
     data = json.loads(path.read_text())
     for change in (
@@ -211,41 +211,41 @@ def test_ids_that_say_something_else_are_not_taken(model, store):
         ids = [int(word) for word in messages[-1]["ids"].split()]
         messages[-1]["ids"] = " ".join(map(str, change(ids)))
         path.write_text(json.dumps(data | {"messages": messages}))
-        again, _, keeper = resumed(model, store)
-        keeper.leave()
+        again, _, autosave = resumed(model, store)
+        autosave.leave()
         assert again.messages == session.messages
         assert again._prompt() == session._prompt()
 
 
 def test_states_are_bounded_and_the_oldest_go_first(model, store):
     for question in QUESTIONS[:3]:
-        keeper = Keeper(store)
-        talk(model, keeper, [question])
-        keeper.leave()
+        autosave = SessionAutosave(store)
+        talk(model, autosave, [question])
+        autosave.leave()
         time.sleep(0.02)
     sizes = [kept.state_bytes for kept in store]
     assert all(sizes)
-    session, _, keeper = resumed(model, store, kv_limit=sizes[0] + sizes[1])
-    keeper.keep(session, kv=True)
+    session, _, autosave = resumed(model, store, kv_limit=sizes[0] + sizes[1])
+    autosave.keep(session, kv=True)
     assert [kept.state_bytes > 0 for kept in store] == [True, True, False]
-    keeper.leave()
-    session, _, keeper = resumed(model, store, kv_limit=10)
-    keeper.keep(session, kv=True)
+    autosave.leave()
+    session, _, autosave = resumed(model, store, kv_limit=10)
+    autosave.keep(session, kv=True)
     assert not any(kept.state_bytes for kept in store)
     assert len(list(store)) == 3
-    keeper.leave()
-    session, positions, keeper = resumed(model, store, kv_limit=None)
+    autosave.leave()
+    session, positions, autosave = resumed(model, store, kv_limit=None)
     list(session.send("Hello"))
-    keeper.keep(session, kv=True)
+    autosave.keep(session, kv=True)
     assert positions == store.find().state_bytes == 0
-    assert keeper.reading_again == "no KV states are kept"
+    assert autosave.reading_again == "no KV states are kept"
 
 
 def test_names(model, store):
-    keepers = [Keeper(store) for _ in range(3)]
-    for keeper in keepers[:2]:
-        talk(model, keeper, ["What is 12 + 30?"])
-    assert [keeper.name for keeper in keepers] == ["what-is-12-30", "what-is-12-30-2", None]
+    keepers = [SessionAutosave(store) for _ in range(3)]
+    for autosave in keepers[:2]:
+        talk(model, autosave, ["What is 12 + 30?"])
+    assert [autosave.name for autosave in keepers] == ["what-is-12-30", "what-is-12-30-2", None]
     with pytest.raises(GptOssError, match="nothing has been said"):
         keepers[2].rename("x")
     for wrong in ("", "../x", ".x", "a/b", "x" * 81, "-x", "𐐀" * 80):
@@ -270,51 +270,51 @@ def test_names(model, store):
 
 
 def test_letters_that_are_the_same_to_some_disks(model, store):
-    keeper = Keeper(store)
-    talk(model, keeper, ["Hello"])
-    keeper.rename("HELLO")
-    other = Keeper(store)
+    autosave = SessionAutosave(store)
+    talk(model, autosave, ["Hello"])
+    autosave.rename("HELLO")
+    other = SessionAutosave(store)
     talk(model, other, ["Hello"])
     assert other.name == "hello-2"
     with pytest.raises(GptOssError, match="already"):
         other.rename("Hello")
-    keeper.rename("Hello")
+    autosave.rename("Hello")
     assert {kept.name for kept in store} == {"Hello", "hello-2"}
 
 
 def test_the_longest_name_can_be_used(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, ["𐐀" * 70])
-    keeper.rename("x" + "字" * 79)
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, ["𐐀" * 70])
+    autosave.rename("x" + "字" * 79)
     list(session.send("Hello"))
-    keeper.keep(session, kv=True)
-    keeper.leave()
+    autosave.keep(session, kv=True)
+    autosave.leave()
     assert resumed(model, store)[1] > 0
 
 
 def test_one_process_at_a_time(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, ["Hello"])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, ["Hello"])
     with pytest.raises(GptOssError, match="in use"):
-        Keeper(store, store.find())
+        SessionAutosave(store, store.find())
     with pytest.raises(GptOssError, match="in use"):
         store.hold(store.find())
-    keeper.leave()
-    other = Keeper(store, store.find())
-    keeper.keep(session, kv=True)
-    assert (keeper.name, other.name) == ("hello-2", "hello")
+    autosave.leave()
+    other = SessionAutosave(store, store.find())
+    autosave.keep(session, kv=True)
+    assert (autosave.name, other.name) == ("hello-2", "hello")
     other.leave()
 
 
 def test_another_process_that_takes_the_name_first(model, store, monkeypatch):
     """Between the look at the names and the lock."""
-    other, keeper = Keeper(store), Keeper(store)
+    other, autosave = SessionAutosave(store), SessionAutosave(store)
     talk(model, other, ["Hello"])
     monkeypatch.setattr(Store, "taken", lambda store: set())
-    session = talk(model, keeper, ["Hello"])
-    assert keeper.name == "hello-2"
+    session = talk(model, autosave, ["Hello"])
+    assert autosave.name == "hello-2"
     other.leave()
-    third = Keeper(store)
+    third = SessionAutosave(store)
     third.keep(session, kv=False)
     assert third.name == "hello-3"
 
@@ -324,9 +324,9 @@ def test_a_file_system_without_locks(model, store, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    keeper = Keeper(store)
-    talk(model, keeper, ["Hello"])
-    keeper.leave()
+    autosave = SessionAutosave(store)
+    talk(model, autosave, ["Hello"])
+    autosave.leave()
     assert resumed(model, store)[1] > 0
 
 
@@ -351,29 +351,29 @@ def test_what_was_deleted_or_renamed_while_it_was_waited_for(store):
 
 
 def test_nothing_stays_of_a_question_that_was_taken_back(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, ["My secret is 4711."])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, ["My secret is 4711."])
     session.undo()
-    keeper.keep(session, kv=False)
-    assert keeper.name is None
+    autosave.keep(session, kv=False)
+    assert autosave.name is None
     assert list(store.folder.iterdir()) == []
     list(session.send("Hello"))
-    keeper.keep(session, kv=True)
+    autosave.keep(session, kv=True)
     assert [kept.name for kept in store] == ["hello"]
 
 
 def test_states_that_others_have_removed_are_written_again(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, QUESTIONS[:2])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, QUESTIONS[:2])
     sorted(store.find().state.iterdir())[0].unlink()
     list(session.send("What is 55 + 28?"))
-    keeper.keep(session, kv=True)
-    keeper.leave()
-    assert resumed(model, store)[1] == session.timeline.marks[-1].offset
+    autosave.keep(session, kv=True)
+    autosave.leave()
+    assert resumed(model, store)[1] == session.prompt_cache.snapshots[-1].offset
 
 
 def test_states_in_use_stay_and_states_of_nobody_go(model, store):
-    first, second = Keeper(store), Keeper(store, kv_limit=10)
+    first, second = SessionAutosave(store), SessionAutosave(store, kv_limit=10)
     talk(model, first, ["Hello"])
     nobody = store.folder / "nobody.kv"
     nobody.mkdir()
@@ -385,16 +385,16 @@ def test_states_in_use_stay_and_states_of_nobody_go(model, store):
 
 
 def test_files_of_the_system_are_nobodys_sessions(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, QUESTIONS[:1])
-    keeper.leave()
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, QUESTIONS[:1])
+    autosave.leave()
     names = [kept.name for kept in store]
     add_apple_doubles(store.folder)
     assert [kept.name for kept in store] == names
     assert store.taken() == set(names)
     again, positions, _ = resumed(model, store)
     assert again.transcript == session.transcript
-    assert positions == session.timeline.marks[-1].offset
+    assert positions == session.prompt_cache.snapshots[-1].offset
 
 
 def _removed(kept):
@@ -417,14 +417,14 @@ def _transcript_is_a_folder(kept):
 
 @pytest.mark.parametrize("damage", [_removed, _without_state, _state_is_a_file, _transcript_is_a_folder])
 def test_whatever_happens_to_the_files_is_one_line(model, store, damage):
-    keeper = Keeper(store)
-    session = talk(model, keeper, ["Hello"])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, ["Hello"])
     damage(store.find())
     list(session.send("What is 12 + 30?"))
     with pytest.raises(GptOssError, match=r"cannot (write|keep)") as caught:
-        keeper.keep(session, kv=True)
+        autosave.keep(session, kv=True)
     assert "[" not in str(caught.value)
-    keeper.leave()
+    autosave.leave()
 
 
 def test_a_folder_that_is_none_is_one_line(model, tmp_path):
@@ -435,7 +435,7 @@ def test_a_folder_that_is_none_is_one_line(model, tmp_path):
     path.chmod(0o644)
     for folder in (path, path / "below"):
         with pytest.raises(GptOssError, match=r"cannot use .*hello.kv: Not a directory"):
-            Keeper(Store(folder)).keep(session, kv=True)
+            SessionAutosave(Store(folder)).keep(session, kv=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -445,29 +445,29 @@ def test_nothing_stays_of_what_was_never_written(store):
 
 
 def test_folders_in_place_of_files_are_replaced(model, store):
-    keeper = Keeper(store)
-    session = talk(model, keeper, QUESTIONS[:2])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, QUESTIONS[:2])
     first, *_ = sorted(store.find().state.iterdir())
     first.unlink()
     for path in (first, first.with_name(f".{first.name}")):
         path.mkdir()
         (path / "more").write_text("x")
-    keeper.keep(session, kv=True)
-    keeper.leave()
+    autosave.keep(session, kv=True)
+    autosave.leave()
     first.unlink()
     first.mkdir()
-    _, positions, keeper = resumed(model, store)
-    assert (positions, keeper.reading_again) == (0, "its KV state cannot be read")
+    _, positions, autosave = resumed(model, store)
+    assert (positions, autosave.reading_again) == (0, "its KV state cannot be read")
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8])
 @pytest.mark.parametrize("at", [0, -1], ids=["in the first file", "in the last file"])
 @pytest.mark.parametrize("count", [1, 200])
 def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at, count):
-    model = load(model.path, Settings(4096, kv_bits, 64))
-    keeper = Keeper(store)
-    session = talk(model, keeper)
-    keeper.leave()
+    model = load(model.path, EngineConfig(4096, kv_bits, 64))
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
+    autosave.leave()
     expected = list(session.send("What is my locker code?"))
     path = sorted(store.find().state.iterdir())[at]
     data = bytearray(path.read_bytes())
@@ -476,15 +476,15 @@ def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at
     for place in picked.sample(range(header, len(data)), count):
         data[place] ^= picked.randrange(1, 256)
     path.write_bytes(data)
-    again, positions, keeper = resumed(model, store)
-    assert keeper.reading_again == "its KV state is damaged"
-    assert positions < session.timeline.marks[-1].offset
+    again, positions, autosave = resumed(model, store)
+    assert autosave.reading_again == "its KV state is damaged"
+    assert positions < session.prompt_cache.snapshots[-1].offset
     assert (positions == 0) == (at == 0)
     assert again.unread > 0
     assert list(again.send("What is my locker code?"))[:-1] == expected[:-1]
     # What is written now is whole again.
-    keeper.keep(again, kv=True)
-    keeper.leave()
+    autosave.keep(again, kv=True)
+    autosave.leave()
     assert resumed(model, store)[2].reading_again is None
 
 
@@ -492,9 +492,10 @@ FILLER = """
 import resource, signal, sys
 from pathlib import Path
 from gptoss_mlx import GptOssError, Sampling, Session, load
-from gptoss_mlx.chat.keeper import Keeper
+from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store
-session, keeper = Session(load(sys.argv[1]), sampling=Sampling(temperature=0)), Keeper(Store(Path(sys.argv[2])))
+session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
+keeper = SessionAutosave(Store(Path(sys.argv[2])))
 list(session.send("Hello"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # of one file, in bytes
@@ -515,11 +516,11 @@ def test_a_full_disk_is_one_line(demo_folder, store):
 
 def test_only_the_owner_can_read(model, store):
     store.folder.mkdir(mode=0o755)
-    keeper = Keeper(store)
-    session = talk(model, keeper, ["Hello"])
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave, ["Hello"])
     kept = store.find()
     kept.transcript.chmod(0o644)
-    keeper.keep(session, kv=True)
+    autosave.keep(session, kv=True)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (store.folder, *store.folder.rglob("*"))}
     assert set(modes.values()) == {0o700, 0o600}
     assert all((mode == 0o700) == path.is_dir() for path, mode in modes.items())
@@ -617,11 +618,12 @@ TALKER = """
 import sys
 from pathlib import Path
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.chat.keeper import Keeper
+from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store
 store = Store(Path(sys.argv[2]))
 kept = next(iter(store), None)
-keeper, session = Keeper(store, kept), Session(load(sys.argv[1]), sampling=Sampling(temperature=0), max_tokens=40)
+keeper = SessionAutosave(store, kept)
+session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0), max_tokens=40)
 if kept:
     keeper.resume(session)
 print(len(session.messages), flush=True)

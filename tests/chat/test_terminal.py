@@ -23,7 +23,7 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Tool
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.terminal import controller, loop, progress_bars
 from gptoss_mlx.terminal.controller import Chat
 from gptoss_mlx.terminal.loop import converse
@@ -111,7 +111,7 @@ def model(demo_folder):
     return load(demo_folder)
 
 
-class Keeper:
+class SessionAutosave:
     """Writes down what it is told."""
 
     name = "talk"
@@ -132,7 +132,7 @@ class Keeper:
 @pytest.fixture
 def chat(model):
     session = Session(model, functions=FUNCTIONS, sampling=Sampling(temperature=0))
-    return Chat(session, PlainScreen(show_reasoning=None), Keeper())
+    return Chat(session, PlainScreen(show_reasoning=None), SessionAutosave())
 
 
 def replaced(chat, **changes):
@@ -312,7 +312,7 @@ def test_the_status_is_what_the_next_prompt_takes_and_begins_with_the_name(chat,
     ],
 )
 def test_why_an_answer_broke_off(endless_folder, capsys, options, said):
-    model = load(endless_folder, Settings(300, 16, 64))
+    model = load(endless_folder, EngineConfig(300, 16, 64))
     chat = Chat(Session(model, sampling=Sampling(temperature=0), **options), PlainScreen(show_reasoning=None))
     converse(chat, Lines("Hello", "/continue"))
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("(", "error"))]
@@ -321,7 +321,7 @@ def test_why_an_answer_broke_off(endless_folder, capsys, options, said):
 
 
 def test_an_answer_that_goes_on_when_turns_are_dropped(endless_folder, capsys):
-    model = load(endless_folder, Settings(500, 16, 64))
+    model = load(endless_folder, EngineConfig(500, 16, 64))
     session = Session(model, sampling=Sampling(temperature=0), max_tokens=9, drop_when_full=True)
     chat = Chat(session, PlainScreen(show_reasoning=None))
     converse(chat, Lines("Hello"))
@@ -434,7 +434,7 @@ def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, t
 
 def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys):
     say(chat, "What is 12 + 30?")
-    assert chat.keeper.told == [(False, 1), (True, 3)]
+    assert chat.autosave.told == [(False, 1), (True, 3)]
     assert notes(chat, capsys, "/save", "/save sums", "/save") == ["kept as talk", "kept as sums", "kept as sums"]
     said = notes(chat, capsys, "/reset", "/system Be brief.", "/system", "/system none", "/system")
     assert said == [
@@ -444,9 +444,9 @@ def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys
         "new conversation without instructions",
         "no instructions",
     ]
-    assert chat.keeper.told[2:] == ["leave"] * 3
+    assert chat.autosave.told[2:] == ["leave"] * 3
     assert chat.session.instructions is None
-    chat.keeper.name = None
+    chat.autosave.name = None
     assert notes(chat, capsys, "/save", "/save sums") == ["error: nothing has been said yet"] * 2
 
 
@@ -455,9 +455,9 @@ def test_what_a_command_changes_is_kept(chat, capsys, tmp_path):
     notes(chat, capsys, f"/save {tmp_path}/a.json")
     told = {}
     for line in ("/reasoning low", "/retry", "/reasoning", "/edit", f"/load {tmp_path}/a.json", "/undo"):
-        chat.keeper.told.clear()
+        chat.autosave.told.clear()
         notes(chat, capsys, line)
-        told[line.partition(" /")[0]] = list(chat.keeper.told)
+        told[line.partition(" /")[0]] = list(chat.autosave.told)
     assert told == {
         "/reasoning low": [(False, 3)],
         "/retry": [(False, 1), (True, 3)],
@@ -477,7 +477,7 @@ def test_a_session_that_is_stopped_is_kept_and_goes_on(chat, capsys, monkeypatch
         patches.setattr(chat.screen, "content", stop_at_the_answer)
         say(chat, "What is 12 + 30?")
     assert capsys.readouterr() == ("1", "(stopped; /continue goes on)\n")
-    assert chat.keeper.told == [(False, 1), (True, 2)]
+    assert chat.autosave.told == [(False, 1), (True, 2)]
     run_line(chat, "/continue")
     assert chat.session.messages[-1].content == "12 + 30 = 42"
 
@@ -486,7 +486,7 @@ def test_a_disk_that_is_full_is_told_once(chat, capsys, monkeypatch):
     def full(*args, **options):
         raise GptOssError("cannot write talk.json: No space left on device")
 
-    monkeypatch.setattr(chat.keeper, "keep", full)
+    monkeypatch.setattr(chat.autosave, "keep", full)
     say(chat, "What is 12 + 30?")
     say(chat, "What is 12 + 30?")
     assert capsys.readouterr() == (

@@ -14,13 +14,13 @@ from gptoss_mlx import GptOssError, Sampling, Session
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
-from gptoss_mlx.engine.prompt_cache import Timeline
+from gptoss_mlx.engine.prompt_cache import PromptCache
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning, ToolCall
 from gptoss_mlx.harmony.render import encode, render_message
-from gptoss_mlx.memory.plan import Settings
-from gptoss_mlx.model.kv_cache import MOST_MARKS
+from gptoss_mlx.memory.plan import EngineConfig
+from gptoss_mlx.model.kv_cache import MAX_SNAPSHOTS
 from gptoss_mlx.tools.toolbox import Function
 
 QUESTIONS = [
@@ -134,7 +134,7 @@ def test_results_equal_a_cold_start(model):
 
 
 def state_of(session):
-    return [array[:, :, : session.context_used] for array in session.timeline.cache.arrays()]
+    return [array[:, :, : session.context_used] for array in session.prompt_cache.cache.arrays()]
 
 
 def test_going_back_leaves_no_trace_bit_for_bit(model):
@@ -199,10 +199,10 @@ def test_settled_only_the_message_is_left(model):
 
 def test_marks_stay_few(model):
     session = make_session(model)
-    for _ in range(2 * MOST_MARKS):
+    for _ in range(2 * MAX_SNAPSHOTS):
         list(session.send("Hello"))
-    assert len(session.timeline.marks) == MOST_MARKS
-    assert session.timeline.marks[0].offset == len(session._head())
+    assert len(session.prompt_cache.snapshots) == MAX_SNAPSHOTS
+    assert session.prompt_cache.snapshots[0].offset == len(session._head())
 
 
 def test_without_reasoning_the_answer_comes_at_once(model):
@@ -295,7 +295,7 @@ def test_a_broken_header_still_gives_an_answer(model, script, header, said):
 
 
 def test_a_header_without_end_is_ended(model, script, monkeypatch):
-    monkeypatch.setattr(chat_session, "MOST_HEADER", 20)
+    monkeypatch.setattr(chat_session, "MAX_HEADER", 20)
     session = make_session(model, functions=())
     script("<|channel|>" + "1" * 20 + "Yes.<|return|>")
     events, stats = turn(session.send("Hello"))
@@ -425,7 +425,7 @@ def test_a_token_computed_ahead_changes_nothing(model, look_ahead):
         events = session.send("What is gptoss-mlx?")
         next(event for event in events if isinstance(event, Content))
         events.close()
-        assert len(session.timeline.ids) == session.context_used
+        assert len(session.prompt_cache.ids) == session.context_used
         list(session.resume())
         sessions.append(session)
     plain, ahead = sessions
@@ -480,7 +480,7 @@ def test_ids_outside_the_vocabulary_are_not_taken(model):
 
 
 def test_a_result_that_is_too_long_is_told_so(demo_folder):
-    model = gptoss_mlx.load(demo_folder, Settings(600, 16, 64))
+    model = gptoss_mlx.load(demo_folder, EngineConfig(600, 16, 64))
     session = make_session(model, functions=[Function(FUNCTIONS[0].tool, lambda location: "no " * 2000)])
     events, stats = turn(session.send("What is the weather in Bermi?"))
     (result,) = [event for event in events if isinstance(event, ToolResult)]
@@ -489,7 +489,7 @@ def test_a_result_that_is_too_long_is_told_so(demo_folder):
 
 
 def test_a_result_that_no_context_holds_is_not_counted_to_its_end(demo_folder):
-    model = gptoss_mlx.load(demo_folder, Settings(600, 16, 64))
+    model = gptoss_mlx.load(demo_folder, EngineConfig(600, 16, 64))
     for output, least in (("no " * 10**6, 601), ("n" * 10**6, 10**6 // 13)):
         session = make_session(model, functions=[Function(FUNCTIONS[0].tool, lambda location, output=output: output)])
         events, stats = turn(session.send("What is the weather in Bermi?"))
@@ -503,7 +503,7 @@ def test_a_result_that_no_context_holds_is_not_counted_to_its_end(demo_folder):
 
 
 def test_an_answer_at_the_end_of_the_context_goes_on_where_turns_are_dropped(demo_folder):
-    model = gptoss_mlx.load(demo_folder, Settings(260, 16, 64))
+    model = gptoss_mlx.load(demo_folder, EngineConfig(260, 16, 64))
     session = make_session(model, functions=(), drop_when_full=True)
     stats = None
     for number in range(8):
@@ -629,7 +629,7 @@ def test_what_a_model_answers_for_a_tool_is_taken_back(model, script, result):
     assert [message.content for message in session.messages] == ["Hello", "Hm.", "Yes."]
     assert "".join(event.text for event in events if isinstance(event, Reasoning)) == "Hm."
     # Nor was the answer sampled behind it.
-    held = session.tokenizer.decode(session.timeline.ids)
+    held = session.tokenizer.decode(session.prompt_cache.ids)
     assert "functions.f" not in held
     assert "<|message|>9" not in held
 
@@ -639,7 +639,7 @@ def test_what_a_model_answers_for_a_tool_first_of_all_is_taken_back(model, scrip
     script("functions.f to=assistant<|message|>Yes.<|return|>")
     events, stats = turn(session.send("Hello"))
     assert (answer(events), stats.finished) == ("Yes.", True)
-    assert session.tokenizer.decode(session.timeline.ids).endswith(f"<|start|>assistant{OPENING}Yes.")
+    assert session.tokenizer.decode(session.prompt_cache.ids).endswith(f"<|start|>assistant{OPENING}Yes.")
 
 
 def test_a_tool_answers_itself_where_the_model_would_have(model, script):
@@ -699,7 +699,7 @@ def test_the_model_is_told_the_schema_itself(model):
 
 def test_going_back_step_by_step(model):
     ids = [1 + number % 1000 for number in range(300)]
-    stepped, straight = Timeline(model), Timeline(model)
+    stepped, straight = PromptCache(model), PromptCache(model)
     for end in (300, 299, 298):
         stepped.prepare(ids[:end], 1000)
     ours, theirs = stepped.read([*ids[:298], 7]), straight.read([*ids[:298], 7])

@@ -193,7 +193,7 @@ def test_the_sizes_told_are_those_of_the_plan(tmp_path):
         gpu = memory if backend == "gpu" else None
         plan = make_plan(folder, Device("x", memory, gpu, backend), context=8192)
         assert plan.compromise is None
-        least = int(first_run.LEAST_MEMORY_GB * 1e9)
+        least = int(first_run.MIN_MEMORY_GB * 1e9)
         make_plan(folder, Device("x", least, gpu, backend))
         with pytest.raises(BudgetTooSmall):
             make_plan(folder, Device("x", int(0.85 * least), gpu, backend))

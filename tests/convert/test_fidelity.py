@@ -16,7 +16,7 @@ from checkpoints import config_of, tensors_of, write_checkpoint
 from convert.test_sources import CONFIG
 from golden.cases import CASES, prompt_of
 from gptoss_convert import RECIPES, affine, convert, fidelity, reference_network
-from gptoss_convert.arrays import widened
+from gptoss_convert.arrays import bf16_to_f32
 from gptoss_convert.importance import FLOOR, SHARED_TOKENS, importance
 from gptoss_convert.reference_network import ConvertedWeights, Network, SourceWeights
 from gptoss_convert.sources import Source
@@ -140,7 +140,7 @@ def test_errors_of_tensors_are_those_of_the_formula(every_form, monkeypatch):
     found = fidelity.compare(Source(every_form["published"]), every_form["q4"], TEXT, 10)
     tensors, model = {tensor.name: tensor for tensor in found.tensors}, ConvertedWeights(every_form["q4"])
     for module in ("lm_head", "model.layers.2.self_attn.o_proj"):
-        right = widened(tensors_of(CONFIG)[f"{module}.weight"][0]).astype(np.float64)
+        right = bf16_to_f32(tensors_of(CONFIG)[f"{module}.weight"][0]).astype(np.float64)
         parts = [mx.load(str(path)) for path in every_form["q4"].glob("*.safetensors")]
         parts = {name: array for shard in parts for name, array in shard.items()}
         line = [parts[f"{module}.{part}"].astype(mx.float32) for part in ("scales", "biases")]
@@ -351,7 +351,7 @@ class TestCalibration:
             values, errors = weights.values(f"{module}.weight", expert), []
             for weights in (None, found[module][expert]):
                 weight, scales, biases = affine.quantized(values, 64, 4, weights)
-                stored = affine.dequantized(weight, widened(scales), widened(biases), 64, 4)
+                stored = affine.dequantized(weight, bf16_to_f32(scales), bf16_to_f32(biases), 64, 4)
                 errors.append(np.linalg.norm(x @ (stored - values).T))
             ratios.append(errors[1] / errors[0])
         assert np.mean(ratios) < 0.98

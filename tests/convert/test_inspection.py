@@ -11,11 +11,11 @@ from checkpoints import config_of, tensors_of
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.inspection import BINS, Subject, inspect, statistics
 from gptoss_convert.verification import verify
-from gptoss_mlx.bench.roofline import Demand
+from gptoss_mlx.bench.roofline import Workload
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
-from gptoss_mlx.model.kv_cache import Cache
+from gptoss_mlx.model.kv_cache import KVCache
 
 CONFIG = config_of()
 
@@ -45,8 +45,8 @@ def test_the_same_parameters_in_every_form(every_form, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_bytes_per_token_are_those_of_the_roofline(every_form, name):
     config = ModelConfig.load(every_form[name])
-    cache = Cache(config, [mx.bfloat16] * config.num_layers)
-    token = Demand(Checkpoint.open(every_form[name]), config, cache).decode(0, 1).bytes
+    cache = KVCache(config, [mx.bfloat16] * config.num_layers)
+    token = Workload(Checkpoint.open(every_form[name]), config, cache).decode(0, 1).bytes
     own_keys_and_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
     wanted = token - own_keys_and_values
     assert abs(inspect(Subject.of_folder(every_form[name])).total("bytes_per_token") - wanted) <= 8

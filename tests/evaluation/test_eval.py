@@ -21,7 +21,7 @@ from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation import exam
 from gptoss_mlx.evaluation.journal import CHECKSUM, Journal, line_of
-from gptoss_mlx.evaluation.needle import LEAST_CONTEXT, ROOM, make_needle
+from gptoss_mlx.evaluation.needle import MIN_CONTEXT, ROOM, make_needle
 from gptoss_mlx.evaluation.prompts import Asking
 
 LINES = [
@@ -255,7 +255,7 @@ def test_a_bar_that_is_missed_is_an_error(short_exam, endless_folder, monkeypatc
 
 def test_needles(demo_folder):
     tokenizer = Tokenizer.load(demo_folder)
-    for context in (LEAST_CONTEXT, 5000):
+    for context in (MIN_CONTEXT, 5000):
         for position in (0.1, 0.5, 0.9):
             needle = make_needle(context, position, tokenizer, Asking())
             text = tokenizer.decode(needle.ids)

@@ -12,7 +12,7 @@ from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation.text import LogProbabilities, Text, counted, cut, log_probabilities, log_softmax
-from gptoss_mlx.memory.plan import Settings
+from gptoss_mlx.memory.plan import EngineConfig
 
 WINDOW = 100
 
@@ -99,7 +99,7 @@ def test_as_mlx_lm_predicts(demo_folder, tokenizer):
 @pytest.mark.parametrize("chunk", [7, 64, 128])
 def test_a_window_is_read_in_the_chunks_of_the_plan(demo_folder, text, chunk):
     ids = text.windows[0]
-    model = load(demo_folder, Settings(context=WINDOW, kv_bits=16, prefill_chunk=chunk))
+    model = load(demo_folder, EngineConfig(context=WINDOW, kv_bits=16, prefill_chunk=chunk))
     heard = []
     parts = list(log_probabilities(model, ids, heard.append))
     assert heard == [*range(chunk, WINDOW - 1, chunk), WINDOW - 1]

@@ -274,22 +274,22 @@ void test_attend() {
 void test_layers() {
   constexpr int hidden = 96, heads = 6, kv_heads = 2, dim = 32, experts_count = 5, inner = 160, length = 23;
   auto norm = as_bf16(normal(hidden)), sinks = as_bf16(normal(heads)), bias = as_bf16(normal(4096 * 4));
-  std::vector<float> wavelengths(dim / 2);
-  for (int i = 0; i < dim / 2; i++) wavelengths[i] = std::pow(100.0f, 2.0f * i / dim);
+  std::vector<float> freqs(dim / 2);
+  for (int i = 0; i < dim / 2; i++) freqs[i] = std::pow(100.0f, 2.0f * i / dim);
   Stored q(Format::affine4, 32, 1, heads * dim, hidden), k(Format::affine8, 32, 1, kv_heads * dim, hidden);
   Stored v(Format::bf16, 32, 1, kv_heads * dim, hidden), o(Format::affine4, 64, 1, hidden, heads * dim);
   Stored router(Format::bf16, 32, 1, experts_count, hidden), gate(Format::mxfp4, 32, experts_count, inner, hidden);
   Stored up(Format::mxfp4, 32, experts_count, inner, hidden), down(Format::mxfp4, 32, experts_count, hidden, inner);
   auto x = normal(size_t(length) * hidden);
-  const MixtureWeights mixture_weights{{norm.data(), 1e-5f},
-                                       {router.matrix, bias.data()},
-                                       {gate.matrix, bias.data()},
-                                       {up.matrix, bias.data()},
-                                       {down.matrix, bias.data()},
-                                       experts_count,
-                                       2,
-                                       experts_count,
-                                       7};
+  const MoeWeights moe_weights{{norm.data(), 1e-5f},
+                               {router.matrix, bias.data()},
+                               {gate.matrix, bias.data()},
+                               {up.matrix, bias.data()},
+                               {down.matrix, bias.data()},
+                               experts_count,
+                               2,
+                               experts_count,
+                               7};
   for (int window : {0, 7}) {
     const AttentionWeights weights{{norm.data(), 1e-5f},
                                    {q.matrix, bias.data()},
@@ -297,7 +297,7 @@ void test_layers() {
                                    {v.matrix, bias.data()},
                                    {o.matrix, bias.data()},
                                    sinks.data(),
-                                   wavelengths.data(),
+                                   freqs.data(),
                                    heads,
                                    kv_heads,
                                    dim,
@@ -311,7 +311,7 @@ void test_layers() {
         const int n = std::min(chunk, length - t);
         attention(pool, weights, x.data() + t * hidden, n, t, {{keys.data()}, {values.data()}, capacity},
                   middle.data() + t * hidden);
-        mixture(pool, mixture_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
+        moe(pool, moe_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
       }
       return out;
     };
@@ -333,13 +333,13 @@ void test_layers() {
   Pool pool(3);
   std::vector<float> whole(x.size()), normed(x.size()), outputs(2 * x.size()), share(2 * length), out(x.size());
   std::vector<int> chosen(2 * length), slots(2 * length);
-  mixture(pool, mixture_weights, x.data(), length, whole.data());
-  route(pool, mixture_weights, x.data(), length, normed.data(), chosen.data(), share.data());
+  moe(pool, moe_weights, x.data(), length, whole.data());
+  route(pool, moe_weights, x.data(), length, normed.data(), chosen.data(), share.data());
   for (int part = 0; part < experts_count; part++) {
     for (size_t i = 0; i < slots.size(); i++) slots[i] = chosen[i] == part ? chosen[i] : -1;
-    expert_outputs(pool, mixture_weights, normed.data(), slots.data(), length, outputs.data());
+    expert_outputs(pool, moe_weights, normed.data(), slots.data(), length, outputs.data());
   }
-  combine(pool, mixture_weights, x.data(), chosen.data(), share.data(), outputs.data(), length, out.data());
+  combine(pool, moe_weights, x.data(), chosen.data(), share.data(), outputs.data(), length, out.data());
   check(out == whole, "a mixture in parts is another one");
 }
 

@@ -14,7 +14,7 @@ from gptoss_mlx import Sampling, kernels
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
 from gptoss_mlx.model.checkpoint import Checkpoint
-from gptoss_mlx.model.network import attend_to_bytes, rope_wavelengths
+from gptoss_mlx.model.network import quantized_attention, rope_freqs
 
 native = kernels.native()
 if native is None:
@@ -86,7 +86,7 @@ def test_experts(instructions, tokens, count):
     forms = [stored(("mxfp4", 4, 32), *(shape if count > 1 else shape[1:]), bias=True) for shape in shapes]
     router, router_weight, router_bias = stored(("bf16", 16, 1), count, hidden, bias=True)
     norm = bf16(hidden)
-    layer = native.MixtureLayer(
+    layer = native.MoeLayer(
         hidden=hidden, intermediate=inner, experts=count, experts_per_token=k, slots=count, eps=1e-5, limit=7.0,
         norm=norm, router=router, gate=forms[0][0], up=forms[1][0], down=forms[2][0],
     )  # fmt: skip
@@ -136,7 +136,7 @@ def attention_layer(window, heads=6, kv_heads=2, dim=32, hidden=96):
     layer = native.AttentionLayer(
         hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=dim, window=window, eps=1e-5, scale=0.3,
         norm=bf16(hidden), query=matrices[0], key=matrices[1], value=matrices[2], output=matrices[3],
-        sinks=sinks, wavelengths=rope_wavelengths(rope, dim),
+        sinks=sinks, freqs=rope_freqs(rope, dim),
     )  # fmt: skip
     return layer, sinks
 
@@ -191,7 +191,7 @@ def test_attention_over_keys_in_bytes(instructions, chunks, dim):
         q.swapaxes(1, 2), stored_keys, stored_values, scale=0.3, mask=seen, sinks=sinks.astype(mx.float32)
     )
     assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < 2 * EXACT
-    got = attend_to_bytes(q.swapaxes(1, 2), buffers[:3], buffers[3:], scale=0.3, mask="causal", sinks=sinks)
+    got = quantized_attention(q.swapaxes(1, 2), buffers[:3], buffers[3:], scale=0.3, mask="causal", sinks=sinks)
     assert relative(got, right) < EXACT
 
 
@@ -220,7 +220,7 @@ def folders(tmp_path_factory):
 def test_every_recipe_runs_on_the_kernels(folders, recipe, instructions):
     model = gptoss_mlx.load(folders[recipe])
     assert all("Native" in type(layer.attention).__name__ for layer in model.network.layers)
-    assert all(type(layer.mixture).__name__ == "MixtureLayer" for layer in model.network.layers)
+    assert all(type(layer.moe).__name__ == "MoeLayer" for layer in model.network.layers)
     assert type(model.network.head).__name__ == "LinearMap"
     with kernels.off():
         exact = gptoss_mlx.load(folders[recipe])
@@ -300,7 +300,7 @@ class TestDoors:
         shapes = [(3, 32, 64), (3, 32, 64), (3, 64, 32)]
         gate, up, down = (stored(FORMS[1], *shape, bias=True)[0] for shape in shapes)
         router = stored(FORMS[0], 3, 64, bias=True)[0]
-        layer = native.MixtureLayer(
+        layer = native.MoeLayer(
             hidden=64, intermediate=32, experts=3, experts_per_token=2, slots=3, eps=1e-5, limit=7.0,
             norm=bf16(64), router=router, gate=gate, up=up, down=down,
         )  # fmt: skip

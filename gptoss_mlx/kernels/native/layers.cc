@@ -83,9 +83,9 @@ void multiply_into(const Linear& weights, Rows rows, const Activations* x, int t
 struct Angles {
   std::vector<float> cos, sin;
 
-  Angles(const float* wavelengths, int pairs, int position) : cos(pairs), sin(pairs) {
+  Angles(const float* freqs, int pairs, int position) : cos(pairs), sin(pairs) {
     for (int i = 0; i < pairs; i++) {
-      double angle = position / double(wavelengths[i]);
+      double angle = position / double(freqs[i]);
       cos[i] = float(std::cos(angle)), sin[i] = float(std::sin(angle));
     }
   }
@@ -274,7 +274,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   std::vector<float>& k = results[1];
   std::vector<float>& v = results[2];
   pool.for_each(tokens, [&](int t) {
-    Angles angles(w.wavelengths, w.head_dim / 2, offset + t);
+    Angles angles(w.freqs, w.head_dim / 2, offset + t);
     rotate(q.data() + size_t(t) * w.heads * w.head_dim, w.heads, w.head_dim, angles);
     rotate(k.data() + size_t(t) * w.kv_heads * w.head_dim, w.kv_heads, w.head_dim, angles);
   });
@@ -316,7 +316,7 @@ Linear of_stack(const Linear& first, int index) {
 // token and one of its experts, which lies in slots[pair]; below 0 it is left out. `input` holds the tokens quantized
 // for gate and up. Pairs of one slot are emitted in order, and slots in order, on one thread for the same row.
 template <class Emit>
-void for_each_output(Pool& pool, const MixtureWeights& w, Quantized& input, const int* slots, int tokens,
+void for_each_output(Pool& pool, const MoeWeights& w, Quantized& input, const int* slots, int tokens,
                      const Emit& emit) {
   const int k = w.experts_per_token, inner = w.gate.matrix.rows, hidden = w.down.matrix.rows;
   Division division(slots, tokens * k, w.slots);
@@ -385,7 +385,7 @@ void choose(const float* scores, int count, int k, int* chosen, float* share) {
 
 }  // namespace
 
-void route(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* normed, int* chosen, float* share) {
+void route(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* normed, int* chosen, float* share) {
   const int hidden = w.router.matrix.columns, k = w.experts_per_token;
   Quantized for_router(w.router.matrix, tokens);
   std::vector<float> scores(size_t(tokens) * w.experts);
@@ -413,7 +413,7 @@ Quantized quantized(Pool& pool, const Matrix& matrix, const float* x, int tokens
 
 }  // namespace
 
-void expert_outputs(Pool& pool, const MixtureWeights& w, const float* normed, const int* slots, int tokens,
+void expert_outputs(Pool& pool, const MoeWeights& w, const float* normed, const int* slots, int tokens,
                     float* outputs) {
   Quantized input = quantized(pool, w.gate.matrix, normed, tokens);
   const int hidden = w.down.matrix.rows;
@@ -422,7 +422,7 @@ void expert_outputs(Pool& pool, const MixtureWeights& w, const float* normed, co
   });
 }
 
-void combine(Pool& pool, const MixtureWeights& w, const float* x, const int* chosen, const float* share,
+void combine(Pool& pool, const MoeWeights& w, const float* x, const int* chosen, const float* share,
              const float* outputs, int tokens, float* out) {
   const int hidden = w.down.matrix.rows, k = w.experts_per_token;
   pool.for_each(tokens, [&](int t) {
@@ -435,7 +435,7 @@ void combine(Pool& pool, const MixtureWeights& w, const float* x, const int* cho
   });
 }
 
-void mixture(Pool& pool, const MixtureWeights& w, const float* x, int tokens, float* out) {
+void moe(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* out) {
   const int hidden = w.down.matrix.rows, k = w.experts_per_token;
   std::vector<float> normed(size_t(tokens) * hidden);
   std::vector<int> chosen(size_t(tokens) * k);

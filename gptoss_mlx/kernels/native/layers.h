@@ -21,8 +21,8 @@ struct Norm {
 struct AttentionWeights {
   Norm norm;
   Linear query, key, value, output;
-  const uint16_t* sinks;     // BF16 [heads]
-  const float* wavelengths;  // [head_dim / 2]: positions per radian
+  const uint16_t* sinks;  // BF16 [heads]
+  const float* freqs;     // [head_dim / 2]: positions per radian
   int heads, kv_heads, head_dim;
   int window;   // 0: every position is seen
   float scale;  // of the scores
@@ -42,7 +42,7 @@ struct KV {
   int capacity;
 };
 
-struct MixtureWeights {
+struct MoeWeights {
   Norm norm;
   Linear router;
   Linear gate, up, down;  // the first of stacks; each bias is [matrices of the stack, rows]
@@ -57,22 +57,21 @@ void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float
 // x [tokens, hidden] at positions offset.. -> out = x + attention(norm(x)); stores keys and values.
 void attention(Pool& pool, const AttentionWeights& weights, const float* x, int tokens, int offset, KV kv, float* out);
 
-// x [tokens, hidden] -> out = x + mixture(norm(x))
-void mixture(Pool& pool, const MixtureWeights& weights, const float* x, int tokens, float* out);
+// x [tokens, hidden] -> out = x + moe(norm(x))
+void moe(Pool& pool, const MoeWeights& weights, const float* x, int tokens, float* out);
 
 // The same in three parts, for experts of which only some are in memory at a time; together they give the same bits.
 //
 // x [tokens, hidden] -> normed [tokens, hidden]; the experts of each token and the share of each [tokens, k]
-void route(Pool& pool, const MixtureWeights& weights, const float* x, int tokens, float* normed, int* chosen,
-           float* share);
+void route(Pool& pool, const MoeWeights& weights, const float* x, int tokens, float* normed, int* chosen, float* share);
 
 // normed [tokens, hidden] -> outputs [tokens, k, hidden] of the experts in `slots` [tokens, k]; where a slot is below
 // 0, the output stays as it is. Every slot is below `slots`.
-void expert_outputs(Pool& pool, const MixtureWeights& weights, const float* normed, const int* slots, int tokens,
+void expert_outputs(Pool& pool, const MoeWeights& weights, const float* normed, const int* slots, int tokens,
                     float* outputs);
 
 // out = x + the outputs, weighted by `share`, in the order of the experts' numbers
-void combine(Pool& pool, const MixtureWeights& weights, const float* x, const int* chosen, const float* share,
+void combine(Pool& pool, const MoeWeights& weights, const float* x, const int* chosen, const float* share,
              const float* outputs, int tokens, float* out);
 
 // Queries q [tokens, heads, head_dim], rotated, at positions offset.. -> out of the same shape. The keys and values of

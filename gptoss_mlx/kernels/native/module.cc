@@ -41,31 +41,30 @@ NB_MODULE(_native, m) {
           "__init__",
           [](AttentionLayer* self, int hidden, int heads, int kv_heads, int head_dim, int window, float eps,
              float scale, const mx::array& norm, const StoredMatrix& query, const StoredMatrix& key,
-             const StoredMatrix& value, const StoredMatrix& output, const mx::array& sinks,
-             const mx::array& wavelengths) {
+             const StoredMatrix& value, const StoredMatrix& output, const mx::array& sinks, const mx::array& freqs) {
             AttentionSizes sizes{hidden, heads, kv_heads, head_dim, window, eps, scale};
-            new (self) AttentionLayer(sizes, norm, query, key, value, output, sinks, wavelengths);
+            new (self) AttentionLayer(sizes, norm, query, key, value, output, sinks, freqs);
           },
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "eps"_a, "scale"_a, "norm"_a,
-          "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "wavelengths"_a)
+          "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "freqs"_a)
       .def("__call__", &AttentionLayer::operator(), "x"_a, "buffers"_a, "offset"_a)
       .def("attend", &AttentionLayer::attend, "q"_a, "k"_a, "v"_a, "buffers"_a, "offset"_a);
 
-  nb::class_<MixtureLayer>(m, "MixtureLayer")
+  nb::class_<MoeLayer>(m, "MoeLayer")
       .def(
           "__init__",
-          [](MixtureLayer* self, int hidden, int intermediate, int experts, int experts_per_token, int slots, float eps,
+          [](MoeLayer* self, int hidden, int intermediate, int experts, int experts_per_token, int slots, float eps,
              float limit, const mx::array& norm, const StoredMatrix& router, const StoredMatrix& gate,
              const StoredMatrix& up, const StoredMatrix& down) {
-            MixtureSizes sizes{hidden, intermediate, experts, experts_per_token, slots, eps, limit};
-            new (self) MixtureLayer(sizes, norm, router, gate, up, down);
+            MoeSizes sizes{hidden, intermediate, experts, experts_per_token, slots, eps, limit};
+            new (self) MoeLayer(sizes, norm, router, gate, up, down);
           },
           nb::kw_only(), "hidden"_a, "intermediate"_a, "experts"_a, "experts_per_token"_a, "slots"_a, "eps"_a,
           "limit"_a, "norm"_a, "router"_a, "gate"_a, "up"_a, "down"_a)
-      .def("__call__", &MixtureLayer::operator(), "x"_a)
-      .def("route", &MixtureLayer::route, "x"_a)
-      .def("expert_outputs", &MixtureLayer::expert_outputs, "normed"_a, "slots"_a, "outputs"_a)
-      .def("combine", &MixtureLayer::combine, "x"_a, "chosen"_a, "share"_a, "outputs"_a);
+      .def("__call__", &MoeLayer::operator(), "x"_a)
+      .def("route", &MoeLayer::route, "x"_a)
+      .def("expert_outputs", &MoeLayer::expert_outputs, "normed"_a, "slots"_a, "outputs"_a)
+      .def("combine", &MoeLayer::combine, "x"_a, "chosen"_a, "share"_a, "outputs"_a);
 
   m.def(
       "untouched_memory",

@@ -159,13 +159,13 @@ mx::array LinearMap::operator()(const mx::array& x) const {
 struct AttentionLayer::Held {
   HeldVector norm;
   HeldLinear query, key, value, output;
-  HeldVector sinks, wavelengths;
+  HeldVector sinks, freqs;
   AttentionWeights weights;
 };
 
 AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, const StoredMatrix& query,
                                const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
-                               const mx::array& sinks, const mx::array& wavelengths)
+                               const mx::array& sinks, const mx::array& freqs)
     : sizes_(s) {
   if (s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads || s.head_dim % 32 || s.head_dim < 32 || s.window < 0) {
     throw std::invalid_argument("no kernel for " + std::to_string(s.heads) + " heads of " + std::to_string(s.head_dim) +
@@ -177,7 +177,7 @@ AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, c
                                           {"value", value, 1, s.kv_heads * s.head_dim, s.hidden},
                                           {"output", output, 1, s.hidden, s.heads * s.head_dim},
                                           {"sinks", sinks, mx::bfloat16, s.heads},
-                                          {"wavelengths", wavelengths, mx::float32, s.head_dim / 2},
+                                          {"freqs", freqs, mx::float32, s.head_dim / 2},
                                           {}});
   held->weights = {{held->norm.data<uint16_t>(), s.eps},
                    held->query.linear,
@@ -185,7 +185,7 @@ AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, c
                    held->value.linear,
                    held->output.linear,
                    held->sinks.data<uint16_t>(),
-                   held->wavelengths.data<float>(),
+                   held->freqs.data<float>(),
                    s.heads,
                    s.kv_heads,
                    s.head_dim,
@@ -269,14 +269,14 @@ std::vector<mx::array> AttentionLayer::attend(const mx::array& q, const mx::arra
                           });
 }
 
-struct MixtureLayer::Held {
+struct MoeLayer::Held {
   HeldVector norm;
   HeldLinear router, gate, up, down;
-  MixtureWeights weights;
+  MoeWeights weights;
 };
 
-MixtureLayer::MixtureLayer(const MixtureSizes& s, const mx::array& norm, const StoredMatrix& router,
-                           const StoredMatrix& gate, const StoredMatrix& up, const StoredMatrix& down)
+MoeLayer::MoeLayer(const MoeSizes& s, const mx::array& norm, const StoredMatrix& router, const StoredMatrix& gate,
+                   const StoredMatrix& up, const StoredMatrix& down)
     : sizes_(s) {
   if (s.experts_per_token < 1 || s.experts < s.experts_per_token) {
     throw std::invalid_argument(std::to_string(s.experts_per_token) + " of " + std::to_string(s.experts) + " experts");
@@ -324,16 +324,16 @@ void check_numbers(const char* what, const mx::array& numbers, int least, int en
 
 }  // namespace
 
-mx::array MixtureLayer::operator()(const mx::array& x) const {
+mx::array MoeLayer::operator()(const mx::array& x) const {
   const int tokens = tokens_of(x, sizes_.hidden);
   if (sizes_.slots != sizes_.experts) throw std::invalid_argument("not every expert is in the stacks");
-  return run("gptoss_mixture", {x.shape()}, {mx::float32}, 0, {in_rows(x)},
+  return run("gptoss_moe", {x.shape()}, {mx::float32}, 0, {in_rows(x)},
              [held = held_, tokens](const auto& in, auto& out) {
-               mixture(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
+               moe(*pool(), held->weights, in[0].template data<float>(), tokens, out[0].template data<float>());
              })[0];
 }
 
-std::vector<mx::array> MixtureLayer::route(const mx::array& x) const {
+std::vector<mx::array> MoeLayer::route(const mx::array& x) const {
   const int tokens = tokens_of(x, sizes_.hidden), k = sizes_.experts_per_token;
   return run("gptoss_route", {{tokens, sizes_.hidden}, {tokens, k}, {tokens, k}}, {mx::float32, mx::int32, mx::float32},
              0, {in_rows(x)}, [held = held_, tokens](const auto& in, auto& out) {
@@ -342,8 +342,7 @@ std::vector<mx::array> MixtureLayer::route(const mx::array& x) const {
              });
 }
 
-mx::array MixtureLayer::expert_outputs(const mx::array& normed, const mx::array& slots,
-                                       const mx::array& outputs) const {
+mx::array MoeLayer::expert_outputs(const mx::array& normed, const mx::array& slots, const mx::array& outputs) const {
   const int tokens = normed.ndim() == 2 ? normed.shape(0) : 0, k = sizes_.experts_per_token;
   expect("normed", normed, mx::float32, {tokens, sizes_.hidden});
   expect("slots", slots, mx::int32, {tokens, k});
@@ -356,8 +355,8 @@ mx::array MixtureLayer::expert_outputs(const mx::array& normed, const mx::array&
              })[0];
 }
 
-mx::array MixtureLayer::combine(const mx::array& x, const mx::array& chosen, const mx::array& share,
-                                const mx::array& outputs) const {
+mx::array MoeLayer::combine(const mx::array& x, const mx::array& chosen, const mx::array& share,
+                            const mx::array& outputs) const {
   const int tokens = tokens_of(x, sizes_.hidden), k = sizes_.experts_per_token;
   expect("chosen", chosen, mx::int32, {tokens, k});
   expect("share", share, mx::float32, {tokens, k});

@@ -68,7 +68,7 @@ class AttentionLayer {
  public:
   AttentionLayer(const AttentionSizes& sizes, const mlx::core::array& norm, const StoredMatrix& query,
                  const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
-                 const mlx::core::array& sinks, const mlx::core::array& wavelengths);
+                 const mlx::core::array& sinks, const mlx::core::array& freqs);
 
   // x [1, L, hidden] FP32 at positions offset.., and the buffers of its KV state -> x + attention(norm(x)), and the
   // buffers with keys and values of x stored. They are taken over: the arrays that were passed in must not be used any
@@ -90,18 +90,18 @@ class AttentionLayer {
   std::shared_ptr<const Held> held_;
 };
 
-struct MixtureSizes {
+struct MoeSizes {
   int hidden, intermediate, experts, experts_per_token;
   int slots;  // matrices in the stacks of gate, up and down
   float eps, limit;
 };
 
-class MixtureLayer {
+class MoeLayer {
  public:
-  MixtureLayer(const MixtureSizes& sizes, const mlx::core::array& norm, const StoredMatrix& router,
-               const StoredMatrix& gate, const StoredMatrix& up, const StoredMatrix& down);
+  MoeLayer(const MoeSizes& sizes, const mlx::core::array& norm, const StoredMatrix& router, const StoredMatrix& gate,
+           const StoredMatrix& up, const StoredMatrix& down);
 
-  // x [1, L, hidden] FP32 -> x + mixture(norm(x)), where the stacks hold all experts
+  // x [1, L, hidden] FP32 -> x + moe(norm(x)), where the stacks hold all experts
   mlx::core::array operator()(const mlx::core::array& x) const;
 
   // The same in parts, where they hold some: see layers.h. Numbers out of range are found when the result is evaluated,
@@ -119,7 +119,7 @@ class MixtureLayer {
   struct Held;
 
  private:
-  MixtureSizes sizes_;
+  MoeSizes sizes_;
   std::shared_ptr<const Held> held_;
 };
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 from ..errors import GptOssError
 from .session import Session
 from .state_files import StateFiles
-from .store import Held, Kept, Store
+from .store import SessionEntry, SessionLock, Store
 from .transcript import Transcript
 
-USUAL_KV_LIMIT = 4 * 10**9  # bytes of all KV states: 160,000 tokens of gpt-oss-20b
+DEFAULT_KV_LIMIT = 4 * 10**9  # bytes of all KV states: 160,000 tokens of gpt-oss-20b
 NOT_KEPT = "no KV states are kept"
 
 
-class Keeper:
+class SessionAutosave:
     """Keeps the session that it is given, as one entry of a store. It holds the entry: every other gptoss-mlx refuses
     to use, rename or delete it meanwhile, where the file system knows locks."""
 
-    def __init__(self, store: Store, kept: Kept | None = None, *, kv_limit: int | None = USUAL_KV_LIMIT):
+    def __init__(self, store: Store, kept: SessionEntry | None = None, *, kv_limit: int | None = DEFAULT_KV_LIMIT):
         """`kept`: the entry of a session that is resumed; `kv_limit`, in bytes of all KV states, None for none. Raises
         GptOssError where the entry is in use."""
         self._store, self._kv_limit = store, kv_limit
-        self._held: Held | None = store.hold(kept) if kept else None
+        self._held: SessionLock | None = store.hold(kept) if kept else None
         self._state: StateFiles | None = None
         self.reading_again: str | None = None
         """Why nothing of what was resumed is in the KV state, in words."""
@@ -41,7 +41,7 @@ class Keeper:
             self.reading_again = NOT_KEPT
             return 0
         self._state = StateFiles(kept.state, session.model)
-        positions = self._state.load(session.timeline)
+        positions = self._state.load(session.prompt_cache)
         self.reading_again = self._state.missing
         return positions
 
@@ -59,7 +59,7 @@ class Keeper:
         if kv and self._kv_limit is not None:
             if self._state is None or self._state.model is not session.model:
                 self._state = StateFiles(self._held.kept.state, session.model)
-            self._state.save(session.timeline)
+            self._state.save(session.prompt_cache)
             self._store.bound_states(self._kv_limit, self._held)
 
     def leave(self) -> None:
