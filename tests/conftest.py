@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from checkpoints import config_of, tensors_of, write_checkpoint, write_safetenso
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
+from zygote import Zygote
 
 
 @pytest.fixture(scope="session")
@@ -70,18 +72,23 @@ def command() -> list[str]:
     return [sys.executable, "-m", "gptoss_mlx"]
 
 
+@pytest.fixture(scope="session")
+def zygote(environment) -> Iterator[Zygote]:
+    zygote = Zygote(environment)
+    yield zygote
+    zygote.close()
+
+
 @pytest.fixture
-def run(command, environment):
+def run(zygote, command, environment):
     """Run `gptoss-mlx ARGS` to its end, without a terminal."""
 
     def run(*args, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
+        words, variables = [*map(str, args)], environment | changes
+        if zygote.fits(variables):
+            return zygote.run(words, stdin, variables, timeout=100)
         return subprocess.run(
-            [*command, *map(str, args)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=environment | changes,
-            timeout=100,
+            [*command, *words], input=stdin, capture_output=True, text=True, env=variables, timeout=100
         )
 
     return run

@@ -467,7 +467,7 @@ def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None
             yield (item.read(rows),)
         else:
             of_experts = importance is not None and importance.ndim == 2
-            yield _stored(item.floats(rows), q, importance[rows] if of_experts else importance)
+            yield _stored(item.as_f32(rows), q, importance[rows] if of_experts else importance)
 
 
 def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray | None) -> tuple[np.ndarray, ...]:

@@ -100,7 +100,7 @@ def test_mlx_lm_adapters_merge_as_mlx_lm_fuses_them(source, mlx_adapter):
     assert len(fused) == len(KEYS)
     for item in source.weights():
         if adapter.changes(item):
-            merged, before = adapter.merged(item, slice(None)), item.floats(slice(None))
+            merged, before = adapter.merged(item, slice(None)), item.as_f32(slice(None))
             rounding = (np.abs(merged - before) + np.abs(merged)) * 2**-8
             assert (np.abs(merged - fused[item.module]) <= rounding).all(), item.module
             assert np.abs(merged - before).max() > 0.2
@@ -267,7 +267,7 @@ def test_adapters_of_tinker(source, tmp_path):
     for item in source.weights():
         if item.module in added:
             merged = np.concatenate([adapter.merged(item, rows) for rows in (slice(0, 1), slice(1, None))])
-            assert np.abs(merged - item.floats(slice(None)) - added[item.module]).max() < 2e-6
+            assert np.abs(merged - item.as_f32(slice(None)) - added[item.module]).max() < 2e-6
     short = np.zeros((3, 32, 3), np.float32), "F32"
     name = "base_model.model.model.layers.1.mlp.experts.w1.lora_B.weight"
     assert_refused(tinkers(tmp_path / "short", source.config, **{name: short})[0], source.config, name, "[3, 32, 3]")

@@ -109,7 +109,7 @@ def test_values_are_those_of_the_source_rounded_once(tmp_path, layout, form, rec
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_quantized_is_so_from_its_own_values(tmp_path, form):
     """Not from what BF16 would make of them."""
-    found = {item.name: item.floats(slice(None)) for item in Source(plain(tmp_path / "source", FORMS[form])).weights()}
+    found = {item.name: item.as_f32(slice(None)) for item in Source(plain(tmp_path / "source", FORMS[form])).weights()}
     path = "model.layers.1.mlp.experts"
     for name, part in (("down_proj", slice(None)), ("gate_up_proj", slice(0, None, 2))):
         values = stored(PLAIN[f"{path}.{name}"], FORMS[form](f"{path}.{name}"))[0]

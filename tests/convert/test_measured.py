@@ -88,7 +88,7 @@ def test_an_adapter(tmp_path):
     for item in source.weights():
         values = stored.values(item.name)
         if not adapter.changes(item):
-            assert np.array_equal(values, item.floats(slice(None)))
+            assert np.array_equal(values, item.as_f32(slice(None)))
         else:
             merged = adapter.merged(item, slice(None))
             bound = 0.2 if ".experts." in item.module else 2**-8
