@@ -47,13 +47,13 @@ class NotFinite(GptOssError):
 
 
 class Constraint(Protocol):
-    """Says, id by id, what may come next."""
+    """Which ids may come next, id by id."""
 
     def allowed(self) -> mx.array | None:
         """Booleans [vocabulary]; None where everything may."""
 
     def accept(self, id_: int) -> None:
-        """This one came."""
+        """Go on after this id."""
 
 
 class Model:
@@ -144,7 +144,7 @@ class Model:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
 
         `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
-        `ids` and all that was yielded, perhaps without the last: `cache.offset` tells.
+        `ids` and all that was yielded, perhaps without the last: see `cache.offset`.
         Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()

@@ -301,7 +301,7 @@ class _Relaxer:
                 continue
             if keyword == "$ref":
                 kept[keyword] = self._definition(value)
-            elif keyword == "oneOf":  # which llguidance is told to take for anyOf
+            elif keyword == "oneOf":  # which the matcher takes for anyOf
                 kept[keyword] = self._variants(value, rules.get("discriminator"))
             elif keyword in ONE:
                 kept[keyword] = self.relaxed(value)
@@ -421,17 +421,17 @@ def _manageable(multiples: Iterable[float]) -> set[float]:
     kept, common, places = set(), None, 0
     for multiple in sorted(set(multiples), key=abs, reverse=True):
         value, digits = _decimal(abs(multiple))
-        most = max(places, digits)
-        value *= 10 ** (most - digits)
-        together = value if common is None else math.lcm(value, common * 10 ** (most - places))
+        longest = max(places, digits)
+        value *= 10 ** (longest - digits)
+        together = value if common is None else math.lcm(value, common * 10 ** (longest - places))
         if together <= MAX_MULTIPLE:
             kept.add(multiple)
-            common, places = together, most
+            common, places = together, longest
     return kept
 
 
 def _decimal(value: float) -> tuple[int, int]:
-    """A number as llguidance reads it: an integer, and how many of its digits are behind the point."""
+    """A number as llguidance reads it: an integer, and how many of its digits are after the point."""
     digits = 0
     while value % 1:
         value *= 10

@@ -1,4 +1,4 @@
-"""Libraries in Rust that are given what others wrote: where one panics, an error of one line is all that comes of it.
+"""Libraries in Rust that read what others wrote: where one panics, that becomes an error of one line.
 
 Rust reports a panic on standard error before anybody can catch it, and what Python then gets is no Exception.
 """

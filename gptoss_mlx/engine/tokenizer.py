@@ -67,16 +67,16 @@ class Tokenizer:
                 raise ValueError(f"a gpt-oss tokenizer has no {', '.join(sorted(strange))}")
             return cls(backend)
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of ordinary text: the name of a special token in it is just characters. With `most`, those at its
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of ordinary text: the name of a special token in it is just characters. With `limit`, that many at its
         beginning, and the rest is not looked at. Raises GptOssError."""
         ids: list[int] = []
         start = 0
         with library_errors("tokenizer.json cannot encode text"):
-            while start < len(text) and (most is None or len(ids) < most):
+            while start < len(text) and (limit is None or len(ids) < limit):
                 found, start = self._encode_from(text, start)
                 ids += found
-        return ids[:most]
+        return ids[:limit]
 
     def _encode_from(self, text: str, start: int) -> tuple[list[int], int]:
         """The ids of a part of the text, and where it ends: so far ahead of what is not seen that all of the text would
