@@ -28,11 +28,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gptoss_mlx.files import sha256
+from gptoss_mlx.model.bf16 import as_f32
 from gptoss_mlx.model.checkpoint import Checkpoint, Shard
 from gptoss_mlx.model.config import ModelConfig
 from gptoss_mlx.untrusted import lexists, read_json
 
-from .arrays import as_f32
 from .errors import ConvertError
 from .sources import Blocks, Plain, expert_parts, plain_tensors
 

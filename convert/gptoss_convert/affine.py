@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from gptoss_mlx.kernels import native
+from gptoss_mlx.model.bf16 import bf16_to_f32, f32_to_bf16
 
-from .arrays import bf16_to_f32, f32_to_bf16, groups_last, in_pieces
+from .arrays import groups_last, in_parallel
 
 # Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
 # range costs more than finer steps give.
@@ -38,7 +39,7 @@ def quantized(
         codes, scales, biases = fit(part.reshape(len(part), -1, group_size), bits, importance)
         return packed(codes.reshape(part.shape), bits), f32_to_bf16(scales), f32_to_bf16(biases)
 
-    parts = in_pieces(piece, values.reshape(-1, columns))
+    parts = in_parallel(piece, values.reshape(-1, columns))
     return tuple(part.reshape(*rows, -1) for part in parts)
 
 
@@ -149,7 +150,7 @@ def dequantized(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, grou
         return (values.reshape(len(values), -1),)
 
     data = weight.reshape(-1, weight.shape[-1]).view(np.uint8)
-    (values,) = in_pieces(piece, data, scales.reshape(-1, groups), biases.reshape(-1, groups))
+    (values,) = in_parallel(piece, data, scales.reshape(-1, groups), biases.reshape(-1, groups))
     return values.reshape(*rows, -1)
 
 

@@ -18,7 +18,7 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import CheckpointError
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 
-from .arrays import in_pieces
+from .arrays import in_parallel
 from .inspection import ORDER, family_of
 from .reference_network import ConvertedWeights, Network, SourceWeights, in_windows, windows
 from .sources import Source
@@ -159,7 +159,7 @@ def _difference(name: str, original: SourceWeights, converted: ConvertedWeights,
     error = norm = largest = 0.0
     for piece in _pieces(original.shapes[name]):
         right, stored = original.values(name, piece), converted.values(name, piece)
-        sums = in_pieces(_sums, right.reshape(-1, right.shape[-1]), stored.reshape(-1, right.shape[-1]))
+        sums = in_parallel(_sums, right.reshape(-1, right.shape[-1]), stored.reshape(-1, right.shape[-1]))
         error, norm, largest = error + sums[0].sum(), norm + sums[1].sum(), max(largest, sums[2].max())
         progress("tensors", right.nbytes)
     if not math.isfinite(error):
@@ -229,7 +229,7 @@ def _divergence(
     for stretch, part in logits:
         inside = np.flatnonzero((stretch.start <= following) & (following < stretch.stop))
         known[inside] = part[inside, :, following[inside] - stretch.start]
-        largest, top, total, shift = in_pieces(_sums_of_logits, part)
+        largest, top, total, shift = in_parallel(_sums_of_logits, part)
         sums.append((largest, top + stretch.start, total, shift))
     largest, tops, total, shift = map(np.array, zip(*sums, strict=True))  # [stretches, tokens, 2], shift without the 2
     stretch_of_top = largest.argmax(axis=0)[None]

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import bf16_to_f32
 from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
 from gptoss_mlx.model.config import ModelConfig, Quantization
 from gptoss_mlx.model.recognition import check_form
 from gptoss_mlx.provenance import PROVENANCE, json_object, provenance_of
 from gptoss_mlx.untrusted import open_regular, parsed
 
-from .arrays import bf16_to_f32
 from .sources import CONVERTED, as_published, published_config
 
 if TYPE_CHECKING:

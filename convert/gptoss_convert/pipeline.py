@@ -24,6 +24,7 @@ from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import sha256
 from gptoss_mlx.memory.system import proc_bytes, size_text
+from gptoss_mlx.model.bf16 import f32_to_bf16
 from gptoss_mlx.model.checkpoint import FLOATS, INDEX
 from gptoss_mlx.model.config import ModelConfig, Quantization
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
@@ -32,7 +33,6 @@ from gptoss_mlx.untrusted import read_json
 
 from . import affine, mxfp4
 from .adapters import Adapter
-from .arrays import f32_to_bf16
 from .downloads import SPARE, Origin, origin_of
 from .errors import ConvertError
 from .inspection import tensors_text

@@ -24,12 +24,12 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import free_disk
 from gptoss_mlx.memory.system import size_text
+from gptoss_mlx.model.bf16 import f32_to_bf16
 from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
 from gptoss_mlx.model.model_store import home
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE, RANDOM_WEIGHTS
 
-from .arrays import f32_to_bf16
 from .downloads import SPARE
 from .pipeline import converted_config, planned_of, quantization_of, tool, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named

@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import as_f32
 from gptoss_mlx.model.checkpoint import FLOATS, CheckpointError
 from gptoss_mlx.model.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.model.network import mscale, rope_freqs
@@ -25,7 +26,6 @@ from gptoss_mlx.model.recognition import open_converted
 from gptoss_mlx.model.weights import Weights as StoredWeights
 
 from . import affine, mxfp4
-from .arrays import as_f32
 from .sources import Source
 
 Index = int | slice | np.ndarray | EllipsisType

@@ -27,12 +27,12 @@ import numpy as np
 from gptoss_mlx.engine.special_tokens import NAMES as HARMONY
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import as_f32, f32_to_bf16
 from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError
 from gptoss_mlx.model.config import ModelConfig, read_config
 from gptoss_mlx.model.recognition import check_form
 from gptoss_mlx.untrusted import lexists
 
-from .arrays import as_f32, f32_to_bf16
 from .errors import ConvertError
 from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
 

@@ -16,7 +16,6 @@ from checkpoints import config_of, tensors_of, write_checkpoint
 from convert.test_sources import CONFIG
 from golden.cases import CASES, prompt_of
 from gptoss_convert import RECIPES, affine, convert, fidelity, reference_network
-from gptoss_convert.arrays import bf16_to_f32
 from gptoss_convert.importance import FLOOR, SHARED_TOKENS, importance
 from gptoss_convert.reference_network import ConvertedWeights, Network, SourceWeights
 from gptoss_convert.sources import Source
@@ -26,6 +25,7 @@ from gptoss_mlx.engine import generate
 from gptoss_mlx.engine.builtin_text import TEXT as TEXT_FILE
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import bf16_to_f32
 from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
