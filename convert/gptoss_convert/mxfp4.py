@@ -29,12 +29,12 @@ def dequantized(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Blocks uint8 [..., n, 16] and scales uint8 [..., n], none 255 -> float32 [..., 32 n], exactly."""
     *rows, count, _ = blocks.shape
 
-    def piece(blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray]:
+    def dequantize_rows(blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray]:
         values = _PAIRS[blocks].view(np.float32)
         values *= _SCALES[scales][..., None]
         return (values.reshape(len(values), -1),)
 
-    (values,) = in_parallel(piece, blocks.reshape(-1, count, BLOCK // 2), scales.reshape(-1, count))
+    (values,) = in_parallel(dequantize_rows, blocks.reshape(-1, count, BLOCK // 2), scales.reshape(-1, count))
     return values.reshape(*rows, -1)
 
 

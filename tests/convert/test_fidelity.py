@@ -124,19 +124,19 @@ def test_fewer_bits_diverge_more(demo):
     assert tops[0] < tops[1] < 1
 
 
-def test_families(demo):
-    families = {family.name: family for family in demo["mxfp4-q4"].families}
-    assert {name for name, family in families.items() if family.exact} == {"experts", "routers", "norms and sinks"}
-    attention = families["attention"]
+def test_groups(demo):
+    groups = {group.name: group for group in demo["mxfp4-q4"].groups}
+    assert {name for name, group in groups.items() if group.exact} == {"experts", "routers", "norms and sinks"}
+    attention = groups["attention"]
     assert (attention.tensors, attention.exact_tensors) == (32, 16)
     members = [tensor for tensor in demo["mxfp4-q4"].tensors if ".self_attn." in tensor.name]
     assert attention.worst == max(members, key=lambda tensor: tensor.relative).name
     assert 0 < attention.relative < max(tensor.relative for tensor in members)
-    assert not {family.name: family for family in demo["q4"].families}["experts"].exact
+    assert not {group.name: group for group in demo["q4"].groups}["experts"].exact
 
 
 def test_errors_of_tensors_are_those_of_the_formula(every_form, monkeypatch):
-    monkeypatch.setattr(fidelity, "PIECE", 2000)
+    monkeypatch.setattr(fidelity, "CHUNK", 2000)
     found = fidelity.compare(Source(every_form["published"]), every_form["q4"], TEXT, 10)
     tensors, model = {tensor.name: tensor for tensor in found.tensors}, ConvertedWeights(every_form["q4"])
     for module in ("lm_head", "model.layers.2.self_attn.o_proj"):
@@ -153,10 +153,10 @@ def test_errors_of_tensors_are_those_of_the_formula(every_form, monkeypatch):
     assert math.isclose(tensors[name].error, np.linalg.norm(difference), rel_tol=1e-5)
 
 
-@pytest.mark.parametrize("piece", [3000, fidelity.PIECE])
-def test_predictions_are_those_of_the_formula(every_form, monkeypatch, piece):
+@pytest.mark.parametrize("values", [3000, fidelity.CHUNK])
+def test_predictions_are_those_of_the_formula(every_form, monkeypatch, values):
     """Against whole logits of the engine, in float64."""
-    monkeypatch.setattr(fidelity, "PIECE", piece)
+    monkeypatch.setattr(fidelity, "CHUNK", values)
     monkeypatch.setattr(reference_network, "WINDOW", 100)
     source = Source(every_form["published"])
     found = fidelity.compare(source, every_form["q4"], TEXT, 198).predictions
@@ -220,7 +220,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from gptoss_convert import fidelity
-fidelity.PIECE = 2**16
+fidelity.CHUNK = 2**16
 from gptoss_convert.sources import Source
 from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.memory.system import proc_bytes

@@ -156,7 +156,7 @@ class TestUpload:
 
     def test_one_that_broke_off_goes_on(self, here, converted):
         here.room = 1
-        with pytest.raises(GptOssError, match="run the same command again later to go on"):
+        with pytest.raises(GptOssError, match="run the same command again later to resume"):
             upload(converted, TARGET)
         assert here.uploaded[TARGET] == {}  # not half a model
         here.room = 1  # for the other shard; the first one is there
@@ -165,7 +165,7 @@ class TestUpload:
         upload(converted, TARGET)  # sends no weights
 
     @pytest.mark.parametrize(
-        ("token", "complaint"), [("", "needs a token"), ("hf_wrong", "`hf auth login` with a token that may do it")]
+        ("token", "complaint"), [("", "needs a token"), ("hf_wrong", "`hf auth login` with a token that allows it")]
     )
     def test_tokens(self, here, converted, monkeypatch, token, complaint):
         monkeypatch.setenv("HF_TOKEN", token)

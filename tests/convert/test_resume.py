@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_in_the_middle(source, whole, tmp_path, monkeypatch
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as patch:
         patch.setattr(writer.os, "pwrite", failing(os.pwrite, 300_000, full))
-        with pytest.raises(GptOssError, match=r"cannot write .*No space left on device.*the same command goes on"):
+        with pytest.raises(GptOssError, match=r"cannot write .*No space left on device.*run the same command again"):
             convert(source, dest)
     assert not dest.exists()
     assert_nothing_loads(tmp_path)

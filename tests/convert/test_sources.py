@@ -11,8 +11,8 @@ import gptoss_mlx
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors, write_tokenizer
 from golden.make_logits import dequantized
 from gptoss_convert import convert
+from gptoss_convert.layouts import _ORIGINAL_NAMES
 from gptoss_convert.mxfp4 import quantized
-from gptoss_convert.sources import _ORIGINAL_NAMES
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint
 
