@@ -1,12 +1,13 @@
 """A model folder in, token ids in, token ids out: load, prefill and decode.
 
-Knows no text: rendering, tokenizing and what a stop id means are its callers' business.
+Knows no text: a model has its tokenizer at hand, and what is rendered, and what a stop id means, its callers know.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,15 +15,18 @@ import mlx.core as mx
 
 from ..device import backend
 from ..errors import GptOssError
-from ..memory.plan import EngineConfig
+from ..memory.plan import Device, EngineConfig, MemoryPlan, make_plan
+from ..memory.system import parse_size
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import KVCache
+from ..model.model_store import resolve
 from ..model.network import Transformer
 from ..model.recognition import model_folder, open_converted
 from ..model.weights import Weights
 from ..untrusted import lexists, read_json
 from .sampling import Sampler, Sampling
+from .tokenizer import Tokenizer
 
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
 PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
@@ -53,13 +57,36 @@ class Constraint(Protocol):
 
 
 class Model:
-    """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
+    """A loaded model. Calling it gives logits; `generate` gives tokens; a `KVCache` carries a conversation.
+
+    `path` is its folder, `config` its architecture, `settings` what it was loaded with, `plan` where that comes from:
+    None where somebody gave the settings. `stop_ids` end an answer.
+    """
 
     def __init__(
-        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: EngineConfig
+        self,
+        path: Path,
+        config: ModelConfig,
+        network: Transformer,
+        stop_ids: frozenset[int],
+        settings: EngineConfig,
+        plan: MemoryPlan | None = None,
     ):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
-        self.settings = settings
+        self.settings, self.plan = settings, plan
+
+    def __repr__(self) -> str:
+        slots = self.settings.expert_slots
+        experts = "all experts in memory" if slots is None else f"{slots} experts in memory"
+        return (
+            f"<Model {self.path.name}: {self.config.num_layers} layers of {self.config.num_experts} experts, {experts},"
+            f" context {self.context:,}, KV cache in {self.settings.kv_bits} bits>"
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its folder's tokenizer.json. Raises GptOssError where there is none that is usable."""
+        return Tokenizer.load(self.path)
 
     @property
     def context(self) -> int:
@@ -190,29 +217,45 @@ class Model:
         return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
 
 
-def load(path: str | Path, settings: EngineConfig | None = None) -> Model:
-    """Open a converted folder. Headers and the small weights are checked; the others are mapped, or read when they are
-    first used.
+def load(
+    model: str | Path,
+    settings: EngineConfig | None = None,
+    *,
+    memory: int | str | None = None,
+    context: int | None = None,
+    kv_bits: int | None = None,
+) -> Model:
+    """Open a converted model: a folder, "~" included, or the name of one that was converted, such as "gpt-oss-20b".
 
-    `settings` come from a `budget.MemoryPlan`; without them all is in memory, and the context is the model's.
-    Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
+    Headers and the small weights are checked; the others are mapped, or read when they are first used.
+
+    It is loaded as a memory plan for this machine says: within `memory`, bytes or text such as "16GB", or else within
+    what is available; for `context` tokens, or else for as many as fit; with a KV cache of `kv_bits` bits a value, 8 or
+    16, or else 16 where that fits. `settings`, of another plan, are taken as they are; the other options mean nothing
+    then.
+
+    Raises BudgetTooSmall where it does not fit, ModelMissing for one that has to be converted first, and GptOssError
+    (ConfigError, CheckpointError) naming what is wrong.
     """
-    path = model_folder(Path(path))
+    path = model_folder(model.expanduser()) if isinstance(model, Path) else resolve(model)
+    plan = None
+    if settings is None:
+        size = parse_size(memory) if isinstance(memory, str) else memory
+        plan = make_plan(path, Device.here(), memory=size, context=context, kv_bits=kv_bits)
+        settings = plan.settings
     config, checkpoint = open_converted(path)
-    computing = backend()
-    settings = settings or EngineConfig(config.max_context, 16, computing.prefill_chunks[0])
     if settings.workspace is not None:
         mx.set_cache_limit(settings.workspace)
     if settings.allocations is not None:
         mx.set_memory_limit(settings.allocations)
-    weights = Weights(checkpoint, config, computing.dtype)
+    weights = Weights(checkpoint, config, backend().dtype)
     network = Transformer(
         weights,
         expert_slots=settings.expert_slots,
         expert_layers_on_cpu=settings.cpu_expert_layers,
     )
     weights.check_finite()
-    return Model(path, config, network, _stop_ids(path), settings)
+    return Model(path, config, network, _stop_ids(path), settings, plan)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:
