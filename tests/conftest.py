@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels

@@ -126,7 +126,7 @@ class TestFetch:
 
     def test_a_transfer_that_stays_broken_goes_on_in_the_next_run(self, here, repository, checkpoint, folder):
         here.cuts[SHARD] = [100_000, 0, 0, 0]
-        with pytest.raises(GptOssError, match="run the same command again to go on"):
+        with pytest.raises(GptOssError, match="run the same command again to resume"):
             repository.fetch(SHARD, folder)
         assert not (folder / SHARD).exists()
         assert repository.fetch(SHARD, folder).path.read_bytes() == (checkpoint / SHARD).read_bytes()
