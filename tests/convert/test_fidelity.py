@@ -35,11 +35,13 @@ EVERYTHING = slice(None)
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The embedded model with every recipe, compared with its source."""
+    """The embedded model with recipes of each kind, compared with its source."""
     root, source = tmp_path_factory.mktemp("demo"), Source(CHECKPOINT)
-    for recipe in RECIPES:
+    found = {}
+    for recipe in ("mxfp4-bf16", "mxfp4-q8", "mxfp4-q4", "q4"):
         convert(CHECKPOINT, root / recipe, recipe)
-    return {recipe: fidelity.compare(source, root / recipe, TEXT, 512) for recipe in RECIPES}
+        found[recipe] = fidelity.compare(source, root / recipe, TEXT, 200)
+    return found
 
 
 def logits_of_engine(folder, ids):
@@ -54,7 +56,7 @@ def relative(got, right):
 
 
 # A window has 512 tokens at most, so nothing is to be seen past 4096.
-@pytest.mark.parametrize("name", CASES.keys() - {"past_4096"})
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"past_4096"}))
 def test_logits_equal_those_of_transformers(name, tmp_path):
     case = CASES[name]
     source = Source(write_checkpoint(tmp_path, config_of(**case.config), case.seed))
@@ -235,7 +237,7 @@ print(peak)
 
 def test_memory_does_not_grow_with_layers_or_experts(tmp_path):
     peaks = []
-    for layers, experts in ((2, 8), (6, 32)):
+    for layers, experts in ((2, 8), (3, 32)):
         config = config_of(
             num_hidden_layers=layers, num_local_experts=experts, hidden_size=256, intermediate_size=256, head_dim=32
         )
@@ -246,6 +248,14 @@ def test_memory_does_not_grow_with_layers_or_experts(tmp_path):
     if not peaks[0]:
         pytest.skip("this system does not tell anonymous memory")
     assert peaks[1] < peaks[0] + 16 * 2**20
+
+
+SHOWN_AT_ONCE = """
+from gptoss_mlx.cli import main
+from gptoss_mlx.terminal import progress_bars
+progress_bars.SHOWN_AFTER = 0
+main()
+"""
 
 
 class TestCommand:
@@ -280,14 +290,16 @@ class TestCommand:
             assert message in result.stderr
             assert result.stderr.count("\n") == 1
 
-    def test_ctrl_c(self, command, environment, every_form, tmp_path):
-        (tmp_path / "text").write_text(TEXT * 50)
-        args = [*command, "compare", every_form["published"], every_form["q4"], "--text", tmp_path / "text"]
-        args += ["--tokens", "200000"]  # long enough for a line of progress
-        process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
-        process.stderr.readline()
+    def test_ctrl_c(self, environment, every_form, tmp_path):
+        """While it computes: progress is shown at once here."""
+        (tmp_path / "text").write_text(TEXT * 8)
+        args = ["compare", every_form["published"], every_form["q4"], "--text", tmp_path / "text", "--tokens", "30000"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", SHOWN_AT_ONCE, *args], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert process.stderr.readline()
         os.kill(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=20)[1].splitlines()[-1] == "interrupted"
+        assert process.communicate(timeout=60)[1].splitlines()[-1] == "interrupted"
         assert process.returncode == 130
 
 
