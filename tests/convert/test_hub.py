@@ -220,7 +220,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("repository", "revision", "complaint"),
         [
-            ("somebody/nothing", None, "has no repository somebody/nothing, or it is private: `hf auth login`"),
+            ("somebody/nothing", None, "has no repository somebody/nothing, or it is private: run `hf auth login`"),
             (REPOSITORY, "v9", "has no revision v9"),
             ("a/b/c", None, "neither a folder nor a hub repository id"),
         ],
