@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -413,8 +414,9 @@ def _lists_stop_ids(path: Path) -> bool:
     return isinstance(data, dict) and bool(data.get("eos_token_id"))
 
 
+@cache
 def tool() -> str:
-    """What provenance.json says of who made a folder."""
+    """The program's name and version, as provenance.json has it."""
     return f"gptoss-mlx {version('gptoss-mlx')}"
 
 

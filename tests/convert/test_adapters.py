@@ -190,7 +190,7 @@ def test_settings_that_are_not_plain_lora(source, tmp_path, name, value):
 
 
 def test_a_pattern_that_never_ends(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(peft_adapters, "MAX_MATCH_SECONDS", 1)
+    monkeypatch.setattr(peft_adapters, "MAX_MATCH_SECONDS", 0.3)
     folder = changed(tmp_path / "adapter", "attention", alpha_pattern={r"([a-z0-9_.]+)+!": 1})
     assert_refused(folder, source.config, "alpha_pattern", "takes too long")
 
