@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_convert import affine
-from gptoss_convert.arrays import bf16_to_f32
 from gptoss_mlx import kernels
+from gptoss_mlx.model.bf16 import bf16_to_f32
 
 ROWS, COLUMNS, GROUP = 2048, 2880, 64
 ROUNDS = 3

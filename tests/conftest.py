@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels

@@ -99,6 +99,7 @@ def serve(channel: socket.socket) -> None:
 
 def import_all() -> None:
     """What commands import; nothing that asks for the environment, makes threads or looks for a device."""
+    import gptoss_convert.reports  # noqa: F401
     import gptoss_mlx.chat.store
     import gptoss_mlx.cli
     import gptoss_mlx.engine.generate

@@ -16,7 +16,7 @@ from gptoss_mlx.files import unlinked
 NAME = "journal.json"
 
 
-class Journal:
+class ConversionJournal:
     """Steps of a conversion and checksums of files, for the conversion that `key` describes."""
 
     def __init__(self, folder: Path, key: dict[str, Any]):

@@ -47,7 +47,7 @@ class Planned:
 
 
 @dataclass
-class _Shard:
+class _PlannedShard:
     tensors: list[Planned]
     path: Path
     header: bytes = b""
@@ -93,7 +93,7 @@ class Writer:
             [t for t in tensors if alone(t.name)], limit
         )
         names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-        self.shards = [_Shard(group, folder / name) for group, name in zip(groups, names, strict=True)]
+        self.shards = [_PlannedShard(group, folder / name) for group, name in zip(groups, names, strict=True)]
         for shard in self.shards:
             shard.lay_out()
         self.total = sum(shard.size for shard in self.shards)
@@ -107,7 +107,7 @@ class Writer:
         """Append `array`, the next rows of the tensor `name`."""
         shard = self._shard_of[name]
         if shard.path not in self._open:
-            self._open[shard.path] = unlinked(shard.path, os.O_WRONLY | os.O_CREAT)
+            self._open[shard.path] = unlinked(os.fspath(shard.path), os.O_WRONLY | os.O_CREAT)
             os.ftruncate(self._open[shard.path], shard.size)
             _write_all(self._open[shard.path], shard.header, 0)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -123,7 +123,7 @@ class Writer:
             self._count(self._shard_of[name], name, self._planned[name].nbytes)
         return True
 
-    def _count(self, shard: _Shard, name: str, count: int) -> None:
+    def _count(self, shard: _PlannedShard, name: str, count: int) -> None:
         self._written[name] += count
         shard.missing -= count
         if shard.missing == 0:

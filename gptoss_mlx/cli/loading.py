@@ -13,7 +13,7 @@ from ..memory.system import parse_size, size_text
 from ..model.model_store import DOWNLOAD_GB, ModelMissing, resolve
 
 if TYPE_CHECKING:
-    from gptoss_convert import Report
+    from gptoss_convert import ConversionReport
 
     from ..engine.generate import Model
     from ..memory.plan import MemoryPlan
@@ -104,7 +104,7 @@ def model_folder(name: str) -> Path:
         return missing.folder
 
 
-def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
+def convert_with_progress(source: str, dest: Path, **options: Any) -> ConversionReport:
     """Convert with a progress bar, or a line every tenth where there is no terminal."""
     from gptoss_convert import convert as run
     from gptoss_convert.writer import partial_folder
@@ -123,7 +123,7 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Report:
         raise
 
 
-def print_report(report: Report) -> None:
+def print_report(report: ConversionReport) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -13,6 +13,7 @@ from functools import partial
 import mlx.core as mx
 import numpy as np
 
+from .bf16 import as_f32
 from .checkpoint import FLOATS, Checkpoint, CheckpointError
 from .config import ModelConfig, Quantization
 
@@ -33,7 +34,7 @@ class Weights:
         """
         for name in self.checkpoint.tensors:
             if name.endswith(VECTORS):
-                values = _as_float32(self.checkpoint.view(name))
+                values = as_f32(self.checkpoint.view(name))
                 if name.endswith(SWITCHES):
                     values = np.where(np.isneginf(values), 0, values)
                 if not np.isfinite(values).all():
@@ -102,11 +103,6 @@ class Weights:
                 f"{self.checkpoint.file_of[name]}: {name!r} is {tensor.dtype} {list(tensor.shape)},"
                 f" and config.json asks for {'/'.join(dtypes)} {list(shape)}"
             )
-
-
-def _as_float32(values: np.ndarray) -> np.ndarray:
-    """Of float16 or float32, or of the bits of BF16 as uint16."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
 
 
 class Matrix:

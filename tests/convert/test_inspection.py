@@ -36,9 +36,9 @@ def test_the_same_parameters_in_every_form(every_form, name):
     found = inspect(Subject.of_folder(every_form[name]))
     assert found.total("parameters") == parameters()
     assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(every_form[name]).tensors.values())
-    families = {family.name: family for family in found.families}
-    assert families["experts"].active == families["experts"].parameters * 4 // 8
-    assert families["embeddings"].active == 0
+    groups = {group.name: group for group in found.groups}
+    assert groups["experts"].active == groups["experts"].parameters * 4 // 8
+    assert groups["embeddings"].active == 0
     assert (found.layers, found.experts, found.experts_per_token, found.context) == (4, 8, 4, 131072)
 
 
