@@ -32,14 +32,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import selectors
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..harmony.messages import BUILTIN_TOOLS, Tool
-from ..process import end, start
+from ..process import Output, Stop, collect, end, start
 from ..untrusted import MAX_JSON, open_regular, os_error_text, parse_json, read_json
 from .toolbox import Function
 
@@ -63,7 +61,6 @@ OUTPUT = 10_000
 MAX_READ = 4 * 2**20  # bytes of output, after which a command is stopped
 CHECK_SECONDS = 2.0  # of computing, to compare arguments with a schema: a pattern's time can double with each character
 MAX_COMPLAINT = 1000  # characters about arguments, which can be part of it
-POLL = 0.05  # seconds between looks at whether a command that writes nothing has ended
 
 # A name in the TypeScript in which Harmony tells the model about functions.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -99,6 +96,7 @@ class Command:
         """Standard output, or what went wrong as an object for the model. Raises ArgumentsError; KeyboardInterrupt
         stops the command."""
         words = self._filled(arguments)
+        written = [Output(2 * MAX_READ), Output(2 * MAX_READ)]  # which is more than is read of it
         with tempfile.TemporaryFile() as standard_input:
             standard_input.write(json.dumps(arguments).encode())
             standard_input.seek(0)
@@ -108,11 +106,13 @@ class Command:
                 return {"error": f"cannot run {words[0]}: {os_error_text(error)}"}
             with process:
                 try:
-                    *written, failure = _collected(process, self.timeout)
+                    stop = collect(process, written, max_bytes=MAX_READ, seconds=self.timeout)
                 finally:
                     end(process)
-        output, error_output = (_cut(text.decode(errors="replace"), self.output) for text in written)
-        if failure:
+        output, error_output = (_cut(each.text(), self.output) for each in written)
+        if stop:
+            too_much, too_long = f"wrote more than {MAX_READ:,} bytes", f"took longer than {self.timeout:g} seconds"
+            failure = f"stopped, because it {too_much if stop is Stop.TOO_MUCH else too_long}"
             return {"error": failure, "output": output, "error_output": error_output}
         if process.returncode:
             return {"exit_status": process.returncode, "output": output, "error_output": error_output}
@@ -264,36 +264,6 @@ def _limited(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
-
-
-def _collected(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes, str]:
-    """Standard output, standard error, and why the command has to be stopped: "" if it ended by itself."""
-    late = f"stopped, because it took longer than {timeout:g} seconds"
-    deadline = time.monotonic() + timeout
-    output, error_output = bytearray(), bytearray()
-    failure = ""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, output)
-        selector.register(process.stderr, selectors.EVENT_READ, error_output)
-        while selector.get_map() and not failure:
-            ready = selector.select(POLL)
-            for key, _ in ready:
-                if chunk := os.read(key.fd, 2**16):
-                    key.data.extend(chunk)
-                else:
-                    selector.unregister(key.fileobj)
-            if len(output) + len(error_output) > MAX_READ:
-                failure = f"stopped, because it wrote more than {MAX_READ:,} bytes"
-            elif time.monotonic() > deadline:
-                failure = late
-            elif not ready and process.poll() is not None:
-                break  # only what the command has left behind could still write
-    if not failure:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            failure = late
-    return bytes(output), bytes(error_output), failure
 
 
 def _cut(text: str, most: int) -> str:
