@@ -78,9 +78,11 @@ def value_of(source: str, name: str, namespace: dict[str, Any]) -> str:
     """Execute `source`; the repr of its last expression, or nothing if that is None, or no expression."""
     tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     assert isinstance(tree, ast.Module)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     exec(compile(tree, name, "exec", dont_inherit=True), namespace)
-    if last is None:
+    if not isinstance(last, ast.Expr):
         return ""
     value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace)
     return "" if value is None else f"{value!r}\n"
