@@ -110,9 +110,10 @@ def collect(
     seconds: float = math.inf,
     check: Callable[[], None] = lambda: None,
 ) -> Stop | None:
-    """Read the pipes of a program, its standard output first, until it ends; or why it has to be stopped before.
+    """Read what a program writes, standard output and then standard error, until it ends. Returns why it has to be
+    stopped before, which is left to the caller.
 
-    `max_bytes` are those of all outputs together. `check` is called every POLL seconds and may raise.
+    `max_bytes` counts all outputs together. `check` is called at least every POLL seconds, and may raise.
     """
     deadline = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:

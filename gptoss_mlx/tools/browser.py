@@ -2,7 +2,7 @@
 
 The model was trained on OpenAI's own tool, so views look as they do there: `[{cursor}] title (source)`, which lines are
 in view, numbered lines of 80 columns, links as `【{id}†text】`. Here a URL is a path relative to the folder. Every page
-that was shown keeps its cursor until many are large; a link always reads its file anew.
+that was shown keeps its cursor, until the memory for pages is used up; a link always reads its file again.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class Browser:
                 kept.pop(id(each), None)
 
     def _inside(self, path: Path) -> Path:
-        """The file that a path leads to, symbolic links resolved. One message for all refusals: what is outside stays
-        unknown."""
+        """The file that a path leads to, symbolic links resolved. One message for all refusals, which does not
+        reveal what exists outside."""
         try:
             real = path.resolve(strict=True)
             inside = real.relative_to(self._root)

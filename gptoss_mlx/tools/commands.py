@@ -12,18 +12,18 @@
     properties.file = { type = "string", description = "Path of the file." }
 
 The command is run without a shell, in the user's folder and environment, with all arguments as JSON on its standard
-input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word with an
-argument that was not given, or null, is left out. Braces around anything but a name are left alone. When the program
-ends, or has to be stopped, what it has started and left running ends too (on macOS, not what has called `setsid`).
+input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word is left out
+if an argument in it was not given, or is null. Braces around anything but a name are left alone. When the program ends
+or has to be stopped, the processes that it has left running end too (on macOS, not those that have called `setsid`).
 
-What a model writes is not trusted with more than the file allows:
+What a model writes is untrusted, and can do no more than the file allows:
 
 - the arguments have to fit the schema, which has no other names unless it has `additionalProperties`;
 - the program is the file's choice: its first word has no `{name}`;
 - a value cannot become an option: a word that begins with "-" only because of a value is refused, unless "--" stands
   before it. So write `--lines={lines}` for an option's value, and "--" before paths.
 
-It cannot know what else a program takes for more than text: a script for `sh -c` gets values as words behind it
+What else a program takes for more than text is not known here: give a script for `sh -c` its values as words after it
 (`["sh", "-c", 'wc -w < "$1"', "sh", "{file}"]`), never with `{name}` inside.
 """
 
@@ -59,10 +59,10 @@ KEYS = ("description", "command", "parameters", "parameters_file", "timeout", "o
 TIMEOUT = 30.0
 OUTPUT = 10_000
 MAX_READ = 4 * 2**20  # bytes of output, after which a command is stopped
-CHECK_SECONDS = 2.0  # of computing, to compare arguments with a schema: a pattern's time can double with each character
-MAX_COMPLAINT = 1000  # characters about arguments, which can be part of it
+CHECK_SECONDS = 2.0  # processor time to compare arguments with a schema: a pattern's can double with each character
+MAX_COMPLAINT = 1000  # characters of a message about arguments, which may quote them
 
-# A name in the TypeScript in which Harmony tells the model about functions.
+# A name in TypeScript, in which Harmony describes functions.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _PLACEHOLDER = re.compile(rf"\{{({_NAME.pattern})\}}")
 
@@ -77,16 +77,19 @@ class ArgumentsError(GptOssError):
 
 @dataclass(frozen=True)
 class Command:
-    """What is run for a function. `parameters` is a JSON schema of an object, `timeout` in seconds, `output` in
-    characters."""
+    """The command line of a function."""
 
     words: tuple[str, ...]
     parameters: dict[str, Any]
+    """The JSON schema of its arguments, an object."""
     timeout: float = TIMEOUT
+    """Seconds, after which it is stopped."""
     output: int = OUTPUT
+    """Characters that the model reads of each stream."""
 
     def line(self, /, **arguments: Any) -> str:
-        """The command line that `run` would run, and standard input where it tells more. Raises ArgumentsError."""
+        """The command line that `run` would run, with standard input if not all arguments are in its words. Raises
+        ArgumentsError."""
         line = shlex.join(self._filled(arguments))
         if all(name in _names(self.words) for name in arguments):
             return line
@@ -184,8 +187,8 @@ def _function(path: Path, name: str, entry: Any, asks: bool) -> Function:
         raise ToolsFileError(f"{where}.output is {output!r}, not a number of characters")
     parameters = _parameters(path, where, entry)
     command = Command(_words(where, entry.get("command"), parameters), parameters, timeout, output)
-    told = parameters if entry.keys() & {"parameters", "parameters_file"} else None
-    return Function(Tool(name, description, told), command.run, asks=asks, preview=command.line)
+    described = parameters if entry.keys() & {"parameters", "parameters_file"} else None
+    return Function(Tool(name, description, described), command.run, asks=asks, preview=command.line)
 
 
 def _parameters(path: Path, where: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +233,7 @@ def _names(words: list[str] | tuple[str, ...]) -> set[str]:
 
 
 def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to tell."""
+    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to compare with it."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
@@ -249,7 +252,7 @@ def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Break off what computes for longer. Signals arrive in the main thread: in others there is no limit."""
+    """Limit the processor time of a block. Signals arrive in the main thread: in others there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -266,10 +269,10 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _cut(text: str, most: int) -> str:
-    """The beginning and the end of what is longer than `most` characters."""
-    if len(text) <= most:
+def _cut(text: str, limit: int) -> str:
+    """The beginning and the end of a text of more than `limit` characters."""
+    if len(text) <= limit:
         return text
-    head = most // 2
-    tail = len(text) - (most - head)
+    head = limit // 2
+    tail = len(text) - (limit - head)
     return f"{text[:head]}\n[{tail - head:,} characters left out]\n{text[tail:]}"

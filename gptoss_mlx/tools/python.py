@@ -81,7 +81,7 @@ class PythonTool:
 
     def run(self, function: str, text: str) -> str:
         """What the code shows, and what became of it otherwise. Variables persist from call to call; threads and
-        processes that the code leaves behind stand still until the next one.
+        processes that the code has left running are stopped until the next one.
 
         KeyboardInterrupt stops the code and goes on; the next call works.
         """
@@ -95,7 +95,7 @@ class PythonTool:
         return "\n".join(filter(None, (before, _shown(output, self.output), outcome))) or NOTHING
 
     def close(self) -> None:
-        """End the worker and all that it started; its files are gone, which the next call tells the model."""
+        """End the worker and all that it started; its files are gone, which the result of the next call says."""
         self._lost |= self._worker is not None and self._worker.has_run
         self._end()
 
@@ -117,7 +117,7 @@ class PythonTool:
             how = str(error)
         except KeyboardInterrupt:
             stopped = False
-            with contextlib.suppress(_Ended, KeyboardInterrupt):  # who presses Ctrl-C twice does not want to wait
+            with contextlib.suppress(_Ended, KeyboardInterrupt):  # a second Ctrl-C ends the wait
                 stopped = worker.interrupt(output)
             if not stopped:
                 self.close()

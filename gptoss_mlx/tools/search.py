@@ -1,7 +1,7 @@
 """Search over the text files of one folder, which are read each time: no index can be stale, and 40 MB take less than a
 second.
 
-Whoever replaces files meanwhile leads nowhere outside of the folder.
+Files that are replaced while they are searched lead nowhere outside of the folder.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def ranked(root: Path, words: list[str]) -> tuple[list[Path], dict[re.Pattern[st
         if any(counts):
             hits.append((path, len(text), counts))
             holders = [holder + (count > 0) for holder, count in zip(holders, counts, strict=True)]
-        if len(hits) > MAX_HITS:  # what is not among the better half by now will hardly be among the first few
+        if len(hits) > MAX_HITS:  # the worse half will hardly be among the first few in the end
             del (hits := best())[MAX_HITS // 2 :]
     return [root / path for path, _, _ in best()], dict(zip(patterns, rarity(), strict=True))
 

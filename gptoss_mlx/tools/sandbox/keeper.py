@@ -71,9 +71,9 @@ class Child:
         os.kill(self.number, order)
 
     def status(self) -> int | None:
-        """The wait status once it has ended. Others are orphans, whose place this frees.
+        """The wait status once it has ended. Other processes are orphans, whose entries are removed here.
 
-        Where the child has stopped itself, it goes on: nobody else would continue it.
+        A child that has stopped itself is continued: nothing else would do it.
         """
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG | os.WUNTRACED))[0]:
@@ -96,7 +96,7 @@ class Worker(Child):
             super().obey(order)
             return
         self._rests = order == signal.SIGUSR1
-        with contextlib.suppress(OSError):  # there is none left, or nobody listens
+        with contextlib.suppress(OSError):  # no process is left, or the parent has closed the pipe
             self._signal_all(signal.SIGSTOP if self._rests else signal.SIGCONT)
             if self._rests:
                 os.write(self._replies, REPLY.pack(STOPPED))
@@ -150,7 +150,7 @@ def fork(become: Callable[[], None]) -> int:
     status = 1
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        # Whoever can open the keeper's pipe to the parent can keep it open, and the keeper waiting.
+        # A process that could open the keeper's standard input could hold it open, and the keeper would not end.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         become()
         status = 0
@@ -198,7 +198,7 @@ def start_in(folder: str, settings: Settings) -> None:
     if settings.isolation == "seatbelt":
         for end in (settings.requests, settings.replies):
             os.set_inheritable(end, True)
-        os.stat(macos.SANDBOX_EXEC)  # this error has the name of what is missing; that of `execv` does not
+        os.stat(macos.SANDBOX_EXEC)  # whose error names the missing file; that of `execv` does not
         inside = json.dumps(settings._replace(isolation="inside")._asdict())
         program = [sys.executable, "-I", os.path.join(HERE, "__main__.py"), inside]
         profile = macos.profile(os.path.realpath(folder), settings.home, (*interpreter(), HERE))

@@ -1,9 +1,9 @@
 """The sandbox on Linux: what the kernel keeps the calling process, and all that it will start, from.
 
 A file system of its own: the system's programs, this interpreter and its packages, read-only, and three folders in
-memory that vanish with it; nothing else can be written, /proc included. No other file of the machine is in it, whoever
-may read it. No network, no privileges and no way to gain any, and a seccomp filter for what namespaces do not cover.
-It takes Linux 5.14 and a system that lets its users have namespaces.
+memory that vanish with it; nothing else can be written, /proc included. No other file of the machine is in it, not even
+those that everybody may read. No network, no privileges and no way to gain any, and a seccomp filter for what
+namespaces do not cover. It takes Linux 5.14 and a system that lets its users have namespaces.
 """
 
 from __future__ import annotations

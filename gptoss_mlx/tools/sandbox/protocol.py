@@ -23,8 +23,10 @@ class Settings(NamedTuple):
     isolation: str
     """"namespaces", "seatbelt", "none", or "inside" for a worker that is started inside of a sandbox."""
     memory: int
-    """Bytes, of each process."""
+    """Bytes that each process may take."""
     home: str
+    """The user's home folder, which is hidden."""
     requests: int
-    """The pipes' ends, as file descriptors."""
+    """File descriptor from which the worker reads."""
     replies: int
+    """File descriptor to which it writes."""
