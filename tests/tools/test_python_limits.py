@@ -114,15 +114,22 @@ def test_files_are_limited(sandbox):
     assert sandbox.run("", "for name in 'one', 'two', 'three': os.remove(name)") == "(no output)"
 
 
-@pytest.mark.parametrize(
-    ("code", "how"),
-    [
-        ("print('before')\nimport os\nos._exit(3)", "ended with status 3"),
-        ("print('before')\nimport os\nos._exit(255)", "ended with status 255"),
-        ("print('before')\nimport ctypes\nctypes.string_at(1)", "was ended by SIGSEGV"),
-        ("print('before')\nimport os\nos.kill(os.getpid(), 9)", "was killed, perhaps for want of memory"),
-    ],
-)
+def with_and_without(cases):
+    """In the sandbox, and also without it: daily only the first."""
+    inside = [("sandbox", *case) for case in cases]
+    first, *others = [("unsafe", *case) for case in cases]
+    return [*inside, first, *(pytest.param(*each, marks=pytest.mark.slow) for each in others)]
+
+
+DEATHS = [
+    ("print('before')\nimport os\nos._exit(3)", "ended with status 3"),
+    ("print('before')\nimport os\nos._exit(255)", "ended with status 255"),
+    ("print('before')\nimport ctypes\nctypes.string_at(1)", "was ended by SIGSEGV"),
+    ("print('before')\nimport os\nos.kill(os.getpid(), 9)", "was killed, perhaps for want of memory"),
+]
+
+
+@pytest.mark.parametrize(("tool", "code", "how"), with_and_without(DEATHS), indirect=["tool"], scope="module")
 def test_a_worker_that_dies(tool, code, how):
     assert tool.run("", code) == f"before\n(Python {how}; variables, imports and files are lost)"
     assert tool.run("", "1 + 1") == "2"
@@ -136,7 +143,10 @@ for descriptor in range(3, 250):
 """
 
 
-@pytest.mark.parametrize("answer", ["b'garbage'", "bytes(10**6)", "b'\\x07\\0\\0\\0' * 3"])
+FORGERIES = [("b'garbage'",), ("bytes(10**6)",), ("b'\\x07\\0\\0\\0' * 3",)]
+
+
+@pytest.mark.parametrize(("tool", "answer"), with_and_without(FORGERIES), indirect=["tool"], scope="module")
 def test_forged_answers(tool, answer):
     assert tool.run("", FORGED.format(answer)).endswith(BROKEN)
     assert tool.run("", "'back'") == "'back'"

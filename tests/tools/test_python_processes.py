@@ -54,15 +54,20 @@ BACKGROUND = {
 }
 
 
+def with_and_without(names, daily):
+    """Each with the sandbox, False, and without it, True: daily only some."""
+    without = [pytest.param(name, True, marks=[] if name in daily else pytest.mark.slow) for name in names]
+    return [*((name, False) for name in names), *without]
+
+
 @linux
-@pytest.mark.parametrize("unsafe", [False, True])
-@pytest.mark.parametrize("background", BACKGROUND.values(), ids=list(BACKGROUND))
+@pytest.mark.parametrize(("background", "unsafe"), with_and_without(BACKGROUND, ["thread", "daemon program"]))
 def test_what_a_call_leaves_behind_stands_still_until_the_next(background, unsafe):
     with tool_of(unsafe=unsafe) as tool:
         tool.run("", COUNT)
-        before = tool.run("", f"{background}\nprogress()")
+        before = tool.run("", f"{BACKGROUND[background]}\nprogress()")
         processes = run_by_code(tool)
-        assert len(processes) > ("threading" not in background)
+        assert len(processes) > (background != "thread")
         assert becomes_true(lambda: are_stopped(processes))
         assert tool.run("", f"while progress() == {before}: pass\n'went on'") == "'went on'"
         everything = processes_of(tool._worker._process.pid)
@@ -84,19 +89,18 @@ def test_what_has_been_interrupted_stands_still():
         assert becomes_true(lambda: are_stopped(processes))
 
 
+STOPS = [
+    "os.kill(os.getpid(), signal.SIGSTOP)",
+    "os.kill(os.getpid(), signal.SIGTSTP)",
+    "for _ in range(100): os.kill(os.getpid(), signal.SIGSTOP)",
+    "t = threading.Thread(target=os.kill, args=[os.getpid(), signal.SIGSTOP])\nt.start()\nt.join()",
+    "c = subprocess.Popen(['sh', '-c', 'kill -STOP $$'])\n_ = os.waitid(os.P_PID, c.pid, os.WSTOPPED)",
+    "c = subprocess.Popen(['sleep', '60'])\nos.kill(c.pid, signal.SIGSTOP)",
+]
+
+
 @linux
-@pytest.mark.parametrize("unsafe", [False, True])
-@pytest.mark.parametrize(
-    "stop",
-    [
-        "os.kill(os.getpid(), signal.SIGSTOP)",
-        "os.kill(os.getpid(), signal.SIGTSTP)",
-        "for _ in range(100): os.kill(os.getpid(), signal.SIGSTOP)",
-        "t = threading.Thread(target=os.kill, args=[os.getpid(), signal.SIGSTOP])\nt.start()\nt.join()",
-        "c = subprocess.Popen(['sh', '-c', 'kill -STOP $$'])\n_ = os.waitid(os.P_PID, c.pid, os.WSTOPPED)",
-        "c = subprocess.Popen(['sleep', '60'])\nos.kill(c.pid, signal.SIGSTOP)",
-    ],
-)
+@pytest.mark.parametrize(("stop", "unsafe"), with_and_without(STOPS, [STOPS[0], STOPS[-1]]))
 def test_a_stop_holds_nobody_up(stop, unsafe):
     with tool_of(unsafe=unsafe) as tool:
         assert tool.run("", f"import os, signal, subprocess, threading\n{stop}\n'on'") == "'on'"

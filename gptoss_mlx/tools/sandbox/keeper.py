@@ -21,7 +21,6 @@ import resource
 import select
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
 
@@ -48,6 +47,8 @@ def keep(settings: Settings) -> None:
         for end in (settings.requests, settings.replies):
             os.close(end)
         sys.exit(shell_status(outcome(child)))
+    import tempfile  # here, because it is slow to import
+
     folder = tempfile.mkdtemp(prefix="gptoss-mlx-python-")
     if sys.platform == "linux":
         linux.adopt_orphans()

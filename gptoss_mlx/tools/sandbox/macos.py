@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 # Later rules win over earlier ones. Without process-fork, one process is all that there will be.
@@ -30,7 +29,7 @@ MAC_SYSTEM = ("/usr/lib", "/usr/share", "/System", "/opt/homebrew/Cellar", "/opt
 def profile(folder: str, home: str, shown: Iterable[str]) -> str:
     """The profile for a worker that may write in `folder` and read what is `shown`. Seatbelt compares real paths."""
     readable = dict.fromkeys(os.path.realpath(path) for path in shown if os.path.exists(path))
-    above = {str(parent) for path in (folder, *readable) for parent in pathlib.PurePath(path).parents}
+    above = {parent for path in (folder, *readable) for parent in parents(path)}
     return PROFILE.format(
         home=quoted(os.path.realpath(home)),
         folder=quoted(folder),
@@ -38,6 +37,12 @@ def profile(folder: str, home: str, shown: Iterable[str]) -> str:
         system=" ".join(f"(subpath {quoted(path)})" for path in MAC_SYSTEM),
         above=" ".join(f"(literal {quoted(path)})" for path in sorted(above)),
     )
+
+
+def parents(path: str) -> Iterator[str]:
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent
 
 
 def quoted(path: str) -> str:
