@@ -22,11 +22,12 @@ FIXED = ("PYTHON", "LC_", "LANG", "MLX_", "OMP_", "OPENBLAS_", "LD_")
 
 
 class Zygote:
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()):
+        """`within` is the beginning of a command line that runs another, such as strace's."""
         self._environment = dict(environment)
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
+            [*within, sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
         )
         theirs.close()
 
