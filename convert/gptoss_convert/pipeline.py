@@ -53,7 +53,7 @@ IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is u
 FIXED_NAMES = (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *AUXILIARY_FILES)
 # The names in an unfinished folder, with those that a Mac adds.
 OWN_NAMES = re.compile(
-    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.(json|new)|\._.*|\.DS_Store|"
+    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.json|\.\w{8}\.partial|\._.*|\.DS_Store|"
     + "|".join(map(re.escape, FIXED_NAMES))
 )
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record

@@ -21,7 +21,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from ..errors import LONGEST, GptOssError
+from ..errors import MAX_LENGTH, GptOssError
 from ..memory.system import size_text
 from ..process import Output, Stop, collect, signal_group
 from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
@@ -359,7 +359,7 @@ def _comparison(peer: Peer, rounds: int, ours: list[Figures], theirs: list[Readi
 def _output(name: str, words: list[str], time_limit: float) -> bytes:
     """What a program prints until it ends, at most MAX_JSON bytes; its process group is gone afterwards. Raises
     GptOssError."""
-    output, errors = Output(2 * MAX_JSON), Output(2 * LONGEST)
+    output, errors = Output(2 * MAX_JSON), Output(2 * MAX_LENGTH)
     try:
         process = subprocess.Popen(
             words,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from math import log
 from pathlib import Path
 
-from ..untrusted import descriptor_beneath, open_beneath
+from ..untrusted import descriptor_beneath, open_beneath, read_up_to
 from .pages import Page, without_links
 
 MAX_BYTES = 4 * 2**20  # of a file; larger ones are neither found nor opened
@@ -103,13 +103,10 @@ def _opened(root: Path, names: Sequence[str]) -> Iterator[int]:
 def read_text(root: Path, names: Sequence[str]) -> str:
     """The text of a file below the root. Raises OSError also where it is too large, or not text."""
     with open_beneath(root, names) as file:
-        data = file.read(8192)
-        if b"\0" in data:
+        begun = file.read(8192)
+        if b"\0" in begun:
             raise OSError(0, "it is not text")
-        data += file.read(MAX_BYTES + 1 - len(data))
-    if len(data) > MAX_BYTES:
-        raise OSError(0, f"it is larger than {MAX_BYTES:,} bytes")
-    return data.decode(errors="replace")
+        return read_up_to(file, MAX_BYTES, begun).decode(errors="replace")
 
 
 def snippet(page: Page, rarity: dict[re.Pattern[str], float]) -> tuple[int, str]:
