@@ -17,7 +17,7 @@ import pytest
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.chat.turn import LOOKED_FOR_EVERY, LOOP, MAX_CYCLE, cycle_at_end
+from gptoss_mlx.chat.repetition import CHECK_EVERY, LOOP, MAX_CYCLE, cycle_at_end
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.parse import Content
@@ -65,7 +65,7 @@ def test_a_model_in_a_loop_is_stopped(tmp_path, cycle):
     events = list(session.send("Hello"))
     stats = events[-1]
     assert (stats.cycle, stats.finished) == (cycle, False)
-    assert LOOP <= stats.decoded + 1 < LOOP + LOOKED_FOR_EVERY
+    assert LOOP <= stats.decoded + 1 < LOOP + CHECK_EVERY
     said = "".join(event.text for event in events if isinstance(event, Content))
     assert said.startswith("".join(chr(33 + id_) for id_ in range(min(cycle, 90))))
 
@@ -147,7 +147,7 @@ def test_no_real_text_is_taken_for_a_loop(tmp_path, tokenizer):
     encode = Tokenizer.load(folder).encode
     for text in texts():
         ids = encode(text[:100_000])
-        ends = range(LOOP, len(ids) + 1, LOOKED_FOR_EVERY)
+        ends = range(LOOP, len(ids) + 1, CHECK_EVERY)
         assert not any(cycle_at_end(ids[end - LOOP : end]) for end in ends), text[:200]
 
 

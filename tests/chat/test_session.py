@@ -62,7 +62,7 @@ def test_the_date_is_that_of_the_start(model, monkeypatch):
     prompts = []
     monkeypatch.setattr(session.prompt_cache, "read", lambda ids, *more: prompts.append(ids))
     monkeypatch.setattr(session.prompt_cache, "snapshot", lambda: None)
-    monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: iter(()))
+    monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: (id_ for id_ in ()))
     with monkeypatch.context() as patch:
         list(session.send("Hello"))
         patch.setattr(chat_session.datetime, "date", None)

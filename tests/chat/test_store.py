@@ -69,7 +69,7 @@ def message_length(session, text):
 def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
     autosave = SessionAutosave(store)
     session = talk(model, autosave)
-    while session.settle(100):
+    while session.prefill_ahead(100):
         pass
     autosave.keep(session, kv=True)
     autosave.leave()

@@ -11,7 +11,7 @@ import pytest
 
 import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
-from gptoss_mlx.chat import session as chat_session
+from gptoss_mlx.chat import answer as chat_answer
 from gptoss_mlx.chat.turn import Thought, ToolResult
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.engine.prompt_cache import PromptCache
@@ -92,7 +92,7 @@ def script(model, monkeypatch):
     """Let the model write this markup."""
 
     def prepare(text):
-        monkeypatch.setattr(chat_session, "Sampler", Scripted)
+        monkeypatch.setattr(chat_answer, "Sampler", Scripted)
         Scripted.waiting = Tokenizer.load(model.path).encode_markup(text)
         return Scripted.waiting
 
@@ -176,25 +176,25 @@ def test_undo_edit_and_retry_read_only_what_differs(model):
     assert stats.prefilled == expected
 
 
-def test_settled_only_the_message_is_left(model):
+def test_prefilled_ahead_only_the_message_is_left(model):
     session = make_session(model)
     opening = len(encode(list(render_message(Message("user", "")))[:3], session.tokenizer))
 
-    def settled_and_asked(question):
+    def prefilled_and_asked(question):
         steps = 0
-        while session.settle(5):
+        while session.prefill_ahead(5):
             steps += 1
-        assert session.settle(5) == 0
+        assert session.prefill_ahead(5) == 0
         _, stats = turn(session.send(question))
         assert stats.prefilled == length(session, [Message("user", question)]) - opening + START_OF_ANSWER
         return steps
 
-    assert settled_and_asked(QUESTIONS[0]) > 1  # the instructions and tools
-    assert settled_and_asked(QUESTIONS[2]) > 1  # the first answer
+    assert prefilled_and_asked(QUESTIONS[0]) > 1  # the instructions and tools
+    assert prefilled_and_asked(QUESTIONS[2]) > 1  # the first answer
     session.undo()
-    assert settled_and_asked("What is 55 + 28?") == 0
+    assert prefilled_and_asked("What is 55 + 28?") == 0
     session.reset()
-    assert settled_and_asked("What is 31 + 31?") == 0  # the instructions are still there
+    assert prefilled_and_asked("What is 31 + 31?") == 0  # the instructions are still there
 
 
 def test_marks_stay_few(model):
@@ -295,7 +295,7 @@ def test_a_broken_header_still_gives_an_answer(model, script, header, said):
 
 
 def test_a_header_without_end_is_ended(model, script, monkeypatch):
-    monkeypatch.setattr(chat_session, "MAX_HEADER", 20)
+    monkeypatch.setattr(chat_answer, "MAX_HEADER", 20)
     session = make_session(model, functions=())
     script("<|channel|>" + "1" * 20 + "Yes.<|return|>")
     events, stats = turn(session.send("Hello"))
@@ -414,7 +414,7 @@ def test_an_answer_by_a_schema_goes_on_where_it_broke_off(model):
 
 def test_a_token_computed_ahead_changes_nothing(model, look_ahead):
     """As on a GPU, where the state already holds the token that ends an answer."""
-    questions = [question for question in QUESTIONS if "Weather" not in question]
+    questions = [question for question in QUESTIONS if "weather" not in question]
     sessions = []
     for ahead in (False, True):
         look_ahead(ahead)
