@@ -132,7 +132,7 @@ class Answer:
         """The ids that the model samples, after what is written."""
         left = self._rules.max_tokens and self._rules.max_tokens - self._clock.sampled
         if left == 0:
-            return (id_ for id_ in ())
+            return (id_ for id_ in range(0))
         logits = self._prefill()
         return self._prompt_cache.decode(
             logits,
@@ -199,7 +199,7 @@ class AnswerText:
         self.parser = IdParser(tokenizer, headers_needed=grammar is not None)
         self.state = self.parser.parser
         self._start = tokenizer.special(START)
-        self.grammar = grammar and AnswerGrammar(grammar, self.state, tokenizer.special(MESSAGE))
+        self.grammar = AnswerGrammar(grammar, self.state, tokenizer.special(MESSAGE)) if grammar else None
 
     @property
     def message(self) -> Message | None:

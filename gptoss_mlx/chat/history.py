@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from ..engine.special_tokens import CALL, END, START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
-from ..harmony.messages import FUNCTIONS, Message, call
-from ..harmony.parse import Emitted, IdParser, is_call
+from ..harmony.messages import Message, call
+from ..harmony.parse import Emitted, IdParser, call_of, is_call
 from ..harmony.render import START_OF_ANSWER, encode, is_stale, render_message
 
 
@@ -108,8 +108,8 @@ class HistoryEncoder:
         return self.rendered(message)
 
     def _as_harmony_writes(self, message: Message) -> Message:
-        if is_call(message) and message.recipient:
-            return call(message.recipient.removeprefix(FUNCTIONS), message.content, self._builtin_tools)
+        if called := call_of(message):
+            return call(called.name, called.arguments, self._builtin_tools)
         return replace(message, channel=message.channel or "final", content_type=None)
 
 

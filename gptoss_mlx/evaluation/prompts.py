@@ -22,7 +22,7 @@ from ..errors import GptOssError
 from ..harmony.messages import EFFORTS, FUNCTIONS, Conversation, Message, conversation_from_json
 from ..harmony.openings import without_reasoning
 from ..harmony.parse import Content, IdParser, is_call, kind_of
-from ..harmony.render import START_OF_ANSWER, encode, render
+from ..harmony.render import encode, render
 from ..untrusted import parse_json
 from .run import Item, OnRead
 

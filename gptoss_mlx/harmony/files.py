@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..untrusted import os_error_text, read_named
-from .messages import FUNCTIONS, Message, conversation_from_json
-from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
+from .messages import Message, conversation_from_json
+from .parse import Content, Parser, Preamble, Reasoning, call_of, kind_of, pieces_of
 from .render import render_text
 
 MAX_BYTES = 16 * 2**20  # as much as 131,072 tokens can say
@@ -40,12 +40,12 @@ def parse_file(path: Path) -> dict[str, Any]:
             break
     list(parser.finish())
     said = [message for message in parser.messages if message.role == "assistant"]
-    calls = [message for message in said if is_call(message)]
+    calls = [call for message in said if (call := call_of(message))]
     return {
         "messages": [_as_json(message) for message in parser.messages],
         "reasoning": _joined(said, Reasoning),
         "content": _joined(said, Preamble, Content),
-        "tool_calls": [{"name": call.recipient.removeprefix(FUNCTIONS), "arguments": call.content} for call in calls],
+        "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in calls],
         "stop": parser.stop,
     }
 

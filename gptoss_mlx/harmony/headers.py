@@ -61,7 +61,7 @@ def _sections(pieces: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[Word]:
-    return [(found.lastgroup, found[found.lastgroup]) for found in _WORD.finditer(_GLUED.sub(r"\1 ", text))]
+    return [(kind, found[kind]) for found in _WORD.finditer(_GLUED.sub(r"\1 ", text)) if (kind := found.lastgroup)]
 
 
 def preamble(pieces: Iterable[str]) -> str:

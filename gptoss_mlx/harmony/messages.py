@@ -143,7 +143,9 @@ _OPTIONAL = (
 def _response_schema(data: dict[str, Any]) -> Any:
     """The JSON schema of the answer, from what OpenAI's clients wrap it in, if they do."""
     name = next((name for name in _RESPONSE if data.get(name) is not None), None)
-    schema = data.get(name)
+    if name is None:
+        return None
+    schema = data[name]
     if isinstance(schema, dict) and schema.get("type") == "text":
         return None
     if isinstance(schema, dict) and schema.get("type") == "json_object":

@@ -178,12 +178,19 @@ class Parser:
     def _add(self, message: Message, sound: bool) -> Iterator[Event]:
         self.messages.append(message)
         self.sound = sound
-        if is_call(message):
-            yield ToolCall(message.recipient.removeprefix(FUNCTIONS), message.content)
+        if call := call_of(message):
+            yield call
+
+
+def call_of(message: Message) -> ToolCall | None:
+    """The call that a message is, if it is one."""
+    if message.role != "assistant" or message.recipient is None:
+        return None
+    return ToolCall(message.recipient.removeprefix(FUNCTIONS), message.content)
 
 
 def is_call(message: Message) -> bool:
-    return message.role == "assistant" and message.recipient is not None
+    return call_of(message) is not None
 
 
 def is_result(message: Message) -> bool:
@@ -200,7 +207,7 @@ def _call_by(message: Message) -> Message:
 def _shown(message: Message, text: str, *, begins: bool) -> Iterator[Event]:
     """What a reader sees of more text; a call is one event, when it is complete."""
     kind = kind_of(message)
-    if text and kind not in (ToolCall, None):
+    if text and kind is not None and issubclass(kind, _Text):
         yield kind(text, begins)
 
 
@@ -212,7 +219,9 @@ def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall]
         return Reasoning
     if message.recipient is not None:
         return ToolCall
-    return {"final": Content, None: Content, "commentary": Preamble}.get(message.channel, Reasoning)
+    if message.channel in ("final", None):
+        return Content
+    return Preamble if message.channel == "commentary" else Reasoning
 
 
 @dataclass(frozen=True)

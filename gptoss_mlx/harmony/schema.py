@@ -120,9 +120,9 @@ def _json(value: Any) -> str:
 def _float(value: float) -> str:
     """The shortest digits that mean the number, with an exponent below 1e-5 and from 1e16 on."""
     number = Decimal(repr(_read(value)))
-    if not number.is_finite():  # which the package refuses
-        return json.dumps(value)
     sign, digits, exponent = number.normalize().as_tuple()
+    if not isinstance(exponent, int):  # NaN or infinity, which the package refuses
+        return json.dumps(value)
     point = len(digits) + exponent  # how many digits stand before the point
     text = "".join(map(str, digits))
     if not number or 0 < point <= 16:

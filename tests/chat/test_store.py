@@ -53,7 +53,7 @@ def talk(model, autosave, questions=QUESTIONS):
     session = make_session(model)
     for question in questions:
         list(session.send(question))
-        autosave.keep(session, kv=True)
+        autosave.save(session, kv=True)
     return session
 
 
@@ -71,7 +71,7 @@ def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
     session = talk(model, autosave)
     while session.prefill_ahead(100):
         pass
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     again, positions, _ = resumed(model, store)
     assert again.transcript == session.transcript
@@ -105,7 +105,7 @@ def test_a_turn_writes_only_what_is_new(model, store, monkeypatch):
     before: dict[str, float] = {}
     for question in QUESTIONS:
         list(session.send(question))
-        autosave.keep(session, kv=True)
+        autosave.save(session, kv=True)
         files = {path.name: path.stat().st_mtime_ns for path in store.find().state.iterdir()}
         assert before.items() <= files.items()
         assert len(files) > len(before)
@@ -123,7 +123,7 @@ def test_what_was_taken_back_is_gone_from_the_disk(model, store):
     session.undo()
     session.undo()
     list(session.send("What is 55 + 28?"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     again, positions, _ = resumed(model, store)
     assert again.messages == session.messages
@@ -136,10 +136,10 @@ def test_without_the_state_it_is_read_again(model, store):
     session = talk(model, autosave)
     autosave.leave()
     expected = list(session.send("What is my locker code?"))
-    with store.hold(store.find()) as held:
+    with store.lock(store.find()) as held:
         held.remove_state()
     again, positions, autosave = resumed(model, store)
-    assert (positions, autosave.reading_again) == (0, "its KV state is gone")
+    assert (positions, autosave.reread_reason) == (0, "its KV cache is gone")
     events = list(again.send("What is my locker code?"))
     assert events[:-1] == expected[:-1]
     assert events[-1].prefilled > 200
@@ -150,9 +150,9 @@ def test_the_state_of_another_model_is_not_taken(model, store):
     talk(model, autosave)
     autosave.leave()
     session, positions, autosave = resumed(load(model.path, EngineConfig(4096, 8, 64)), store)
-    assert (positions, autosave.reading_again) == (0, "its KV state is of another model or recipe")
+    assert (positions, autosave.reread_reason) == (0, "its KV cache is of another model or recipe")
     list(session.send("Hello"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     # From here on the state is that of the other one.
     _, positions, autosave = resumed(model, store)
@@ -189,7 +189,7 @@ def test_a_damaged_state_is_as_good_as_none(model, store, damage):
             second.write_bytes(random.Random(1).randbytes(5000))
     again, positions, autosave = resumed(model, store)
     assert positions == int(first.stem.split("-")[1])
-    assert autosave.reading_again is None
+    assert autosave.reread_reason is None
     assert list(again.send("What is my locker code?"))[:-1] == list(session.send("What is my locker code?"))[:-1]
 
 
@@ -226,19 +226,19 @@ def test_states_are_bounded_and_the_oldest_go_first(model, store):
     sizes = [kept.state_bytes for kept in store]
     assert all(sizes)
     session, _, autosave = resumed(model, store, kv_limit=sizes[0] + sizes[1])
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     assert [kept.state_bytes > 0 for kept in store] == [True, True, False]
     autosave.leave()
     session, _, autosave = resumed(model, store, kv_limit=10)
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     assert not any(kept.state_bytes for kept in store)
     assert len(list(store)) == 3
     autosave.leave()
     session, positions, autosave = resumed(model, store, kv_limit=None)
     list(session.send("Hello"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     assert positions == store.find().state_bytes == 0
-    assert autosave.reading_again == "no KV states are kept"
+    assert autosave.reread_reason == "KV caches are not saved"
 
 
 def test_names(model, store):
@@ -256,15 +256,15 @@ def test_names(model, store):
     keepers[0].rename("Sums, small")
     session = make_session(model)
     list(session.send("Hello"))
-    keepers[0].keep(session, kv=True)
+    keepers[0].save(session, kv=True)
     assert store.find("Sums").state_bytes > 0
     assert store.find("Sums").name == "Sums, small"
     with pytest.raises(GptOssError, match="no session 'fly'"):
         store.find("fly")
-    keepers[2].keep(session, kv=False)
+    keepers[2].save(session, kv=False)
     assert keepers[2].name == "hello"
     keepers[2].leave()
-    with store.hold(store.find("hello")) as held:
+    with store.lock(store.find("hello")) as held:
         held.delete()
     assert [kept.name for kept in store] == ["Sums, small", "what-is-12-30-2"]
 
@@ -287,7 +287,7 @@ def test_the_longest_name_can_be_used(model, store):
     session = talk(model, autosave, ["𐐀" * 70])
     autosave.rename("x" + "字" * 79)
     list(session.send("Hello"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     assert resumed(model, store)[1] > 0
 
@@ -298,10 +298,10 @@ def test_one_process_at_a_time(model, store):
     with pytest.raises(GptOssError, match="in use"):
         SessionAutosave(store, store.find())
     with pytest.raises(GptOssError, match="in use"):
-        store.hold(store.find())
+        store.lock(store.find())
     autosave.leave()
     other = SessionAutosave(store, store.find())
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     assert (autosave.name, other.name) == ("hello-2", "hello")
     other.leave()
 
@@ -315,7 +315,7 @@ def test_another_process_that_takes_the_name_first(model, store, monkeypatch):
     assert autosave.name == "hello-2"
     other.leave()
     third = SessionAutosave(store)
-    third.keep(session, kv=False)
+    third.save(session, kv=False)
     assert third.name == "hello-3"
 
 
@@ -337,16 +337,16 @@ def test_what_was_deleted_or_renamed_while_it_was_waited_for(store):
 
     def delete_after_opening(path, *args, **options):
         descriptor = real(path, *args, **options)
-        if path == held.kept.state and not opened:
+        if path == held.entry.state and not opened:
             opened.append(descriptor)
             held.delete()
         return descriptor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", delete_after_opening)
-        again = store.hold(held.kept)
+        again = store.lock(held.entry)
     with pytest.raises(GptOssError, match="in use"):
-        store.hold(held.kept)
+        store.lock(held.entry)
     again.release()
 
 
@@ -354,11 +354,11 @@ def test_nothing_stays_of_a_question_that_was_taken_back(model, store):
     autosave = SessionAutosave(store)
     session = talk(model, autosave, ["My secret is 4711."])
     session.undo()
-    autosave.keep(session, kv=False)
+    autosave.save(session, kv=False)
     assert autosave.name is None
     assert list(store.folder.iterdir()) == []
     list(session.send("Hello"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     assert [kept.name for kept in store] == ["hello"]
 
 
@@ -367,7 +367,7 @@ def test_states_that_others_have_removed_are_written_again(model, store):
     session = talk(model, autosave, QUESTIONS[:2])
     sorted(store.find().state.iterdir())[0].unlink()
     list(session.send("What is 55 + 28?"))
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     assert resumed(model, store)[1] == session.prompt_cache.snapshots[-1].offset
 
@@ -421,8 +421,8 @@ def test_whatever_happens_to_the_files_is_one_line(model, store, damage):
     session = talk(model, autosave, ["Hello"])
     damage(store.find())
     list(session.send("What is 12 + 30?"))
-    with pytest.raises(GptOssError, match=r"cannot (write|keep)") as caught:
-        autosave.keep(session, kv=True)
+    with pytest.raises(GptOssError, match=r"cannot (write|save)") as caught:
+        autosave.save(session, kv=True)
     assert "[" not in str(caught.value)
     autosave.leave()
 
@@ -435,7 +435,7 @@ def test_a_folder_that_is_none_is_one_line(model, tmp_path):
     path.chmod(0o644)
     for folder in (path, path / "below"):
         with pytest.raises(GptOssError, match=r"cannot use .*hello.kv: Not a directory"):
-            SessionAutosave(Store(folder)).keep(session, kv=True)
+            SessionAutosave(Store(folder)).save(session, kv=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -452,12 +452,12 @@ def test_folders_in_place_of_files_are_replaced(model, store):
     for path in (first, first.with_name(f".{first.name}")):
         path.mkdir()
         (path / "more").write_text("x")
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     autosave.leave()
     first.unlink()
     first.mkdir()
     _, positions, autosave = resumed(model, store)
-    assert (positions, autosave.reading_again) == (0, "its KV state cannot be read")
+    assert (positions, autosave.reread_reason) == (0, "its KV cache cannot be read")
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8])
@@ -477,15 +477,15 @@ def test_bytes_that_changed_are_noticed_and_read_again(model, store, kv_bits, at
         data[place] ^= picked.randrange(1, 256)
     path.write_bytes(data)
     again, positions, autosave = resumed(model, store)
-    assert autosave.reading_again == "its KV state is damaged"
+    assert autosave.reread_reason == "its KV cache is damaged"
     assert positions < session.prompt_cache.snapshots[-1].offset
     assert (positions == 0) == (at == 0)
     assert again.unread > 0
     assert list(again.send("What is my locker code?"))[:-1] == expected[:-1]
     # What is written now is whole again.
-    autosave.keep(again, kv=True)
+    autosave.save(again, kv=True)
     autosave.leave()
-    assert resumed(model, store)[2].reading_again is None
+    assert resumed(model, store)[2].reread_reason is None
 
 
 FILLER = """
@@ -500,7 +500,7 @@ list(session.send("Hello"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # of one file, in bytes
 try:
-    keeper.keep(session, kv=True)
+    keeper.save(session, kv=True)
 except GptOssError as error:
     print(error)
 """
@@ -510,7 +510,7 @@ def test_a_full_disk_is_one_line(demo_folder, store):
     args = [sys.executable, "-c", FILLER, str(demo_folder), str(store.folder)]
     done = subprocess.run(args, capture_output=True, text=True)
     assert done.stderr == ""
-    assert re.fullmatch(r"cannot keep the KV state in .*hello.kv: is the disk full\?\n", done.stdout)
+    assert re.fullmatch(r"cannot save the KV cache in .*hello.kv: is the disk full\?\n", done.stdout)
     assert list(store.find().state.iterdir()) == []
 
 
@@ -520,7 +520,7 @@ def test_only_the_owner_can_read(model, store):
     session = talk(model, autosave, ["Hello"])
     kept = store.find()
     kept.transcript.chmod(0o644)
-    autosave.keep(session, kv=True)
+    autosave.save(session, kv=True)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (store.folder, *store.folder.rglob("*"))}
     assert set(modes.values()) == {0o700, 0o600}
     assert all((mode == 0o700) == path.is_dir() for path, mode in modes.items())
@@ -629,9 +629,9 @@ if kept:
 print(len(session.messages), flush=True)
 while True:
     question = f"What is {len(session.messages)} + 1?"
-    for event in session.send(question, on_prefill=lambda *step: keeper.keep(session, kv=False)):
+    for event in session.send(question, on_prefill=lambda *step: keeper.save(session, kv=False)):
         print("-", flush=True)
-    keeper.keep(session, kv=True)
+    keeper.save(session, kv=True)
     print(len(session.messages), flush=True)
 """
 
