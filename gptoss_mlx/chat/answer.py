@@ -24,7 +24,7 @@ from ..harmony.messages import Message
 from ..harmony.openings import OPEN_FINAL
 from ..harmony.parse import Content, Emitted, Event, IdParser, Parser, Reasoning, ToolCall, is_call, kind_of
 from ..harmony.render import START_OF_ANSWER, encode
-from .repetition import CHECK_EVERY, cycle_at_end
+from .repetition import cycle_since
 from .turn import Clock, TurnEvent
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Answer:
                     if stopped := self._is_to_stop(id_):
                         text.accept(id_)
                         break
-                    if cycle := self._cycle():
+                    if cycle := cycle_since(self._started_at, text.ids):
                         self._clock.cycle = cycle
                         break
             text.take_back_invented()
@@ -168,12 +168,6 @@ class Answer:
             return False
         limit = self._rules.max_reasoning
         return message.role != "assistant" or (limit is not None and self._clock.reasoning >= limit)
-
-    def _cycle(self) -> int | None:
-        """The length of the cycle that the model repeats over and over, if it does."""
-        if (len(self._text.ids) - self._started_at) % CHECK_EVERY:
-            return None
-        return cycle_at_end(self._text.ids[self._started_at :])
 
     def _force_answer(self) -> None:
         """Open an answer for a model that stopped, or was stopped, without one."""

@@ -9,6 +9,11 @@ MAX_CYCLE = 512  # tokens, so that a loop is eight repetitions or more
 CHECK_EVERY = 256  # tokens
 
 
+def cycle_since(start: int, ids: list[int]) -> int | None:
+    """`cycle_at_end` of the ids from `start` on, which is looked for once every CHECK_EVERY ids."""
+    return None if (len(ids) - start) % CHECK_EVERY else cycle_at_end(ids[start:])
+
+
 def cycle_at_end(ids: list[int]) -> int | None:
     """The length of the cycle, up to MAX_CYCLE, that the last LOOP of `ids` repeat; None where they do not."""
     tail = ids[-LOOP:]
