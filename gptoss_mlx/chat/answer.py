@@ -268,7 +268,7 @@ class AnswerGrammar:
         self._answering = self._in_answer()
 
     def check(self) -> None:
-        """Raises GptOssError where what is read as the answer breaks a rule of the schema, finished as it is."""
+        """Raises GptOssError where the finished answer breaks a rule of the schema."""
         self._grammar.check("".join(m.content for m in self._parser.messages if kind_of(m) is Content))
 
     def _in_answer(self) -> bool:

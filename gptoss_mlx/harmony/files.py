@@ -1,4 +1,4 @@
-"""Files -> what `gptoss-mlx harmony render` and `gptoss-mlx harmony parse` print."""
+"""Files -> the output of `gptoss-mlx harmony render` and `gptoss-mlx harmony parse`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .messages import Message, conversation_from_json
 from .parse import Content, Parser, Preamble, Reasoning, call_of, kind_of, pieces_of
 from .render import render_text
 
-MAX_BYTES = 16 * 2**20  # as much as 131,072 tokens can say
+MAX_BYTES = 16 * 2**20  # more than 131,072 tokens can have
 
 
 def render_file(path: Path) -> str:
@@ -30,8 +30,8 @@ def parse_file(path: Path) -> dict[str, Any]:
     """Raw model output, as it follows `<|start|>assistant` -> messages and what they mean. Raises GptOssError.
 
     `content` is all that the user reads: preambles, then the answer. A text that begins with another's message is the
-    log of a whole conversation, of which everything is told, but only what the assistant said has a meaning. An output
-    ends where the model begins to answer for a tool.
+    log of a whole conversation: all its messages are listed, but only the assistant's have a meaning. An output ends
+    where the model begins to answer for a tool.
     """
     parser = Parser()
     for piece in pieces_of(_read(path)):

@@ -6,8 +6,8 @@ from gptoss_mlx.chat.autosave import SessionAutosave
 QUESTIONS = ["My locker code is 4711.", "What is 12 + 30?", "What is gptoss-mlx?", "What is 40 - 7?"]
 
 
-def talk(model, autosave, questions=QUESTIONS):
-    session = make_session(model)
+def talk(model, autosave, questions=QUESTIONS, **options):
+    session = make_session(model, **options)
     for question in questions:
         list(session.send(question))
         autosave.save(session, kv=True)

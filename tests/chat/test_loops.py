@@ -52,7 +52,7 @@ def memoryless_model(folder, seed=0, cycle=None):
     return folder / "model"
 
 
-@pytest.fixture(params=[512, pytest.param(LOOP, marks=pytest.mark.slow)])
+@pytest.fixture(params=[256, pytest.param(LOOP, marks=pytest.mark.slow)])
 def loop(request, monkeypatch):
     """Tokens of a loop: fewer by default, which are quicker to decode."""
     monkeypatch.setattr(repetition, "CHECK_EVERY", request.param // 16)

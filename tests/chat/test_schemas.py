@@ -24,8 +24,10 @@ SCHEMA = {
 BY_SCHEMA = '{"sum": 1, "steps": []}'
 
 
-@pytest.mark.parametrize("temperature", [0, 1])
-@pytest.mark.parametrize("effort", ["none", "low"])
+@pytest.mark.parametrize(
+    ("temperature", "effort"),
+    [(0, "low"), (1, "none"), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((0, "none"), (1, "low")))],
+)
 def test_an_answer_by_a_schema_always_parses(model, temperature, effort):
     """The demo was never trained on JSON answers: what it says is the schema's doing. Reasoning stays free."""
     sampling = Sampling(temperature=temperature, seed=1)

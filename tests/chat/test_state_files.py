@@ -203,9 +203,14 @@ def test_folders_in_place_of_files_are_replaced(model, store):
     assert (positions, autosave.reread_reason) == (0, "its KV cache cannot be read")
 
 
-@pytest.mark.parametrize("kv_bits", [16, 8])
-@pytest.mark.parametrize("at", [0, -1], ids=["in the first file", "in the last file"])
-@pytest.mark.parametrize("count", [1, 200])
+CHANGES = [(count, at, kv_bits) for count in (1, 200) for at in (0, -1) for kv_bits in (16, 8)]
+OFTEN = [(1, 0, 16), (1, -1, 8), (200, -1, 16)]
+
+
+@pytest.mark.parametrize(
+    ("count", "at", "kv_bits"),
+    [change if change in OFTEN else pytest.param(*change, marks=pytest.mark.slow) for change in CHANGES],
+)
 def test_bytes_that_changed_are_noticed_and_prefilled_again(saved, store, kv_bits, at, count):
     saved = saved(kv_bits)
     saved.copied_to(store)

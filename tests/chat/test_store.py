@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -18,11 +19,13 @@ from gptoss_mlx import GptOssError
 from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store, sessions_folder
 
+brief_talk = partial(talk, max_tokens=4)  # its answers do not matter here
+
 
 def test_states_are_bounded_and_the_oldest_go_first(model, store):
     for question in QUESTIONS[:3]:
         autosave = SessionAutosave(store)
-        talk(model, autosave, [question])
+        brief_talk(model, autosave, [question])
         autosave.leave()
         time.sleep(0.02)
     sizes = [kept.state_bytes for kept in store]
@@ -46,7 +49,7 @@ def test_states_are_bounded_and_the_oldest_go_first(model, store):
 def test_names(model, store):
     keepers = [SessionAutosave(store) for _ in range(3)]
     for autosave in keepers[:2]:
-        talk(model, autosave, ["What is 12 + 30?"])
+        brief_talk(model, autosave, ["What is 12 + 30?"])
     assert [autosave.name for autosave in keepers] == ["what-is-12-30", "what-is-12-30-2", None]
     with pytest.raises(GptOssError, match="nothing has been said"):
         keepers[2].rename("x")
@@ -73,10 +76,10 @@ def test_names(model, store):
 
 def test_letters_that_are_the_same_to_some_disks(model, store):
     autosave = SessionAutosave(store)
-    talk(model, autosave, ["Hello"])
+    brief_talk(model, autosave, ["Hello"])
     autosave.rename("HELLO")
     other = SessionAutosave(store)
-    talk(model, other, ["Hello"])
+    brief_talk(model, other, ["Hello"])
     assert other.name == "hello-2"
     with pytest.raises(GptOssError, match="already"):
         other.rename("Hello")
@@ -86,7 +89,7 @@ def test_letters_that_are_the_same_to_some_disks(model, store):
 
 def test_the_longest_name_can_be_used(model, store):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, ["𐐀" * 70])
+    session = brief_talk(model, autosave, ["𐐀" * 70])
     autosave.rename("x" + "字" * 79)
     list(session.send("Hello"))
     autosave.save(session, kv=True)
@@ -96,7 +99,7 @@ def test_the_longest_name_can_be_used(model, store):
 
 def test_one_process_at_a_time(model, store):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, ["Hello"])
+    session = brief_talk(model, autosave, ["Hello"])
     with pytest.raises(GptOssError, match="in use"):
         SessionAutosave(store, store.find())
     with pytest.raises(GptOssError, match="in use"):
@@ -111,9 +114,9 @@ def test_one_process_at_a_time(model, store):
 def test_another_process_that_takes_the_name_first(model, store, monkeypatch):
     """Between the look at the names and the lock."""
     other, autosave = SessionAutosave(store), SessionAutosave(store)
-    talk(model, other, ["Hello"])
+    brief_talk(model, other, ["Hello"])
     monkeypatch.setattr(Store, "taken", lambda store: set())
-    session = talk(model, autosave, ["Hello"])
+    session = brief_talk(model, autosave, ["Hello"])
     assert autosave.name == "hello-2"
     other.leave()
     third = SessionAutosave(store)
@@ -127,7 +130,7 @@ def test_a_file_system_without_locks(model, store, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", flock)
     autosave = SessionAutosave(store)
-    talk(model, autosave, ["Hello"])
+    brief_talk(model, autosave, ["Hello"])
     autosave.leave()
     assert resumed(model, store)[1] > 0
 
@@ -154,7 +157,7 @@ def test_what_was_deleted_or_renamed_while_it_was_waited_for(store):
 
 def test_nothing_stays_of_a_question_that_was_taken_back(model, store):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, ["My secret is 4711."])
+    session = brief_talk(model, autosave, ["My secret is 4711."])
     session.undo()
     autosave.save(session, kv=False)
     assert autosave.name is None
@@ -166,19 +169,19 @@ def test_nothing_stays_of_a_question_that_was_taken_back(model, store):
 
 def test_states_in_use_stay_and_states_of_nobody_go(model, store):
     first, second = SessionAutosave(store), SessionAutosave(store, kv_limit=10)
-    talk(model, first, ["Hello"])
+    brief_talk(model, first, ["Hello"])
     nobody = store.folder / "nobody.kv"
     nobody.mkdir()
     (nobody / "000000000-000000009.safetensors").write_bytes(b"x" * 100)
     (store.folder / "file.kv").write_text("x")
-    talk(model, second, ["What is 12 + 30?"])
+    brief_talk(model, second, ["What is 12 + 30?"])
     assert not nobody.exists()
     assert [kept.state_bytes > 0 for kept in store] == [False, True]
 
 
 def test_files_of_the_system_are_nobodys_sessions(model, store):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, QUESTIONS[:1])
+    session = brief_talk(model, autosave, QUESTIONS[:1])
     autosave.leave()
     names = [kept.name for kept in store]
     add_apple_doubles(store.folder)
@@ -210,7 +213,7 @@ def _transcript_is_a_folder(kept):
 @pytest.mark.parametrize("damage", [_removed, _without_state, _state_is_a_file, _transcript_is_a_folder])
 def test_whatever_happens_to_the_files_is_one_line(model, store, damage):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, ["Hello"])
+    session = brief_talk(model, autosave, ["Hello"])
     damage(store.find())
     list(session.send("What is 12 + 30?"))
     with pytest.raises(GptOssError, match=r"cannot (write|save)") as caught:
@@ -239,7 +242,7 @@ def test_nothing_stays_of_what_was_never_written(store):
 def test_only_the_owner_can_read(model, store):
     store.folder.mkdir(mode=0o755)
     autosave = SessionAutosave(store)
-    session = talk(model, autosave, ["Hello"])
+    session = brief_talk(model, autosave, ["Hello"])
     kept = store.find()
     kept.transcript.chmod(0o644)
     autosave.save(session, kv=True)
