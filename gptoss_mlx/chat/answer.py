@@ -63,11 +63,12 @@ class AnswerRules:
 
 
 class Answer:
-    """Writes one answer: `write` yields its events; afterwards, or when that was closed, the rest can be asked for."""
+    """Writes one answer: `write` yields its events; then `calls`, `emitted` and `finished` are its outcome, or
+    `fragment` where `write` was interrupted. Another can continue from `draft`."""
 
     def __init__(self, draft: Draft, rules: AnswerRules, prompt_cache: PromptCache, tokenizer: Tokenizer, clock: Clock):
         self.finished = False
-        """Whether the answer is complete."""
+        """Whether there is an answer, and it is complete."""
         self._draft, self._rules, self._clock = draft, rules, clock
         self._prompt_cache, self._tokenizer = prompt_cache, tokenizer
         self._stops = frozenset(map(tokenizer.special, (RETURN, CALL, END_OF_TEXT)))

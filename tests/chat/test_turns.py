@@ -144,6 +144,19 @@ def test_an_answer_that_breaks_off_is_told_and_goes_on(model, limits):
             session.resume()
 
 
+def test_a_failed_continuation_leaves_the_draft_as_it_was(model, monkeypatch):
+    session = make_session(model, functions=(), max_tokens=12)
+    list(session.send("What is gptoss-mlx?"))
+    before, left, logits = (session._draft, list(session._draft.written)), [1, 1, 1], model.network.logits
+    with monkeypatch.context() as patch:
+        patch.setattr(model.network, "logits", lambda hidden: logits(hidden) if left.pop() else None)
+        with pytest.raises(IndexError):
+            list(session.resume())
+    assert (session._draft, session._draft.written) == before
+    session.max_tokens = None
+    assert turn(session.resume())[1].finished
+
+
 def test_an_interrupted_answer_goes_on(model):
     session = make_session(model, functions=())
     events = session.send("What is gptoss-mlx?")
