@@ -6,7 +6,7 @@ its memory, its callers know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -55,7 +55,7 @@ class PromptCache:
         self.ids = list(ids)
         return logits
 
-    def decode(self, logits: mx.array, **options: Any) -> Iterator[int]:
+    def decode(self, logits: mx.array, **options: Any) -> Generator[int, None, None]:
         """Yield the ids that `Model.decode` samples from the logits of a `read`; they are cached too."""
         sampled, whole = [], False
         try:

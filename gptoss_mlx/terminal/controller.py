@@ -180,8 +180,7 @@ class Chat:
             return REPEATED.format(repeated=stats.repeated)
         if self.session.context_used < self.session.model.context - 1:
             return BROKE_OFF
-        turns = sum(message.role == "user" for message in self.session.messages)
-        can_drop = self.session.drop_when_full and turns > 1
+        can_drop = self.session.drop_when_full and self.session.transcript.turns > 1
         return BROKE_OFF_DROP if can_drop else BROKE_OFF_FULL.format(ways_out=self.ways_out())
 
     def ways_out(self) -> str:
@@ -214,7 +213,7 @@ class Chat:
         if self.autosave is None:
             return
         try:
-            self.autosave.keep(self.session, kv=kv)
+            self.autosave.save(self.session, kv=kv)
             self._keeping_failed = False
         except GptOssError as error:
             if not self._keeping_failed:

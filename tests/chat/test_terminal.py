@@ -119,7 +119,7 @@ class SessionAutosave:
     def __init__(self):
         self.told = []
 
-    def keep(self, session, *, kv):
+    def save(self, session, *, kv):
         self.told.append((kv, len(session.messages)))
 
     def rename(self, name):
@@ -486,7 +486,7 @@ def test_a_disk_that_is_full_is_told_once(chat, capsys, monkeypatch):
     def full(*args, **options):
         raise GptOssError("cannot write talk.json: No space left on device")
 
-    monkeypatch.setattr(chat.autosave, "keep", full)
+    monkeypatch.setattr(chat.autosave, "save", full)
     say(chat, "What is 12 + 30?")
     say(chat, "What is 12 + 30?")
     assert capsys.readouterr() == (
