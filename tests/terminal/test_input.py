@@ -13,8 +13,8 @@ import time
 import pexpect
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx.terminal.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
+from terminal.terminals import Terminal
 
 # Reads messages until the end, and writes of each its end as Python writes it, its length, and the seconds of a
 # processor that reading it took. What Ctrl-C does outside of `read` is for programs to say: here, nothing.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx.chat.transcript import Transcript
+from terminal.terminals import Terminal
 
 HERE = Path(__file__).parent
 PROMPT = "^> ?$"
