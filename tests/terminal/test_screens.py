@@ -72,7 +72,7 @@ def test_answers_help_and_context(chat):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/context")
-    terminal.wait(r"marks: .*\n>$")
+    terminal.wait(r"snapshots: .*\n>$")
     golden("context", terminal)
     terminal.line("/help")
     terminal.wait(r"always a message\.\n>$")

@@ -524,7 +524,7 @@ def test_context_adds_up(chat, capsys):
     numbers = [int(re.search(r"([\d,]+) tokens", line)[1].replace(",", "")) for line in said[:-1]]
     assert sum(numbers[:-2]) == numbers[-2] == len(chat.session._ids_so_far())
     assert sum(numbers[-2:]) == chat.session.model.context
-    assert re.match(r"KV state: \d+ positions in [\d.]+ kB, marks: \d+", said[-1])
+    assert re.match(r"KV cache: \d+ tokens in [\d.]+ kB, snapshots: \d+", said[-1])
 
 
 @pytest.mark.parametrize(
