@@ -232,4 +232,5 @@ def _execute(what: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path.cwd())
+    sys.modules["zygote"] = sys.modules["__main__"]  # for programs that fork on
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -41,13 +41,15 @@ class Forked(PtyProcess):
         self._run = run
 
     def isalive(self) -> bool:
-        status = self._run.wait(None if self.flag_eof else 0)
-        if status is None:
-            return True
-        self.terminated, self.status = True, status
-        code = os.waitstatus_to_exitcode(status)
-        self.exitstatus, self.signalstatus = (code, None) if code >= 0 else (None, -code)
-        return False
+        self.wait(None if self.flag_eof else 0)
+        return not self.terminated
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit status; None if a signal has ended it, or it still runs."""
+        if (status := self._run.wait(seconds)) is not None:
+            code, self.status, self.terminated = os.waitstatus_to_exitcode(status), status, True
+            self.exitstatus, self.signalstatus = (code, None) if code >= 0 else (None, -code)
+        return self.exitstatus
 
 
 class Spawn(pexpect.spawn):
