@@ -159,7 +159,7 @@ def golden(name: str, terminal: Terminal) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(masked(terminal.seen), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
-    terminal.read_until(lambda: masked(terminal.seen) == expected, 5)
+    terminal.read_until(lambda: masked(terminal.seen) == expected, 30)
     assert masked(terminal.seen) == expected
 
 
