@@ -154,7 +154,8 @@ def import_all() -> None:
     import gptoss_mlx.terminal.history
     import gptoss_mlx.terminal.loop
     import gptoss_mlx.terminal.markdown
-    import gptoss_mlx.terminal.progress_bars  # noqa: F401
+    import gptoss_mlx.terminal.progress_bars
+    import gptoss_mlx.terminal.rich_screen  # noqa: F401
 
 
 def keep(reply: int, *streams: int, request: list) -> NoReturn:
