@@ -35,7 +35,7 @@ NEAR = 0.7  # similarity of a command to what was typed, from which on it is sug
 NOTHING_YET = "nothing has been said yet"
 RE_READS = "; the next turn reads the conversation again"
 KEYS = """\
-Ctrl-C stops an answer and keeps its beginning; Ctrl-D leaves. To continue on another line, end a
+Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves. To continue on another line, end a
 line with \\ or press Alt-Enter; everything between two lines of \"\"\" is one message. //word sends
 /word, and @file attaches a file. !command runs in your shell and sends its output, but asks first;
 answer no to send the line as text. Several lines at once are always a message."""
@@ -320,12 +320,12 @@ COMMANDS = {
         Command("/copy [code]", "copy the last answer, or its last code block", _copy),
         Command(
             f"/reasoning [{'|'.join(EFFORTS)}|show|hide]",
-            "set how long to reason, or show or hide it",
+            "set the reasoning effort, or show or hide reasoning",
             _reasoning,
             changes=True,
         ),
         Command("/tools", "list the tools and their last results", _tools),
-        Command("/model [NAME]", "name the model, or switch to another", _model, changes=True),
+        Command("/model [NAME]", "show which model this is, or switch to another", _model, changes=True),
         Command("/context", "show what fills the context", _context),
         Command("/stats", "show the speed of each turn", _stats),
         Command("/system [TEXT|none]", "show the instructions, or start again with others", _system),
