@@ -35,10 +35,10 @@ NEAR = 0.7  # similarity of a command to what was typed, from which on it is sug
 NOTHING_YET = "nothing has been said yet"
 RE_READS = "; the next turn reads the conversation again"
 KEYS = """\
-Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves. To continue on another line, end a
-line with \\ or press Alt-Enter; everything between two lines of \"\"\" is one message. //word sends
-/word, and @file attaches a file. !command runs in your shell and sends its output, but asks first;
-answer no to send the line as text. Several lines at once are always a message."""
+Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves. To continue on another line,
+end a line with \\ or press Alt-Enter; everything between two lines of \"\"\" is one message.
+//word sends /word, and @file attaches a file. !command runs in your shell and sends its output,
+but asks first; answer no to send the line as text. Several lines at once are always a message."""
 
 
 @dataclass(frozen=True)
