@@ -79,7 +79,8 @@ class Zygote:
     ) -> Run:
         """Run `python WORDS` with these three streams; `terminal`: they are the terminal of a session that it leads."""
         ours, theirs = os.pipe()
-        request = json.dumps([list(words), dict(environment), folder or os.getcwd(), terminal]).encode()
+        variables = {name: os.fspath(value) for name, value in environment.items()}
+        request = json.dumps([list(words), variables, folder or os.getcwd(), terminal]).encode()
         socket.send_fds(self._socket, [len(request).to_bytes(4, "little")], [theirs, *streams])
         self._socket.sendall(request)
         os.close(theirs)

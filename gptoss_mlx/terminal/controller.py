@@ -83,6 +83,7 @@ class Chat:
             self.autosave.leave()
 
     def close(self) -> None:
+        """Let go of the model."""
         if hasattr(self, "session"):
             self.session.close()
 

@@ -89,7 +89,7 @@ def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     screen.note(f"> {text}")
     with _guarded(screen):
         Chat(session, screen).answer(partial(session.send, text))
-    for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
+    for stats in session.stats[-1:]:  # none if Ctrl-C stopped it
         screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
 
 

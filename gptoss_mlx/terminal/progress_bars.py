@@ -117,7 +117,7 @@ def _step_line(what: str, left: float | None) -> str:
 
 @contextmanager
 def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A callback that shows how far a prompt has been read; None where standard error is no terminal."""
+    """A callback that shows how far a prompt has been read; None if standard error is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return

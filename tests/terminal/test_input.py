@@ -185,7 +185,7 @@ def test_completion_of_files(typed, tmp_path):
     terminal.keys("@my\t").expect("my folder/")
 
 
-def test_the_status_is_one_dim_line_without_colours(typed):
+def test_the_status_is_one_dim_line_without_colors(typed):
     terminal = typed(status="1234567890" * 5, columns=40, PROMPT_TOOLKIT_NO_CPR="", NO_COLOR="1")
     assert 38 <= len(terminal.expect(r"\x1b\[0;2m(\d+)")[1]) <= 40
     terminal.resize(20)

@@ -21,7 +21,7 @@ IMPORTS = """
 from gptoss_mlx.terminal.region import Region
 from gptoss_mlx.terminal.rich_screen import RichScreen
 from gptoss_mlx.terminal.screen import PlainScreen"""
-# What a screen may send: colours and other looks, showing and hiding the cursor, erasing below it, moving it up.
+# What a screen may send: colors and other attributes, showing and hiding the cursor, erasing below it, moving it up.
 ALLOWED = re.compile(rb"\x1b\[([0-9;]*m|\?25[hl]|\?12l|J|\d+A)")
 
 
@@ -290,8 +290,8 @@ def test_markdown(drawn):
 def test_a_code_block_longer_than_the_screen(drawn):
     lines = """
 Region.INTERVAL, Region.SHARE = 0, 1
-screen.content("```\\n")
-for number in range(60):
+screen.content("```\\n" + "".join(f"line {number}\\n" for number in range(40)))
+for number in range(40, 60):
     screen.content(f"line {number}\\n")
 input()
 screen.content("```\\n\\nIt ends.\\n")
