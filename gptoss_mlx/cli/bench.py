@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError
 from .loading import model_folder, plan_memory, plan_to_keep, use_threads
-from .options import memory_options, model_argument, threads_option
+from .options import ModelOptions, model_argument, pass_model_options
 
 if TYPE_CHECKING:
     from ..bench.figures import Figures
@@ -91,19 +92,20 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Of the output.")
 @file_option("--plot", "Also draw speed and memory against context: .png or .svg.")
 @click.option("--submit", is_flag=True, help="Also write a report in one file, to paste into an issue.")
-@memory_options
-@threads_option
-def bench(model: str, random_weights: str | None, threads: int | None, **options: Any) -> None:
+@pass_model_options
+def bench(model: str, random_weights: str | None, model_options: ModelOptions, **options: Any) -> None:
     """Measure MODEL on this machine: start, prefill, decode and memory, each beside what the machine allows.
 
     Ctrl-C ends it, and what is done is printed.
     """
     context = click.get_current_context()  # not as a parameter: that name is an option's
     _check_options(context, options)
-    use_threads(threads)
+    use_threads(model_options.threads)
     with _folder(model, random_weights) as folder:
-        run = _compare if options["against"] else _measure
-        finished = run(context, folder, options)
+        if options["against"]:
+            finished = _compare(context, folder, options)
+        else:
+            finished = _measure(context, folder, model_options, options)
     if not finished:
         click.echo("interrupted", err=True)
         context.exit(130)
@@ -155,7 +157,7 @@ def _folder(model: str, random_weights: str | None) -> Iterator[Path]:
         yield folder
 
 
-def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> bool:
+def _measure(context: click.Context, folder: Path, model_options: ModelOptions, options: dict[str, Any]) -> bool:
     """Measure and show; whether it came to its end."""
     from ..bench import baseline
     from ..bench.facts import BenchmarkSpec, facts_of, setup_of
@@ -173,7 +175,7 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
         profile=options["profile"],
         replay=options["replay_routing"] and RoutingTrace.load(options["replay_routing"]),
     )
-    plan = _plan(folder, options, wanted.context)
+    plan = _plan(folder, model_options, wanted.context)
     earlier = options["baseline"] and baseline.read_baseline(options["baseline"])
     if earlier:
         baseline.check_comparable(describe(), facts_of(folder), setup_of(plan, wanted), wanted.points, earlier)
@@ -188,7 +190,7 @@ def _measure(context: click.Context, folder: Path, options: dict[str, Any]) -> b
     return figures.finished
 
 
-def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
+def _plan(folder: Path, options: ModelOptions, needed: int) -> MemoryPlan:
     """With room for what is measured, where no context is asked for. Raises GptOssError."""
     from ..model.recognition import open_converted
 
@@ -197,8 +199,8 @@ def _plan(folder: Path, options: dict[str, Any], needed: int) -> MemoryPlan:
             f"{needed:,} tokens of context are needed, and this model has {most:,}:"
             " give less --depth, --prompt or --generate"
         )
-    if options["context"] is None and plan_memory(folder, options).settings.context < needed:
-        options["context"] = needed
+    if options.context is None and plan_memory(folder, options).settings.context < needed:
+        options = replace(options, context=needed)
     return plan_to_keep(folder, options)
 
 

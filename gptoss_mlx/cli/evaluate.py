@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from ..errors import GptOssError, printable
 from ..memory.system import size_text
 from .completion import complete_models
 from .loading import model_folder, plan_to_keep, use_threads
-from .options import Text, memory_options, model_argument, threads_option
+from .options import ModelOptions, Text, model_argument, pass_model_options
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -75,12 +76,11 @@ FILE = click.Path(path_type=Path, dir_okay=False)
     help="Of an answer to a prompt, at most.",
 )
 @click.option("--show-wrong", is_flag=True, help="List the prompts that were not answered right.")
-@memory_options
-@threads_option
+@pass_model_options
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="To print."
 )
-def evaluate(model: str, **options: Any) -> None:
+def evaluate(model: str, model_options: ModelOptions, **options: Any) -> None:
     """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
@@ -96,17 +96,17 @@ def evaluate(model: str, **options: Any) -> None:
     """
     folder = model_folder(model)
     reference = None if options["reference"] is None else model_folder(options["reference"])
-    use_threads(options["threads"])
+    use_threads(model_options.threads)
     chosen = _chosen(folder, options)
-    context = chosen.context if options["context"] is None else options["context"]
-    plan = plan_to_keep(folder, options | {"context": context})
+    context = chosen.context if model_options.context is None else model_options.context
+    plan = plan_to_keep(folder, replace(model_options, context=context))
     from ..engine.interrupts import Interrupted, Interrupts
     from ..evaluation.task import Task
     from ..terminal.progress_bars import evaluation_progress
 
     reference_plan = None
     if reference is not None:
-        reference_plan = plan_to_keep(reference, options | {"context": chosen.text.context})
+        reference_plan = plan_to_keep(reference, replace(model_options, context=chosen.text.context))
     task = Task(plan, chosen, reference_plan)
     try:
         with Interrupts() as interrupts, evaluation_progress() as show:

@@ -24,14 +24,14 @@ MAX_PATH = 4096
 
 @dataclass
 class ModelMissing(GptOssError):
-    """A model that could be here but is not: `repository` would be converted into `folder`."""
+    """A model that could be installed but is not: `repository` would be converted into `folder`."""
 
     name: str
     repository: str
     folder: Path
 
     def __str__(self) -> str:
-        return f"{self.name} is not here yet: run `gptoss-mlx convert {self.repository} {self.folder}`"
+        return f"{self.name} is not installed; run `gptoss-mlx convert {self.repository} {self.folder}`"
 
 
 def user_home() -> Path:
@@ -39,7 +39,7 @@ def user_home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models and sessions") from None
+        raise GptOssError("this user has no home folder: set GPTOSS_MLX_HOME to one for models and sessions") from None
 
 
 def home() -> Path:
@@ -76,18 +76,25 @@ def last_used() -> Path | None:
         return None
 
 
+def hub_id(name: str) -> str:
+    """The hub repository that a short name stands for; any other name as it is."""
+    return SHORT_NAMES.get(name, name)
+
+
 def resolve(name: str) -> Path:
-    """The folder of a model. Raises ModelMissing where it can be had, GptOssError where the name means nothing, or
-    something else than a model."""
+    """The folder of a model. Raises ModelMissing where it can be downloaded, GptOssError where the name means nothing,
+    or something else than a model."""
     from .recognition import model_folder
 
     path = Path(os.path.expanduser(name))
     if os.path.lexists(path):  # unlike Path.exists, it takes any name
         return model_folder(path)
-    repository = SHORT_NAMES.get(name, name)
+    repository = hub_id(name)
     if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)
-        raise GptOssError(f"there is no model {name!r}: give a folder, {known}, or a hub id such as openai/gpt-oss-20b")
+        raise GptOssError(
+            f"there is no model {name!r}: give a folder, {known}, or a Hugging Face id such as openai/gpt-oss-20b"
+        )
     folder = kept_at(repository)
     if not os.path.isdir(folder):
         raise ModelMissing(name, repository, folder)

@@ -158,7 +158,7 @@ def test_generate_errors(run, demo_folder, tmp_path):
     assert_one_line_error(run("generate", demo_folder), "nothing to answer", status=2)
     assert_one_line_error(run("generate", demo_folder, "-p", "x", "--temperature", "-1"), "temperature")
     assert_one_line_error(run("generate", demo_folder, "-p", "x", "--max-tokens", "0"), "max-tokens", status=2)
-    assert_one_line_error(run("generate", demo_folder, "-p", "x", "--max-tokens", "2"), "no final part")
+    assert_one_line_error(run("generate", demo_folder, "-p", "x", "--max-tokens", "2"), "stopped before answering")
     assert_one_line_error(run("generate", tmp_path, "-p", "x"), "config.json")
     assert_one_line_error(run("generate", "no/such/model", "-p", "x"), "no model 'no/such/model'")
     assert_one_line_error(run("generate", "gpt-oss-20b", "-p", "x"), "gptoss-mlx convert openai/gpt-oss-20b")

@@ -201,7 +201,7 @@ class TestUpload:
         names = [line.split()[-1] for line in done.stdout.splitlines()[-20:] if line.endswith(("json", "safetensors"))]
         assert names == sorted(names, key=order)
         assert "notes.txt" not in done.stdout
-        assert done.stdout.endswith(f"in all, to {TARGET}\n")
+        assert done.stdout.endswith(f"in total, to {TARGET}\n")
 
 
 def order(name):

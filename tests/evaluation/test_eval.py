@@ -92,7 +92,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         file.write('{"prompt": 1}\n')
     assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
     assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
-    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is no context")
+    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is too small")
     for many in (200_000, 10**15):
         assert_one_line_error(run("eval", demo_folder, "--needle", many), "more than the model's 131,072")
     prompts.write_text(json.dumps({"prompt": "word " * 200_000, "answer": ""}))
