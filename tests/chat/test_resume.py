@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from chat.terminals import Terminal, golden
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message, call, result
+from terminal.terminals import Terminal, golden
 
 PROMPT = r"^> ?$"
 LONG = "".join(f"Line {number}.\n\n" for number in range(40)) + "```\n" + "code\n" * 3 + "```\n"

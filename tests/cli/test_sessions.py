@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from chat.terminals import Terminal
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
+from terminal.terminals import Terminal
 
 
 @pytest.fixture

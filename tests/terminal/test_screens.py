@@ -1,7 +1,7 @@
 """What a person sees: a chat in a terminal emulator of 30 rows by 100 columns, against the screens in golden/screens.
 
-After a change that is meant, `REGENERATE_SCREENS=1 pytest tests/chat/test_screens.py` writes them anew; then read the
-difference. Figures that vary are replaced before they are compared.
+After a change that is meant, `REGENERATE_SCREENS=1 pytest tests/terminal/test_screens.py` writes them anew; then read
+the difference. Figures that vary are replaced before they are compared.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chat.terminals import Terminal, golden
+from terminal.terminals import Terminal, golden
 
 CHATTING = Path(__file__).with_name("chatting.py")
 PROMPT = "^>$"
@@ -72,7 +72,7 @@ def test_answers_help_and_context(chat):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/context")
-    terminal.wait(r"marks: .*\n>$")
+    terminal.wait(r"snapshots: .*\n>$")
     golden("context", terminal)
     terminal.line("/help")
     terminal.wait(r"always a message\.\n>$")

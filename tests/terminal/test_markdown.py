@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chat.terminals import Terminal
 from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.terminal.screen import PlainScreen, Region, RichScreen
+from terminal.terminals import Terminal
 
 ROWS = 30
 NO_MARKS = "abyz<>\\$ "

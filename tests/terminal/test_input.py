@@ -13,8 +13,8 @@ import time
 import pexpect
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx.terminal.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
+from terminal.terminals import Terminal
 
 # Reads messages until the end, and writes of each its end as Python writes it, its length, and the seconds of a
 # processor that reading it took. What Ctrl-C does outside of `read` is for programs to say: here, nothing.
@@ -102,12 +102,13 @@ def test_ctrl_c_clears_tells_how_to_leave_and_leaves(typed):
     assert "the end" in terminal.end()
 
 
+@pytest.mark.parametrize("moments", [8, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("press", ["key", "signal"])
-def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(typed, press):
+def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(typed, press, moments):
     terminal = typed(PYTHONDEVMODE="1")  # tells of what is not closed, or awaited
-    for count in range(60):
+    for count in range(moments):
         terminal.keys("\r")
-        time.sleep(count * 0.0004)
+        time.sleep(count * 0.024 / moments)
         terminal.keys("\x03") if press == "key" else terminal.child.kill(signal.SIGINT)
         terminal.keys(f"end of {count}\r").expect(f"got 'end of {count}'")
         terminal.prompt()
@@ -199,11 +200,10 @@ def test_the_status_is_one_dim_line_without_colours(typed):
 def test_a_paste_of_a_megabyte(typed):
     terminal = typed()
     lines = "a line of some fifty characters in several words\r" * 20_000
-    started = time.monotonic()
     terminal.keys(f"\x1b[200~{lines}\x1b[201~the end").expect("the end")
     assert terminal.keys("\r").got().endswith("words\na line of some fifty characters in several words\nthe end")
     assert terminal.length == len(lines) + len("the end")
-    assert time.monotonic() - started < 10
+    assert terminal.spent < 10
 
 
 def test_nothing_to_do_takes_no_time_of_a_processor(typed):
@@ -269,6 +269,7 @@ print("got", text, session.steps)
 """
 
 
+@pytest.mark.timing
 def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
     busy, idle = (Typist(SLOW, [tmp_path / left, left], environment) for left in ("1", "0"))
     for terminal in (busy, idle):
@@ -294,7 +295,8 @@ def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
     assert max(steps) * 0.012 < 0.2
 
 
-def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
+def test_an_idle_selector_works_until_something_is_ready_or_time_is_up(monkeypatch):
+    monkeypatch.setattr("gptoss_mlx.terminal.input.QUIET", 1)
     ours, theirs = os.pipe()
     steps = []
 
@@ -314,10 +316,10 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
     ready = time.monotonic()
     assert selector.select(0.05) == []  # somebody types: no step yet
     assert len(steps) == 3
-    assert selector.select(0.3) == []
+    assert selector.select(1.3) == []
     assert len(steps) == 5
-    assert steps[3] - ready > 0.15
-    assert time.monotonic() - ready > 0.33
+    assert steps[3] - ready > 0.95
+    assert time.monotonic() - ready > 1.33
     selector.close()
 
 
