@@ -13,6 +13,7 @@ from gptoss_mlx.cli import first_run
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
 from gptoss_mlx.model import model_store
+from terminal.terminals import Spawn
 
 ASKED = "a number, or q to leave: "
 READY = "/exit leaves"
@@ -29,7 +30,7 @@ def start(command, environment, home):
 
     def start(**changes):
         own = {"GPTOSS_MLX_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
-        return pexpect.spawn(
+        return Spawn(
             command[0],
             command[1:],
             env=environment | own | changes,

@@ -4,13 +4,17 @@ import json
 import os
 import subprocess
 import time
-from itertools import chain, combinations
+from itertools import combinations
 
 import pytest
 
 QUESTION, ANSWER = "What is 12 + 30?", "12 + 30 = 42\n"
 CLOSED = ("<&-", ">&-", "2>&-")
-ALL_CLOSED = list(chain.from_iterable(combinations(CLOSED, count) for count in (1, 2, 3)))
+ALL_CLOSED = [
+    pytest.param(closed, marks=[pytest.mark.slow] * (count == 2))
+    for count in (1, 2, 3)
+    for closed in combinations(CLOSED, count)
+]
 
 
 @pytest.fixture
@@ -39,7 +43,11 @@ def test_closed_streams_are_as_the_null_device(redirected, demo_folder, closed):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("args", [["chat", "MODEL", "--no-kv"], ["demo"], ["plan", "MODEL"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [["chat", "MODEL", "--no-kv"], pytest.param(["demo"], marks=pytest.mark.slow), ["plan", "MODEL"]],
+    ids=" ".join,
+)
 def test_every_kind_of_command_does_without_an_output(redirected, demo_folder, args):
     done = redirected([">&-"], *[demo_folder if arg == "MODEL" else arg for arg in args], stdin=f"{QUESTION}\n")
     assert (done.returncode, done.stdout) == (0, "")
