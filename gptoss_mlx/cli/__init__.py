@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from ..errors import GptOssError, printable
-from ..terminal.screen import without_controls
+from ..terminal.safe_text import without_controls
 from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, sessions
 
 PROGRAM = "gptoss-mlx"

@@ -222,7 +222,7 @@ def _piped(maximum: int) -> str:
 
 def _approval(yes: bool) -> Approve:
     """Show on standard error what a tool would do, and ask where somebody can answer."""
-    from ..terminal.screen import call_text
+    from ..terminal.safe_text import call_text
 
     def approve(call: ToolCall, preview: str) -> bool:
         click.echo(call_text(call.name, preview), err=True)

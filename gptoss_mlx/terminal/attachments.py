@@ -1,6 +1,6 @@
-"""What a message brings along: the text of files that it names as @file, and the output of a command.
+"""What is attached to a message: the text of files that it names as @file, and the output of a command.
 
-Knows files, processes, and how a model likes to read them; who may run what, its callers decide.
+Knows files, processes, and how they are written down for a model; whether a command may run, its callers decide.
 """
 
 from __future__ import annotations
@@ -35,24 +35,26 @@ TO_CLEAN_UP = 1  # second that Ctrl-C leaves to a command
 
 @dataclass(frozen=True)
 class Expanded:
-    """A message as the model reads it, and lines that tell the person what was added."""
+    """A message with the files that it names."""
 
     text: str
+    """The message as the model reads it."""
     notes: list[str]
+    """Lines for the person, about what was attached."""
 
 
 def mention(path: str, quoted: bool = False) -> str:
-    """How a message names a file; a folder's name stays open, so that more can be typed behind it."""
+    """How a message names a file; the quotes around a folder's name stay open, so that more can be typed."""
     if not quoted and " " not in path:
         return f"@{path}"
     return f'@"{path}' if path.endswith("/") else f'@"{path}"'
 
 
 def expand(text: str) -> Expanded:
-    """Put the files that a message names as @path or @"path with spaces" behind it, each once.
+    """Append the files that a message names as @path or @"path with spaces", each once.
 
-    What names no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
-    hold code. Raises GptOssError for what cannot be attached: devices, binary and large files, and unreadable ones.
+    A name of no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
+    hold code. Raises GptOssError for devices, binary, large and unreadable files.
     """
     files: dict[str, str] = {}
     folders: dict[str, None] = {}
@@ -86,7 +88,7 @@ def _size(content: str) -> str:
 
 
 def _existing(match: re.Match[str]) -> str | None:
-    """The name of something that exists; punctuation behind a bare word may belong to the sentence."""
+    """The name, if something of that name exists; punctuation after a bare word may belong to the sentence."""
     names = [match["quoted"]] if match["quoted"] else [match["word"], match["word"].rstrip(PUNCTUATION)]
     return next((name for name in names if name and os.path.lexists(os.path.expanduser(name))), None)
 

@@ -79,8 +79,8 @@ def test_the_last_exchange_is_shown(started):
     assert re.search(r'Bermi\?\nget_weather \{"city": "Bermi"\}\n15 degrees\nsunny\nwind\nwind\n\.\.\. 8 more', seen)
     assert "I look it up" not in seen
     assert "An older" not in seen
-    seen = after(terminal, "/load unfinished.json", "goes on\\)")
-    assert seen.endswith("> How many?\nAs many as\n\n(this answer is not finished; /continue goes on)")
+    seen = after(terminal, "/load unfinished.json", "resumes\\)")
+    assert seen.endswith("> How many?\nAs many as\n\n(this answer is unfinished; /continue resumes)")
     seen = after(terminal, "/load no-answer.json", "asks for one\\)")
     assert seen.endswith("> Is anybody there?\n(no answer; /continue asks for one)")
     seen = after(terminal, "/load stopped-tool.json", "asks for one\\)")
@@ -91,7 +91,7 @@ def test_the_last_exchange_is_shown(started):
     assert "Line 30." not in seen
     assert "/export FILE.md writes all of it" in seen
     terminal.line("/load many-calls.json")
-    terminal.wait("Done.\n\n\\(this is the end of a longer answer: .* all of it\\)")
+    terminal.wait("Done.\n\n\\(this is only the end of the answer: .* all of it\\)")
     assert terminal.seen.rpartition("> Go!")[2].count("get_weather") == 3
     terminal.line("/reasoning show")
     after(terminal, "/load tools.json", "degrees.")

@@ -145,6 +145,6 @@ def test_the_history_is_no_link(tmp_path, capsys):
     (tmp_path / "precious").chmod(0o644)
     (tmp_path / "history").symlink_to(tmp_path / "precious")
     open_history(tmp_path / "history").store_string("Hello")
-    assert "messages are not kept for later chats" in capsys.readouterr().err
+    assert "the history of messages is not saved" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "precious"
     assert stat.S_IMODE((tmp_path / "precious").stat().st_mode) == 0o644

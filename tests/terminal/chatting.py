@@ -17,7 +17,7 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.terminal.loop import run
-from gptoss_mlx.terminal.screen import Region
+from gptoss_mlx.terminal.region import Region
 
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 

@@ -5,9 +5,7 @@ import pytest
 from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.terminal.controller import Chat
-from gptoss_mlx.terminal.screen import (
-    PlainScreen,
-)
+from gptoss_mlx.terminal.screen import PlainScreen
 from terminal.talking import SessionAutosave
 
 

@@ -9,10 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from gptoss_mlx.terminal import progress_bars
-from gptoss_mlx.terminal.screen import (
-    Region,
-    finished_blocks,
-)
+from gptoss_mlx.terminal.region import Region
+from gptoss_mlx.terminal.rich_screen import finished_blocks
 
 
 @pytest.mark.parametrize(("wait", "shown"), [(0.0, True), (60.0, False)])

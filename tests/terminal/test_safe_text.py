@@ -1,11 +1,6 @@
 """Text that goes to a terminal: without what would steer it or hide in it."""
 
-from gptoss_mlx.terminal.screen import (
-    call_text,
-    shortened,
-    with_all_visible,
-    without_controls,
-)
+from gptoss_mlx.terminal.safe_text import call_text, shortened, with_all_visible, without_controls
 
 
 def test_control_characters_become_marks():

@@ -23,25 +23,25 @@ def test_help_has_every_command(chat, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("/fly", "there is no command /fly: /help lists them"),
-        ("/rety", "there is no command /rety: is it /retry?"),
-        ("/foo", "there is no command /foo: /help lists them"),
+        ("/fly", "unknown command /fly: /help lists them all"),
+        ("/rety", "unknown command /rety: did you mean /retry?"),
+        ("/foo", "unknown command /foo: /help lists them all"),
         ("/load", "usage: /load FILE"),
         ("/undo it", "usage: /undo"),
         ("/export talk.txt", "usage: /export FILE.md|FILE.json"),
         ("/copy it", "usage: /copy [code]"),
         ("/reasoning extreme", "usage: /reasoning [none|low|medium|high|show|hide]"),
-        ("/reasoning", "reasoning medium"),
+        ("/reasoning", "reasoning effort: medium"),
         ("/load nowhere/nothing", "error: cannot read nowhere/nothing: No such file or directory"),
         ("/save talk.json", "error: nothing has been said yet"),
         ("/export talk.md", "error: nothing has been said yet"),
         ("/export talk.json", "error: nothing has been said yet"),
         ("/system", "no instructions"),
-        ("/copy", "error: nothing has been answered yet"),
+        ("/copy", "error: there is no answer yet"),
         ("/retry", "error: nothing has been asked yet"),
         ("/edit", "error: nothing has been asked yet"),
         ("/continue", "error: the last answer is complete: there is nothing to go on with"),
-        ("/model other", "error: no other model can be loaded here"),
+        ("/model other", "error: this chat cannot load another model"),
         ("/load \x1b[2J", "error: cannot read \\x1b[2J: No such file or directory"),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_tools_hold_and_may_do_ends_with_the_conversation(chat, capsys, tmp
 def test_questions_taken_back_and_asked_again(chat, capsys):
     say(chat, "What is 12 + 30?")
     say(chat, "What is 40 - 7?")
-    assert notes(chat, capsys, "/undo") == ["taken back: What is 40 - 7?"]
+    assert notes(chat, capsys, "/undo") == ["removed: What is 40 - 7?"]
     run_line(chat, "/retry")
     assert capsys.readouterr().out == "12 + 30 = 42\n"
     run_line(chat, "/edit")
@@ -90,15 +90,15 @@ def test_questions_taken_back_and_asked_again(chat, capsys):
 
 
 def test_effort(chat, capsys):
-    again = ": the next turn reads the conversation again"
-    assert notes(chat, capsys, "/reasoning low") == ["reasoning low"]
+    again = "; the next turn reads the conversation again"
+    assert notes(chat, capsys, "/reasoning low") == ["reasoning effort: low"]
     say(chat, "What is 12 + 30?")
     lines = ["/reasoning none", "/reasoning low", "/reasoning high", "/reasoning high"]
     assert notes(chat, capsys, *lines) == [
-        "reasoning none",
-        "reasoning low",
-        "reasoning high" + again,
-        "reasoning high",
+        "reasoning effort: none",
+        "reasoning effort: low",
+        "reasoning effort: high" + again,
+        "reasoning effort: high",
     ]
 
 
@@ -122,7 +122,7 @@ def test_files(chat, capsys, tmp_path):
     assert "## My locker code is 4711." in (tmp_path / "c.md").read_text()
     said = notes(chat, capsys, f"/save {tmp_path}/nowhere/talk.json")
     assert said == [f"error: cannot write {tmp_path}/nowhere/talk.json: No such file or directory"]
-    assert notes(chat, capsys, "/reset", f"/load {tmp_path}/a.json")[1] == f"3 messages from {tmp_path}/a.json"
+    assert notes(chat, capsys, "/reset", f"/load {tmp_path}/a.json")[1] == f"loaded 3 messages from {tmp_path}/a.json"
     say(chat, "What is my locker code?")
     assert capsys.readouterr().out == "Your locker code is 4711.\n"
 
@@ -139,7 +139,7 @@ def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, t
     if reply == "y":
         assert Transcript.read(path).messages == chat.session.messages
     else:
-        assert said == [f"error: {path} exists already, and stays as it is: choose another name"]
+        assert said == [f"error: {path} exists and was not replaced: choose another name"]
         assert path.read_text() == "mine"
 
 
@@ -175,7 +175,7 @@ def test_another_model_goes_on_with_the_conversation(chat, capsys, demo_folder, 
     chat.load = load_session
     say(chat, "My locker code is 4711.")
     assert notes(chat, capsys, "/model")[0].startswith(f"model in {demo_folder}")
-    assert "the next turn reads" in notes(chat, capsys, f"/model {demo_folder}")[0]
+    assert "switched to model; the next turn reads" in notes(chat, capsys, f"/model {demo_folder}")[0]
     assert notes(chat, capsys, f"/model {endless_folder}") == ["error: out of memory"]
     assert loaded == [str(demo_folder), str(endless_folder), str(demo_folder)]
     say(chat, "What is my locker code?")
@@ -212,7 +212,7 @@ def test_the_last_code_block_is_copied(chat, capsys, monkeypatch, tmp_path, answ
     chat.session.restore(replace(transcript, messages=messages))
     said = notes(chat, capsys, "/copy code")
     if code is None:
-        assert said == ["error: there is no code block in the last answer"]
+        assert said == ["error: the last answer has no code block"]
     else:
-        assert said == [f"copied {len(code)} characters through wl-copy"]
+        assert said == [f"copied {len(code)} characters with wl-copy"]
         assert (tmp_path / "clipboard").read_text() == code

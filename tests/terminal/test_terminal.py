@@ -17,9 +17,7 @@ from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.terminal import controller, loop
 from gptoss_mlx.terminal.controller import Chat
 from gptoss_mlx.terminal.loop import converse
-from gptoss_mlx.terminal.screen import (
-    PlainScreen,
-)
+from gptoss_mlx.terminal.screen import PlainScreen
 from gptoss_mlx.terminal.slash_commands import run_line
 from gptoss_mlx.tools.toolbox import Function, Toolbox
 from terminal.talking import Lines, Notebook, asked, notes, replaced, say
@@ -170,15 +168,15 @@ def test_the_status_is_what_the_next_prompt_takes_and_begins_with_the_name(chat,
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_tokens": 9}, "(broke off at --max-tokens; /continue goes on)"),
+        ({"max_tokens": 9}, "(stopped at --max-tokens; /continue resumes)"),
         (
             {},
-            "(broke off at the end of the context: /undo takes the last question back, /reset starts anew, "
-            "and chat --when-full drop would go on without the oldest turns)",
+            "(stopped: the context is full; /undo removes the last question, /reset clears the chat, "
+            "and `gptoss-mlx chat --when-full drop` drops the oldest turns)",
         ),
         (
             {"drop_when_full": True},
-            "(broke off at the end of the context: /undo takes the last question back, /reset starts anew)",
+            "(stopped: the context is full; /undo removes the last question, /reset clears the chat)",
         ),
     ],
 )
@@ -188,7 +186,7 @@ def test_why_an_answer_broke_off(endless_folder, capsys, options, said):
     converse(chat, Lines("Hello", "/continue"))
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("(", "error"))]
     assert notes[0] == said
-    assert notes[1].startswith("(broke off at --max-tokens" if "max_tokens" in options else "error: ")
+    assert notes[1].startswith("(stopped at --max-tokens" if "max_tokens" in options else "error: ")
 
 
 def test_an_answer_that_goes_on_when_turns_are_dropped(endless_folder, capsys):
@@ -198,7 +196,7 @@ def test_an_answer_that_goes_on_when_turns_are_dropped(endless_folder, capsys):
     converse(chat, Lines("Hello"))
     session.max_tokens = None
     converse(chat, Lines("Hello again"))
-    assert "(broke off at the end of the context; /continue drops the oldest turns" in capsys.readouterr().err
+    assert "(stopped: the context is full; /continue drops the oldest turns" in capsys.readouterr().err
     converse(chat, Lines("/continue"))
     said = capsys.readouterr().err
     assert "oldest messages were dropped" in said
@@ -214,7 +212,7 @@ def test_a_message_with_a_slash(run, demo_folder, tmp_path):
 def test_a_session_is_kept_when_it_is_asked_and_when_it_is_answered(chat, capsys):
     say(chat, "What is 12 + 30?")
     assert chat.autosave.told == [(False, 1), (True, 3)]
-    assert notes(chat, capsys, "/save", "/save sums", "/save") == ["kept as talk", "kept as sums", "kept as sums"]
+    assert notes(chat, capsys, "/save", "/save sums", "/save") == ["saved as talk", "saved as sums", "saved as sums"]
     said = notes(chat, capsys, "/reset", "/system Be brief.", "/system", "/system none", "/system")
     assert said == [
         "new conversation",
@@ -237,7 +235,7 @@ def test_a_session_that_is_stopped_is_kept_and_goes_on(chat, capsys, monkeypatch
     with monkeypatch.context() as patches:
         patches.setattr(chat.screen, "content", stop_at_the_answer)
         say(chat, "What is 12 + 30?")
-    assert capsys.readouterr() == ("1", "(stopped; /continue goes on)\n")
+    assert capsys.readouterr() == ("1", "(stopped; /continue resumes)\n")
     assert chat.autosave.told == [(False, 1), (True, 2)]
     run_line(chat, "/continue")
     assert chat.session.messages[-1].content == "12 + 30 = 42"
@@ -252,7 +250,7 @@ def test_a_disk_that_is_full_is_told_once(chat, capsys, monkeypatch):
     say(chat, "What is 12 + 30?")
     assert capsys.readouterr() == (
         "12 + 30 = 42\n" * 2,
-        "(this session is not kept: cannot write talk.json: No space left on device)\n",
+        "(this session is not saved: cannot write talk.json: No space left on device)\n",
     )
 
 
