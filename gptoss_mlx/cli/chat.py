@@ -169,7 +169,7 @@ def generate(
     tool_options: ToolOptions,
     model_options: ModelOptions,
 ) -> None:
-    """Answer once; standard output gets the answer alone.
+    """Answer one prompt; only the answer goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last.
     """
@@ -255,7 +255,10 @@ def _generate(session: Session, text: str) -> None:
 
 @click.command(epilog="Example: gptoss-mlx demo")
 def demo() -> None:
-    """Convert the small model that comes with gptoss-mlx, ask it three questions, and start a chat with it."""
+    """Convert a small model, ask it three questions, and chat.
+
+    The model is included in gptoss-mlx, so that nothing is downloaded.
+    """
     import shutil
 
     from ..demo import CHECKPOINT, FUNCTIONS, QUESTIONS

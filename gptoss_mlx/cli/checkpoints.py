@@ -53,9 +53,10 @@ def convert(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Convert SOURCE, a folder or a Hugging Face id, into the new MLX folder DEST.
+    """Convert the checkpoint SOURCE into the new MLX folder DEST.
 
-    An interrupted conversion resumes when the same command runs again. The recipes:
+    SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. An interrupted conversion resumes when the same
+    command runs again. The recipes:
 
     \b
     mxfp4-q4        experts as published, all else 4-bit
@@ -149,7 +150,7 @@ def _subject(name: str, revision: str | None) -> Subject:
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def compare(source: Path, model: str, file: Path | None, tokens: int, show_tensors: bool, as_json: bool) -> None:
-    """Measure how far the converted MODEL is from SOURCE, the checkpoint that it was made from.
+    """Measure how far a converted MODEL is from its SOURCE.
 
     Reports the error of every tensor. On a text, computed in FP32 with both sets of weights, reports the KL divergence
     of the predictions (in nats), both perplexities, and how often both predict the same token.
@@ -177,7 +178,7 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
 @click.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
 @model_argument()
 def verify(model: str) -> None:
-    """Check every byte of a converted MODEL against the checksums from its conversion."""
+    """Check every byte of a converted MODEL by its checksum."""
     from gptoss_convert import Progress
     from gptoss_convert.verification import verify as check
 
@@ -198,10 +199,10 @@ def verify(model: str) -> None:
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--dry-run", is_flag=True, help="Print the model card and the files instead, without a connection.")
 def upload(model: str, repository: str, dry_run: bool) -> None:
-    """Upload the converted MODEL to the Hugging Face repository OWNER/NAME, with a model card.
+    """Upload the converted MODEL to Hugging Face, with a model card.
 
-    Creates the repository if it does not exist, and the card if the folder has no README.md. An interrupted upload
-    resumes when the same command runs again.
+    Creates the repository OWNER/NAME if it does not exist, and the card if the folder has no README.md. An interrupted
+    upload resumes when the same command runs again.
     """
     _upload(resolve(model), repository, dry_run)
 

@@ -24,7 +24,9 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print the script that makes SHELL complete commands, options and models when Tab is pressed.
+    """Print a script that lets SHELL complete with Tab.
+
+    It completes commands, options, models and sessions. To install it:
 
     \b
     bash  echo 'eval "$(gptoss-mlx completion bash)"' >> ~/.bashrc

@@ -37,9 +37,10 @@ class Setting:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_context
 def config(context: click.Context, command: str | None, as_json: bool) -> None:
-    """Print the settings of every command, or of COMMAND, and where each comes from.
+    """Print the settings of all commands, or of COMMAND.
 
-    The config file is ~/.config/gptoss-mlx/config.toml, or the file named by GPTOSS_MLX_CONFIG.
+    Each with its source: the config file, the environment, or the default. The config file is
+    ~/.config/gptoss-mlx/config.toml, or the file named by GPTOSS_MLX_CONFIG.
     """
     root = context.find_root()
     if command not in (None, *commands_of(root)):

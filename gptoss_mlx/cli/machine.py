@@ -25,7 +25,10 @@ from .options import ModelOptions, model_argument, pass_plan_options
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(model: str, device: str | None, as_json: bool, model_options: ModelOptions) -> None:
-    """Show how much memory MODEL will take, and what is given up to make it fit. Reads no weights."""
+    """Show how MODEL will fit into memory.
+
+    A row for each part, and what is given up to make it fit. Reads no weights.
+    """
     made = plan_memory(resolve(model), model_options, device)
     if as_json:
         click.echo(json.dumps(made.as_dict(), indent=1))
@@ -40,7 +43,7 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
     "--self-test", "as_test", is_flag=True, help="Also check that this machine computes correctly (a few seconds)."
 )
 def doctor(as_test: bool) -> None:
-    """Show this machine's device, compiled kernels and memory, and the versions in use."""
+    """Show this machine's device, kernels, memory and versions."""
     from . import self_test
 
     for name, value in self_test.facts():

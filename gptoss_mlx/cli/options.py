@@ -203,10 +203,13 @@ pass_tool_options = _passed_as(
     "tool_options",
     ToolOptions,
     click.option(
-        "--tools", type=_FILE, metavar="FILE", help="Let the model call the commands that this TOML file lists."
+        "--tools",
+        type=_FILE,
+        metavar="FILE",
+        help="Let the model call the commands in FILE; see examples/tools.toml.",
     ),
     click.option("--python", is_flag=True, help="Let the model run Python in a sandbox without network."),
-    click.option("--unsafe-python", is_flag=True, help="Let the model run Python without a sandbox, as you."),
+    click.option("--unsafe-python", is_flag=True, help="Let the model run Python without a sandbox, with your rights."),
     click.option(
         "--browse",
         type=UserPath(exists=True, file_okay=False),

@@ -54,14 +54,6 @@ def test_a_chat_is_kept_and_found_again(run, demo_folder, tmp_path, changes):
     assert run("sessions", "show", **changes).returncode == 0
 
 
-def test_the_locale_is_one_without_unicode(zygotes, environment, tmp_path):
-    """Or these tests would prove nothing: it cannot encode what a terminal with Unicode shows."""
-    (tmp_path / "talk.txt").write_text("<|channel|>final<|message|>größe<|return|>", encoding="utf-8")
-    args = ["harmony", "parse", str(tmp_path / "talk.txt")]
-    for changes, shown in (({}, r"gr\xf6\xdfe"), ({"PYTHONUTF8": "1"}, "größe")):
-        assert shown in zygotes(changes).run(args, "", environment | ASCII | changes, timeout=60).stdout
-
-
 def test_what_is_typed_is_utf_8(run, demo_folder):
     """The demo model says nothing of such words; that they arrive whole, a tokenizer's count tells."""
     args = ["generate", str(demo_folder), "--temperature", "0", "-p", QUESTION, "--system", QUESTION]
@@ -92,6 +84,7 @@ def test_a_folder_whose_name_is_no_text(run, demo_folder, tmp_path, utf8):
 
 
 def test_a_name_that_the_locale_cannot_say(run, demo_folder):
+    """This also shows that the locale of these tests has no Unicode."""
     lines = "Hello\n/save ümlaut\n/save /tmp/ü/ü.json\n/export ü.md\n"
     done = run("chat", str(demo_folder), stdin=lines)
     assert done.returncode == 0
