@@ -50,7 +50,7 @@ ENDOFTEXT = "<|endoftext|>"
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
 # The names in an unfinished folder, with those that a Mac adds.
 OURS = re.compile(
-    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.(json|new)|\._.*|\.DS_Store|"
+    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.json|\.\w{8}\.partial|\._.*|\.DS_Store|"
     + "|".join(
         map(
             re.escape, (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *COMPANIONS)

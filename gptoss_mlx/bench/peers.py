@@ -23,7 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
-from ..errors import LONGEST, GptOssError
+from ..errors import MAX_LENGTH, GptOssError
 from ..memory.system import size_text
 from ..process import signal_group
 from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
@@ -401,7 +401,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], written: Sequence[BinaryI
 
 
 def _last_line(errors: BinaryIO) -> str:
-    errors.seek(max(errors.seek(0, os.SEEK_END) - LONGEST, 0))
+    errors.seek(max(errors.seek(0, os.SEEK_END) - MAX_LENGTH, 0))
     lines = errors.read().decode(errors="replace").split("\n")
     return next((line.strip().removeprefix("error: ") for line in reversed(lines) if line.strip()), "")
 

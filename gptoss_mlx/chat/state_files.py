@@ -12,10 +12,8 @@ still what was written.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from ..device import backend
 from ..engine.generate import Model
 from ..engine.prompt_cache import PromptCache, common_prefix
 from ..errors import GptOssError
-from ..files import utf8_path
+from ..files import replacing, utf8_path
 from ..model.checkpoint import read_header
 from ..model.kv_cache import KV_CHUNK, KVCache, Snapshot
 from ..untrusted import os_error_text
@@ -114,27 +112,14 @@ class StateFiles:
             raise GptOssError(f"cannot keep the KV state in {self.folder}: {os_error_text(error)}") from None
 
     def _save(self, start: int, end: int, prompt_cache: PromptCache, snapshot: Snapshot | None) -> None:
-        """Raises OSError, GptOssError."""
+        """Raises OSError."""
         ids = prompt_cache.ids[start:end]
         arrays = {"ids": mx.array(ids, mx.uint32)}
         arrays |= {f"full.{name}": part for name, part in prompt_cache.cache.chunk(start, end).items()}
         arrays |= {f"ring.{name}": ring for name, ring in (snapshot.rings if snapshot else {}).items()}
         metadata = self._metadata(start) | {CHECKSUM: _checksum(arrays)}
-        path = self._path(start, end)
-        partial = path.with_name(f".{path.name}")  # MLX wants the suffix
-        try:
-            partial.touch(mode=0o600)
-            try:
-                mx.save_safetensors(utf8_path(partial), arrays, metadata)
-            except RuntimeError:  # in MLX's words
-                raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
+        with replacing(self._path(start, end), private=True) as file:
+            mx.save_safetensors(file, arrays, metadata)
         self._chunks.append((start, end))
         self._ids += ids
 

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
-from ..files import open_own_folder, sweep
+from ..files import lock, open_own_folder, sweep
 from ..model.model_store import user_home
 from ..untrusted import os_error_text
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
-STATE_FILE = re.compile(r"\.?\d{9}-\d{9}\.safetensors")  # of a KV state: `state_files` says what is in it
+STATE_FILE = re.compile(r"\d{9}-\d{9}\.safetensors|\.\w{8}\.partial")  # see `state_files`
 MAX_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
@@ -224,21 +223,14 @@ def _lock(kept: SessionEntry) -> int:
         try:
             with suppress(OSError):  # a disk that knows no owners
                 os.fchmod(descriptor, 0o700)
-            with suppress(OSError):  # file systems without locks are used without
-                _flock(descriptor, kept)
+            if lock(descriptor) is False:
+                raise InUse(f"the session {kept.name!r} is in use by another gptoss-mlx")
             if _is_at(descriptor, kept.state):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _flock(descriptor: int, kept: SessionEntry) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InUse(f"the session {kept.name!r} is in use by another gptoss-mlx") from None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

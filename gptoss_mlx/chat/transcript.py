@@ -20,7 +20,7 @@ from ..errors import GptOssError
 from ..files import replace_file
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
-from ..untrusted import open_regular, os_error_text
+from ..untrusted import os_error_text, read_regular
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20
@@ -66,11 +66,7 @@ class Transcript:
     def read(cls, path: Path) -> Transcript:
         """Raises GptOssError."""
         try:
-            with open_regular(path) as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise GptOssError(f"{path} has more than {MAX_BYTES:,} bytes: not a conversation")
-            data = json.loads(content)
+            data = json.loads(read_regular(path, MAX_BYTES))
         except OSError as error:
             raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None
         except (ValueError, RecursionError) as error:

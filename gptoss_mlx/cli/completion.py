@@ -6,7 +6,6 @@ Runs at each press of Tab, so that it reads names and imports nothing heavy. Fol
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from ..chat.store import Store, sessions_folder
 from ..model.model_store import SHORT_NAMES, converted
+from ..untrusted import parse_toml
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -50,12 +50,7 @@ def complete_sources(context: click.Context, parameter: click.Parameter, typed: 
 
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    return _items("file", tomllib.loads(_beside("gptoss_convert", "recipes.toml")), typed)
+    return _items("file", parse_toml(_beside("gptoss_convert", "recipes.toml")), typed)
 
 
 def complete_devices(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -76,12 +71,12 @@ def commands_of(context: click.Context) -> Mapping[str, click.Command]:
     return context.command.commands
 
 
-def _beside(package: str, name: str) -> str:
-    """The text of a file in a package, which is not imported, because it would import NumPy."""
+def _beside(package: str, name: str) -> bytes:
+    """A file in a package, which is not imported, because it would import NumPy."""
     spec = find_spec(package)
     origin = spec and spec.origin
     assert origin, f"{package} is installed with this module"
-    return Path(origin).with_name(name).read_text(encoding="utf-8")
+    return Path(origin).with_name(name).read_bytes()
 
 
 def _items(paths: str | None, names: Iterable[str], typed: str) -> list[CompletionItem]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GptOssError
-from ..untrusted import lexists, open_regular
+from ..untrusted import lexists, read_regular
 from .panics import library_errors
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ class Tokenizer:
         if not lexists(path):
             raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
         with library_errors(f"cannot read {path}"):
-            with open_regular(path) as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES:,} bytes")
+            data = read_regular(path, MAX_BYTES)
             if _has_prefix(data):
                 raise ValueError("a gpt-oss tokenizer has no continuing_subword_prefix")
             backend = Backend.from_buffer(data)

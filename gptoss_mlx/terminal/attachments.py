@@ -19,7 +19,7 @@ from ..chat.transcript import fenced
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError, printable
 from ..process import end, start
-from ..untrusted import open_regular, os_error_text
+from ..untrusted import os_error_text, read_regular
 
 MAX_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
@@ -97,13 +97,9 @@ def _read(name: str) -> str:
     try:
         if _is_empty(os.path.expanduser(name)):
             return ""
-        with open_regular(Path(os.path.expanduser(name))) as file:
-            data = file.read(MAX_FILE + 1)
-            size = os.fstat(file.fileno()).st_size
+        data = read_regular(Path(os.path.expanduser(name)), MAX_FILE)
     except OSError as error:
         raise GptOssError(f"cannot attach {name}: {os_error_text(error)}") from None
-    if len(data) > MAX_FILE:
-        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {MAX_FILE:,} are the most")
     with suppress(UnicodeDecodeError):
         content = data.decode("utf-8-sig")
         if "\0" not in content:

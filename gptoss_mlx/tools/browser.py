@@ -28,7 +28,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import GptOssError, printable
-from ..untrusted import descriptor_beneath, open_beneath, os_error_text, parse_json
+from ..untrusted import descriptor_beneath, open_beneath, os_error_text, parse_json, read_up_to
 
 WIDTH = 80  # columns
 VIEW_BYTES = 5000  # of the lines in a view, some 1,250 tokens of English
@@ -442,13 +442,10 @@ def _opened(root: Path, names: Sequence[str]) -> Iterator[int]:
 def _read_text(root: Path, names: Sequence[str]) -> str:
     """Raises OSError also for what is too large, or not text."""
     with open_beneath(root, names) as file:
-        data = file.read(8192)
-        if b"\0" in data:
+        begun = file.read(8192)
+        if b"\0" in begun:
             raise OSError(0, "it is not text")
-        data += file.read(MAX_BYTES + 1 - len(data))
-    if len(data) > MAX_BYTES:
-        raise OSError(0, f"it is larger than {MAX_BYTES:,} bytes")
-    return data.decode(errors="replace")
+        return read_up_to(file, MAX_BYTES, begun).decode(errors="replace")
 
 
 def _snippet(page: Page, rarity: dict[re.Pattern[str], float]) -> tuple[int, str]:

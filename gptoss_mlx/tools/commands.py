@@ -36,7 +36,6 @@ import selectors
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -49,13 +48,8 @@ from typing import Any
 from ..errors import GptOssError
 from ..harmony.messages import BUILTIN_TOOLS, Tool
 from ..process import end, start
-from ..untrusted import MAX_JSON, open_regular, os_error_text, parse_json, read_json
+from ..untrusted import MAX_JSON, os_error_text, parse_json, parse_toml, read_json, read_regular
 from .toolbox import Function
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KEYS = ("description", "command", "parameters", "parameters_file", "timeout", "output")
 TIMEOUT = 30.0
@@ -146,12 +140,8 @@ class Command:
 def load_tools(path: Path, *, asks: bool = True) -> list[Function]:
     """The functions of a TOML file, in its order. Raises ToolsFileError."""
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_JSON + 1)
-            if len(data) > MAX_JSON:
-                raise ValueError(f"more than {MAX_JSON:,} bytes")
-            # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
-            table = parse_json(json.dumps(tomllib.loads(data.decode())).encode())
+        # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
+        table = parse_json(json.dumps(parse_toml(read_regular(path, MAX_JSON))).encode())
     except OSError as error:
         raise ToolsFileError(f"cannot read {path}: {os_error_text(error)}") from None
     except (ValueError, TypeError, RecursionError) as error:

@@ -191,7 +191,7 @@ class TestCommand:
         [
             (("--memory", "-8GB"), "is not an amount of memory"),
             (("--memory", "much"), "is not an amount of memory"),
-            (("--memory", "1000000TB"), "no amount of memory that a machine has"),
+            (("--memory", "1000000TB"), "not an amount of memory that a machine has"),
             (("--memory", "1GB"), "needs at least"),
             (("--context", 200000), "more than the model's 131,072"),
             (("--context", -1), "a context of -1 is too small"),

@@ -251,7 +251,7 @@ def test_what_is_not_searched(root, browser):
         ".hidden.txt": "There is no file `.hidden.txt`",
         ".git/config": "There is no file",
         "binary.bin": "Cannot read `binary.bin`: it is not text.",
-        "large.txt": "Cannot read `large.txt`: it is larger than 4,194,304 bytes.",
+        "large.txt": "Cannot read `large.txt`: more than 4,194,304 bytes.",
         "empty.txt": "Cannot read `empty.txt`: it is empty",
         "fifo": "Cannot read `fifo`: not a regular file.",
         "docs": "Cannot read `docs`: not a regular file.",

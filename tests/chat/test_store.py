@@ -510,7 +510,7 @@ def test_a_full_disk_is_one_line(demo_folder, store):
     args = [sys.executable, "-c", FILLER, str(demo_folder), str(store.folder)]
     done = subprocess.run(args, capture_output=True, text=True)
     assert done.stderr == ""
-    assert re.fullmatch(r"cannot keep the KV state in .*hello.kv: is the disk full\?\n", done.stdout)
+    assert re.fullmatch(r"cannot keep the KV state in .*hello.kv: File too large\n", done.stdout)
     assert list(store.find().state.iterdir()) == []
 
 
