@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import click
 
@@ -28,6 +29,26 @@ class Text(click.ParamType):
 
     def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
         return value.encode(errors="surrogateescape").decode(errors="replace")
+
+
+class Numbers(click.ParamType):
+    """Whole numbers of at least `minimum`, with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, minimum: int = 0):
+        self.minimum = minimum
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers, such as 1024,4096", parameter, context)
+        if min(numbers) < self.minimum:
+            self.fail(f"{min(numbers)} is too small: give {self.minimum} at least", parameter, context)
+        return numbers
 
 
 model_argument = partial(click.argument, "model", shell_complete=complete_models)
