@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss_mlx.engine.divergence import kl_divergence
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import CheckpointError
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
@@ -222,33 +223,15 @@ def _logits(
 def _divergence(
     logits: Iterator[tuple[slice, np.ndarray]], following: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each token, from logits that are never there all at once: the divergence [tokens]; and by both, [tokens, 2],
-    the negative logarithm of the following token's probability, and the likeliest token."""
-    sums = []
+    """For each token the divergence [tokens]; and by both, [tokens, 2], the negative logarithm of the following token's
+    probability, and the likeliest token."""
     known = np.empty((len(following), 2))  # the following token's logits
-    for stretch, part in logits:
-        inside = np.flatnonzero((stretch.start <= following) & (following < stretch.stop))
-        known[inside] = part[inside, :, following[inside] - stretch.start]
-        largest, top, total, shift = in_pieces(_sums_of_logits, part)
-        sums.append((largest, top + stretch.start, total, shift))
-    largest, tops, total, shift = map(np.array, zip(*sums, strict=True))  # [stretches, tokens, 2], shift without the 2
-    stretch_of_top = largest.argmax(axis=0)[None]
-    most = largest.max(axis=0)
-    scale = np.exp(largest - most)
-    total = (total * scale).sum(axis=0)
-    log_total = most + np.log(total)
-    # sum p (log p - log q), where log p is a logit less log_total.
-    shift = (shift * scale[..., 0]).sum(axis=0) / total[:, 0]
-    kl = np.maximum(shift - log_total[:, 0] + log_total[:, 1], 0)
-    return kl, log_total - known, np.take_along_axis(tops, stretch_of_top, axis=0)[0]
 
+    def parts() -> Iterator[np.ndarray]:
+        for stretch, part in logits:
+            inside = np.flatnonzero((stretch.start <= following) & (following < stretch.stop))
+            known[inside] = part[inside, :, following[inside] - stretch.start]
+            yield part
 
-@np.errstate(over="ignore", invalid="ignore")
-def _sums_of_logits(logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Logits [tokens, 2, stretch] of source and model -> [tokens, 2]: the largest, where it is, and the sum of
-    exp(logit - largest); [tokens]: the source's sum of exp(logit - largest) * (logit - the model's logit)."""
-    top = logits.argmax(axis=-1)
-    largest = np.take_along_axis(logits, top[..., None], axis=-1)
-    share = np.exp(logits - largest)
-    shift = share[:, 0] * (logits[:, 0] - logits[:, 1])
-    return largest[..., 0].astype(np.float64), top, *(x.sum(axis=-1, dtype=np.float64) for x in (share, shift))
+    kl, log_total, tops = kl_divergence(parts(), in_pieces)
+    return kl, log_total - known, tops

@@ -154,8 +154,7 @@ def _typed(parameter: click.Parameter, value: Any) -> Any:
         if isinstance(value, list):
             return [_text(each) for each in value]
         raise ValueError("write a list: [...]")
-    text = _text(value)
-    return os.path.expanduser(text) if isinstance(parameter.type, click.Path) else text  # as a shell does
+    return _text(value)
 
 
 def _text(value: Any) -> str:

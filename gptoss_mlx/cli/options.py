@@ -40,6 +40,26 @@ class Text(click.ParamType):
         return value.encode(errors="surrogateescape").decode(errors="replace")
 
 
+class Numbers(click.ParamType):
+    """Whole numbers of at least `minimum`, with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, minimum: int = 0):
+        self.minimum = minimum
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers, such as 1024,4096", parameter, context)
+        if min(numbers) < self.minimum:
+            self.fail(f"{min(numbers)} is too small: give at least {self.minimum}", parameter, context)
+        return numbers
+
+
 class UserPath(click.Path):
     """A path in which `~` is a home also where no shell has expanded it, as in `--adapter=~/lora`."""
 

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from .. import device, kernels
+from ..engine.divergence import kl_divergence
 from ..engine.generate import Model, load
 from ..errors import GptOssError
 from ..files import free_disk
@@ -36,9 +36,10 @@ TOKENS = 300  # of the self-test's text: more than the window of 128
 
 def facts() -> Iterator[tuple[str, str]]:
     """Names and values, a line each."""
-    yield "gptoss-mlx", f"{version('gptoss-mlx')}, MLX {version('mlx')}, Python {platform.python_version()}"
+    runtime = device.runtime()
+    yield "gptoss-mlx", f"{runtime.version}, MLX {runtime.mlx}, Python {platform.python_version()}"
     yield "system", f"{platform.system()} {platform.release()} on {platform.machine()}"
-    yield "device", f"{device.kind()}, {device.name()}"
+    yield "device", f"{runtime.device}, {runtime.name}"
     if native := kernels.native():
         others = [name for name in native.available_kernels() if name != native.kernels_in_use()]
         also = f" (also: {', '.join(others)})" if others else ""
@@ -135,7 +136,8 @@ def _log_probabilities(model: Model, ids: list[int], chunk: int) -> np.ndarray:
 
 
 def _divergence(right: np.ndarray, got: np.ndarray) -> float:
-    return float((np.exp(right) * (right - got)).sum(axis=-1).mean())
+    """The mean over tokens, from logarithms of probabilities [tokens, vocabulary]."""
+    return float(kl_divergence([np.stack([right, got], axis=1)])[0].mean())
 
 
 def _logits(folder: Path) -> tuple[bool, str]:
