@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+import zygote
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx.demo import CHECKPOINT
 
@@ -72,16 +73,15 @@ def test_ctrl_c_is_no_traceback(command, environment, endless_folder):
     assert errors.split() == ["interrupted"]
 
 
-def test_a_closed_pipe_is_quiet(command, environment, demo_folder):
+def test_a_closed_pipe_is_quiet(command, environment, demo_folder, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
-    args = [*command, "generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
-    done = subprocess.run(
-        args, env=environment, stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
-    os.close(writer)
-    assert done.stderr == ""
-    assert done.returncode == 1
+    args = [*command[1:], "generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
+    with open(os.devnull) as stdin, open(tmp_path / "errors", "w+") as stderr:
+        run = zygote.shared().start(args, environment, [stdin.fileno(), writer, stderr.fileno()])
+        os.close(writer)
+        assert os.waitstatus_to_exitcode(run.wait()) == 1
+        assert (tmp_path / "errors").read_text() == ""
 
 
 def test_paths_and_names_that_no_shell_has_expanded(run, demo_folder, tmp_path):

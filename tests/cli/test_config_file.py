@@ -99,7 +99,7 @@ def test_threads_of_the_environment_are_checked_as_those_of_the_command_line(run
         ("[all]\nmemory = 'much'", "[all] memory: 'much' is not an amount of memory: write 16GB, 12GiB or 900MB"),
         ("[convert]\nverify = 1", "[convert] verify: write true or false"),
         ("[bench]\ndepth = 2048", "[bench] depth: write a list: [...]"),
-        ("[bench]\ndepth = ['x']", "[bench] depth: 'x' is not a valid integer range"),
+        ("[bench]\ndepth = ['x']", "[bench] depth: 'x' is not a list of whole numbers"),
         ("[chat]\nsystem = '\\u202e\x1b'", "cannot read"),
         ('[chat]\n"\\u001b[2J" = 1', "[chat] \\x1b[2J: chat has no such option"),
         ("[chat", "cannot read"),

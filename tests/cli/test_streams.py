@@ -8,6 +8,8 @@ from itertools import combinations
 
 import pytest
 
+import zygote
+
 QUESTION, ANSWER = "What is 12 + 30?", "12 + 30 = 42\n"
 CLOSED = ("<&-", ">&-", "2>&-")
 OTHERS = [closed for count in (1, 2) for closed in combinations(CLOSED, count) if closed != (">&-",)]
@@ -78,20 +80,21 @@ def test_what_cannot_be_written_is_one_line(redirected, demo_folder, where):
     assert done.stderr.startswith("error: ")
 
 
-def test_streams_that_do_not_block(command, environment, demo_folder):
+def test_streams_that_do_not_block(command, environment, demo_folder, tmp_path):
     """As a parent leaves them that reads and writes by events: nothing is lost where its end is slow."""
     asking, writing = os.pipe()
     reading, answering = os.pipe()
     for end in (asking, answering):
         os.set_blocking(end, False)
-    args = [*command, "generate", demo_folder, "--temperature", "0"]
-    with subprocess.Popen(args, env=environment, stdin=asking, stdout=answering, stderr=subprocess.PIPE) as process:
-        os.close(answering)
-        while not os.get_blocking(asking) and process.poll() is None:
-            time.sleep(0.01)
-        os.write(writing, QUESTION.encode())
-        os.close(writing)
-        with open(reading, encoding="utf-8") as answer:
-            assert answer.read() == ANSWER
-        assert (process.wait(), process.stderr.read()) == (0, b"")
+    args = [*command[1:], "generate", str(demo_folder), "--temperature", "0"]
+    with open(tmp_path / "errors", "wb") as errors:
+        run = zygote.shared().start(args, environment, [asking, answering, errors.fileno()])
+    os.close(answering)
+    while not os.get_blocking(asking) and run.wait(0) is None:
+        time.sleep(0.01)
+    os.write(writing, QUESTION.encode())
+    os.close(writing)
+    with open(reading, encoding="utf-8") as answer:
+        assert answer.read() == ANSWER
+    assert (run.wait(), (tmp_path / "errors").read_bytes()) == (0, b"")
     os.close(asking)
