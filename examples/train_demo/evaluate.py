@@ -14,7 +14,7 @@ from pathlib import Path
 from conversations import Generator, Instructing, Sample, any_instructions, plain_instructions, some_instructions
 from gptoss_mlx import Model, load
 from gptoss_mlx.engine.tokenizer import Tokenizer
-from gptoss_mlx.evaluation.exam import MAX_TOKENS
+from gptoss_mlx.evaluation.held_out import MAX_TOKENS
 from gptoss_mlx.evaluation.prompts import Call, Reply, is_right, reply_to
 from gptoss_mlx.harmony.render import encode
 
