@@ -17,7 +17,7 @@ from ..model.model_store import home, last_used, remember
 from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
-from .options import Size, Text, memory_options, model_argument, threads_option
+from .options import Size, Text, ToolsFile, memory_options, model_argument, threads_option
 from .output import print_text
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def tool_options(command: Callable) -> Callable:
         click.Path(path_type=Path, exists=True, dir_okay=kind, file_okay=not kind) for kind in (False, True)
     )
     options = [
-        click.option("--tools", type=file, metavar="FILE", help="Functions to call, in TOML: see examples/tools.toml."),
+        click.option(
+            "--tools", type=ToolsFile(), metavar="FILE", help="Functions to call, in TOML; `example` for a few of them."
+        ),
         click.option("--python", is_flag=True, help="Let the model run Python, in a sandbox without network."),
         click.option("--unsafe-python", is_flag=True, help="The same without a sandbox: it can do what you can."),
         click.option("--browse", type=folder, metavar="DIR", help="Let the model search and read the files of DIR."),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
 from ..memory.system import parse_size
+from ..tools import EXAMPLE_FILE
 from .completion import complete_models
 
 
@@ -19,6 +23,16 @@ class Size(click.ParamType):
     def convert(self, value: str, parameter: click.Parameter | None, context: click.Context | None) -> str:
         parse_size(value)
         return value
+
+
+class ToolsFile(click.Path):
+    """A file of commands, or `example` for the one that comes with the program."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, exists=True, dir_okay=False)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        return EXAMPLE_FILE if value == "example" else Path(os.fsdecode(super().convert(value, parameter, context)))
 
 
 class Text(click.ParamType):
