@@ -47,7 +47,7 @@ COLORS = {
     "brightwhite": "#ffffff",
 }
 FAINT = {2: (90,), 22: (22, 39)}
-MEASURED = re.compile(r"\d+\.\d+ (tokens/s|MB/s|MB|s)\b|\d+:\d\d:\d\d")
+MEASURED = re.compile(r"\d+(\.\d+)? (tokens/s|[kMG]?B/s|MB|s)\b|\d+:\d\d:\d\d")
 
 
 class Screen(pyte.Screen):
