@@ -106,7 +106,7 @@ def _begun(path: Path, file: FileIO, most: int) -> bytes:
     return begun or b""
 
 
-def os_error_text(error: Exception) -> str:
+def os_error_text(error: BaseException) -> str:
     """Why a file could not be read, without its name."""
     return getattr(error, "strerror", None) or str(error)
 

@@ -8,12 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
 from zygote import Zygote
+
+# `--hypothesis-profile=thorough` looks at more examples.
+settings.register_profile("daily", max_examples=20, deadline=None)
+settings.register_profile("thorough", max_examples=150, deadline=None)
+settings.load_profile("daily")
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,9 @@ class Zygote:
         """As `subprocess.run` does, with text captured."""
         pipes = [os.pipe() for _ in range(3)]
         (give, stdin_end), *outputs = (pipes[0], *pipes[1:])
-        request = json.dumps([list(arguments), dict(environment), os.getcwd()]).encode()
+        request = json.dumps(
+            [list(arguments), {name: os.fspath(value) for name, value in environment.items()}, os.getcwd()]
+        ).encode()
         socket.send_fds(self._socket, [len(request).to_bytes(4, "little")], [give, *(end for _, end in outputs)])
         self._socket.sendall(request)
         for end in (give, *(end for _, end in outputs)):

@@ -25,7 +25,6 @@ from ..engine.json_schema import Schema, unwrapped
 from ..engine.prompt_cache import PromptCache
 from ..engine.sampling import Sampler, Sampling
 from ..engine.special_tokens import CALL, END, MESSAGE, RETURN, START
-from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS as TRAINED_EFFORTS
 from ..harmony.messages import FUNCTIONS, Conversation, Message, call, result
@@ -96,7 +95,7 @@ class Session:
         """
         self.model = model
         self.prompt_cache = PromptCache(model)
-        self.tokenizer = Tokenizer.load(model.path)
+        self.tokenizer = model.tokenizer
         self.toolbox, self.approve = Toolbox(functions, builtins), approve
         self.sampling = sampling or Sampling()
         self.max_tokens, self.max_reasoning = max_tokens, max_reasoning

@@ -13,7 +13,6 @@ from ..errors import GptOssError, printable
 from ..files import free_disk
 from ..memory.system import size_text
 from ..model.model_store import DOWNLOAD_GB, SHORT_NAMES, converted, home, kept_at, last_used, resolve
-from .self_test import self_test
 
 CommandLine = tuple[str, ...]
 
@@ -57,6 +56,7 @@ def command_lines(model: str | None) -> list[CommandLine]:
 def _found() -> tuple[str, ...]:
     """What a person has to know to choose, in five lines."""
     from ..memory.plan import Device
+    from .self_test import facts
 
     device = Device.here()
     memory = device.memory if device.gpu is None else min(device.memory, device.gpu)
@@ -71,7 +71,7 @@ def _found() -> tuple[str, ...]:
     if free < DISK_GB * 1e9:
         room += ": there is less; GPTOSS_MLX_HOME can name a folder on another disk"
     return (
-        f"device: {dict(self_test.facts())['device']}",
+        f"device: {dict(facts())['device']}",
         f"memory: {size_text(memory)} for a model",
         f"disk: {size_text(free)} free for {home()}",
         f"{NAME} {fits}",

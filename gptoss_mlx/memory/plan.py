@@ -171,6 +171,10 @@ def make_plan(
     """
     sizes = MemoryEstimate(folder)
     most = sizes.config.max_context
+    if context is not None and context < 1:
+        raise GptOssError(f"a context of {context} is too small: give a number of tokens, 1 or more")
+    if kv_bits not in (None, 8, 16):
+        raise GptOssError(f"a KV cache of {kv_bits} bits is not possible: 8 or 16")
     if context is not None and context > most:
         raise GptOssError(f"a context of {context:,} is more than the model's {most:,}")
     if kv_bits == 8 and sizes.config.head_dim not in KV_QUANT_HEAD_DIMS:

@@ -243,7 +243,7 @@ def _context(chat: Chat, _: str) -> None:
         rows[-1] = rows[-1][0], rows[-1][1] + tokens
     rows += [("in all", total), (f"left of {session.model.context:,}", session.model.context - total)]
     lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
-    marks = ", ".join(f"{mark.offset:,}" for mark in session.prompt_cache.marks) or "none"
+    marks = ", ".join(f"{mark.offset:,}" for mark in session.prompt_cache.snapshots) or "none"
     lines.append(f"KV state: {cache.offset:,} positions in {size_text(cache.nbytes)}, marks: {marks}")
     chat.screen.note("\n".join(lines))
 

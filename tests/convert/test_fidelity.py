@@ -349,8 +349,8 @@ class TestCalibration:
             if not module.endswith(".down_proj"):
                 continue
             values, errors = weights.values(f"{module}.weight", expert), []
-            for weights in (None, found[module][expert]):
-                weight, scales, biases = affine.quantized(values, 64, 4, weights)
+            for squares in (None, found[module][expert]):
+                weight, scales, biases = affine.quantized(values, 64, 4, squares)
                 stored = affine.dequantized(weight, bf16_to_f32(scales), bf16_to_f32(biases), 64, 4)
                 errors.append(np.linalg.norm(x @ (stored - values).T))
             ratios.append(errors[1] / errors[0])
