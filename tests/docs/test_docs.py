@@ -10,7 +10,9 @@ from itertools import groupby
 import click
 import pytest
 
+import gptoss_mlx
 from docs.pages import GENERATED, PAGES, ROOT, anchors, code, fenced, links, name, prose
+from gptoss_mlx import load
 from gptoss_mlx.cli import PROGRAM, cli
 from gptoss_mlx.tools import EXAMPLE_FILE
 
@@ -163,6 +165,16 @@ def test_snippets(page):
     for block in fenced(page, "json"):
         for line in block.splitlines():
             json.loads(line)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "python.md"], ids=name)
+def test_python_snippets_run(page, demo_folder, monkeypatch, capsys):
+    """On the embedded model, whatever model they load; nothing is converted."""
+    monkeypatch.setattr(gptoss_mlx, "load", lambda *_, **options: load(demo_folder, **options | {"context": 512}))
+    monkeypatch.setattr(gptoss_mlx, "convert", lambda *_: None)
+    for block in fenced(page, "python"):
+        exec(compile(block, name(page), "exec"), {})
+    assert capsys.readouterr().out
 
 
 def test_the_example_of_tools_is_the_one_that_is_installed():
