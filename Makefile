@@ -15,7 +15,7 @@ help:
 	@echo "make test-kernels  the C++ tests, under sanitizers and on an emulated ARM machine, where their tools are found"
 	@echo "make test-all      every test: slow, timing and kernels too"
 	@echo "make lint          ruff, clang-format and mypy: nothing is changed"
-	@echo "make docs          write what is generated in docs/: the commands and the picture"
+	@echo "make docs          write what is generated in docs/: commands, the memory plan, the picture"
 	@echo "make clean         remove $(VENV)"
 
 demo: $(DEMO)
@@ -43,6 +43,7 @@ lint: $(TEST)
 
 docs: $(TEST)
 	$(VENV)/bin/python docs/commands.py
+	$(VENV)/bin/python docs/plan.py
 	$(VENV)/bin/python docs/terminal.py
 
 $(DEMO): WHAT := .

@@ -144,6 +144,11 @@ def test_the_page_of_commands_is_current():
     assert GENERATED.read_text(encoding="utf-8") == page, "run `make docs`"
 
 
+def test_the_memory_plan_is_current():
+    page = runpy.run_path(str(ROOT / "docs" / "plan.py"))["page"]()
+    assert (ROOT / "docs" / "memory.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
 def test_the_picture_is_current():
     """Apart from times and speeds."""
     terminal = runpy.run_path(str(ROOT / "docs" / "terminal.py"))
