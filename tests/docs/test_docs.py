@@ -187,6 +187,12 @@ def test_the_example_of_tools_is_the_one_that_is_installed():
     assert (ROOT / "examples" / "tools.toml").resolve() == EXAMPLE_FILE.resolve()
 
 
+def test_the_example_of_tools_has_a_name(run, demo_folder, tmp_path):
+    ask = ("generate", demo_folder, "-p", "Hello", "--temperature", 0, "--tools")
+    assert run(*ask, "example").returncode == 0
+    assert run(*ask, tmp_path / "example").returncode == 2
+
+
 def test_paths_in_the_documents_exist():
     """Of the repository, where they stand between backticks."""
     tops = ("docs/", "examples/", "tests/", "gptoss_mlx/", "convert/", ".github/", ".ci/")
