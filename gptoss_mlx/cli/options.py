@@ -16,6 +16,7 @@ from typing import Any, Literal
 import click
 
 from ..memory.system import parse_size
+from ..tools import EXAMPLE_FILE
 from .completion import complete_models
 
 Decorator = Callable[[Callable], Callable]
@@ -68,6 +69,16 @@ class UserPath(click.Path):
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         return super().convert(os.path.expanduser(value), parameter, context)
+
+
+class ToolsFile(UserPath):
+    """A file of commands, or `example` for the one that comes with the program."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return EXAMPLE_FILE if value == "example" else super().convert(value, parameter, context)
 
 
 @dataclass(frozen=True)
@@ -224,9 +235,9 @@ pass_tool_options = _passed_as(
     ToolOptions,
     click.option(
         "--tools",
-        type=_FILE,
+        type=ToolsFile(),
         metavar="FILE",
-        help="Let the model call the commands in FILE; see examples/tools.toml.",
+        help="Let the model call the commands in FILE, a TOML file; `example` names one to try.",
     ),
     click.option("--python", is_flag=True, help="Let the model run Python in a sandbox without network."),
     click.option("--unsafe-python", is_flag=True, help="Let the model run Python without a sandbox, with your rights."),

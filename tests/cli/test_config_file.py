@@ -129,9 +129,9 @@ def test_what_is_wrong_stops_commands_and_not_config(run, settings, config):
     assert found["commands"]["chat"]["temperature"] == (1.0, "default")
 
 
-def test_the_example_in_the_readme(settings, config):
-    readme = Path(__file__).parents[2].joinpath("README.md").read_text()
-    found = settings(**config(readme.split("### Settings")[1].split("```toml")[1].split("```")[0]))
+def test_the_example_in_the_documents(settings, config):
+    page = Path(__file__).parents[2].joinpath("docs", "settings.md").read_text()
+    found = settings(**config(page.split("```toml")[1].split("```")[0]))
     assert found["problems"] == []
     assert found["commands"]["chat"]["model"] == ("gpt-oss-120b", "config file")
 

@@ -7,12 +7,14 @@ from itertools import islice
 
 import pytest
 
-from conversations import LEAD_INS, Generator, draw_fact, held_out, training_samples
+from conversations import Generator, training_samples
 from evaluate import BARS, SEED, examine, samples
+from generator import LEAD_INS, held_out
 from gptoss_mlx import load
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.files import render_file
+from questions import draw_fact
 
 COUNTS = {"arithmetic": 40, "recall": 25, "tool call": 50, "tool result": 50, "tools unused": 40, "project": 40}
 FEW = 2  # prompts of each part, by default
