@@ -309,7 +309,7 @@ def test_links_to_files_of_the_user_are_not_copied(source, tmp_path):
     secret.write_text("nobody's business")
     folder = copy(source, tmp_path / "linked")
     (folder / "LICENSE").symlink_to(secret)
-    assert_refused(folder, tmp_path / "dest", "LICENSE", "leaves its folder")
+    assert_refused(folder, tmp_path / "dest", "LICENSE", "outside its folder")
     (folder / "LICENSE").unlink()
     (tmp_path / "cache" / "blobs").mkdir(parents=True)
     secret.rename(tmp_path / "cache" / "blobs" / "b")
