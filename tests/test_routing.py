@@ -93,7 +93,7 @@ def test_a_chunk_that_was_broken_off_is_not_in_the_trace(folder, monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as broken:
-            broken.setattr(model.network.layers[2], "mixture", pressed)
+            broken.setattr(model.network.layers[2], "moe", pressed)
             with pytest.raises(KeyboardInterrupt):
                 model.prefill(IDS[10:30], model.make_cache())
         assert (recorder.trace().chosen == whole.chosen).all()

@@ -7,12 +7,11 @@ tensors.
 from __future__ import annotations
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.files import unlinked
+from gptoss_mlx.files import replacing
 
 NAME = "journal.json"
 
@@ -56,9 +55,6 @@ class ConversionJournal:
         with self._lock:
             self.done = done
             text = json.dumps({"key": self.key, "done": done, "sha256": self.digests})
-        new = self.path.with_suffix(".new")
-        with open(new, "w", encoding="utf-8", opener=unlinked) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self.path)
+        # Private, because what others may read depends on the umask, which is the whole process's.
+        with replacing(self.path, private=True) as file:
+            file.write(text.encode())

@@ -53,7 +53,7 @@ IMPORTANCE = "importance.npz"  # the result of a calibration, while the folder i
 FIXED_NAMES = (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *AUXILIARY_FILES)
 # The names in an unfinished folder, with those that a Mac adds.
 OWN_NAMES = re.compile(
-    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.(json|new)|\._.*|\.DS_Store|"
+    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.json|\.\w{8}\.partial|\._.*|\.DS_Store|"
     + "|".join(map(re.escape, FIXED_NAMES))
 )
 DURABLE = 512 * 2**20  # bytes after which finished work is put on record

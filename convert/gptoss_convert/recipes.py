@@ -5,7 +5,6 @@ Router, norms, sinks and biases have no entry, because no recipe touches them: t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,14 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
-from gptoss_mlx.untrusted import os_error_text, read_named
+from gptoss_mlx.untrusted import os_error_text, parse_toml, read_named
 
 from .errors import ConvertError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MXFP4 = Quantization(group_size=32, bits=4, mode="mxfp4")
 NAMED_FORMS: dict[str, Quantization | None] = {"mxfp4": MXFP4, "bf16": None}
@@ -78,10 +72,10 @@ def recipe_named(name: str) -> Recipe:
     if path.suffix != ".toml":
         raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or a .toml file")
     try:
-        return recipe_of(path.stem, tomllib.loads(read_named(path, MAX_BYTES).decode()))
+        return recipe_of(path.stem, parse_toml(read_named(path, MAX_BYTES)))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {os_error_text(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path} is not a recipe in TOML: {error}") from None
 
 
@@ -117,7 +111,7 @@ def _form(recipe: str, key: str, value: Any) -> Quantization | None:
 
 
 def _ours() -> dict[str, Recipe]:
-    data = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
+    data = parse_toml(Path(__file__).with_name("recipes.toml").read_bytes())
     return {name: recipe_of(name, entry) for name, entry in data.items()}
 
 

@@ -8,7 +8,6 @@ elements. Metal adopts such a map as it is. Knows nothing about models or quanti
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import open_own_folder, unlinked
+from gptoss_mlx.files import lock, open_own_folder, sweep, unlinked
 from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.untrusted import os_error_text
 
@@ -202,26 +201,25 @@ def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterato
         raise GptOssError(f"{dest} exists already: remove it, or choose another name")
     partial = partial_folder(dest)
     try:
-        lock = open_own_folder(partial)
+        descriptor = open_own_folder(partial)
     except OSError as error:
         raise GptOssError(f"cannot write {partial}: {os_error_text(error)}") from None
     try:
         if strange := [path.name for path in partial.iterdir() if not is_ours(path.name)]:
             raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it away")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GptOssError(f"another conversion to {dest} is running") from None
+        if lock(descriptor) is False:
+            raise GptOssError(f"another conversion to {dest} is running")
+        sweep(partial)
         try:
             yield partial
-            os.fsync(lock)
+            os.fsync(descriptor)
             partial.rename(dest)
         except BaseException:
             if not (partial / journal.NAME).exists():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def clear(folder: Path) -> None:

@@ -6,7 +6,6 @@ others. With a trace, a benchmark pages as a real conversation does. Knows nothi
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import zipfile
@@ -23,9 +22,9 @@ import numpy as np
 
 from ..engine.generate import Model
 from ..errors import GptOssError
-from ..files import unlinked
+from ..files import replacing
 from ..model.experts import MoeParts, PagedMoe
-from ..untrusted import open_regular, os_error_text
+from ..untrusted import os_error_text, read_regular
 
 MEMBERS = {"chosen": 256 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
 MAX_DIRECTORY = 1024  # bytes: three entries have about 60 each
@@ -61,16 +60,9 @@ class RoutingTrace:
         """Write a file in NumPy's .npz, which appears whole or not at all. Raises GptOssError."""
         if self.chosen.nbytes > MEMBERS["chosen"] - 1024:
             raise GptOssError(f"a routing trace of {len(self.chosen):,} tokens is more than a file has: record fewer")
-        if path.exists() and not path.is_file():
-            raise GptOssError(f"cannot write the routing trace {path}: it is there, and not a regular file")
-        partial = path.parent / f".{path.name}.{os.getpid()}"
         try:
-            try:
-                with open(partial, "wb", opener=unlinked) as file:
-                    np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:MAX_NAME])
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replacing(path) as file:
+                np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:MAX_NAME])
         except OSError as error:
             raise GptOssError(f"cannot write the routing trace {path}: {os_error_text(error)}") from None
 
@@ -78,8 +70,7 @@ class RoutingTrace:
     def load(cls, path: Path) -> RoutingTrace:
         """Read a file of anybody's. Raises GptOssError for what is no trace."""
         try:
-            with open_regular(path) as file:
-                chosen, experts, model = _members(file.read(sum(MEMBERS.values()) + 1))
+            chosen, experts, model = _members(read_regular(path, sum(MEMBERS.values())))
             return cls(_checked(chosen, _number(experts)), _number(experts), _text(model))
         except (*UNREADABLE, ValueError) as error:
             raise GptOssError(f"cannot read {path} as a routing trace: {os_error_text(error) or 'cut off'}") from None
@@ -88,8 +79,6 @@ class RoutingTrace:
 def _members(data: bytes) -> list[np.ndarray]:
     """The arrays of a .npz file, in the order of MEMBERS. What is unpacked is known to be bounded before."""
     strange = ValueError(f"not a .npz file of {', '.join(MEMBERS)}")
-    if len(data) > sum(MEMBERS.values()):
-        raise ValueError(f"more than {sum(MEMBERS.values()):,} bytes")
     # The end of a ZIP file without a comment. The directory that it names, or one that ZIP64 names before it, could
     # otherwise have millions of entries.
     if data[-42:-38] == b"PK\6\7" or data[-22:-18] != b"PK\5\6" or data[-2:] != b"\0\0":

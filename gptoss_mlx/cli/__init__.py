@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from ..errors import GptOssError, printable
-from ..terminal.screen import without_controls
+from ..terminal.safe_text import without_controls
 from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
 
 PROGRAM = "gptoss-mlx"

@@ -161,10 +161,10 @@ def _resumed(session: Session, autosave: SessionAutosave, options: dict[str, Any
         session.instructions = options["system"]
     if given("reasoning") == ParameterSource.COMMANDLINE:
         session.set_reasoning_effort(options["reasoning"])
-    turns = sum(message.role == "user" for message in session.messages)
+    turns = session.transcript.turns
     line = f"{autosave.name} goes on, after {turns} turn{'s' * (turns != 1)}"
     instructions, _ = session.token_counts
-    why = autosave.reading_again
+    why = autosave.reread_reason
     if why is None and session.unread > session.prompt_tokens - instructions:
         why = "its instructions, tools or reasoning are others"
     if why:
@@ -248,7 +248,7 @@ def _piped(most: int) -> str:
 
 def _approval(yes: bool) -> Approve:
     """Show on standard error what a tool would do, and ask where somebody can answer."""
-    from ..terminal.screen import call_text
+    from ..terminal.safe_text import call_text
 
     def approve(call: ToolCall, preview: str) -> bool:
         click.echo(call_text(call.name, preview), err=True)

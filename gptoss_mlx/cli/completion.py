@@ -6,7 +6,6 @@ Runs at each press of Tab, so that it reads names and imports nothing heavy. Fol
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from ..chat.store import Store, sessions_folder
 from ..model.model_store import SHORT_NAMES, converted
+from ..untrusted import parse_toml
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -35,14 +35,9 @@ def complete_sources(context: click.Context, parameter: click.Parameter, typed: 
 
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
     # Beside the package, which would import NumPy.
     file = Path(find_spec("gptoss_convert").origin).with_name("recipes.toml")
-    return _items("file", tomllib.loads(file.read_text(encoding="utf-8")), typed)
+    return _items("file", parse_toml(file.read_bytes()), typed)
 
 
 def complete_devices(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +25,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
-from ..untrusted import open_regular, os_error_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..untrusted import os_error_text, parse_toml, read_regular
 
 ALL = "all"
 MAX_BYTES = 2**20
@@ -78,7 +72,7 @@ def read(commands: click.Group) -> Preferences:
     file = path()
     try:
         entries = _toml(file)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return Preferences(file, {}, (printable(f"cannot read {file}: {os_error_text(error)}"),))
     reading = _Reading(entries.pop(ALL, {}), {key for command in _leaves(commands) for key in _parameters(command)})
     defaults = reading.of_group(commands, "", entries)
@@ -137,17 +131,13 @@ def as_json(preferences: Preferences, chosen: list[Setting]) -> str:
 
 
 def _toml(file: Path) -> dict[str, Any]:
-    """Raises OSError, ValueError and RecursionError."""
+    """Raises OSError and ValueError."""
     try:
         if not file.stat().st_size:  # an empty file, or /dev/null
             return {}
     except FileNotFoundError:
         return {}
-    with open_regular(file) as opened:
-        data = opened.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES:,} bytes")
-    return tomllib.loads(data.decode())
+    return parse_toml(read_regular(file, MAX_BYTES))
 
 
 def _leaves(command: click.Command) -> Iterator[click.Command]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import GptOssError, printable
-from ..memory.system import size_text
 from .completion import complete_models
 from .loading import model_folder, plan_to_keep, use_threads
 from .options import Text, memory_options, model_argument, threads_option
@@ -188,16 +187,12 @@ def _text(file: Path) -> str:
 
 
 def _contents(file: Path, most: int) -> bytes:
-    from ..untrusted import open_regular, os_error_text
+    from ..untrusted import os_error_text, read_regular
 
     try:
-        with open_regular(file) as opened:
-            data = opened.read(most + 1)
+        return read_regular(file, most)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
-    if len(data) > most:
-        raise GptOssError(f"{file} has more than {size_text(most)}: give a part of it")
-    return data
 
 
 COMMANDS = (evaluate,)

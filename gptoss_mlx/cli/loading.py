@@ -96,7 +96,7 @@ def model_folder(name: str) -> Path:
         size = DOWNLOAD_GB.get(missing.repository)
         download = f"download {size} GB" if size else "download it"
         question = (
-            f"{missing.name} is not here yet. {download[0].upper()}{download[1:]} and convert to {missing.folder}?"
+            f"{missing.name} is not installed. {download[0].upper()}{download[1:]} and convert to {missing.folder}?"
         )
         if not click.confirm(printable(question), err=True):
             raise

@@ -37,7 +37,7 @@ def list_(as_json: bool = False) -> None:
     for kept in Store(sessions_folder()):
         try:
             transcript = Transcript.read(kept.transcript)
-            turns, title = sum(message.role == "user" for message in transcript.messages), transcript.title
+            turns, title = transcript.turns, transcript.title
         except GptOssError as error:
             turns, title = 0, str(error)
         row = {"name": kept.name, "turns": turns, "changed": kept.changed, "state_bytes": kept.state_bytes}
@@ -101,8 +101,8 @@ def _write(name: str, form: str, output: Path | None) -> None:
 def rename(name: str, new_name: str) -> None:
     """Give a session another name."""
     store = Store(sessions_folder())
-    with store.hold(store.find(name)) as held:
-        held.rename(new_name)
+    with store.lock(store.find(name)) as lock:
+        lock.rename(new_name)
     click.echo(printable(f"renamed to {new_name}"))
 
 
@@ -118,8 +118,8 @@ def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     if not yes and not _agreed(f"delete {what}{', '.join(printable(kept.name) for kept in found)}?"):
         raise GptOssError("nothing was deleted: answer y, or give --yes")
     for kept in found:
-        with store.hold(kept) as held:
-            held.remove_state() if kv_only else held.delete()
+        with store.lock(kept) as lock:
+            lock.remove_state() if kv_only else lock.delete()
         click.echo(printable(f"deleted {what}{kept.name}"))
 
 

@@ -47,13 +47,13 @@ class NotFinite(GptOssError):
 
 
 class Constraint(Protocol):
-    """Says, id by id, what may come next."""
+    """Which ids may come next, id by id."""
 
     def allowed(self) -> mx.array | None:
         """Booleans [vocabulary]; None where everything may."""
 
     def accept(self, id_: int) -> None:
-        """This one came."""
+        """Go on after this id."""
 
 
 class Model:
@@ -96,7 +96,7 @@ class Model:
     @property
     def expert_stats(self) -> PoolStats | None:
         """What the paging of experts has done; None where all are in memory."""
-        return self.network.pool and self.network.pool.stats
+        return self.network.pool.stats if self.network.pool else None
 
     def make_cache(self) -> KVCache:
         """The empty KV state of one conversation."""
@@ -144,7 +144,7 @@ class Model:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
 
         `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
-        `ids` and all that was yielded, perhaps without the last: `cache.offset` tells.
+        `ids` and all that was yielded, perhaps without the last: see `cache.offset`.
         Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()
@@ -169,7 +169,7 @@ class Model:
         """
         stop = self.stop_ids if stop is None else stop
         room = cache.context - cache.offset + 1
-        most = min(room, max_tokens or room)
+        limit = min(room, max_tokens or room)
         ahead = backend().looks_ahead and constraint is None
 
         def sampled(logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -180,27 +180,30 @@ class Model:
             mx.async_eval(logits)
             return sampler(logits, constraint.allowed()), total
 
-        token, total = sampled(logits)
-        following = None
-        for count in range(1, most + 1):
+        upcoming = sampled(logits)
+        for count in range(1, limit + 1):
+            token, total = upcoming
             mx.async_eval(token, total)
-            if ahead and count < most:
-                mx.async_eval(following := sampled(self._logits_behind(token, cache)))
+            if ahead and count < limit:
+                upcoming = sampled(self._next_logits(token, cache))
+                mx.async_eval(*upcoming)
             self.require_finite(total)
-            yield (id_ := token.item())
-            if id_ in stop or count == most:
+            id_ = int(token)
+            yield id_
+            if id_ in stop or count == limit:
                 return
             if constraint:
                 constraint.accept(id_)
-            token, total = following if ahead else sampled(self._logits_behind(token, cache))
+            if not ahead:
+                upcoming = sampled(self._next_logits(token, cache))
 
     def require_finite(self, total: mx.array) -> None:
         """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""
-        if not math.isfinite(total.item()):
+        if not math.isfinite(float(total)):
             raise NotFinite(self.path)
 
-    def _logits_behind(self, token: mx.array, cache: KVCache) -> mx.array:
-        """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
+    def _next_logits(self, token: mx.array, cache: KVCache) -> mx.array:
+        """Token [1] -> the logits after it [1, vocabulary], not yet evaluated."""
         return self.network.logits(self.network.hidden(token[None], cache))[:, 0]
 
     def _check(self, ids: Sequence[int], cache: KVCache) -> None:

@@ -289,8 +289,8 @@ class TestWhenTheContextIsFull:
         assert "the context is full: the" in result.stderr
         assert result.stdout.splitlines()[-1] == "125 + 250 = 375"
         refused = run("chat", demo_folder, *options, stdin=said + "What is 1 + 1? " * 100)
-        assert "broke off at the end of the context" in refused.stderr
-        assert "exceed this run's context of 600: /undo takes" in refused.stderr
+        assert "stopped: the context is full" in refused.stderr
+        assert "exceed this run's context of 600: /undo removes" in refused.stderr
 
 
 def test_stats_tell_about_paging(run, demo_folder):

@@ -62,7 +62,7 @@ def test_the_order_in_which_things_are_given_up(folders):
     considered = make_plan(folders["20b"], CPU, memory=12 * GB, context=131072).attempts
     assert [attempt.what for attempt in considered] == [
         "everything in memory",
-        "8-bit keys and values",
+        "8-bit KV cache",
         "prefill of 128 tokens at a time",
         "prefill of 32 tokens at a time",
         "experts paged",
@@ -191,7 +191,7 @@ class TestCommand:
         [
             (("--memory", "-8GB"), "is not an amount of memory"),
             (("--memory", "much"), "is not an amount of memory"),
-            (("--memory", "1000000TB"), "no amount of memory that a machine has"),
+            (("--memory", "1000000TB"), "not an amount of memory that a machine has"),
             (("--memory", "1GB"), "needs at least"),
             (("--context", 200000), "more than the model's 131,072"),
             (("--context", -1), "a context of -1 is no context"),

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from chat.terminals import Terminal
+from terminal.terminals import Terminal
 
 NAME = "a\x1b[2J\x1b]0;b\x07\u009b2J\u202ec"
 

@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from chat.terminals import Terminal
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
+from terminal.terminals import Terminal
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def write(tmp_path):
 def test_a_session_in_use_is_left_alone(run, write, tmp_path):
     write("hello", "Hello")
     store, home = Store(tmp_path / "home" / "sessions"), {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
-    with store.hold(store.find()):
+    with store.lock(store.find()):
         assert_one_line_error(run("sessions", "rename", "hello", "other", **home), "'hello' is in use")
         assert_one_line_error(run("sessions", "delete", "hello", "--yes", **home), "'hello' is in use")
         assert_one_line_error(run("sessions", "delete", "hello", "--yes", "--kv-only", **home), "'hello' is in use")

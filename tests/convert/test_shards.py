@@ -123,7 +123,7 @@ WRONG = {
     "an index of other shards": (an_index_of_other_shards, f"lacks {USUAL[0]}, which {INDEX} names: if {PUBLISHED[0]}"),
     "a tensor twice": (a_tensor_twice, f"'{NAMES[0]}' twice, in {USUAL[0]} and in {USUAL[2]}"),
     "two models": (two_models, "shards of 2 models"),
-    "an index of nothing": (an_index_of_nothing, "places no tensor in any file"),
+    "an index of nothing": (an_index_of_nothing, "lists no tensors"),
     "another name": (lambda folder: write(folder, ["weights.safetensors"]), "neither model.safetensors.index.json nor"),
 }
 

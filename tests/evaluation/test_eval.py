@@ -100,7 +100,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         run("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
     )
     (tmp_path / "large").write_bytes(b"a" * (MAX_TEXT + 1))
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), "give a part of it")
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), f"more than {MAX_TEXT:,} bytes")
     nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
     assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
     for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):

@@ -13,8 +13,8 @@ import time
 import pexpect
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx.terminal.input import STEP_SECONDS, _IdleSelector, _ReadingAhead
+from terminal.terminals import Terminal
 
 # Reads messages until the end, and writes of each its end as Python writes it, its length, and the seconds of a
 # processor that reading it took. What Ctrl-C does outside of `read` is for programs to say: here, nothing.
@@ -102,12 +102,13 @@ def test_ctrl_c_clears_tells_how_to_leave_and_leaves(typed):
     assert "the end" in terminal.end()
 
 
+@pytest.mark.parametrize("moments", [8, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("press", ["key", "signal"])
-def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(typed, press):
+def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(typed, press, moments):
     terminal = typed(PYTHONDEVMODE="1")  # tells of what is not closed, or awaited
-    for count in range(60):
+    for count in range(moments):
         terminal.keys("\r")
-        time.sleep(count * 0.0004)
+        time.sleep(count * 0.024 / moments)
         terminal.keys("\x03") if press == "key" else terminal.child.kill(signal.SIGINT)
         terminal.keys(f"end of {count}\r").expect(f"got 'end of {count}'")
         terminal.prompt()
@@ -184,7 +185,7 @@ def test_completion_of_files(typed, tmp_path):
     terminal.keys("@my\t").expect("my folder/")
 
 
-def test_the_status_is_one_dim_line_without_colours(typed):
+def test_the_status_is_one_dim_line_without_colors(typed):
     terminal = typed(status="1234567890" * 5, columns=40, PROMPT_TOOLKIT_NO_CPR="", NO_COLOR="1")
     assert 38 <= len(terminal.expect(r"\x1b\[0;2m(\d+)")[1]) <= 40
     terminal.resize(20)
@@ -199,11 +200,10 @@ def test_the_status_is_one_dim_line_without_colours(typed):
 def test_a_paste_of_a_megabyte(typed):
     terminal = typed()
     lines = "a line of some fifty characters in several words\r" * 20_000
-    started = time.monotonic()
     terminal.keys(f"\x1b[200~{lines}\x1b[201~the end").expect("the end")
     assert terminal.keys("\r").got().endswith("words\na line of some fifty characters in several words\nthe end")
     assert terminal.length == len(lines) + len("the end")
-    assert time.monotonic() - started < 10
+    assert terminal.spent < 10
 
 
 def test_nothing_to_do_takes_no_time_of_a_processor(typed):
@@ -226,12 +226,12 @@ from gptoss_mlx.engine.generate import load
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.engine.sampling import Sampling
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
-def settle(tokens, settle=session.settle):
-    left.append(settle(tokens))
+def prefill_ahead(tokens, prefill_ahead=session.prefill_ahead):
+    left.append(prefill_ahead(tokens))
     if left[-2:][0] > left[-1] == 0:
         print("all is read")
     return left[-1]
-session.settle, left = settle, []
+session.prefill_ahead, left = prefill_ahead, []
 messages = TypedInput(lambda: session, {}, Path(sys.argv[2]))
 print("ready")
 while (text := messages.read("")) is not None:
@@ -257,7 +257,7 @@ from pathlib import Path
 from gptoss_mlx.terminal.input import TypedInput
 class Session:
     steps = []
-    def settle(self, tokens):
+    def prefill_ahead(self, tokens):
         time.sleep(tokens * 0.012)
         self.steps.append(tokens)
         return int(sys.argv[2])
@@ -269,6 +269,7 @@ print("got", text, session.steps)
 """
 
 
+@pytest.mark.timing
 def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
     busy, idle = (Typist(SLOW, [tmp_path / left, left], environment) for left in ("1", "0"))
     for terminal in (busy, idle):
@@ -294,7 +295,8 @@ def test_no_key_waits_long_while_the_session_reads_ahead(environment, tmp_path):
     assert max(steps) * 0.012 < 0.2
 
 
-def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
+def test_an_idle_selector_works_until_something_is_ready_or_time_is_up(monkeypatch):
+    monkeypatch.setattr("gptoss_mlx.terminal.input.QUIET", 1)
     ours, theirs = os.pipe()
     steps = []
 
@@ -314,10 +316,10 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
     ready = time.monotonic()
     assert selector.select(0.05) == []  # somebody types: no step yet
     assert len(steps) == 3
-    assert selector.select(0.3) == []
+    assert selector.select(1.3) == []
     assert len(steps) == 5
-    assert steps[3] - ready > 0.15
-    assert time.monotonic() - ready > 0.33
+    assert steps[3] - ready > 0.95
+    assert time.monotonic() - ready > 1.33
     selector.close()
 
 
@@ -327,7 +329,7 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up():
 )
 def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             clock.append(clock[-1] + tokens * per_token)
             steps.append(tokens)
             return 1
@@ -342,7 +344,7 @@ def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
 
 def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             steps.append(tokens)
             clock.append(clock[-1] + (2 if len(steps) == 8 else 0.001))
             return 1
@@ -357,7 +359,7 @@ def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
 
 def test_what_fails_is_not_read_ahead():
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             raise RuntimeError("out of memory")
 
     assert not _ReadingAhead(Session).step()

@@ -1,7 +1,7 @@
 """What a person sees: a chat in a terminal emulator of 30 rows by 100 columns, against the screens in golden/screens.
 
-After a change that is meant, `REGENERATE_SCREENS=1 pytest tests/chat/test_screens.py` writes them anew; then read the
-difference. Figures that vary are replaced before they are compared.
+After a change that is meant, `REGENERATE_SCREENS=1 pytest tests/terminal/test_screens.py` writes them anew; then read
+the difference. Figures that vary are replaced before they are compared.
 """
 
 import json
@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from chat.terminals import Terminal, golden
+from terminal.terminals import Terminal, golden
 
 CHATTING = Path(__file__).with_name("chatting.py")
 PROMPT = "^>$"
-# What a screen may send: colours and other looks, showing and hiding the cursor, erasing below it, moving it up.
+IMPORTS = """
+from gptoss_mlx.terminal.region import Region
+from gptoss_mlx.terminal.rich_screen import RichScreen
+from gptoss_mlx.terminal.screen import PlainScreen"""
+# What a screen may send: colors and other attributes, showing and hiding the cursor, erasing below it, moving it up.
 ALLOWED = re.compile(rb"\x1b\[([0-9;]*m|\?25[hl]|\?12l|J|\d+A)")
 
 
@@ -49,7 +53,7 @@ def drawn(environment):
 
     def drawn(lines: str, screen="RichScreen(show_reasoning=None)", wait="done", **variables) -> Terminal:
         begin, end = f"screen = {screen}\nscreen.prefill(1, 1)", "screen.note('done')\nscreen.end()\ninput()"
-        program = "\n".join(["from gptoss_mlx.terminal.screen import *", begin, lines, end])
+        program = "\n".join([IMPORTS, begin, lines, end])
         terminal = Terminal([sys.executable, "-c", program], environment, **variables)
         terminal.wait(wait)
         return terminal
@@ -72,7 +76,7 @@ def test_answers_help_and_context(chat):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/context")
-    terminal.wait(r"marks: .*\n>$")
+    terminal.wait(r"snapshots: .*\n>$")
     golden("context", terminal)
     terminal.line("/help")
     terminal.wait(r"always a message\.\n>$")
@@ -97,7 +101,7 @@ def test_reasoning_and_an_answer_while_they_arrive(chat, tmp_path):
     golden("answer-arrives", terminal)
     terminal.resize(50)
     release(tmp_path, 43)
-    terminal.wait(r"^reasoning medium\n>$")
+    terminal.wait(r"^reasoning effort: medium\n>$")
     golden("resized-to-50-columns", terminal)
 
 
@@ -107,7 +111,7 @@ def test_ctrl_c_stops_an_answer_that_goes_on_later(chat, tmp_path):
     terminal.wait("^machine")
     terminal.key("c")
     release(tmp_path, 43)
-    terminal.wait(r"goes on\)\n>$")
+    terminal.wait(r"resumes\)\n>$")
     terminal.line("/continue")
     terminal.wait(r"machine\.\n\n>$")
     golden("stopped", terminal)
@@ -140,7 +144,7 @@ def test_a_tool_asks_first(chat, tmp_path):
     terminal.line("What is the weather in Bermi?")
     terminal.wait(r"Bermi\.\n(.*\n)+.*Bermi\.\n\n>$")
     terminal.line("/tools")
-    terminal.wait(r"last: .*\n>$")
+    terminal.wait(r"last result: .*\n>$")
     golden("tool-always", terminal)
 
 
@@ -190,7 +194,7 @@ def test_what_goes_wrong(chat):
         terminal.line(line)
         terminal.wait(PROMPT)
     terminal.line("What is 12 + 30?")
-    terminal.wait(r"goes on\)\n>$")
+    terminal.wait(r"resumes\)\n>$")
     terminal.line("What is 347 + 285 and what is 285 + 347 and what is the sum of the two in the end?")
     terminal.wait(r"error: .*context(.*\n)+>$")
     golden("errors", terminal)
@@ -286,8 +290,8 @@ def test_markdown(drawn):
 def test_a_code_block_longer_than_the_screen(drawn):
     lines = """
 Region.INTERVAL, Region.SHARE = 0, 1
-screen.content("```\\n")
-for number in range(60):
+screen.content("```\\n" + "".join(f"line {number}\\n" for number in range(40)))
+for number in range(40, 60):
     screen.content(f"line {number}\\n")
 input()
 screen.content("```\\n\\nIt ends.\\n")
@@ -337,12 +341,12 @@ def test_copy(chat, tmp_path):
     terminal.line("What is 12 + 30?")
     terminal.wait(r"= 42\n\n>$")
     terminal.line("/copy")
-    terminal.wait("copied 12 characters through pbcopy, and asked the terminal to copy them")
+    terminal.wait("copied 12 characters with pbcopy, and asked the terminal to copy them")
     assert (tmp_path / "clipboard").read_text() == "12 + 30 = 42"
     assert b"\x1b]52;c;MTIgKyAzMCA9IDQy\x07" in terminal.sent
 
 
 def test_screens_are_imported_without_what_they_draw_with():
     heavy = "{'rich', 'mlx', 'numpy', 'prompt_toolkit'}"
-    program = f"import sys; from gptoss_mlx.terminal.screen import without_controls; print({heavy} & set(sys.modules))"
+    program = f"import sys; from gptoss_mlx.terminal.screen import PlainScreen; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

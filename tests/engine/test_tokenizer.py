@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import write_tokenizer
@@ -42,7 +42,6 @@ PARTS = [
 ]
 
 
-@settings(deadline=None)
 @given(parts=st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from([1, 2, 30, 300, 1000])), max_size=8))
 def test_a_long_text_has_the_same_ids_in_pieces(tokenizer, parts):
     text = "".join(part * count for part, count in parts)

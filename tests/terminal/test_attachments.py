@@ -89,7 +89,7 @@ def test_what_is_there_and_cannot_be_attached(folder):
     for name, why in {
         "binary": "cannot attach binary: it is not text in UTF-8",
         "latin": "cannot attach latin: it is not text in UTF-8",
-        "large": "cannot attach large: it has 1,000,001 bytes, and 1,000,000 are the most",
+        "large": "cannot attach large: more than 1,000,000 bytes",
         "/proc/version": "cannot attach /proc/version: it is empty",
         "nowhere": "cannot attach nowhere: a symbolic link that leads nowhere",
         "fifo": "cannot attach fifo: not a regular file",
@@ -172,8 +172,8 @@ def traces(folder):
 
 
 def is_read(descriptor, expected):
-    """Whether that is what can be read next, within two seconds."""
-    for _ in range(200):
+    """Whether that is what can be read next, within half a minute."""
+    for _ in range(3000):
         with suppress(BlockingIOError):
             if (found := os.read(descriptor, 100)) == expected:
                 return True
@@ -189,7 +189,7 @@ escaping = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, `setsi
 def test_what_a_command_leaves_in_the_background_ends_with_it(traces, background):
     started = time.monotonic()
     assert "status 0" in run_command(f"exec 3>traces; echo here >&3; {background}")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 50  # it would sleep for 60
     assert is_read(traces, b"here\n")
     assert is_read(traces, b"")
 
@@ -214,7 +214,7 @@ except KeyboardInterrupt:
     )
     assert is_read(traces, b"here\n")
     child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=10)[0] == "interrupted\n"
+    assert child.communicate(timeout=50)[0] == "interrupted\n"
     assert is_read(traces, b"")
 
 

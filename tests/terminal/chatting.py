@@ -1,6 +1,6 @@
 """A chat for tests: `python chatting.py MODEL '{"plain": true, "pauses": [12], ...}'`.
 
-Like `gptoss-mlx chat --temperature 0`, with the demo's function, and with what a test decides: `pauses`, behind which
+Like `gptoss-mlx chat --temperature 0`, with the demo's function, and with what a test decides: `pauses`, after which
 events of an answer a file RELEASE, with the number at its end, has to appear; `asks`, whether the function wants to be
 agreed to; `keep`, a session's name; `every_event`, whether each is drawn; and options of `terminal.run` and `Session`.
 """
@@ -17,7 +17,7 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.terminal.loop import run
-from gptoss_mlx.terminal.screen import Region
+from gptoss_mlx.terminal.region import Region
 
 folder, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 
@@ -36,7 +36,7 @@ class SessionAutosave:
     def __init__(self, name):
         self.name = name
 
-    def keep(self, session, *, kv):
+    def save(self, session, *, kv):
         if self.name == "full":
             raise GptOssError("cannot write full.json: No space left on device")
 

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from chat.terminals import Terminal
 from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
-from gptoss_mlx.terminal.screen import PlainScreen, Region, RichScreen
+from gptoss_mlx.terminal.region import Region
+from gptoss_mlx.terminal.rich_screen import RichScreen
+from gptoss_mlx.terminal.screen import PlainScreen
+from terminal.terminals import Terminal
 
 ROWS = 30
 NO_MARKS = "abyz<>\\$ "
@@ -206,10 +208,13 @@ def test_no_cell_of_a_table_is_cut(columns, width):
 def test_answers_in_a_real_terminal(environment):
     """The same through the program's own screen; escapes do not act, and what is wide or a tab is shown."""
     text = "\x1b[2JVec<T>\t日本 \\(x\\) <div>\n\n<p>\x9b31m</p>\n"
-    program = (
-        f"from gptoss_mlx.terminal.screen import *; s = RichScreen(show_reasoning=None); s.content({text!r}); s.end()"
-    )
-    terminal = Terminal([sys.executable, "-c", program + "; input()"], environment)
+    program = f"""
+from gptoss_mlx.terminal.rich_screen import RichScreen
+screen = RichScreen(show_reasoning=None)
+screen.content({text!r})
+screen.end()
+input()"""
+    terminal = Terminal([sys.executable, "-c", program], environment)
     terminal.wait("</p>")
     assert "\ufffd[2JVec<T> 日本 \\(x\\) <div>\n\n<p>\ufffd31m</p>\n" in re.sub(" +", " ", terminal.seen)
     terminal.child.close(force=True)

@@ -1,13 +1,16 @@
 """A shell with job control for tests: `python shell.py COMMAND ...`.
 
-It runs one command in the foreground. When that stops, it says so, and whether the terminal then echoes and reads lines
-(it sets no modes itself, so that it shows what is left behind), and takes `fg`, `bg` and `kill NAME`.
+It runs one command in the foreground; `fork WORDS ...` is `python WORDS ...` in a fork of this process. When that
+stops, it says so, and whether the terminal then echoes and reads lines (it sets no modes itself, so that it shows what
+is left behind), and takes `fg`, `bg` and `kill NAME`.
 """
 
 import os
 import signal
 import sys
 import termios
+
+import zygote
 
 TERMINAL = 0
 
@@ -42,6 +45,8 @@ if job == 0:
     foreground(os.getpid())
     for number in (signal.SIGTTOU, signal.SIGTSTP):
         signal.signal(number, signal.SIG_DFL)
+    if sys.argv[1] == "fork":
+        zygote.run_python(sys.argv[2:])
     os.execvp(sys.argv[1], sys.argv[1:])
 wait()
 for line in sys.stdin:

@@ -29,7 +29,7 @@ def command(*words: str, timeout: float = 20, output: int = 10_000, required=(),
 
 
 def python(code: str, *words: str, **options) -> Command:
-    return command(sys.executable, "-c", code, *words, **options)
+    return command(sys.executable, "-IS", "-c", code, *words, **options)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -44,7 +44,7 @@ def is_running(pid: int) -> bool:
 
 
 def ends(pid: int) -> bool:
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while is_running(pid) and time.monotonic() < until:
         time.sleep(0.01)
     return not is_running(pid)
@@ -230,12 +230,12 @@ EXPLODING = {
 
 @pytest.mark.parametrize(("schema", "arguments"), EXPLODING.values(), ids=list(EXPLODING))
 def test_a_check_without_end_is_given_up(monkeypatch, schema, arguments):
-    monkeypatch.setattr(commands, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(commands, "CHECK_SECONDS", 0.02)
     echo = Command(("echo",), {"type": "object"} | schema)
     tool = Toolbox([Function(Tool("echo", "E.", None), echo.run, asks=True, preview=echo.line)])
     call = ToolCall("echo", json.dumps(arguments))
     assert tool.preview(call) == call.arguments
-    complaint = "the arguments take more than 0.1 seconds to compare with the tool's schema"
+    complaint = "the arguments take more than 0.02 seconds to compare with the tool's schema"
     assert json.loads(tool.run(call)) == {"error": complaint}
     assert signal.getsignal(signal.SIGVTALRM) is signal.SIG_DFL
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
@@ -302,23 +302,22 @@ def test_long_output_is_cut_in_the_middle():
 
 
 def test_endless_output_is_stopped():
-    started = time.monotonic()
-    result = command("yes", output=100).run()
-    assert result["error"] == "stopped, because it wrote more than 4,194,304 bytes"
+    too_much = "stopped, because it wrote more than 4,194,304 bytes"
+    result = command("yes", output=100, timeout=60).run()
+    assert result["error"] == too_much
     assert result["output"].startswith("y\ny\n")
     assert len(result["output"]) < 200
-    assert "error" in command("sh", "-c", "yes >&2").run()
-    assert time.monotonic() - started < 5
+    assert command("sh", "-c", "yes >&2", timeout=60).run()["error"] == too_much
 
 
 def test_a_timeout_ends_the_whole_group(tmp_path):
     pids = tmp_path / "pids"
     script = f"sh -c 'echo $$ >> {pids}; trap \"\" TERM; sleep 100' & echo $$ >> {pids}; echo begun; wait"
     started = time.monotonic()
-    result = command("sh", "-c", script, timeout=0.3).run()
-    assert time.monotonic() - started < 3
+    result = command("sh", "-c", script, timeout=1).run()
+    assert time.monotonic() - started < 60  # it has not waited for the sleep
     assert result == {
-        "error": "stopped, because it took longer than 0.3 seconds",
+        "error": "stopped, because it took longer than 1 seconds",
         "output": "begun\n",
         "error_output": "",
     }
@@ -332,9 +331,7 @@ def test_a_timeout_of_what_has_closed_its_output():
 
 
 def test_what_a_command_leaves_behind_ends_with_it():
-    started = time.monotonic()
-    pid = command("sh", "-c", "sleep 100 & echo $!").run()
-    assert time.monotonic() - started < 3
+    pid = command("sh", "-c", "sleep 100 & echo $!", timeout=60).run()  # or there would be an error
     assert ends(int(pid))
 
 
@@ -371,16 +368,14 @@ def test_nothing_gets_away(tmp_path, script, then):
     ],
 )
 def test_a_command_that_stops_itself_has_a_timeout_too(stop):
-    result = python(f"import os, signal; print(os.getpid(), flush=True); {stop}", timeout=1).run()
-    assert result["error"] == "stopped, because it took longer than 1 seconds"
+    result = python(f"import os, signal; print(os.getpid(), flush=True); {stop}", timeout=1.5).run()
+    assert result["error"] == "stopped, because it took longer than 1.5 seconds"
     assert not any(is_running(int(pid)) for pid in result["output"].split())
 
 
 def test_what_has_left_the_group_does_not_hold_us_up():
-    code = "import os, time\nif os.fork():\n    print('done')\nelse:\n    os.setsid(); time.sleep(3)"
-    started = time.monotonic()
-    assert python(code).run() == "done\n"
-    assert time.monotonic() - started < 2
+    code = "import os, time\nif os.fork():\n    print('done')\nelse:\n    os.setsid(); time.sleep(100)"
+    assert python(code, timeout=60).run() == "done\n"
 
 
 def test_interrupted_the_group_ends_and_the_tool_goes_on(tmp_path):
@@ -399,11 +394,11 @@ def test_interrupted_the_group_ends_and_the_tool_goes_on(tmp_path):
     assert command("echo", "on").run() == "on\n"
 
 
-def test_ten_runs_leave_no_file_open():
+def test_runs_leave_no_file_open():
     folder = Path("/dev/fd")
     command("true").run()
     before = len(list(folder.iterdir()))
-    for _ in range(10):
+    for _ in range(3):
         command("cat").run()
         command("no-such-program").run()
     assert len(list(folder.iterdir())) == before

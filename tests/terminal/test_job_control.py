@@ -9,23 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx.chat.transcript import Transcript
+from terminal.terminals import Terminal
 
 HERE = Path(__file__).parent
 PROMPT = "^> ?$"
 STOPPED = "shell: stopped echoes lines"
+NOW_STOPPED = STOPPED + r"\s*\Z"  # nothing stands below that
 
 
 @pytest.fixture
 def job(environment, tmp_path):
-    """Run a command in a shell; the number of its process is in a file."""
+    """Run Python with these words in a shell: forked by it, or `real`, a process of its own as from other shells."""
     started = []
 
-    def job(*command, **variables) -> Terminal:
+    def job(*words, real=False, **variables) -> Terminal:
         places = {"GPTOSS_MLX_HOME": str(tmp_path / "home"), "RELEASE": str(tmp_path / "release")}
-        shell = [sys.executable, str(HERE / "shell.py"), *map(str, command)]
-        started.append(Terminal(shell, environment | places | variables))
+        command = [sys.executable if real else "fork", *map(str, words)]
+        started.append(Terminal([sys.executable, str(HERE / "shell.py"), *command], environment | places | variables))
         return started[-1]
 
     yield job
@@ -35,8 +36,8 @@ def job(environment, tmp_path):
 
 @pytest.fixture
 def chat(job, demo_folder):
-    def chat(prompt=PROMPT, **options):
-        terminal = job(sys.executable, HERE / "chatting.py", demo_folder, json.dumps(options))
+    def chat(prompt=PROMPT, real=False, **options):
+        terminal = job(HERE / "chatting.py", demo_folder, json.dumps(options), real=real)
         terminal.wait(prompt)
         return terminal
 
@@ -46,9 +47,8 @@ def chat(job, demo_folder):
 def stop(terminal):
     """Press Ctrl-Z; the shell says what it finds, nothing stands below that, and the cursor is there."""
     terminal.key("z")
-    terminal.wait(STOPPED)
+    terminal.wait(NOW_STOPPED)
     assert not terminal.screen.cursor.hidden
-    assert terminal.seen.rstrip().endswith(STOPPED)
 
 
 def release(tmp_path, count):
@@ -101,15 +101,15 @@ def test_in_the_background_it_draws_nothing_until_it_comes_back(chat, tmp_path):
 
 
 def test_at_the_prompt_by_the_key_and_by_the_signal(chat):
-    terminal = chat()
+    terminal = chat(real=True)
     terminal.keys("What is 12")
     terminal.wait("^> What is 12$")
     for press in (lambda: terminal.key("z"), lambda: os.kill(group_of(terminal), signal.SIGTSTP)):
         press()
-        terminal.wait(STOPPED)
+        terminal.wait(NOW_STOPPED)
         assert not terminal.screen.cursor.hidden
         terminal.line("fg")
-        terminal.wait("^fg\n> What is 12$")
+        terminal.wait(r"^fg\n> What is 12$(?![\s\S]*shell:)")
     terminal.line(" + 30?")
     terminal.wait(r"= 42\n\n>$")
 
@@ -142,7 +142,7 @@ def test_at_a_question(chat, plain):
     terminal.wait(r"Bermi\.\n+>$")
 
 
-def test_while_a_tool_runs(job, command, demo_folder, tmp_path):
+def test_while_a_tool_runs(job, demo_folder, tmp_path):
     tools = tmp_path / "tools.toml"
     waiting = f"touch {tmp_path}/runs; while [ ! -e {tmp_path}/release ]; do sleep 0.05; done; echo 15 degrees"
     tools.write_text(f"""[tools.get_weather]
@@ -150,7 +150,7 @@ description = "Gets the weather of a place."
 command = ["sh", "-c", {json.dumps(waiting)}, "--", "{{location}}"]
 parameters = {{ type = "object", properties = {{ location = {{ type = "string" }} }}, required = ["location"] }}
 """)
-    terminal = job(*command, "chat", demo_folder, "--tools", tools, "--yes", "--temperature", "0")
+    terminal = job("-m", "gptoss_mlx", "chat", demo_folder, "--tools", tools, "--yes", "--temperature", "0")
     terminal.wait(PROMPT)
     terminal.line("What is the weather in Bermi?")
     assert terminal.read_until((tmp_path / "runs").exists, 30)
@@ -179,7 +179,7 @@ def wait():
 
 @pytest.mark.parametrize("what", DRAWING)
 def test_bars_and_spinners(job, tmp_path, what):
-    terminal = job(sys.executable, "-c", PROGRAM + DRAWING[what], tmp_path / "release")
+    terminal = job("-c", PROGRAM + DRAWING[what], tmp_path / "release")
     shown = {"prefill": "2,000/8,000 tokens", "steps": "measuring; about 20 s left", "stages": "convert .*2.0 kB"}[what]
     terminal.wait(shown)
     assert terminal.screen.cursor.hidden
@@ -194,7 +194,7 @@ def test_bars_and_spinners(job, tmp_path, what):
 
 @pytest.mark.parametrize(("what", "name"), [("prefill", "SIGTERM"), ("steps", "SIGHUP"), ("stages", "SIGTERM")])
 def test_bars_and_spinners_that_are_ended(job, tmp_path, what, name):
-    terminal = job(sys.executable, "-c", PROGRAM + DRAWING[what], tmp_path / "release")
+    terminal = job("-c", PROGRAM + DRAWING[what], tmp_path / "release")
     terminal.wait("000|measuring|convert")
     os.kill(group_of(terminal), getattr(signal, name))
     terminal.wait(f"shell: ended {int(getattr(signal, name))} echoes lines")
@@ -212,9 +212,9 @@ def wait_for_an_answer(terminal):
 
 
 @pytest.mark.parametrize(("name", "plain"), [("SIGTERM", False), ("SIGHUP", False), ("SIGTERM", True)])
-def test_an_answer_that_is_ended_is_kept(job, command, endless_folder, tmp_path, name, plain):
+def test_an_answer_that_is_ended_is_kept(job, endless_folder, tmp_path, name, plain):
     arguments = ["--temperature", "0", "--context", "100000", "--no-kv", *["--plain"] * plain]
-    terminal = job(*command, "chat", endless_folder, *arguments)
+    terminal = job("-m", "gptoss_mlx", "chat", endless_folder, *arguments, real=plain)
     terminal.wait(PROMPT)
     terminal.line("Hello")
     wait_for_an_answer(terminal)
@@ -236,7 +236,7 @@ def test_an_answer_is_kept_when_its_window_is_closed(environment, command, endle
     wait_for_an_answer(terminal)
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), terminal.child.child_fd)  # the number stays pexpect's: it closes it once more
-    os.waitpid(terminal.child.pid, 0)
+    terminal.child.ptyproc.wait()
     (kept,) = (tmp_path / "sessions").glob("*.json")
     assert [message.role for message in Transcript.read(kept).messages][:2] == ["user", "assistant"]
 

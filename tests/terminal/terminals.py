@@ -1,16 +1,26 @@
-"""A person's terminal for tests: a program in a pseudo-terminal, and a terminal emulator that shows what it drew."""
+"""A person's terminal for tests: a program in a pseudo-terminal, and a terminal emulator that shows what it drew.
+
+A Python program is a fork of the zygote's, in a session of its own that the pseudo-terminal controls.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import struct
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pyte
+from ptyprocess import PtyProcess
+
+import zygote
 
 ROWS, COLUMNS = 30, 100
 GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
@@ -19,8 +29,38 @@ VARYING = [
     (r"thought for \d+\.\d s", "thought for #.# s"),
     (r"\d+\.\d tokens/s", "#.# tokens/s"),
     (r"[\d,]+ tokens/s, \d+ s left", "# tokens/s, # s left"),
-    (r"KV state: .*", "KV state: #"),
+    (r"KV cache: .*", "KV cache: #"),
 ]
+
+
+class Forked(PtyProcess):
+    """A process that the zygote has forked, for pexpect."""
+
+    def __init__(self, run: zygote.Run, descriptor: int):
+        super().__init__(run.pid, descriptor)
+        self._run = run
+
+    def isalive(self) -> bool:
+        self.wait(None if self.flag_eof else 0)
+        return not self.terminated
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The exit status; None if a signal has ended it, or it still runs."""
+        if (status := self._run.wait(seconds)) is not None:
+            code, self.status, self.terminated = os.waitstatus_to_exitcode(status), status, True
+            self.exitstatus, self.signalstatus = (code, None) if code >= 0 else (None, -code)
+        return self.exitstatus
+
+
+class Spawn(pexpect.spawn):
+    def _spawnpty(self, args, env, cwd, dimensions, **options):
+        if args[0] != sys.executable or not zygote.shared().fits(env):
+            return super()._spawnpty(args, env=env, cwd=cwd, dimensions=dimensions, **options)
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *dimensions, 0, 0))
+        run = zygote.shared().start(args[1:], env, [slave] * 3, cwd, terminal=True)
+        os.close(slave)
+        return Forked(run, master)
 
 
 class Terminal:
@@ -39,7 +79,7 @@ class Terminal:
     ):
         unwanted = {"COLUMNS", "LINES", "NO_COLOR", "PROMPT_TOOLKIT_NO_CPR"}
         env = {k: v for k, v in environment.items() if k not in unwanted} | {"TERM": "xterm-256color"} | changes
-        self.child = pexpect.spawn(
+        self.child = Spawn(
             command[0], command[1:], env=env, dimensions=(ROWS, columns), timeout=30, cwd=folder and str(folder)
         )
         self.child.delaybeforesend = None
@@ -119,7 +159,7 @@ def golden(name: str, terminal: Terminal) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(masked(terminal.seen), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
-    terminal.read_until(lambda: masked(terminal.seen) == expected, 5)
+    terminal.read_until(lambda: masked(terminal.seen) == expected, 30)
     assert masked(terminal.seen) == expected
 
 
