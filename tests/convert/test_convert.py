@@ -207,7 +207,7 @@ def assert_refused(source, dest, *parts):
     assert not list(dest.parent.glob(f".{dest.name}*"))
 
 
-def test_foreign_and_damaged_sources(source, tmp_path):
+def test_sources_of_other_models_and_damaged_ones(source, tmp_path):
     dest = tmp_path / "dest"
     folder = copy(source, tmp_path / "truncated")
     shard = max(folder.glob("*.safetensors"))
@@ -219,7 +219,7 @@ def test_foreign_and_damaged_sources(source, tmp_path):
     shard.unlink()
     assert_refused(folder, dest, shard.name, "incomplete")
 
-    folder = copy(source, tmp_path / "foreign")
+    folder = copy(source, tmp_path / "llama")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "llama"}))
     assert_refused(folder, dest, "llama")
 
