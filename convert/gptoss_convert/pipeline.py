@@ -222,19 +222,18 @@ class _Conversion:
         }
 
     def run(self) -> Fidelity | None:
+        """Do all that is left to do. After a ConvertError nothing is kept; after any other, finished units are."""
         try:
             done = self._resume()
             calibrate = self.calibration is not None and not (self.folder / IMPORTANCE).is_file()
             needed = set(self.source.shards) if calibrate or self.verify else self._files_from(self._finished)
             arriving = self.provider.begin(
-                sorted(needed),
-                lambda *bytes: self.on_progress(Progress("download", *bytes)),
+                sorted(needed), lambda *bytes: self.on_progress(Progress("download", *bytes))
             )
-            _check_space(
-                self.folder, self.writer.total - done + (sum(arriving) if calibrate else max(arriving, default=0))
-            )
+            shards = sum(arriving) if calibrate else max(arriving, default=0)
+            _check_space(self.folder, self.writer.total - done + shards)
             if any(arriving):
-                self.journal.record(self._finished)  # so that what comes stays, whatever happens
+                self.journal.record(self._finished)  # so that downloads stay, whatever happens
             if self.calibration is not None:
                 if calibrate:
                     self._calibrate(self.calibration)
