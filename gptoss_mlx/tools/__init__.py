@@ -1,1 +1,1 @@
-"""What a model may call: functions, commands, a browser, Python."""
+"""The tools that a model may call: functions, commands, a browser, Python."""
