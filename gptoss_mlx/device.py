@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import kernels
@@ -169,6 +170,36 @@ def forget_gpu_peak() -> None:
     """Start a new peak."""
     if own_gpu_memory_peak() is not None:
         sys.modules["mlx.core"].reset_peak_memory()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes here, and in which versions: all that decides the bits of a result beside a model and its plan."""
+
+    version: str
+    """The version of gptoss-mlx."""
+    mlx: str
+    """The version of MLX."""
+    device: str
+    """"CPU" or "GPU"."""
+    name: str
+    """The chip's or the processor's name, as MLX has it."""
+    kernels: str | None
+    """The instruction set of the compiled kernels; None without them."""
+    threads: int | None
+    """Threads of the kernels; None where they do not compute."""
+
+
+def runtime() -> Runtime:
+    native = kernels.native() if backend().name == "kernels" else None
+    return Runtime(
+        version=version("gptoss-mlx"),
+        mlx=version("mlx"),
+        device=kind(),
+        name=name(),
+        kernels=instruction_set(),
+        threads=native.threads() if native else None,
+    )
 
 
 @contextmanager

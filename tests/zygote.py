@@ -185,15 +185,21 @@ def become(
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    run_python(words)
+    os.environ.update({name: _as_here(value) for name, value in environment.items()})
+    os.chdir(_as_here(folder))
+    run_python([_as_here(word) for word in words])
+
+
+def _as_here(text: str) -> str:
+    """As Python reads these bytes in the locale that the zygote has."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
 
 
 def run_python(words: Sequence[str]) -> NoReturn:
     """Be `python WORDS`, in a process that was forked for it."""
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     status = 1
     try:
         _execute(*words)

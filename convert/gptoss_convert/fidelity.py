@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gptoss_mlx.engine.divergence import kl_divergence
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import CheckpointError
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
@@ -231,31 +232,13 @@ def _divergence(
     """Compare predictions by logits that arrive in chunks of the vocabulary. Returns the divergence of each token
     [tokens], and of both networks [tokens, 2]: the negative log probability of the following token, and the likeliest
     token."""
-    sums = []
     known = np.empty((len(following), 2))  # the following token's logits
-    for chunk, part in logits:
-        inside = np.flatnonzero((chunk.start <= following) & (following < chunk.stop))
-        known[inside] = part[inside, :, following[inside] - chunk.start]
-        largest, top, total, shift = in_parallel(_sums_of_logits, part)
-        sums.append((largest, top + chunk.start, total, shift))
-    largest, tops, total, shift = map(np.array, zip(*sums, strict=True))  # [chunks, tokens, 2], shift without the 2
-    chunk_of_top = largest.argmax(axis=0)[None]
-    overall = largest.max(axis=0)
-    scale = np.exp(largest - overall)
-    total = (total * scale).sum(axis=0)
-    log_total = overall + np.log(total)
-    # sum p (log p - log q), where log p is a logit less log_total.
-    shift = (shift * scale[..., 0]).sum(axis=0) / total[:, 0]
-    kl = np.maximum(shift - log_total[:, 0] + log_total[:, 1], 0)
-    return kl, log_total - known, np.take_along_axis(tops, chunk_of_top, axis=0)[0]
 
+    def parts() -> Iterator[np.ndarray]:
+        for chunk, part in logits:
+            inside = np.flatnonzero((chunk.start <= following) & (following < chunk.stop))
+            known[inside] = part[inside, :, following[inside] - chunk.start]
+            yield part
 
-@np.errstate(over="ignore", invalid="ignore")
-def _sums_of_logits(logits: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Logits [tokens, 2, chunk] of source and model -> [tokens, 2]: the largest, where it is, and the sum of
-    exp(logit - largest); [tokens]: the source's sum of exp(logit - largest) * (logit - the model's logit)."""
-    top = logits.argmax(axis=-1)
-    largest = np.take_along_axis(logits, top[..., None], axis=-1)
-    share = np.exp(logits - largest)
-    shift = share[:, 0] * (logits[:, 0] - logits[:, 1])
-    return largest[..., 0].astype(np.float64), top, *(x.sum(axis=-1, dtype=np.float64) for x in (share, shift))
+    kl, log_total, tops = kl_divergence(parts(), in_parallel)
+    return kl, log_total - known, tops

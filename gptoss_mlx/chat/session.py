@@ -30,7 +30,7 @@ from .answer import Answer, AnswerRules, Draft, fits_grammar
 from .history import History, HistoryEncoder, is_worth_saving
 from .room import room_for_result, tokens_beyond, without_oldest_turns
 from .transcript import Transcript
-from .turn import Clock, Dropped, OnPrefill, ToolResult, TurnEvent, TurnStats
+from .turn import Clock, Dropped, OnPrefill, ToolResult, TurnEvents, TurnStats
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -169,7 +169,7 @@ class Session:
         """End what the tools have started."""
         self.toolbox.close()
 
-    def send(self, text: str, *, on_prefill: OnPrefill | None = None) -> Iterator[TurnEvent]:
+    def send(self, text: str, *, on_prefill: OnPrefill | None = None) -> TurnEvents:
         """Say something and yield the answer's events as they arrive, running the functions that the model calls.
 
         An answer that is interrupted (the iterator closed, or KeyboardInterrupt) stays in the conversation as far as
@@ -180,11 +180,11 @@ class Session:
             raise self.model.full(f"at least {too_many:,} tokens")
         return self._turn(self._history.plus(self._encoder.rendered(Message("user", text))), None, on_prefill)
 
-    def retry(self, *, on_prefill: OnPrefill | None = None) -> Iterator[TurnEvent]:
+    def retry(self, *, on_prefill: OnPrefill | None = None) -> TurnEvents:
         """Answer the last question once more, as `send` does. Raises GptOssError where there is none."""
         return self._turn(self._history.until(self._history.last_question() + 1), None, on_prefill)
 
-    def resume(self, *, on_prefill: OnPrefill | None = None) -> Iterator[TurnEvent]:
+    def resume(self, *, on_prefill: OnPrefill | None = None) -> TurnEvents:
         """Continue an answer that broke off, as `send` does. Raises GptOssError where there is none."""
         if self._draft is None:
             raise GptOssError("the last answer is complete: there is nothing to go on with")
@@ -213,7 +213,7 @@ class Session:
             self.prompt_cache.snapshot()
         return left
 
-    def _turn(self, history: History, draft: Draft | None, on_prefill: OnPrefill | None) -> Iterator[TurnEvent]:
+    def _turn(self, history: History, draft: Draft | None, on_prefill: OnPrefill | None) -> TurnEvents:
         """Answers and the calls in them, up to a final answer."""
         before = self._history, self._draft
         self._set_history(history)

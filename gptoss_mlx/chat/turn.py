@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from ..engine.interrupts import Interrupts
@@ -67,6 +67,7 @@ class Dropped:
 
 
 TurnEvent = Event | Thought | ToolResult | Dropped | TurnStats
+TurnEvents = Generator[TurnEvent, None, None]
 
 
 class Clock:

@@ -208,8 +208,8 @@ def make_plan(
             break
     else:
         raise BudgetTooSmall(
-            f"{folder} needs at least {size_text(attempts[-1].bytes)}, and {device.name} has"
-            f" {size_text(device.memory)}: give more memory, or convert with a smaller recipe",
+            f"{folder} needs at least {size_text(attempts[-1].bytes)} of memory, and {device.name} has"
+            f" {size_text(device.memory)} for it: free some memory, or convert with a smaller recipe",
             attempts[-1].bytes,
         )
     while context is None and settings.expert_slots is None and settings.context < max_context:
@@ -249,7 +249,7 @@ def _candidates(
             if kv_bits is None and min_bits == 8:
                 yield "8-bit KV cache", smaller
             for chunk in shorter:
-                yield f"prefill of {chunk} tokens at a time", replace(smaller, prefill_chunk=chunk)
+                yield f"prefill in chunks of {chunk} tokens", replace(smaller, prefill_chunk=chunk)
             if device.cpu_experts:
                 for layers in range(1, sizes.config.num_layers + 1):
                     yield f"experts of {layers} layers on the CPU", replace(smaller, cpu_expert_layers=layers)
@@ -260,7 +260,7 @@ def _candidates(
             if device.gpu is not None:
                 room = min(room, device.gpu - _gpu_bytes(rows))
             slots = sizes.min_slots + max(room, 0) // sizes.expert_bytes
-            at_a_time = "" if chunk == longest else f", prefill of {chunk} tokens at a time"
+            at_a_time = "" if chunk == longest else f", prefill in chunks of {chunk} tokens"
             yield f"experts paged{at_a_time}", replace(paged, expert_slots=min(slots, sizes.all_experts))
         if context <= MIN_CONTEXT:
             return
@@ -317,10 +317,10 @@ class MemoryEstimate:
             PlanRow("experts", 0 if paged else self.experts - on_cpu, mapped=maps, on_gpu=True),
             PlanRow("experts on the CPU", on_cpu, mapped=maps, on_gpu=False),
             PlanRow("expert slots", (settings.expert_slots or 0) * self.expert_bytes, mapped=False, on_gpu=True),
-            PlanRow("expert reads", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
+            PlanRow("expert read buffers", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
             *self._kv(settings, device),
             PlanRow(WORKSPACE, self._workspace(settings, device), mapped=False, on_gpu=True),
-            PlanRow("weights in FP32", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
+            PlanRow("FP32 copies of weights", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
             PlanRow("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
             PlanRow("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),
         ]
@@ -337,13 +337,16 @@ class MemoryEstimate:
         ring = (config.num_layers - full) * config.sliding_window * values * plain
         return [
             PlanRow(
-                f"KV of full layers, {settings.kv_bits} bits", full * context * per_position, mapped=False, on_gpu=True
+                f"KV cache, full layers, {settings.kv_bits} bits",
+                full * context * per_position,
+                mapped=False,
+                on_gpu=True,
             ),
             # The old buffer of a layer's keys or values, while the larger one is filled.
-            PlanRow("KV while it grows", context * per_position // 2 * 4 // 5, mapped=False, on_gpu=True),
-            PlanRow("KV of sliding layers", ring, mapped=False, on_gpu=True),
-            PlanRow("KV to go back to", MAX_SNAPSHOTS * ring, mapped=False, on_gpu=True),
-            PlanRow("KV while it is kept", full * min(KV_CHUNK, context) * per_position, mapped=False, on_gpu=True),
+            PlanRow("KV cache, growing", context * per_position // 2 * 4 // 5, mapped=False, on_gpu=True),
+            PlanRow("KV cache, sliding layers", ring, mapped=False, on_gpu=True),
+            PlanRow("KV cache, snapshots", MAX_SNAPSHOTS * ring, mapped=False, on_gpu=True),
+            PlanRow("KV cache, saving", full * min(KV_CHUNK, context) * per_position, mapped=False, on_gpu=True),
         ]
 
     def _workspace(self, settings: EngineConfig, device: Device) -> int:

@@ -39,7 +39,7 @@ def user_home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise GptOssError("this user has no home: set GPTOSS_MLX_HOME to a folder for models and sessions") from None
+        raise GptOssError("this user has no home folder: set GPTOSS_MLX_HOME to one for models and sessions") from None
 
 
 def home() -> Path:
@@ -76,6 +76,11 @@ def last_used() -> Path | None:
         return None
 
 
+def hub_id(name: str) -> str:
+    """The hub repository that a short name stands for; any other name as it is."""
+    return SHORT_NAMES.get(name, name)
+
+
 def resolve(name: str) -> Path:
     """The folder of a model. Raises ModelMissing if it can be installed, GptOssError if the name is unknown or leads to
     something else than a model."""
@@ -84,10 +89,12 @@ def resolve(name: str) -> Path:
     path = Path(os.path.expanduser(name))
     if os.path.lexists(path):  # unlike Path.exists, it takes any name
         return model_folder(path)
-    repository = SHORT_NAMES.get(name, name)
+    repository = hub_id(name)
     if not HUB_ID.fullmatch(repository) or repository.startswith("."):
         known = ", ".join(SHORT_NAMES)
-        raise GptOssError(f"there is no model {name!r}: give a folder, {known}, or a hub id such as openai/gpt-oss-20b")
+        raise GptOssError(
+            f"there is no model {name!r}: give a folder, {known}, or a Hugging Face id such as openai/gpt-oss-20b"
+        )
     folder = kept_at(repository)
     if not os.path.isdir(folder):
         raise ModelMissing(name, repository, folder)

@@ -1,4 +1,4 @@
-"""A TOML file of commands -> functions that a model may call; `examples/tools.toml` is one.
+"""A TOML file of commands -> functions that a model may call; `example.toml`, beside this, is one.
 
     [tools.word_count]
     description = "Counts the words of a file."

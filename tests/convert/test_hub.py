@@ -320,7 +320,7 @@ class TestInspect:
         [
             (["gpt-oss-120b"], 1, "the hub has no repository openai/gpt-oss-120b"),
             ([REPOSITORY, "--revision", "v9"], 1, "has no revision v9"),
-            ([Path(__file__).parent, "--revision", "main"], 2, "--revision is for a hub id"),
+            ([Path(__file__).parent, "--revision", "main"], 2, "--revision is for a Hugging Face id"),
         ],
     )
     def test_refusals(self, online, args, status, complaint):

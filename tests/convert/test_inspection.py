@@ -97,7 +97,7 @@ class TestVerify:
     def test_all_is_well(self, run, folder):
         assert verify(folder) == []
         result = run("verify", folder)
-        assert (result.returncode, result.stdout) == (0, "every file is what was written\n")
+        assert (result.returncode, result.stdout) == (0, "every file matches its checksum\n")
 
     def test_a_flipped_bit_is_found_and_named(self, run, folder):
         path = sorted(folder.glob("*.safetensors"))[0]

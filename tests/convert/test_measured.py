@@ -73,7 +73,7 @@ def test_the_command_compares_and_shows_the_card(run, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "model" / "fidelity.json").read_text())
     assert 0 < found["kl_mean"] < 2  # a text unlike all that it was trained on
-    for part in ("KL divergence, mean", 'library_name: "mlx"', "fidelity.json", "in all, to somebody/model"):
+    for part in ("KL divergence, mean", 'library_name: "mlx"', "fidelity.json", "in total, to somebody/model"):
         assert part in done.stdout
     assert run("convert", CHECKPOINT, tmp_path / "again", "--dry-run").returncode == 2
 

@@ -204,7 +204,7 @@ class TestUpload:
         names = [line.split()[-1] for line in printed.splitlines()[-20:] if line.endswith(("json", "safetensors"))]
         assert names == sorted(names, key=order)
         assert "notes.txt" not in printed
-        assert printed.endswith(f"in all, to {TARGET}\n")
+        assert printed.endswith(f"in total, to {TARGET}\n")
 
 
 def order(name):

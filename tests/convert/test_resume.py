@@ -125,7 +125,7 @@ main()
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     kept, interrupted = filter(None, errors.splitlines())
-    assert "the same command goes on" in kept
+    assert "the same command resumes" in kept
     assert str(tmp_path / ".dest.partial") in kept
     assert interrupted == "interrupted"
 

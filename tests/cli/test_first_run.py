@@ -13,6 +13,7 @@ from gptoss_mlx.cli import first_run
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
 from gptoss_mlx.model import model_store
+from terminal.terminals import Spawn
 
 ASKED = "a number, or q to leave: "
 READY = "/exit leaves"
@@ -29,7 +30,7 @@ def start(command, environment, home):
 
     def start(**changes):
         own = {"GPTOSS_MLX_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
-        return pexpect.spawn(
+        return Spawn(
             command[0],
             command[1:],
             env=environment | own | changes,
@@ -72,7 +73,7 @@ def test_first_use_tells_what_there_is(start, home):
     assert [line[0] for line in lines[5:]] == ["1", "2", "3"]
     assert "13.8 GB, 18 minutes" in lines[5]
     child.sendline("4")
-    child.expect_exact("4 is not among them")
+    child.expect_exact("4 is not one of them")
     child.expect_exact(ASKED)
     child.sendline("")
     leave(child)
@@ -100,7 +101,7 @@ def test_a_folder_which_is_then_the_model_used_last(start, home, tmp_path, demo_
     chat_and_leave(child)
     assert (home / model_store.LAST_USED).read_text() == str(folder)
     child = start()
-    child.expect_exact(f"chat with {folder}, the model used last")
+    child.expect_exact(f"Chat with {folder}, the model used last.")
     chat_and_leave(child)
     shutil.rmtree(folder)
     child = start()
@@ -171,13 +172,15 @@ def test_without_a_terminal_it_is_the_help(run):
 
 @pytest.mark.parametrize("name", ["~nobody/model", "x" * 5000, "a/" + "x" * 5000, "\x1b[2J"])
 def test_names_that_no_folder_can_have(name):
-    with pytest.raises(GptOssError, match=r"no model|not here"):
+    with pytest.raises(GptOssError, match=r"no model|not installed"):
         model_store.resolve(name)
 
 
 def test_chat_goes_on_where_nothing_can_be_noted(run, tmp_path, demo_folder):
     (tmp_path / "file").write_text("")
-    done = run("chat", demo_folder, "--temperature", 0, stdin="What is 12 + 30?", GPTOSS_MLX_HOME=tmp_path / "file")
+    done = run(
+        "chat", demo_folder, "--temperature", 0, stdin="What is 12 + 30?", GPTOSS_MLX_HOME=str(tmp_path / "file")
+    )
     assert done.stdout == "12 + 30 = 42\n"
 
 

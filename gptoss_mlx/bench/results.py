@@ -1,7 +1,7 @@
-"""What a benchmark says of one model on one machine, as data.
+"""What a benchmark finds out about one model on one machine, as data.
 
-Seconds, bytes, joules, and tokens, bytes or operations per second; None where the machine does not tell. How figures
-come about is `measure`'s affair, and how they are shown `report`'s.
+Seconds, bytes, joules, and tokens, bytes or operations per second; None where the system does not say. How results
+come about is `measure`'s affair, and how they are shown that of `tables`, `report` and `formats`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,28 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from msgspec import Meta
 
 from ..model.expert_pool import PoolStats
 
 FORMAT = 1  # of the JSON
+
+Kind = Literal["prefill", "decode"]
+# What a file of results may hold: nothing that was measured is below 0 or above 1e24.
+Count = Annotated[int, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0, le=1e24)]
 
 
 @dataclass(frozen=True)
 class Spread:
     """The median of several runs, with the least and the most."""
 
-    median: float
-    least: float
-    most: float
-    runs: int
+    median: Amount
+    least: Amount
+    most: Amount
+    runs: Count
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -32,12 +39,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of the seconds that single tokens took, by the nearest rank; None of so few that it would be the most."""
+    """Seconds that single tokens took, by the nearest rank; None where there are so few that it would be the most."""
 
-    p50: float
-    p90: float | None
-    p99: float | None
-    most: float
+    p50: Amount
+    p90: Amount | None
+    p99: Amount | None
+    most: Amount
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Percentiles:
@@ -52,25 +59,25 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine gave at most beside a figure, on the same threads or the same GPU: the mean of several looks."""
+    """What the machine can do at its best, on the same threads or the same GPU: the mean of several measurements."""
 
-    bandwidth: float | None
+    bandwidth: Amount | None
     """Bytes per second of plain reads."""
-    matrix: float | None
-    """Operations per second, of the kind that products with quantized weights are made of: of 8-bit integers on a CPU,
-    in BF16 on a GPU. A multiplication and an addition are two."""
-    vector: float | None
-    """The same, of the kind that attention is made of: in FP32 on a CPU, in BF16 on a GPU."""
+    matrix: Amount | None
+    """Operations per second, of the kind that products with quantized weights are made of: 8-bit integers on a CPU,
+    BF16 on a GPU. A multiplication and an addition are two."""
+    vector: Amount | None
+    """The same, of the kind that attention is made of: FP32 on a CPU, BF16 on a GPU."""
 
 
 @dataclass(frozen=True)
 class Work:
     """What a run has to do on any machine."""
 
-    bytes: int
-    """Of weights, keys and values that have to be read; what stays in a processor's cache is not counted."""
-    matrix_operations: int
-    vector_operations: int
+    bytes: Count
+    """Weights, keys and values that have to be read; what stays in a processor's cache is not counted."""
+    matrix_operations: Count
+    vector_operations: Count
 
     def least_seconds(self, rates: Rates) -> float | None:
         """What reading or computing alone would take, whichever is longer; None unless all rates are known."""
@@ -81,9 +88,9 @@ class Work:
 
 
 class Point(NamedTuple):
-    """Prefill or decode of some tokens behind `depth` tokens of context."""
+    """Prefill or decode of some tokens after `depth` tokens of context."""
 
-    kind: Literal["prefill", "decode"]
+    kind: Kind
     tokens: int
     depth: int
 
@@ -94,7 +101,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Tokens to prefill and to decode, each behind each depth."""
+    """Numbers of tokens to prefill and to decode, each after each depth."""
 
     prompt: tuple[int, ...]
     generate: tuple[int, ...]
@@ -102,26 +109,34 @@ class Grid:
 
     @property
     def points(self) -> list[Point]:
-        kinds = [("prefill", tokens) for tokens in self.prompt] + [("decode", tokens) for tokens in self.generate]
-        return [Point(kind, tokens, depth) for depth in self.depth for kind, tokens in kinds]
+        points = []
+        for depth in self.depth:
+            points += [Point("prefill", tokens, depth) for tokens in self.prompt]
+            points += [Point("decode", tokens, depth) for tokens in self.generate]
+        return points
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Prefill or decode of some tokens behind `depth` tokens of context."""
+    """The speed at one point."""
 
-    kind: Literal["prefill", "decode"]
-    tokens: int
-    depth: int
+    kind: Kind
+    tokens: Count
+    depth: Count
     tokens_per_second: Spread
     work: Work
-    """Of one run."""
+    """Work of one run."""
     rates: Rates
     token_seconds: Percentiles | None = None
-    """Of decoding: single tokens, of all runs."""
+    """Seconds of single tokens while decoding, over all runs."""
     experts: PoolStats | None = None
-    """Of all runs, where experts are paged."""
-    joules_per_token: float | None = None
+    """Counts over all runs, where experts are paged."""
+    joules_per_token: Amount | None = None
+
+    def __post_init__(self) -> None:
+        spread = self.tokens_per_second
+        if not 0 < spread.least <= spread.median <= spread.most:
+            raise ValueError("tokens_per_second is no spread")
 
     @property
     def point(self) -> Point:
@@ -139,7 +154,7 @@ class Speed:
 
     @property
     def share(self) -> float | None:
-        """Of the limit."""
+        """The median as a share of the limit."""
         return self.limit and self.tokens_per_second.median / self.limit
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +166,7 @@ class Speed:
 class Start:
     """How soon a prompt of `prompt` tokens gets its first token."""
 
-    prompt: int
+    prompt: Count
     load_seconds: Spread
     """In a new process: from the folder to a model that can begin."""
     cold_seconds: Spread
@@ -162,16 +177,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Memory:
-    """Of this process. `anonymous` and `mapped` are the most that was seen of each, not always at the same time."""
+    """Bytes of this process. `anonymous` and `mapped` are the maximum of each, not always at the same time."""
 
-    anonymous: int | None
-    mapped: int | None
-    peak: int | None
-    planned: int
-    by_context: list[tuple[int, int]]
+    anonymous: Count | None
+    mapped: Count | None
+    peak: Count | None
+    planned: Count
+    by_context: list[tuple[Count, Count]]
     """Tokens of context, and the bytes that the plan has for it."""
-    gpu: int | None = None
-    """The most that MLX had on a GPU with memory of its own."""
+    gpu: Count | None = None
+    """The maximum that MLX had on a GPU with memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -179,17 +194,17 @@ class Stage:
     """A part of one step of decoding."""
 
     name: str
-    seconds: float
-    bytes: int
+    seconds: Amount
+    bytes: Count
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One step of decoding behind `depth` tokens, by stage; noise apart, the stages together take the whole step."""
+    """One step of decoding after `depth` tokens, by stage; noise apart, the stages together take the whole step."""
 
-    depth: int
+    depth: Count
     stages: list[Stage]
-    bandwidth: float | None
+    bandwidth: Amount | None
 
     @property
     def seconds(self) -> float:
@@ -199,29 +214,29 @@ class Profile:
 @dataclass(frozen=True)
 class ModelFacts:
     name: str
-    """Of the folder, without the path to it."""
+    """The folder's name, without the path to it."""
     recipe: str | None
     random_weights: bool
-    layers: int
-    experts: int
-    experts_per_token: int
-    bytes: int
-    bits_per_weight: float
+    layers: Count
+    experts: Count
+    experts_per_token: Count
+    bytes: Count
+    bits_per_weight: Amount
 
 
 @dataclass(frozen=True)
 class Setup:
     """What was asked for, and what the memory plan made of it."""
 
-    repeat: int
-    threads: int | None
-    """Of the kernels; None without them."""
-    context: int
-    kv_bits: int
-    prefill_chunk: int
-    expert_slots: int | None
-    """Experts in memory at a time, of all layers; None: all of them."""
-    cpu_expert_layers: int
+    repeat: Count
+    threads: Count | None
+    """Threads of the kernels; None without them."""
+    context: Count
+    kv_bits: Count
+    prefill_chunk: Count
+    expert_slots: Count | None
+    """Experts in memory at a time, over all layers; None: all of them."""
+    cpu_expert_layers: Count
     """Layers whose experts the CPU computes beside a GPU."""
     energy: str | None
     """What the joules cover."""
@@ -231,34 +246,34 @@ class Setup:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the figures were measured on."""
+    """What computed the results."""
 
     system: str
     processor: str
-    cores: int
-    memory: int
+    cores: Count
+    memory: Count
     device: str
-    """What computes: a GPU's name, or "CPU"."""
+    """A GPU's name, or "CPU"."""
     kernels: str | None
     """The instruction set of the kernels in use; None without them."""
     versions: dict[str, str]
     commit: str | None
-    """Of gptoss-mlx, where it runs from a repository."""
+    """The commit of gptoss-mlx, where it runs from a repository."""
 
 
 @dataclass(frozen=True)
 class Conditions:
     """Signs that the machine was not idle, or not at its full speed, while it was measured."""
 
-    load_average: float | None
-    """Of the minute before."""
-    others: float | None
+    load_average: Amount | None
+    """The load average of the minute before."""
+    others: Amount | None
     """The share of the cores' time that other programs took meanwhile."""
-    stolen: float | None
+    stolen: Amount | None
     """The share of time in which a host gave this virtual machine's cores to others."""
-    throttled: int | None
+    throttled: Count | None
     """Times that cores were slowed because they were hot."""
-    clock: float | None
+    clock: Amount | None
     """The clock of the fastest core, as a share of its highest, at the end."""
     power: str | None
     """"mains" or "battery"."""
@@ -267,11 +282,11 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Results:
     date: str
     """ISO 8601, in UTC."""
     command: str
-    """That would measure the same."""
+    """The command that would measure the same."""
     machine: Machine
     conditions: Conditions
     model: ModelFacts
@@ -281,7 +296,7 @@ class Figures:
     speeds: list[Speed]
     profile: Profile | None
     finished: bool
-    """False where the measurement was broken off."""
+    """False where the measurement was interrupted."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
