@@ -349,7 +349,7 @@ class _ReadingAhead:
         started = time.monotonic()
         try:
             left = self._session_of().settle(self._tokens)
-        except Exception:  # the next turn meets it again, and tells
+        except Exception:  # the next turn meets it again, and reports it
             return False
         return left > 0 and self._keep_pace(time.monotonic() - started)
 
