@@ -7,12 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
+
+# `--hypothesis-profile=thorough` looks at more examples.
+settings.register_profile("daily", max_examples=20, deadline=None)
+settings.register_profile("thorough", max_examples=150, deadline=None)
+settings.load_profile("daily")
 
 
 @pytest.fixture(scope="session")

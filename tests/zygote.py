@@ -52,11 +52,12 @@ class Run:
 
 
 class Zygote:
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()):
+        """`within` is the beginning of a command line that runs another, such as strace's."""
         self._environment = dict(environment)
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
+            [*within, sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
         )
         theirs.close()
 
@@ -147,6 +148,7 @@ def import_all() -> None:
     """What commands import; nothing that asks for the environment, makes threads or looks for a device."""
     import prompt_toolkit.shortcuts  # noqa: F401
 
+    import gptoss_convert.reports  # noqa: F401
     import gptoss_mlx.chat.store
     import gptoss_mlx.cli
     import gptoss_mlx.engine.generate
@@ -183,15 +185,21 @@ def become(
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    run_python(words)
+    os.environ.update({name: _as_here(value) for name, value in environment.items()})
+    os.chdir(_as_here(folder))
+    run_python([_as_here(word) for word in words])
+
+
+def _as_here(text: str) -> str:
+    """As Python reads these bytes in the locale that the zygote has."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
 
 
 def run_python(words: Sequence[str]) -> NoReturn:
     """Be `python WORDS`, in a process that was forked for it."""
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     status = 1
     try:
         _execute(*words)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from evaluate import BARS, answer_of, prompt_of, samples
-from gptoss_mlx.demo import EXAM, EXAM_BARS
+from gptoss_mlx.demo import HELD_OUT, HELD_OUT_THRESHOLDS
 from gptoss_mlx.evaluation.prompts import Call
 
 COUNT = 20  # of each part: half a minute in all
@@ -29,8 +29,8 @@ def lines() -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())
-    EXAM.write_bytes(gzip.compress(text.encode(), mtime=0))
-    EXAM_BARS.write_text(json.dumps(BARS, indent=1) + "\n", encoding="utf-8")
+    HELD_OUT.write_bytes(gzip.compress(text.encode(), mtime=0))
+    HELD_OUT_THRESHOLDS.write_text(json.dumps(BARS, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

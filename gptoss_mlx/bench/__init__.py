@@ -1,6 +1,6 @@
 """How fast a model is on this machine: what is measured, beside which limits and which others, and how it is shown.
 
-figures, tables     what is said, as data and as rows of text
+results, tables     what is said, as data and as rows of text
 measure, stages, first_token    speeds, one step of decoding by stage, the start of a new process
 roofline            what the work takes at least
 machine, energy     what the system tells

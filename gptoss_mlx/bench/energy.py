@@ -1,4 +1,4 @@
-"""The energy that a measurement took, where the system tells it without root.
+"""The energy that a measurement took, where the system says so without root.
 
 Each source says what it covers: none of them is what a meter at the socket would show. Whatever cannot be read, or
 stands at zero, is no source; nothing is estimated from times or from a processor's ratings.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..device import is_gpu
@@ -19,10 +19,10 @@ from .nvidia import NvidiaGpu, nvidia_gpu
 
 SYSTEM = Path("/sys")
 SECONDS = 1  # between two readings
-POWERED = ("Mains", "USB", "Wireless")  # types of what is not a battery
+POWERED = ("Mains", "USB", "Wireless")  # types of supplies that are no batteries
 
 Step = Callable[[], "float | None"]
-"""Gives the joules since it was called last; None when the source tells no more."""
+"""Returns the joules since the last call; None when the source has become silent."""
 
 
 class Meter:
@@ -36,7 +36,7 @@ class Meter:
         self._background = Background(self.joules, SECONDS)
 
     def joules(self) -> float | None:
-        """All until now. None from the moment that the source told no more, as when a charger is plugged in."""
+        """The joules until now. None from the moment that the source became silent, as when a charger is plugged in."""
         with self._lock:
             if self._total is not None:
                 more = self._step()
@@ -54,15 +54,14 @@ class Meter:
 
 
 def meter() -> Meter | None:
-    """Of the first source that there is: what computes, else the whole machine."""
+    """A meter of the first source that there is: what computes, else the whole machine."""
     gpu = nvidia_gpu()
-    sources = (lambda: gpu and of_gpu(gpu), of_packages, of_battery, of_process)
-    return next((found for source in sources if (found := source())), None)
+    return (of_gpu(gpu) if gpu else None) or of_packages() or of_battery() or of_process()
 
 
 def of_gpu(gpu: NvidiaGpu) -> Meter | None:
     step = _counted(lambda: gpu.millijoules, 1e-3)
-    return step and Meter("GPU board", step)
+    return Meter("GPU board", step) if step else None
 
 
 def of_packages(system: Path = SYSTEM) -> Meter | None:
@@ -72,25 +71,25 @@ def of_packages(system: Path = SYSTEM) -> Meter | None:
     beside it is a zone of its own, where there is one; "psys" would count the package again.
     """
     names = {zone: read_text(zone / "name") or "" for zone in sorted(system.glob("class/powercap/intel-rapl:*"))}
-    packages = [_zone(zone) for zone, name in names.items() if name.startswith("package")]
-    memory = [_zone(zone) for zone, name in names.items() if name == "dram"]
-    steps = packages + memory
-    if not packages or None in steps:
+    packages = [zone for zone, name in names.items() if name.startswith("package")]
+    memory = [zone for zone, name in names.items() if name == "dram"]
+    steps = [step for zone in packages + memory if (step := _zone(zone))]
+    if not packages or len(steps) < len(packages + memory):
         return None
-    return Meter("CPU package and memory" if memory else "CPU package", lambda: _sum([step() for step in steps]))
+    return Meter("CPU package and memory" if memory else "CPU package", lambda: _sum(step() for step in steps))
 
 
 def of_battery(system: Path = SYSTEM) -> Meter | None:
-    """Only while nothing but batteries gives power. They tell a new figure every few seconds, some every half minute:
-    short runs cannot be told apart."""
+    """Batteries, while nothing else gives power. Their reading changes every few seconds, of some every half minute:
+    too slowly for short runs."""
 
     def watts() -> float | None:
         if power_source(system) != "battery":
             return None
-        return _sum([_watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging"])
+        return _sum(_watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging")
 
     step = _integrated(watts)
-    return step and Meter("whole machine, from the battery", step)
+    return Meter("whole machine, from the battery", step) if step else None
 
 
 def of_process() -> Meter | None:
@@ -100,14 +99,14 @@ def of_process() -> Meter | None:
 
     def nanojoules() -> int | None:
         usage = resource_usage()
-        return usage and usage.ri_energy_nj
+        return int(usage.ri_energy_nj) if usage else None
 
     step = _counted(nanojoules, 1e-9)
-    return step and Meter("this process on the CPU", step)
+    return Meter("this process on the CPU", step) if step else None
 
 
 def power_source(system: Path = SYSTEM) -> str | None:
-    """Linux's "mains" or "battery" (Documentation/ABI/testing/sysfs-class-power); None where it does not tell."""
+    """Linux's "mains" or "battery" (Documentation/ABI/testing/sysfs-class-power); None where it does not say."""
     supplies = _supplies(system)
     states = {read_text(supply / "status") for supply in supplies}
     if any(read_text(supply / "type") in POWERED and read_number(supply / "online") for supply in supplies):
@@ -118,7 +117,7 @@ def power_source(system: Path = SYSTEM) -> str | None:
 
 
 def _supplies(system: Path) -> list[Path]:
-    """Without the batteries of mice and keyboards."""
+    """Power supplies, without the batteries of mice and keyboards."""
     found = sorted(system.glob("class/power_supply/*"))
     return [supply for supply in found if read_text(supply / "scope") != "Device"]
 
@@ -135,41 +134,44 @@ def _watts(supply: Path) -> float | None:
 
 
 def _counted(read: Callable[[], int | None], unit: float, range_: int | None = None) -> Step | None:
-    """Of a counter of `unit` joules, which begins again at 0 after `range_`. None where there is none that counts."""
+    """Steps of a counter of `unit` joules, which begins again at 0 after `range_`. None where none counts."""
     last = read()
     if not last:
         return None
 
     def step() -> float | None:
         nonlocal last
-        if (now := read()) is None:
+        before, last = last, read()
+        if before is None or last is None:
             return None
-        went = now - last
+        went = last - before
         if went < 0:
             went += range_ or 0
-        last = now
         return went * unit if went >= 0 else None
 
     return step
 
 
 def _integrated(watts: Callable[[], float | None]) -> Step | None:
-    """Of a power, as if it changed evenly between two readings. None where none is told."""
+    """Steps of a power, as if it changed evenly between two readings. None where none is reported."""
     last, read_at = watts(), time.monotonic()
     if not last:
         return None
 
     def step() -> float | None:
         nonlocal last, read_at
-        now, at = watts(), time.monotonic()
-        if now is None:
-            return None
-        joules = (last + now) / 2 * (at - read_at)
-        last, read_at = now, at
-        return joules
+        before, since = last, read_at
+        last, read_at = watts(), time.monotonic()
+        return None if before is None or last is None else (before + last) / 2 * (read_at - since)
 
     return step
 
 
-def _sum(parts: list[float | None]) -> float | None:
-    return None if None in parts else sum(parts)
+def _sum(parts: Iterable[float | None]) -> float | None:
+    """None where a part is not known."""
+    total = 0.0
+    for part in parts:
+        if part is None:
+            return None
+        total += part
+    return total

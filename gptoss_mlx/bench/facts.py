@@ -1,23 +1,24 @@
-"""What a measurement is asked for, and what is known of a model before it is measured."""
+"""What a measurement is asked for, and what is known of a model and its plan before it is measured."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .. import device
 from ..errors import printable
 from ..memory.plan import MemoryEstimate, MemoryPlan
-from ..model.checkpoint import Checkpoint
+from ..model.checkpoint import TensorInfo
 from ..model.config import ModelConfig
-from ..provenance import RANDOM_WEIGHTS
-from ..untrusted import lexists, read_json
-from .figures import Grid, ModelFacts, Point, Setup
-from .machine import kernel_threads
+from ..provenance import RANDOM_WEIGHTS, recipe_and_source
+from ..untrusted import lexists
+from .results import Grid, ModelFacts, Point, Setup
 from .routing import RoutingTrace
 
 WARM_UP = 16  # tokens that are decoded before decoding is timed
-MIN_CONTEXT = 1024  # of those that the plan is asked for
+MIN_CONTEXT = 1024  # the shortest context that the plan is asked for
 
 
 @dataclass(frozen=True)
@@ -46,47 +47,48 @@ class BenchmarkSpec:
     def context(self) -> int:
         """Positions that all of it takes."""
         decoded = [1 + max(count, WARM_UP) for count in self.generate]
-        return max(self.depths) + max(
-            (self.first_prompt + 1, *self.prompts, *decoded, *([WARM_UP] if self.profile else []))
-        )
+        after = (self.first_prompt + 1, *self.prompts, *decoded, WARM_UP if self.profile else 0)
+        return max(self.depths) + max(after)
 
 
-def _has_tokenizer(plan: MemoryPlan) -> bool:
+def has_tokenizer(plan: MemoryPlan) -> bool:
     return lexists(Path(plan.model, "tokenizer.json"))
 
 
-def _reads_text(plan: MemoryPlan) -> bool:
-    return plan.settings.expert_slots is not None and _has_tokenizer(plan)
+def reads_text(plan: MemoryPlan) -> bool:
+    """Whether prompts are text: what they mean decides which experts are paged."""
+    return plan.settings.expert_slots is not None and has_tokenizer(plan)
 
 
-def setup_of(plan: MemoryPlan, wanted: BenchmarkSpec, energy: str | None = None) -> Setup:
+def setup_of(plan: MemoryPlan, spec: BenchmarkSpec, energy: str | None = None) -> Setup:
     """`energy`: what a meter covers."""
     settings = plan.settings
-    prompts = "text" if _reads_text(plan) else "random ids"
+    prompts = "text" if reads_text(plan) else "random ids"
     return Setup(
-        repeat=wanted.repeat,
-        threads=kernel_threads(),
+        repeat=spec.repeat,
+        threads=device.runtime().threads,
         context=settings.context,
         kv_bits=settings.kv_bits,
         prefill_chunk=settings.prefill_chunk,
         expert_slots=settings.expert_slots,
         cpu_expert_layers=settings.cpu_expert_layers,
         energy=energy,
-        prompts=f"the routing of {wanted.replay.model}" if wanted.replay else prompts,
+        prompts=f"the routing of {spec.replay.model}" if spec.replay else prompts,
     )
 
 
-def facts_of(folder: Path) -> ModelFacts:
-    config, tensors = ModelConfig.load(folder), Checkpoint.open(folder).tensors
+def facts_of(folder: Path, estimate: MemoryEstimate) -> ModelFacts:
+    """`estimate` has read the headers of the folder. Raises GptOssError."""
+    config, tensors = estimate.config, estimate.tensors
     weights = 0
     for name, tensor in tensors.items():
-        module = name.rpartition(".")[0]
-        if name == f"{module}.scales":
-            weights += math.prod(tensor.shape) * config.stored_form(module, tensors).group_size
-        elif f"{module}.scales" not in tensors or name == f"{module}.bias":
+        module, _, part = name.rpartition(".")
+        if part == "scales":
+            weights += quantized_weights(module, tensors, config)
+        elif f"{module}.scales" not in tensors or part == "bias":
             weights += math.prod(tensor.shape)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    recipe, source = _provenance(folder)
+    recipe, source = recipe_and_source(folder)
     return ModelFacts(
         name=printable(folder.resolve().name),
         recipe=recipe,
@@ -99,23 +101,17 @@ def facts_of(folder: Path) -> ModelFacts:
     )
 
 
-def _provenance(folder: Path) -> tuple[str | None, str | None]:
-    """The recipe of a folder, and what it was made from, where it says so."""
-    made = read_json(path) if lexists(path := folder / "provenance.json") else None
-    made = made if isinstance(made, dict) else {}
-    source = made.get("source")
-    texts = made.get("recipe"), source.get("id") if isinstance(source, dict) else None
-    return tuple(text if isinstance(text, str) else None for text in texts)
+def quantized_weights(module: str, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> int:
+    """The number of weights of a module that has scales."""
+    form = config.stored_form(module, tensors)
+    return math.prod(tensors[f"{module}.scales"].shape) * form.group_size if form else 0
 
 
-def _planned_by_context(plan: MemoryPlan) -> list[tuple[int, int]]:
-    """What the plan would be for shorter and longer contexts, everything else the same."""
-    sizes = MemoryEstimate(Path(plan.model))
-    contexts, length = [], MIN_CONTEXT
-    while length < sizes.config.max_context:
-        contexts.append(length)
-        length *= 2
+def planned_by_context(plan: MemoryPlan, estimate: MemoryEstimate) -> list[tuple[int, int]]:
+    """The bytes that the plan would have for shorter and longer contexts, everything else the same."""
+    longest = estimate.config.max_context
+    doubled = [MIN_CONTEXT << n for n in range(longest.bit_length()) if MIN_CONTEXT << n < longest]
     return [
-        (context, sum(row.bytes for row in sizes.rows(replace(plan.settings, context=context), plan.device)))
-        for context in (*contexts, sizes.config.max_context)
+        (context, sum(row.bytes for row in estimate.rows(replace(plan.settings, context=context), plan.device)))
+        for context in (*doubled, longest)
     ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..memory.plan import MemoryPlan
-    from .figures import Spread
+    from .results import Spread
 
 STARTS = 3
 
@@ -26,7 +26,7 @@ def cold_starts(plan: MemoryPlan, tokens: int) -> tuple[Spread, Spread]:
     """Seconds of loading, and from the start of the process to the first token. Raises GptOssError."""
     from .. import kernels
     from ..errors import GptOssError
-    from .figures import Spread
+    from .results import Spread
 
     environment = os.environ | {"PYTHONSAFEPATH": "1"}  # what lies in the current folder is none of our modules
     if native := kernels.native():

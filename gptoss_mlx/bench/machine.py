@@ -1,7 +1,7 @@
 """The machine that a benchmark runs on, and signs that it was not idle or not at its full speed meanwhile.
 
-Everything is asked of the system as any user may, and what it does not tell is None. Nothing here names a person or a
-machine: no host, no user, no path. How figures are measured is `measure`'s affair; energy has a module of its own.
+Everything is asked of the system as any user may, and what it does not say is None. Nothing here names a person or a
+machine: no host, no user, no path. How speeds are measured is `measure`'s affair; energy has a module of its own.
 """
 
 from __future__ import annotations
@@ -14,40 +14,34 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from .. import device, kernels
-from ..device import backend
+from .. import device
 from ..files import read_number, read_text
 from ..memory.system import ProcessMemory, forget_peak, process_memory, total
 from ..untrusted import parse_json
 from .background import Background
 from .energy import power_source
-from .figures import Conditions, Machine
 from .nvidia import nvidia_gpu
+from .results import Conditions, Machine
 
 PACKAGE = Path(__file__).parents[1]
 ROOT = Path("/")
-SECONDS = 5  # that another program may take to answer
-SAMPLE_SECONDS = 1  # a look takes up to half a millisecond of a core that does other things in between
-
-
-def kernel_threads() -> int | None:
-    """Of the kernels, where they compute; None on a GPU, and where MLX computes on its own."""
-    return kernels.native().threads() if backend().name == "kernels" else None
+SECONDS = 5  # for another program to answer
+SAMPLE_SECONDS = 1  # a reading takes up to half a millisecond of a core
 
 
 def describe() -> Machine:
-    gpu = nvidia_gpu()
-    versions = {"gptoss-mlx": version("gptoss-mlx"), "mlx": version("mlx"), "python": platform.python_version()}
+    gpu, runtime, on_gpu = nvidia_gpu(), device.runtime(), device.is_gpu()
+    versions = {"gptoss-mlx": runtime.version, "mlx": runtime.mlx, "python": platform.python_version()}
     return Machine(
         system=_system(),
         processor=processor(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=total(),
-        device=device.name() if device.is_gpu() else "CPU",
-        kernels=None if device.is_gpu() else device.instruction_set(),
+        device=runtime.name if on_gpu else "CPU",
+        kernels=None if on_gpu else runtime.kernels,
         versions=versions | ({"NVIDIA driver": gpu.driver} if gpu and gpu.driver else {}),
         commit=commit(),
     )
@@ -56,12 +50,12 @@ def describe() -> Machine:
 def _system() -> str:
     if sys.platform == "darwin":
         return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
-    release = re.match(r"\d+\.\d+|", platform.release())  # what follows is whatever its builder wrote
-    return f"{platform.system()} {release[0]} {platform.machine()}"
+    release = re.match(r"\d+\.\d+", platform.release())  # what follows is whatever its builder wrote
+    return f"{platform.system()} {release[0] if release else ''} {platform.machine()}"
 
 
 def processor(root: Path = ROOT) -> str:
-    """Its name, or as near to that as the system comes: ARM's Linux knows boards, and numbers of cores' designs."""
+    """The processor's name, or what the system knows instead: on ARM, Linux knows boards, and numbers of designs."""
     if sys.platform == "darwin" and (name := _output("sysctl", "-n", "machdep.cpu.brand_string")):
         return name
     fields: dict[str, list[str]] = {}
@@ -82,8 +76,8 @@ def processor(root: Path = ROOT) -> str:
 
 
 def commit(package: Path = PACKAGE) -> str | None:
-    """Of the checkout that `package` is in, with "-dirty" where files were changed, or the one that pip noted when it
-    installed from a repository."""
+    """The commit of the checkout that `package` is in, with "-dirty" where files were changed, or the one that pip
+    noted when it installed from a repository."""
     checkout = package.parent
     # Not any repository around an installed package: ours, and no search further up.
     ours = re.search('^name = "gptoss-mlx"$', read_text(checkout / "pyproject.toml") or "", re.MULTILINE)
@@ -102,15 +96,14 @@ def _git_commit(checkout: Path) -> str | None:
         *("git", "--no-optional-locks", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}"),
         *("status", "--porcelain=v2", "--branch", "--untracked-files=no"),
     )
-    found = re.search("^# branch.oid ([0-9a-f]+)$", status or "", re.MULTILINE)
-    if not found:
+    if status is None or not (found := re.search("^# branch.oid ([0-9a-f]+)$", status, re.MULTILINE)):
         return None
     changed = any(not line.startswith("#") for line in status.splitlines())
     return found[1] + ("-dirty" if changed else "")
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None if there is no such program, it fails, or takes too long."""
+    """The output of a program; None if there is no such program, it fails, or takes too long."""
     # A hook of git, which may have started this process, points git to its own repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
@@ -143,12 +136,12 @@ class Watch:
         times = _passed(self._times, _cpu_times(self._root))
         return Conditions(
             load_average=self._load,
-            others=times and _others(times, _own_seconds() - self._own),
-            stolen=times and times[7] / sum(times),
+            others=_others(times, _own_seconds() - self._own) if times else None,
+            stolen=times[7] / sum(times) if times else None,
             throttled=_difference(self._throttled, _throttle_count(self._root)),
             clock=_clock(self._root) or _mac_speed_limit(),
             power=power_source(self._root / "sys") or _mac_power(),
-            gpu_slowed=self._gpu and self._gpu.slowed,
+            gpu_slowed=self._gpu.slowed if self._gpu else None,
         )
 
 
@@ -160,8 +153,8 @@ def _load_average() -> float | None:
 
 
 def _cpu_times(root: Path) -> list[int] | None:
-    """Of all cores since the start: user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); what guests take
-    is in the first two."""
+    """Ticks of all cores since the start: user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); what guests
+    take is in the first two."""
     lines = (read_text(root / "proc/stat") or "").splitlines()
     try:
         times = [int(field) for field in lines[0].split()[1:9]]
@@ -171,14 +164,14 @@ def _cpu_times(root: Path) -> list[int] | None:
 
 
 def _passed(before: list[int] | None, after: list[int] | None) -> list[int] | None:
-    """None where the system is silent, or too little time has passed."""
+    """The ticks between two readings; None where the system is silent, or too little time has passed."""
     if before is None or after is None or sum(after) <= sum(before):
         return None
     return [now - then for then, now in zip(before, after, strict=True)]
 
 
 def _own_seconds() -> float:
-    """Of the cores' time, what this process and the children that have ended took."""
+    """Seconds of the cores that this process took, and its children that have ended."""
     return sum(os.times()[:4])
 
 
@@ -190,7 +183,8 @@ def _others(times: list[int], own: float) -> float:
 
 def _throttle_count(root: Path) -> int | None:
     counts = [read_number(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
-    return sum(counts) if counts and None not in counts else None
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
 
 def _difference(before: int | None, after: int | None) -> int | None:
@@ -198,12 +192,12 @@ def _difference(before: int | None, after: int | None) -> int | None:
 
 
 def _clock(root: Path) -> float | None:
-    """Of the fastest core: others may have had nothing to do."""
+    """The clock of the fastest core, as a share of its highest: other cores may have been idle."""
     shares = []
     for folder in root.glob("sys/devices/system/cpu/cpu*/cpufreq"):
-        now, most = read_number(folder / "scaling_cur_freq"), read_number(folder / "cpuinfo_max_freq")
-        if now and most:
-            shares.append(now / most)
+        now, highest = read_number(folder / "scaling_cur_freq"), read_number(folder / "cpuinfo_max_freq")
+        if now and highest:
+            shares.append(now / highest)
     return max(shares, default=None)
 
 
@@ -224,10 +218,10 @@ def _pmset(what: str) -> str:
 
 
 class MemorySampler:
-    """While open, looks at this process's memory once a second, on a thread."""
+    """While open, reads this process's memory once a second, on a thread."""
 
     def __init__(self) -> None:
-        self._most: ProcessMemory | None = None
+        self._max: ProcessMemory | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> MemorySampler:
@@ -239,14 +233,14 @@ class MemorySampler:
     def __exit__(self, *error: object) -> None:
         self._background.close()
 
-    def most(self) -> ProcessMemory | None:
-        """The most of each kind until now, not always at the same time; None where the system is silent."""
+    def max(self) -> ProcessMemory | None:
+        """The maximum of each kind until now, not always at the same time; None where the system is silent."""
         self._sample()
-        return self._most
+        return self._max
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """What is in memory meanwhile is not looked at: it belongs to the measurement."""
+        """While open, nothing is read: what is in memory belongs to the measurement."""
         self._sample()
         with self._lock:
             try:
@@ -257,8 +251,8 @@ class MemorySampler:
     def _sample(self) -> None:
         with self._lock:
             if now := process_memory():
-                before = self._most or now
-                self._most = ProcessMemory(
+                before = self._max or now
+                self._max = ProcessMemory(
                     anonymous=max(before.anonymous, now.anonymous),
                     mapped=max(before.mapped, now.mapped),
                     peak=max(before.peak, now.peak),

@@ -1,10 +1,10 @@
 """Start, prefill, decode and memory of one model folder on this machine.
 
-Prompts are random ids, since speed does not depend on what they mean; but where experts are paged it does, and there
+Prompts are random ids, since speed does not depend on their meaning; but where experts are paged it does, and there
 they are text. Each point is warmed up and then repeated from the same depth, each time with other tokens: the experts
 of the same ones would be in memory already. All points take turns, so that what the machine does meanwhile is in the
-spread of each; and what it gives at most is measured again and again. Not measured: sampling beyond greedy, and
-tokenization, except in the start of a new process.
+spread of each; and its best rates are measured again and again. Not measured: sampling beyond greedy, and tokenization,
+except in the start of a new process.
 """
 
 from __future__ import annotations
@@ -26,85 +26,88 @@ from ..engine.generate import load
 from ..engine.interrupts import Interrupts
 from ..engine.sampling import Sampling
 from ..errors import GptOssError
-from ..memory.plan import MemoryPlan
-from ..model.checkpoint import Checkpoint
+from ..memory.plan import MemoryEstimate, MemoryPlan
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import Snapshot
 from .energy import Meter, meter
-from .facts import WARM_UP, BenchmarkSpec, _has_tokenizer, _planned_by_context, _reads_text, facts_of, setup_of
-from .figures import (
-    Figures,
+from .facts import WARM_UP, BenchmarkSpec, facts_of, has_tokenizer, planned_by_context, reads_text, setup_of
+from .first_token import STARTS, cold_starts
+from .machine import MemorySampler, Watch, describe
+from .results import (
     Memory,
     Percentiles,
     Point,
     Profile,
     Rates,
+    Results,
     Speed,
     Spread,
     Start,
     Work,
 )
-from .first_token import STARTS, cold_starts
-from .machine import MemorySampler, Watch, describe
 from .roofline import Workload, mean_rates, measured_rates
 from .routing import recording, replaying
 from .stages import profile
 
 GREEDY = Sampling(temperature=0)
-MIN_SECONDS = 0.2  # that a run takes: what is shorter is done again and again
-RATES_APART = 2.0  # seconds, at most, between a look at what the machine gives and the run that it counts for
-RANDOM_IDS = 2**16 + 1  # then they come again; of which no usual number of tokens is a part
+MIN_SECONDS = 0.2  # of one run: shorter work is repeated within it
+RATES_APART = 2.0  # seconds between measuring the machine's rates and a run that they count for, at most
+RANDOM_IDS = 2**16 + 1  # after which they are repeated; no usual number of tokens divides it
 
 OnProgress = Callable[[str, float | None], None]
-"""What is being done, and the seconds that are left, once there is an idea of them."""
+"""Gets what is being done, and an estimate of the seconds that are left, once there is one."""
 
 
-def measure(plan: MemoryPlan, wanted: BenchmarkSpec, command: str, on_progress: OnProgress) -> Figures:
+def measure(plan: MemoryPlan, spec: BenchmarkSpec, command: str, on_progress: OnProgress) -> Results:
     """Measure a folder in a process that keeps to `plan`; `command` would do the same.
 
-    After Ctrl-C, what is done is there, and `finished` is False; nothing done, and it is a KeyboardInterrupt.
-    Raises GptOssError for a folder that cannot be loaded, and for a context without room for what is wanted.
+    Ctrl-C ends it with the results so far, `finished` being False; where there are none, it is a KeyboardInterrupt.
+    Raises GptOssError for a folder that cannot be loaded, and for a context without room for what is asked.
     """
-    if wanted.context > plan.settings.context:
-        asked = (plan.wanted_context or 0) >= wanted.context
+    if spec.context > plan.settings.context:
+        asked = (plan.wanted_context or 0) >= spec.context
         raise GptOssError(
-            f"{wanted.context:,} tokens of context are needed, and this run has {plan.settings.context:,}: give"
-            f" {'more --memory' if asked else f'--context {wanted.context}'}, or less --depth, --prompt or --generate"
+            f"{spec.context:,} tokens of context are needed, and this run has {plan.settings.context:,}: give"
+            f" {'more --memory' if asked else f'--context {spec.context}'}, or less --depth, --prompt or --generate"
         )
-    watch, start, bench, found, finished = Watch(), None, None, None, False
+    watch, estimate = Watch(), MemoryEstimate(Path(plan.model))
+    start: Start | None = None
+    bench: _Bench | None = None
+    found: Profile | None = None
+    finished = False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
         try:
-            if wanted.start:
+            if spec.start:
                 on_progress("starting new processes", None)
                 with interrupts.at_once():
-                    load_seconds, cold = cold_starts(plan, wanted.first_prompt)
+                    load_seconds, cold = cold_starts(plan, spec.first_prompt)
             on_progress("loading", None)
-            bench = _Bench(plan, wanted, memory, interrupts, energy, on_progress)
-            if wanted.start:
-                start = Start(wanted.first_prompt, load_seconds, cold, bench.warm_starts())
+            bench = _Bench(plan, spec, estimate, memory, interrupts, energy, on_progress)
+            if spec.start:
+                start = Start(spec.first_prompt, load_seconds, cold, bench.warm_starts())
             bench.measure()
-            if wanted.profile:
+            if spec.profile:
                 found = bench.profile()
             finished = True
         except KeyboardInterrupt:
-            if not (start or (bench and bench.speeds)):
+            if not bench or not (start or bench.speeds):
                 raise
-        seen = memory.most()
-    return Figures(
+        seen = memory.max()
+    return Results(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         machine=describe(),
         conditions=watch.conditions(),
-        model=facts_of(Path(plan.model)),
-        setup=setup_of(plan, wanted, energy and energy.covers),
+        model=facts_of(Path(plan.model), estimate),
+        setup=setup_of(plan, spec, energy.covers if energy else None),
         memory=Memory(
-            anonymous=seen and seen.anonymous,
-            mapped=seen and seen.mapped,
-            peak=seen and seen.peak,
+            anonymous=seen.anonymous if seen else None,
+            mapped=seen.mapped if seen else None,
+            peak=seen.peak if seen else None,
             planned=plan.total,
-            by_context=_planned_by_context(plan),
-            gpu=seen and seen.gpu,
+            by_context=planned_by_context(plan, estimate),
+            gpu=seen.gpu if seen else None,
         ),
         start=start,
         speeds=bench.speeds,
@@ -117,8 +120,8 @@ class _Series:
     """The runs of one point, all from the same depth."""
 
     def __init__(self, point: Point, work: Work, work_off: Callable[[int, int], list[float]]):
-        """`work_off`, given a number and how many tokens, does the work once with the tokens of that number, and gives
-        the seconds of its parts: of tokens that come one by one."""
+        """`work_off`, given the number of a run and a count of tokens, does the work once with the tokens of that run,
+        and returns the seconds of its parts: of each token, where they come one by one."""
         self.point, self.work, self._work_off = point, work, work_off
         self._number = 0
         self._at_a_time = 1
@@ -129,22 +132,25 @@ class _Series:
         self.rates: list[Rates] = []
 
     def warm_up(self) -> tuple[int, float]:
-        """Tokens and seconds of it."""
+        """Returns its tokens and seconds."""
         tokens = WARM_UP if self.point.kind == "decode" else self.point.tokens
         seconds = sum(self._work_off(0, tokens))
         self._at_a_time = max(1, math.ceil(MIN_SECONDS / (seconds * self.point.tokens / tokens)))
         return tokens, seconds
 
     def run(self, stats: PoolStats | None, energy: Meter | None) -> tuple[int, float]:
-        """Tokens and seconds of it; `stats` are those of the model."""
-        before, joules = stats and replace(stats), energy and energy.joules()
+        """Returns its tokens and seconds; `stats` are those of the model."""
+        before, joules = replace(stats) if stats else None, energy.joules() if energy else None
         parts = []
         for _ in range(self._at_a_time):
             self._number += 1
             parts += self._work_off(self._number, self.point.tokens)
-        spent = energy and energy.joules()
-        self._joules = None if None in (self._joules, joules, spent) else self._joules + spent - joules
-        if before is not None:
+        spent = energy.joules() if energy else None
+        if self._joules is None or joules is None or spent is None:
+            self._joules = None
+        else:
+            self._joules += spent - joules
+        if stats and before:
             self._experts = stats - before if self._experts is None else self._experts + (stats - before)
         self._parts += parts
         self._runs.append(sum(parts) / self._at_a_time)
@@ -162,7 +168,7 @@ class _Series:
             rates=mean_rates(self.rates),
             token_seconds=Percentiles.of(self._parts) if self.point.kind == "decode" else None,
             experts=self._experts,
-            # A counter that did not move was too slow to tell.
+            # A counter that did not move was too slow to say.
             joules_per_token=self._joules / done if self._joules else None,
         )
 
@@ -173,33 +179,34 @@ class _Bench:
     def __init__(
         self,
         plan: MemoryPlan,
-        wanted: BenchmarkSpec,
+        spec: BenchmarkSpec,
+        estimate: MemoryEstimate,
         memory: MemorySampler,
         interrupts: Interrupts,
         energy: Meter | None,
         on_progress: OnProgress,
     ):
-        self.wanted, self.memory, self.interrupts, self.energy = wanted, memory, interrupts, energy
+        self.spec, self.memory, self.interrupts, self.energy = spec, memory, interrupts, energy
         self.model = load(plan.model, plan.settings)
         self.cache = self.model.make_cache()
-        self.demand = Workload(Checkpoint.open(Path(plan.model)), self.model.config, self.model.make_cache())
-        self.ids = _text(plan) if _reads_text(plan) else _random_ids(self.model.config)
-        self.agenda = _Agenda(wanted, on_progress)
+        self.workload = Workload(estimate.tensors, self.model.config, self.model.make_cache())
+        self.ids = _text(plan) if reads_text(plan) else _random_ids(self.model.config)
+        self.agenda = _Agenda(spec, on_progress)
         self.room = plan.device.memory - plan.total
         self.series: list[_Series] = []
         self._look_at_rates()
 
     @property
     def speeds(self) -> list[Speed]:
-        """Of all points that have had a run."""
+        """The speeds of all points that have had a run."""
         return [speed for series in self.series if (speed := series.speed())]
 
     def warm_starts(self) -> Spread:
         """Seconds from a prompt to its first token."""
         seconds = []
         for number in range(1 + STARTS):
-            ids = self._ids(number, 0, self.wanted.first_prompt)
-            self.agenda.tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
+            ids = self._ids(number, 0, self.spec.first_prompt)
+            self.agenda.next(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
             seconds.append(time.perf_counter() - started)
@@ -207,74 +214,80 @@ class _Bench:
         return Spread.of(seconds[1:])
 
     def measure(self) -> None:
-        """All points, by turns. `speeds` has them, also when it is broken off.
+        """Measure all points by turns; `speeds` has them, also after an interrupt.
 
-        The first turn reads the context, from the smallest depth to the greatest. What the runs of later turns leave
-        behind at a smaller depth stays in the context of a greater one: tokens too, if others.
+        The first turn reads the context, from the smallest depth to the greatest. The tokens that a run of a later turn
+        leaves at a smaller depth stay in the context of a greater one, in the place of those that were read first.
         """
-        mark = self.cache.mark()
-        with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
-            for depth, points in groupby(self.wanted.points, lambda point: point.depth):
-                mark = self._deepened(mark, depth)
-                here = [self._series_of(point, mark) for point in points]
+        snapshot = self._snapshot()
+        with replaying(self.model, self.spec.replay) if self.spec.replay else nullcontext():
+            for depth, points in groupby(self.spec.points, lambda point: point.depth):
+                snapshot = self._deepened(snapshot, depth)
+                here = [self._series_of(point, snapshot) for point in points]
                 self.series += here
                 for series in here:
-                    self.agenda.tell(f"{series.point.name}, warm-up")
+                    self.agenda.next(f"{series.point.name}, warm-up")
                     self.agenda.ran(series.point, *series.warm_up())
                 self._turn(1, here)
-            for number in range(2, 1 + self.wanted.repeat):
+            for number in range(2, 1 + self.spec.repeat):
                 self._turn(number, self.series)
-        self.cache.rewind(mark.offset, mark)
+        self.cache.rewind(snapshot.offset, snapshot)
 
     def profile(self) -> Profile:
-        """Of a step at the greatest depth."""
-        self.agenda.tell("profile")
-        return profile(self.model, self.cache, self.demand, self.rates.bandwidth, self._check)
+        """Profile a step at the greatest depth."""
+        self.agenda.next("profile")
+        return profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
 
     def _turn(self, number: int, all_series: list[_Series]) -> None:
-        """A run of each, beside what the machine gives."""
+        """One run of each point, beside the machine's rates."""
         for series in all_series:
             if time.monotonic() - self._rates_seen > RATES_APART:
                 self._look_at_rates()
             series.rates.append(self.rates)
-            self.agenda.tell(f"{series.point.name}, run {number} of {self.wanted.repeat}")
+            self.agenda.next(f"{series.point.name}, run {number} of {self.spec.repeat}")
             self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
 
-    def _deepened(self, mark: Snapshot, depth: int) -> Snapshot:
-        """The state behind `depth` tokens, from that behind fewer."""
-        self.cache.rewind(mark.offset, mark)
-        if not (ids := self._ids(0, mark.offset, depth - mark.offset)):
-            return mark
+    def _deepened(self, snapshot: Snapshot, depth: int) -> Snapshot:
+        """A snapshot after `depth` tokens, from one after fewer."""
+        self.cache.rewind(snapshot.offset, snapshot)
+        if not (ids := self._ids(0, snapshot.offset, depth - snapshot.offset)):
+            return snapshot
         started = time.perf_counter()
 
         def check(done: int, total: int) -> None:
-            self.agenda.tell(f"context of {depth:,} tokens, {mark.offset + done:,} read")
+            self.agenda.next(f"context of {depth:,} tokens, {snapshot.offset + done:,} read")
             self.interrupts.check()
 
         self.model.prefill(ids, self.cache, on_progress=check)
         self.agenda.read(len(ids), time.perf_counter() - started)
-        return self.cache.mark()
+        return self._snapshot()
 
-    def _series_of(self, point: Point, mark: Snapshot) -> _Series:
+    def _snapshot(self) -> Snapshot:
+        """The state now; nothing of it has been overwritten, as nothing was rewound that was read since."""
+        snapshot = self.cache.snapshot()
+        assert snapshot
+        return snapshot
+
+    def _series_of(self, point: Point, snapshot: Snapshot) -> _Series:
         if point.kind == "prefill":
-            work = self.demand.prefill(point.depth, point.tokens, self.model.settings.prefill_chunk)
-            return _Series(point, work, partial(self._prefill, mark))
-        return _Series(point, self.demand.decode(point.depth + 1, point.tokens), partial(self._decode, mark))
+            work = self.workload.prefill(point.depth, point.tokens, self.model.settings.prefill_chunk)
+            return _Series(point, work, partial(self._prefill, snapshot))
+        return _Series(point, self.workload.decode(point.depth + 1, point.tokens), partial(self._decode, snapshot))
 
-    def _prefill(self, mark: Snapshot, number: int, count: int) -> list[float]:
-        ids = self._ids(number, mark.offset, count)
-        self.cache.rewind(mark.offset, mark)
+    def _prefill(self, snapshot: Snapshot, number: int, count: int) -> list[float]:
+        ids = self._ids(number, snapshot.offset, count)
+        self.cache.rewind(snapshot.offset, snapshot)
         started = time.perf_counter()
         mx.eval(logits := self.model.prefill(ids, self.cache, on_progress=self._check))
         seconds = time.perf_counter() - started
         self.model.require_finite(mx.sum(logits))
         return [seconds]
 
-    def _decode(self, mark: Snapshot, number: int, count: int) -> list[float]:
-        first = self._ids(number, mark.offset, 1)
-        self.cache.rewind(mark.offset, mark)
+    def _decode(self, snapshot: Snapshot, number: int, count: int) -> list[float]:
+        first = self._ids(number, snapshot.offset, 1)
+        self.cache.rewind(snapshot.offset, snapshot)
         tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
-        next(tokens)  # it is what prefill ends with
+        next(tokens)  # prefill ends with the first one
         ends = [time.perf_counter()]
         for _ in tokens:
             ends.append(time.perf_counter())
@@ -282,7 +295,7 @@ class _Bench:
         return [end - begun for begun, end in pairwise(ends)]
 
     def _ids(self, run: int, offset: int, count: int) -> list[int]:
-        """What a run reads behind `offset`; run 0 reads on where the context ends."""
+        """The tokens that a run reads after `offset`; run 0 continues the context."""
         return _cyclic(self.ids, offset + run * count, count)
 
     def _look_at_rates(self) -> None:
@@ -295,16 +308,16 @@ class _Bench:
 
 
 class _Agenda:
-    """What is still to do, and how long a token of each kind took last."""
+    """The work that is left, and how long a token of each kind took last."""
 
-    def __init__(self, wanted: BenchmarkSpec, on_progress: OnProgress):
-        self._runs = dict.fromkeys(wanted.points, 1 + wanted.repeat)  # with the one that warms up
-        self._to_read = max(wanted.depths) + ((1 + STARTS) * wanted.first_prompt if wanted.start else 0)
+    def __init__(self, spec: BenchmarkSpec, on_progress: OnProgress):
+        self._runs = dict.fromkeys(spec.points, 1 + spec.repeat)  # with the one that warms up
+        self._to_read = max(spec.depths) + ((1 + STARTS) * spec.first_prompt if spec.start else 0)
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
 
     def read(self, tokens: int, seconds: float) -> None:
-        """So many tokens of context, or of a prompt that is waited for."""
+        """Note that tokens of context, or of a prompt that is waited for, were read."""
         self._to_read -= tokens
         self._seconds["prefill"] = seconds / tokens
 
@@ -312,8 +325,8 @@ class _Agenda:
         self._runs[point] -= 1
         self._seconds[point.kind] = seconds / tokens
 
-    def tell(self, what: str) -> None:
-        """What is done next."""
+    def next(self, what: str) -> None:
+        """Report what is done next."""
         self._on_progress(what, self._seconds_left())
 
     def _seconds_left(self) -> float | None:
@@ -325,13 +338,13 @@ class _Agenda:
         return of_runs + self._to_read * each.get("prefill", 0)
 
 
-def record_routing(plan: MemoryPlan, wanted: BenchmarkSpec, path: Path) -> None:
-    """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is said after it."""
+def record_routing(plan: MemoryPlan, spec: BenchmarkSpec, path: Path) -> None:
+    """Write a trace of the first prompt, text where the folder has a tokenizer, and of what is generated after it."""
     model = load(plan.model, plan.settings)
-    ids = _text(plan) if _has_tokenizer(plan) else _random_ids(model.config)
-    ids = _cyclic(ids, 0, wanted.first_prompt)
+    ids = _text(plan) if has_tokenizer(plan) else _random_ids(model.config)
+    ids = _cyclic(ids, 0, spec.first_prompt)
     with recording(model) as recorder:
-        for _ in model.generate(ids, sampling=GREEDY, max_tokens=1 + max(wanted.generate, default=0), stop=()):
+        for _ in model.generate(ids, sampling=GREEDY, max_tokens=1 + max(spec.generate, default=0), stop=()):
             pass
     recorder.trace().save(path)
 
@@ -349,5 +362,5 @@ def _text(plan: MemoryPlan) -> list[int]:
 
 
 def _cyclic(ids: list[int], start: int, count: int) -> list[int]:
-    """`count` of them from `start` on, as if they went on again and again."""
+    """`count` ids from `start` on, as if they were repeated for ever."""
     return [ids[index % len(ids)] for index in range(start, start + count)]

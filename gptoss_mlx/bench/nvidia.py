@@ -1,74 +1,60 @@
-"""What NVIDIA's driver tells of the GPU that MLX computes on, without root: NVML, through ctypes.
+"""What NVIDIA's driver reports of the GPU that MLX computes on, without root, through NVIDIA's own `nvidia-ml-py`.
 
-The functions and constants are those of NVIDIA's NVML API reference. Where there is no such GPU, no driver, or a
-function that it does not have, nothing is told.
+Without such a GPU, the package, a driver, or a function that the driver does not have, nothing is reported.
 """
 
 from __future__ import annotations
 
-import ctypes
-from ctypes import POINTER, c_char_p, c_uint, c_ulonglong, c_void_p
+from typing import Any
 
 from ..device import gpu, is_cuda
 
-LIBRARY = "libnvidia-ml.so.1"
-
-# nvmlClocksThrottleReason: HwSlowdown, SwThermalSlowdown, HwThermalSlowdown, HwPowerBrakeSlowdown. That the power
-# reaches its cap is not among them: under load it always does.
-SLOWDOWNS = 0x08 | 0x20 | 0x40 | 0x80
-
-VERSION_BYTES = 80
+# Of the reasons for a lower clock, those that are heat or a power supply that asks for it. That the power reaches its
+# limit is not among them: under load it always does.
+SLOWDOWNS = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
 
 
 class NvidiaGpu:
-    def __init__(self, library: ctypes.CDLL, uuid: str):
-        """Raises LookupError where the driver does not know the GPU `uuid`."""
-        self._library = library
-        self._handle = c_void_p()
-        known = self._call("nvmlInit_v2") and self._call(
-            "nvmlDeviceGetHandleByUUID", (c_char_p, uuid.encode()), (POINTER(c_void_p), ctypes.byref(self._handle))
-        )
-        if not known:
-            raise LookupError(uuid)
+    def __init__(self, nvml: Any, uuid: str):
+        """`nvml` is the module `pynvml`. Raises its NVMLError where there is no driver, or no such GPU."""
+        self._nvml = nvml
+        nvml.nvmlInit()
+        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
 
     @property
     def millijoules(self) -> int | None:
-        """That the board took since the driver was loaded."""
-        return self._number("nvmlDeviceGetTotalEnergyConsumption")
+        """Energy that the board has used since the driver was loaded."""
+        return self._ask("nvmlDeviceGetTotalEnergyConsumption", self._handle)
 
     @property
     def slowed(self) -> bool | None:
         """Whether heat, or a power supply that asks for it, slows the GPU now."""
-        reasons = self._number("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return None if reasons is None else bool(reasons & SLOWDOWNS)
+        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", self._handle)
+        slowdowns = [getattr(self._nvml, f"nvmlClocksThrottleReason{name}") for name in SLOWDOWNS]
+        return None if reasons is None else any(reasons & slowdown for slowdown in slowdowns)
 
     @property
     def driver(self) -> str | None:
-        """The version."""
-        text = ctypes.create_string_buffer(VERSION_BYTES)
-        got = self._call("nvmlSystemGetDriverVersion", (c_char_p, text), (c_uint, VERSION_BYTES))
-        return text.value.decode(errors="replace") if got else None
+        """The driver's version."""
+        return self._ask("nvmlSystemGetDriverVersion")
 
-    def _number(self, name: str) -> int | None:
-        number = c_ulonglong()
-        got = self._call(name, (c_void_p, self._handle), (POINTER(c_ulonglong), ctypes.byref(number)))
-        return number.value if got else None
-
-    def _call(self, name: str, *arguments: tuple[type, object]) -> bool:
-        """Whether there is such a function, and it succeeded."""
-        function = getattr(self._library, name, None)
-        if function is None:
-            return False
-        function.argtypes = [kind for kind, _ in arguments]
-        function.restype = ctypes.c_int
-        return function(*(value for _, value in arguments)) == 0
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except self._nvml.NVMLError:
+            return None
 
 
 def nvidia_gpu() -> NvidiaGpu | None:
     """The one that MLX computes on, if it does."""
-    if not is_cuda():
+    here = gpu()
+    if here is None or not is_cuda():
         return None
     try:
-        return NvidiaGpu(ctypes.CDLL(LIBRARY), gpu().uuid)
-    except (OSError, LookupError):
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        return NvidiaGpu(pynvml, here.uuid)
+    except pynvml.NVMLError:
         return None

@@ -1,4 +1,4 @@
-"""Figures as a picture: tokens per second against the depth of the context, and memory against its length.
+"""Results as a picture: tokens per second against the depth of the context, and memory against its length.
 
 Draws with matplotlib, which only who wants a picture has to install.
 """
@@ -11,13 +11,13 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import GptOssError, printable
 from ..files import replace_file
 from ..memory.system import size_text
 from ..untrusted import os_error_text
-from .figures import Figures, Speed
+from .results import Results, Speed
 from .tables import heading
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ MAX_LINE = 110  # of the title, in characters
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 NEUTRAL = "#444444"
-LEGEND = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+LEGEND: dict[str, Any] = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
 MAX_LABELS = 6  # that fit below a panel
 ROOM = 2  # above and below the speeds, as a factor: so wide a scale always has two of 1, 2, 5, 10, ...
 
-# The same bytes for the same figures.
-STYLE = {"svg.hashsalt": "gptoss-mlx", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+# The same bytes for the same results.
+STYLE: Any = {"svg.hashsalt": "gptoss-mlx", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 METADATA = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
@@ -58,8 +58,8 @@ def check_plot(path: Path) -> None:
         raise GptOssError(f"matplotlib does not start: {os_error_text(error)}") from None
 
 
-def save_plot(figures: Figures, path: Path) -> None:
-    """Draw `figures` into a .png or .svg file, which is whole at every moment. Raises GptOssError."""
+def save_plot(results: Results, path: Path) -> None:
+    """Draw `results` into a .png or .svg file, which is whole at every moment. Raises GptOssError."""
     check_plot(path)
     import matplotlib
     from matplotlib.figure import Figure
@@ -71,10 +71,10 @@ def save_plot(figures: Figures, path: Path) -> None:
         matplotlib.rcdefaults()  # a person's own settings are for their own plots
         matplotlib.rcParams.update(STYLE)
         canvas = Figure(INCHES, DOTS_PER_INCH, layout="constrained")
-        canvas.suptitle("\n".join(map(_line, heading(figures))), fontsize=10, parse_math=False)
+        canvas.suptitle("\n".join(map(_line, heading(results))), fontsize=10, parse_math=False)
         speed, memory = canvas.subplots(1, 2)
-        _draw_speed(speed, figures)
-        _draw_memory(memory, figures)
+        _draw_speed(speed, results)
+        _draw_memory(memory, results)
         canvas.savefig(drawn, format=kind, metadata=METADATA[kind])
     replace_file(path, drawn.getvalue())
 
@@ -84,16 +84,16 @@ def _line(text: str) -> str:
     return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE - 3]}..."
 
 
-def _draw_speed(axes: Axes, figures: Figures) -> None:
+def _draw_speed(axes: Axes, results: Results) -> None:
     """A line for prefill of each size and for decoding, with the limit of each beside it."""
     axes.set(title="Speed: median, least and most", xlabel="depth of the context (tokens)", ylabel="tokens/s")
-    if not figures.speeds:
+    if not results.speeds:
         _say_nothing(axes)
         return
     series: dict[tuple[str, int], list[Speed]] = {}
-    for speed in sorted(figures.speeds, key=lambda speed: (speed.kind, speed.tokens, speed.depth)):
+    for speed in sorted(results.speeds, key=lambda speed: (speed.kind, speed.tokens, speed.depth)):
         series.setdefault((speed.kind, speed.tokens), []).append(speed)
-    shown = []
+    shown: list[Any] = []
     for number, ((kind, tokens), speeds) in enumerate(series.items()):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
         depths = [speed.depth for speed in speeds]
@@ -107,16 +107,16 @@ def _draw_speed(axes: Axes, figures: Figures) -> None:
         if limits := [(speed.depth, speed.limit) for speed in speeds if speed.limit]:
             # Of a single depth a line is not to be seen: its limit is a dash.
             axes.plot(*zip(*limits, strict=True), color=color, linestyle="--", linewidth=1, marker="_", markersize=14)
-    if any(speed.limit for speed in figures.speeds):
+    if any(speed.limit for speed in results.speeds):
         shown += axes.plot([], [], color=NEUTRAL, linestyle="--", linewidth=1, label="limit of each")
-    _token_axis(axes, {speed.depth for speed in figures.speeds})
+    _token_axis(axes, {speed.depth for speed in results.speeds})
     _speed_axis(axes)
     axes.legend(handles=shown, ncols=2, **LEGEND)
 
 
-def _draw_memory(axes: Axes, figures: Figures) -> None:
+def _draw_memory(axes: Axes, results: Results) -> None:
     axes.set(title="Memory", xlabel="length of the context (tokens)", ylabel="memory (GB)")
-    planned, peak = figures.memory.by_context, figures.memory.peak
+    planned, peak = results.memory.by_context, results.memory.peak
     if not planned:
         _say_nothing(axes)
         return
@@ -124,7 +124,7 @@ def _draw_memory(axes: Axes, figures: Figures) -> None:
     axes.plot(contexts, [size / 1e9 for size in sizes], color=COLORS[0], marker="o", markersize=5, label="planned")
     if peak is not None:
         # Keys and values take memory as far as there are tokens, not as far as there is room.
-        used = max((speed.depth + speed.tokens for speed in figures.speeds), default=figures.setup.context)
+        used = max((speed.depth + speed.tokens for speed in results.speeds), default=results.setup.context)
         label = f"most that was measured, {size_text(peak)}"
         axes.plot(used, peak / 1e9, color=COLORS[1], linestyle="", marker="D", markersize=8, label=label)
     _token_axis(axes, set(contexts))

@@ -1,4 +1,4 @@
-"""The limit of speed: what the network has to read and to compute, and what the machine gives at most.
+"""The limit of speed: what the network has to read and to compute, and the best rates of the machine.
 
 Decoding a token reads the weights that it goes through, of the experts those of its own, and all keys and values that
 it attends to. Prefill reads the same weights once for a chunk of tokens, of the experts all that some token of the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from math import prod
 
@@ -19,10 +19,11 @@ import mlx.core as mx
 from .. import kernels
 from ..device import is_gpu
 from ..memory.system import total
-from ..model.checkpoint import Checkpoint
+from ..model.checkpoint import TensorInfo
 from ..model.config import ModelConfig
 from ..model.kv_cache import FullKV, KVCache, RingKV
-from .figures import Rates, Work
+from .facts import quantized_weights
+from .results import Rates, Work
 
 STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.": "experts"} | {
     ".post_attention_layernorm.": "experts",
@@ -30,10 +31,10 @@ STAGES = {".self_attn.": "attention", ".input_layernorm.": "attention", ".mlp.":
     "model.norm.": "head",
 }
 
-# Of an array that is read to measure a GPU's memory, and of a matrix that is squared to measure its arithmetic.
+# The size of an array that is read to measure a GPU's bandwidth, and of a matrix that is squared for its arithmetic.
 GPU_READ_BYTES, MIN_GPU_READ_BYTES = 2**30, 2**26
 GPU_MATRIX_SIDE = 4096
-AT_A_TIME, ROUNDS = 8, 4  # products that are given to a GPU together, and how often
+AT_A_TIME, ROUNDS = 8, 4  # products that a GPU gets together, and how often
 
 
 @dataclass
@@ -41,9 +42,9 @@ class StageWeights:
     """Weights that a token meets in one stage."""
 
     bytes: float = 0
-    """That are read for it if it comes alone."""
+    """Bytes that are read for it if it comes alone."""
     matrix_weights: float = 0
-    """Each one multiplication and addition, in the arithmetic of products with quantized weights."""
+    """Weights that are each one multiplication and addition, in the arithmetic of products with quantized weights."""
     vector_weights: float = 0
     """The same in FP32, as the kernels do it for weights in BF16."""
 
@@ -51,13 +52,13 @@ class StageWeights:
 class Workload:
     """What the network of a folder reads and computes, whoever runs it."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, cache: KVCache):
-        """`cache`: an empty one; it tells how keys and values are kept."""
+    def __init__(self, tensors: Mapping[str, TensorInfo], config: ModelConfig, cache: KVCache):
+        """`cache`: an empty one, which knows how keys and values are kept."""
         self.config, self.cache = config, cache
         self.shared = {name: StageWeights() for name in dict.fromkeys(STAGES.values())}
         self.experts = StageWeights()
-        """Those of all experts of all layers together."""
-        for name, tensor in checkpoint.tensors.items():
+        """The weights of all experts of all layers together."""
+        for name, tensor in tensors.items():
             stage = next((stage for part, stage in STAGES.items() if part in name), None)
             if stage is None:  # the embedding table
                 continue
@@ -66,20 +67,20 @@ class Workload:
             module = name.removesuffix(".weight")
             if module == name or len(tensor.shape) < 2:
                 continue
-            if scales := checkpoint.tensors.get(f"{module}.scales"):
-                weights.matrix_weights += prod(scales.shape) * config.stored_form(module, checkpoint.tensors).group_size
+            if f"{module}.scales" in tensors:
+                weights.matrix_weights += quantized_weights(module, tensors, config)
             else:
                 weights.vector_weights += prod(tensor.shape)
 
     def stage_bytes(self, depth: int) -> dict[str, int]:
-        """Bytes that one token reads behind `depth` tokens of context, by stage."""
+        """Bytes that one token reads after `depth` tokens of context, by stage."""
         found = {name: weights.bytes for name, weights in self.shared.items()}
         found["experts"] += self.experts.bytes * self._chosen_share
         found["attention"] += self._kv_bytes(depth, 1)
         return {name: round(count) for name, count in found.items()}
 
     def decode(self, depth: int, tokens: int) -> Work:
-        """`tokens` tokens, one after the other, behind `depth`."""
+        """`tokens` tokens, one after the other, after `depth`."""
         head, products = self.shared["head"], self._products_of_layers(tokens)
         weights = sum(each.bytes for each in self.shared.values()) + self.experts.bytes * self._chosen_share
         return Work(
@@ -90,7 +91,7 @@ class Workload:
         )
 
     def prefill(self, depth: int, tokens: int, chunk: int) -> Work:
-        """`tokens` tokens, `chunk` at a time, behind `depth`; the head follows the last of them alone."""
+        """`tokens` tokens, `chunk` at a time, after `depth`; the head follows the last of them alone."""
         bytes_read = self.shared["head"].bytes
         layers = self.shared["attention"].bytes + self.shared["experts"].bytes
         for start in range(0, tokens, chunk):
@@ -108,19 +109,19 @@ class Workload:
 
     @property
     def _chosen_share(self) -> float:
-        """Of the experts, those of one token."""
+        """The share of the experts that one token chooses."""
         return self.config.experts_per_token / self.config.num_experts
 
     def _products_of_layers(self, tokens: int) -> StageWeights:
         found = StageWeights()
-        parts = [(self.shared["attention"], 1), (self.shared["experts"], 1), (self.experts, self._chosen_share)]
+        parts = [(self.shared["attention"], 1.0), (self.shared["experts"], 1.0), (self.experts, self._chosen_share)]
         for weights, share in parts:
             found.matrix_weights += weights.matrix_weights * share * tokens
             found.vector_weights += weights.vector_weights * share * tokens
         return found
 
     def _kv_bytes(self, depth: int, tokens: int) -> int:
-        """Keys and values of all layers that `tokens` tokens behind `depth` see, each for itself."""
+        """Keys and values of all layers that `tokens` tokens after `depth` see, each for itself."""
         return sum(
             layer.heads * sum(columns * dtype.size for columns, dtype in layer.forms) * _seen(layer, depth, tokens)
             for layer in self.cache.layers
@@ -133,14 +134,14 @@ class Workload:
 
 
 def _seen(layer: FullKV | RingKV, depth: int, tokens: int) -> int:
-    """The positions that each of `tokens` tokens behind `depth` attends to, itself included, added up."""
+    """The positions that each of `tokens` tokens after `depth` attends to, itself included, added up."""
     window = layer.window if isinstance(layer, RingKV) else depth + tokens
     growing = max(min(window - depth, tokens), 0)
     return growing * depth + growing * (growing + 1) // 2 + (tokens - growing) * window
 
 
 def measured_rates(room: int) -> Rates:
-    """What the threads of the kernels, or the GPU, give now; `room` bytes of memory are free for it.
+    """The rates of the kernels' threads, or of the GPU, now; `room` bytes of memory are free for it.
 
     Without kernels nothing is measured on a CPU: MLX uses it too little for a limit to mean anything.
     """
@@ -155,13 +156,13 @@ def measured_rates(room: int) -> Rates:
 
 
 def mean_rates(all_rates: Sequence[Rates]) -> Rates:
-    """None where one of them is."""
+    """The mean of each rate; None where one of them is not known."""
     columns = zip(*(astuple(rates) for rates in all_rates), strict=True)
     return Rates(*(None if None in column else statistics.fmean(column) for column in columns))
 
 
 def _gpu_bandwidth(room: int) -> float:
-    """A matrix by a vector, in BF16, as decoding reads weights."""
+    """Bytes per second of a matrix by a vector, in BF16, as decoding reads weights."""
     width = 16384
     rows = max(min(room, GPU_READ_BYTES), MIN_GPU_READ_BYTES) // (2 * width)
     matrix, vectors = mx.ones((rows, width), mx.bfloat16), mx.ones((AT_A_TIME, width, 1), mx.bfloat16)
@@ -170,7 +171,7 @@ def _gpu_bandwidth(room: int) -> float:
 
 
 def _gpu_product_rate() -> float:
-    """A product of two matrices in BF16."""
+    """Operations per second of a product of two matrices in BF16."""
     side = GPU_MATRIX_SIDE
     matrix = mx.ones((side, side), mx.bfloat16)
     mx.eval(matrix)

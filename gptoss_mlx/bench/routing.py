@@ -6,35 +6,27 @@ others. With a trace, a benchmark pages as a real conversation does. Knows nothi
 
 from __future__ import annotations
 
-import os
-import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from math import prod
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..engine.generate import Model
 from ..errors import GptOssError
-from ..files import unlinked
+from ..files import replace_file
+from ..model.checkpoint import read_header
 from ..model.experts import MoeParts, PagedMoe
 from ..untrusted import open_regular, os_error_text
 
-MEMBERS = {"chosen": 256 * 2**20, "experts": 1024, "model": 4096}  # of the file, and the most bytes of each
-MAX_DIRECTORY = 1024  # bytes: three entries have about 60 each
+MAX_BYTES = 256 * 2**20  # of what was chosen
+MAX_EXPERTS = 2**16
 MAX_NAME = 200  # characters of a model's name
-HEADER = re.compile(
-    rb"\{'descr': '(\|u1|<u2|<i8|<U[1-9]\d{0,2})', 'fortran_order': False,"
-    rb" 'shape': \(((?:\d{1,9}, ?){0,2}(?:\d{1,9})?)\), \} *\n"
-)
-UNREADABLE = (OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)  # of a ZIP file
+DTYPES = {"U8": np.uint8, "U16": np.uint16}
 
 Redirect = Callable[[int, np.ndarray], np.ndarray]
 """The number of a layer, and the experts [L, k] that its router chose -> those that the tokens go to."""
@@ -42,12 +34,12 @@ Redirect = Callable[[int, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class RoutingTrace:
-    """What each of a run's tokens, in order, chose in each layer."""
+    """The experts that each of a run's tokens, in order, chose in each layer."""
 
     chosen: np.ndarray
     """[tokens, layers, k], the order within k as the router gave it: uint8, or uint16 with more than 256 experts."""
     experts: int
-    """Of each layer."""
+    """Experts of each layer."""
     model: str
     """Name of the folder that it was recorded with."""
 
@@ -58,91 +50,48 @@ class RoutingTrace:
         return layers, self.experts, k
 
     def save(self, path: Path) -> None:
-        """Write a file in NumPy's .npz, which appears whole or not at all. Raises GptOssError."""
-        if self.chosen.nbytes > MEMBERS["chosen"] - 1024:
+        """Write a safetensors file, which appears whole or not at all. Raises GptOssError."""
+        if self.chosen.nbytes > MAX_BYTES:
             raise GptOssError(f"a routing trace of {len(self.chosen):,} tokens is more than a file has: record fewer")
-        if path.exists() and not path.is_file():
-            raise GptOssError(f"cannot write the routing trace {path}: it is there, and not a regular file")
-        partial = path.parent / f".{path.name}.{os.getpid()}"
-        try:
-            try:
-                with open(partial, "wb", opener=unlinked) as file:
-                    np.savez_compressed(file, chosen=self.chosen, experts=self.experts, model=self.model[:MAX_NAME])
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise GptOssError(f"cannot write the routing trace {path}: {os_error_text(error)}") from None
+        file = BytesIO()
+        metadata = {"experts": str(self.experts), "model": self.model[:MAX_NAME]}
+        mx.save_safetensors(file, {"chosen": mx.array(self.chosen)}, metadata)
+        replace_file(path, file.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> RoutingTrace:
-        """Read a file of anybody's. Raises GptOssError for what is no trace."""
+        """Read an untrusted file. Raises GptOssError for what is no trace."""
         try:
-            with open_regular(path) as file:
-                chosen, experts, model = _members(file.read(sum(MEMBERS.values()) + 1))
-            return cls(_checked(chosen, _number(experts)), _number(experts), _text(model))
-        except (*UNREADABLE, ValueError) as error:
-            raise GptOssError(f"cannot read {path} as a routing trace: {os_error_text(error) or 'cut off'}") from None
+            return _read(path)
+        except (GptOssError, OSError, ValueError) as error:
+            raise GptOssError(f"cannot read {path} as a routing trace: {os_error_text(error)}") from None
 
 
-def _members(data: bytes) -> list[np.ndarray]:
-    """The arrays of a .npz file, in the order of MEMBERS. What is unpacked is known to be bounded before."""
-    strange = ValueError(f"not a .npz file of {', '.join(MEMBERS)}")
-    if len(data) > sum(MEMBERS.values()):
-        raise ValueError(f"more than {sum(MEMBERS.values()):,} bytes")
-    # The end of a ZIP file without a comment. The directory that it names, or one that ZIP64 names before it, could
-    # otherwise have millions of entries.
-    if data[-42:-38] == b"PK\6\7" or data[-22:-18] != b"PK\5\6" or data[-2:] != b"\0\0":
-        raise strange
-    if int.from_bytes(data[-10:-6], "little") > MAX_DIRECTORY:
-        raise strange
-    with zipfile.ZipFile(BytesIO(data)) as archive:
-        found = {member.filename: member for member in archive.infolist()}
-        if found.keys() != {f"{name}.npy" for name in MEMBERS}:
-            raise strange
-        for name, most in MEMBERS.items():
-            member = found[f"{name}.npy"]
-            if member.file_size > most or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{name} has more than {most:,} bytes, or is packed by a method of another kind")
-        return [_array(name, archive.read(f"{name}.npy")) for name in MEMBERS]
-
-
-def _array(name: str, data: bytes) -> np.ndarray:
-    """What a .npy file of version 1.0 holds. Its header is text in Python's syntax; what NumPy writes is all that is
-    understood of it."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    header = HEADER.fullmatch(data[10:start]) if data[:8] == b"\x93NUMPY\1\0" else None
-    if not header:
-        raise ValueError(f"{name} has another header than a trace's")
-    dtype, shape = np.dtype(header[1].decode()), tuple(int(size) for size in header[2].replace(b",", b" ").split())
-    if prod(shape) * dtype.itemsize != len(data) - start:
-        raise ValueError(f"{name} does not hold what its header says")
-    return np.frombuffer(data, dtype, offset=start).reshape(shape)
-
-
-def _number(array: np.ndarray) -> int:
-    if array.shape or array.dtype != np.int64 or not 1 <= (number := int(array)) <= 2**16:
-        raise ValueError("experts is not a whole number from 1 to 65,536")
-    return number
-
-
-def _text(array: np.ndarray) -> str:
-    if array.shape or array.dtype.kind != "U" or array.dtype.itemsize > 4 * MAX_NAME:
+def _read(path: Path) -> RoutingTrace:
+    """Raises GptOssError, OSError and ValueError."""
+    header = read_header(path)
+    if header.tensors.keys() != {"chosen"}:
+        raise ValueError("it does not hold one tensor, `chosen`")
+    number, model, tensor = header.metadata.get("experts", ""), header.metadata.get("model"), header.tensors["chosen"]
+    experts = int(number) if number.isascii() and number.isdigit() and len(number) <= len(str(MAX_EXPERTS)) else 0
+    if not 1 <= experts <= MAX_EXPERTS:
+        raise ValueError(f"experts is not a whole number from 1 to {MAX_EXPERTS:,}")
+    if model is None or len(model) > MAX_NAME:
         raise ValueError(f"model is not a name of at most {MAX_NAME} characters")
-    return array.tobytes().decode("utf-32-le").rstrip("\0")  # NumPy's own conversion breaks on what is no text
-
-
-def _checked(chosen: np.ndarray, experts: int) -> np.ndarray:
-    if chosen.dtype != _dtype(experts) or chosen.ndim != 3:
-        raise ValueError(f"chosen is not {_dtype(experts)} [tokens, layers, experts per token]")
-    if not chosen.size:
-        raise ValueError("it has no tokens")
+    dtype = _dtype(experts)
+    if DTYPES.get(tensor.dtype) != dtype or len(tensor.shape) != 3:
+        raise ValueError(f"chosen is not {dtype} [tokens, layers, experts per token]")
+    if tensor.nbytes > MAX_BYTES:
+        raise ValueError(f"chosen has more than {MAX_BYTES:,} bytes")
+    with open_regular(path) as file:
+        file.seek(tensor.start)
+        chosen = np.frombuffer(file.read(tensor.nbytes), dtype).reshape(tensor.shape)
     if chosen.max() >= experts:
         raise ValueError(f"expert {chosen.max()} of {experts} is chosen")
     in_order = np.sort(chosen, axis=-1)
     if (in_order[..., 1:] == in_order[..., :-1]).any():
         raise ValueError("a token chooses an expert twice")
-    return chosen
+    return RoutingTrace(chosen, experts, model)
 
 
 def _dtype(experts: int) -> np.dtype:
@@ -167,13 +116,13 @@ class Recorder:
         return chosen
 
     def trace(self) -> RoutingTrace:
-        """Of all positions that have passed every layer until now."""
+        """The choices of all positions that have passed every layer until now."""
         return RoutingTrace(np.concatenate(self._chunks, dtype=_dtype(self._experts)), self._experts, self._name)
 
 
 @contextmanager
 def recording(model: Model) -> Iterator[Recorder]:
-    """While open, a recorder hears where every position goes that is read or decoded, with any cache.
+    """While open, a recorder notes where every position goes that is prefilled or decoded, with any cache.
 
     No logits change. Where all experts are in memory, a layer takes longer: it stops at its router. Raises GptOssError
     where the CPU has experts beside a GPU.
@@ -185,8 +134,8 @@ def recording(model: Model) -> Iterator[Recorder]:
 
 @contextmanager
 def replaying(model: Model, trace: RoutingTrace) -> Iterator[None]:
-    """While open, the t-th position that is read or decoded goes where the trace's t-th token went, and after the last
-    to where the first one went; the shares of the outputs stay those of the model's own router.
+    """While open, the t-th position that is prefilled or decoded goes where the trace's t-th token went, and after the
+    last to where the first one went; routing weights stay those of the model's own router.
 
     Raises GptOssError where the trace is of another shape than the model, or where all experts are in memory.
     """
@@ -227,7 +176,7 @@ def _redirected(model: Model, redirect: Redirect) -> Iterator[None]:
     before = [layer.moe for layer in layers]
     try:
         for index, layer in enumerate(layers):
-            moe = layer.moe
+            moe: Any = layer.moe  # with all experts in memory, it has the parts too
             if isinstance(moe, PagedMoe):
                 parts = _Redirected(moe.parts, index, redirect)
                 layer.moe = PagedMoe(parts, moe.pool, moe.layer)
@@ -240,7 +189,7 @@ def _redirected(model: Model, redirect: Redirect) -> Iterator[None]:
 
 
 class _Redirected:
-    """The second half of a layer in the parts of another one, `MoeParts`, but for where its tokens go."""
+    """A MoE block of the parts of another one, `MoeParts`, but for where its tokens go."""
 
     def __init__(self, parts: MoeParts, layer: int, redirect: Redirect):
         self._parts, self._layer, self._redirect = parts, layer, redirect
@@ -248,11 +197,11 @@ class _Redirected:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [1, L, hidden] -> x + moe(norm(x)), where all experts are in memory."""
-        normed, chosen, share = self.route(x)
+        normed, chosen, weights = self.route(x)
         outputs = mx.zeros((*chosen.shape, x.shape[-1]), normed.dtype)
-        return self.combine(x, chosen, share, self.expert_outputs(normed, chosen.astype(mx.int32), outputs))
+        return self.combine(x, chosen, weights, self.expert_outputs(normed, chosen.astype(mx.int32), outputs))
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """x [1, L, hidden] -> normed [L, hidden], experts [L, k] and their shares [L, k]."""
-        normed, chosen, share = self._parts.route(x)
-        return normed, mx.array(self._redirect(self._layer, np.array(chosen))), share
+        """x [1, L, hidden] -> normed [L, hidden], experts [L, k] and their routing weights [L, k]."""
+        normed, chosen, weights = self._parts.route(x)
+        return normed, mx.array(self._redirect(self._layer, np.array(chosen))), weights

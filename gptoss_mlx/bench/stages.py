@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..engine.generate import Model
 from ..engine.sampling import Sampling
 from ..model.kv_cache import KVCache
-from .figures import Profile, Stage
+from .results import Profile, Stage
 from .roofline import Workload
 
 STEPS = 8  # at a time, so that a GPU need not wait for Python
@@ -27,13 +27,13 @@ ROUNDS = 5
 
 
 def profile(
-    model: Model, cache: KVCache, demand: Workload, bandwidth: float | None, check: Callable[[], None]
+    model: Model, cache: KVCache, workload: Workload, bandwidth: float | None, check: Callable[[], None]
 ) -> Profile:
-    """Of a step behind what `cache` holds, which needs room for STEPS + 1 more; it is left as it was.
+    """Profile a step after what `cache` holds, which needs room for STEPS + 1 more; it is left as it was.
 
     `check` is called again and again, and may raise.
     """
-    depth, mark, network = cache.offset, cache.mark(), model.network
+    depth, snapshot, network = cache.offset, cache.snapshot(), model.network
     masks = cache.masks(1)
 
     def attention(x: mx.array) -> mx.array:
@@ -58,7 +58,7 @@ def profile(
         return (time.perf_counter() - started) / STEPS
 
     def steps() -> float:
-        cache.rewind(depth, mark)
+        cache.rewind(depth, snapshot)
         tokens = model.generate([0], sampling=Sampling(temperature=0), max_tokens=STEPS + 1, stop=(), cache=cache)
         next(tokens)
         started = time.perf_counter()
@@ -73,10 +73,10 @@ def profile(
     for _ in range(1 + ROUNDS):  # all in each, so that what disturbs one disturbs the others too
         check()
         rounds.append([*map(through, apart), steps()])
-    cache.rewind(depth, mark)
+    cache.rewind(depth, snapshot)
     *found, step = map(statistics.median, zip(*rounds[1:], strict=True))
     seconds = dict(zip((stage.__name__ for stage in apart), found, strict=True))
     # Single stages can be slower than in a step, which is then shorter than all of them.
     seconds["experts" if network.pool else "rest"] = max(step - sum(found), 0)
-    sizes = demand.stage_bytes(depth)
+    sizes = workload.stage_bytes(depth)
     return Profile(depth, [Stage(name, each, sizes.get(name, 0)) for name, each in seconds.items()], bandwidth)

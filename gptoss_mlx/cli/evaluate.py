@@ -1,91 +1,106 @@
-"""`eval`: what a model predicts and answers, in figures."""
+"""`eval`: what a model predicts and answers, measured."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import GptOssError, printable
-from ..memory.system import size_text
 from .completion import complete_models
 from .loading import model_folder, plan_to_keep, use_threads
-from .options import Text, memory_options, model_argument, threads_option
+from .options import ModelOptions, Numbers, Text, UserPath, model_argument, pass_model_options
 
 if TYPE_CHECKING:
-    from ..evaluation.report import Report
+    from ..evaluation.report import EvaluationReport
     from ..evaluation.task import Chosen, Task
 
-# Bytes of a file. A text is encoded at once, which takes 400 bytes of memory for a token; WikiText-2's has 1.3 MB.
+# The largest files, in bytes. A text is encoded at once, which takes 400 bytes of memory for a token; WikiText-2 has
+# 1.3 MB.
 MAX_TEXT = 4 * 2**20
 MAX_PROMPTS = 16 * 2**20
 DEFAULT_WINDOW = 512
-USUAL_ANSWER = 4096  # tokens that an answer is given where nobody says how many
+USUAL_ANSWER = 4096  # the default of --max-tokens
+MIN_NEEDLE = 1024  # evaluation.needle.MIN_CONTEXT, which takes long to import
 
 
-class Contexts(click.ParamType):
-    """Lengths of a context, with commas between them."""
-
-    name = "lengths"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[int, ...]:
-        from ..evaluation.needle import MIN_CONTEXT
-
-        if isinstance(value, tuple):
-            return value
-        try:
-            lengths = tuple(dict.fromkeys(int(part) for part in value.split(",")))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers of tokens, such as 1024,4096", parameter, context)
-        if min(lengths) < MIN_CONTEXT:
-            self.fail(f"{min(lengths)} tokens are too few: {MIN_CONTEXT} at least", parameter, context)
-        return lengths
+FILE = UserPath(dir_okay=False)
 
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+@dataclass(frozen=True)
+class EvalOptions:
+    """The options of `eval`, by the names of their parameters."""
+
+    file: Path | None
+    tokens: int | None
+    window: int
+    reference: str | None
+    prompt_file: Path | None
+    demo: bool
+    needle: tuple[int, ...] | None
+    reasoning: str
+    system: str | None
+    max_tokens: int
+    show_wrong: bool
+    form: str
 
 
 @click.command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
 @model_argument()
-@click.option("--text", "file", type=FILE, metavar="FILE", help="Perplexity on a text.")
-@click.option("--tokens", type=click.IntRange(4), show_default="all", help="Of the text, at most.")
+@click.option("--text", "file", type=FILE, metavar="FILE", help="Measure perplexity on this text.")
 @click.option(
-    "--window", type=click.IntRange(4), default=DEFAULT_WINDOW, show_default=True, help="Tokens that are read together."
+    "--tokens", type=click.IntRange(4), show_default="all", help="Read at most N tokens of the text.", metavar="N"
 )
 @click.option(
-    "--reference", metavar="MODEL", shell_complete=complete_models, help="Also KL of MODEL from this one, on the text."
+    "--window",
+    type=click.IntRange(4),
+    default=DEFAULT_WINDOW,
+    show_default=True,
+    help="Tokens of a window.",
 )
-@click.option("--prompts", "prompt_file", type=FILE, metavar="FILE", help="Exact match on prompts, a JSON line each.")
-@click.option("--demo", is_flag=True, help="The exam of the embedded model; exit 1 where a bar is missed.")
-@click.option("--needle", type=Contexts(), metavar="N,N,...", help="Find a code in contexts of so many tokens.")
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    shell_complete=complete_models,
+    help="Also measure the KL divergence from this reference, on the text.",
+)
+@click.option(
+    "--prompts",
+    "prompt_file",
+    type=FILE,
+    metavar="FILE",
+    help="Measure exact matches on these prompts.",
+)
+@click.option("--demo", is_flag=True, help="Check the embedded model on its held-out prompts.")
+@click.option("--needle", type=Numbers(MIN_NEEDLE), metavar="N[,N...]", help="Find a code in contexts of N tokens.")
 @click.option(
     "--reasoning",
     type=click.Choice(["none", "low", "medium", "high"]),
     default="medium",
     show_default=True,
-    help="How long to think, where a prompt does not say.",
+    help="Reasoning effort, where a prompt does not say.",
 )
-@click.option("--system", type=Text(), metavar="TEXT", help="Instructions, where a prompt has none.")
+@click.option("--system", type=Text(), metavar="TEXT", help="Developer instructions, where a prompt has none.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
     default=USUAL_ANSWER,
     show_default=True,
-    help="Of an answer to a prompt, at most.",
+    help="Maximum tokens of an answer to a prompt.",
 )
-@click.option("--show-wrong", is_flag=True, help="List the prompts that were not answered right.")
-@memory_options
-@threads_option
+@click.option("--show-wrong", is_flag=True, help="List the prompts that were answered wrong.")
+@pass_model_options
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="To print."
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )
-def evaluate(model: str, **options: Any) -> None:
-    """Say in figures what MODEL predicts and answers: by default the perplexity of a built-in text.
+def evaluate(model: str, model_options: ModelOptions, **given: Any) -> None:
+    """Measure what MODEL predicts and answers: by default, the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
-    The same command with the same memory plan gives the same figures, and goes on where it was interrupted: --memory
-    fixes the plan. Without --context, it has room for what is asked.
+    The same command with the same memory plan gives the same results, and continues where it was interrupted: --memory
+    fixes the plan. Without --context, the plan has room for what is asked.
 
     \b
     A line of --prompts:
@@ -94,110 +109,105 @@ def evaluate(model: str, **options: Any) -> None:
      "part": TEXT, if there are parts}
     {"rendered": what `harmony render` prints, "answer": ...}
     """
+    options = EvalOptions(**given)
     folder = model_folder(model)
-    reference = None if options["reference"] is None else model_folder(options["reference"])
-    use_threads(options["threads"])
+    reference = None if options.reference is None else model_folder(options.reference)
+    use_threads(model_options.threads)
     chosen = _chosen(folder, options)
-    context = chosen.context if options["context"] is None else options["context"]
-    plan = plan_to_keep(folder, options | {"context": context})
+    context = chosen.context if model_options.context is None else model_options.context
+    plan = plan_to_keep(folder, replace(model_options, context=context))
     from ..engine.interrupts import Interrupted, Interrupts
     from ..evaluation.task import Task
     from ..terminal.progress_bars import evaluation_progress
 
     reference_plan = None
-    if reference is not None:
-        reference_plan = plan_to_keep(reference, options | {"context": chosen.text.context})
+    if reference is not None and chosen.text:
+        reference_plan = plan_to_keep(reference, replace(model_options, context=chosen.text.context))
     task = Task(plan, chosen, reference_plan)
     try:
         with Interrupts() as interrupts, evaluation_progress() as show:
             task.run(interrupts.check, show)
         report = task.report()
     except Interrupted:
-        _show(task.report(), options)
-        _tell_kept(task)
+        _print_report(task.report(), options)
+        _print_kept(task)
         raise
     except GptOssError:
-        _tell_kept(task)
+        _print_kept(task)
         raise
-    _show(report, options)
+    _print_report(report, options)
     task.remove()
-    if report.exam and (missed := [part.name for part in report.exam.parts if part.missed]):
-        raise GptOssError(f"below the bar: {', '.join(missed)}")
+    if report.held_out and (missed := [str(part.name) for part in report.held_out.parts if part.missed]):
+        raise GptOssError(f"below the required share: {', '.join(missed)}")
 
 
-def _tell_kept(task: Task) -> None:
+def _print_kept(task: Task) -> None:
     if kept := " and ".join(map(str, task.kept)):
-        line = f"what is done is kept: the same command goes on; to give it up, remove {kept}"
+        line = f"progress is saved: the same command resumes; to discard it, remove {kept}"
         click.echo(printable(line), err=True)
 
 
-def _show(report: Report, options: dict[str, Any]) -> None:
-    if options["form"] == "json":
-        click.echo(report.as_json(options["show_wrong"]))
+def _print_report(report: EvaluationReport, options: EvalOptions) -> None:
+    if options.form == "json":
+        click.echo(report.as_json(options.show_wrong))
     else:
-        report.print(options["show_wrong"])
+        report.print(options.show_wrong)
 
 
-def _chosen(folder: Path, options: dict[str, Any]) -> Chosen:
-    """What the options ask for. Raises GptOssError for files that cannot be read as what they should be."""
+def _chosen(folder: Path, options: EvalOptions) -> Chosen:
+    """The evaluations that the options ask for. Raises GptOssError for files that cannot be read as what they should
+    be."""
     from ..engine.builtin_text import TEXT
     from ..engine.tokenizer import Tokenizer
-    from ..evaluation.exam import exam
+    from ..evaluation.held_out import held_out_prompts
     from ..evaluation.needle import Needles
     from ..evaluation.prompts import Asking, Prompts, read_prompts
     from ..evaluation.task import Chosen
     from ..evaluation.text import Text
     from ..model.recognition import open_converted
 
-    most, tokenizer = open_converted(folder)[0].max_context, Tokenizer.load(folder)
-    asking = Asking(options["reasoning"], options["system"])
-    file, prompts = options["file"], options["prompt_file"]
-    others = prompts or options["demo"] or options["needle"]
-    found: dict[str, Any] = {}
-    if file or options["reference"] is not None or not others:
-        text = _text(file or TEXT)
-        found["text"] = Text(
-            file.name if file else "the built-in text",
-            text,
+    longest, tokenizer = open_converted(folder)[0].max_context, Tokenizer.load(folder)
+    asking = Asking(options.reasoning, options.system)
+    text = prompts = needle = None
+    if options.file or options.reference is not None or not (options.prompt_file or options.demo or options.needle):
+        text = Text(
+            options.file.name if options.file else "the built-in text",
+            _text(options.file or TEXT),
             tokenizer,
-            window=options["window"],
-            most=options["tokens"],
+            window=options.window,
+            max_tokens=options.tokens,
         )
-    if prompts:
-        read = read_prompts(_contents(prompts, MAX_PROMPTS).splitlines(), str(prompts), tokenizer, asking)
-        found["prompts"] = Prompts("prompts", read, tokenizer, max_tokens=options["max_tokens"])
-    if options["demo"]:
-        found["exam"] = exam(tokenizer)
-    if options["needle"]:
-        if (longest := max(options["needle"])) > most:
-            raise GptOssError(f"--needle: a context of {longest:,} tokens is more than the model's {most:,}")
-        found["needle"] = Needles(options["needle"], tokenizer, asking)
-    for part in found.values():
-        if part.context > most:
-            wanted = f"{part.name}: a context of {part.context:,} tokens, with room for the answer,"
-            raise GptOssError(f"{wanted} is more than the model's {most:,}: shorten it, or lower --max-tokens")
-    return Chosen(**found)
+    if file := options.prompt_file:
+        read = read_prompts(_contents(file, MAX_PROMPTS).splitlines(), str(file), tokenizer, asking)
+        prompts = Prompts("prompts", read, tokenizer, max_tokens=options.max_tokens)
+    if options.needle:
+        contexts = tuple(dict.fromkeys(options.needle))
+        if max(contexts) > longest:
+            raise GptOssError(f"--needle: a context of {max(contexts):,} tokens is more than the model's {longest:,}")
+        needle = Needles(contexts, tokenizer, asking)
+    chosen = Chosen(text, prompts, held_out_prompts(tokenizer) if options.demo else None, needle)
+    for part in chosen.all:
+        if part.context > longest:
+            asked = f"{part.name}: a context of {part.context:,} tokens, with room for the answer,"
+            raise GptOssError(f"{asked} is more than the model's {longest:,}: shorten it, or lower --max-tokens")
+    return chosen
 
 
 def _text(file: Path) -> str:
-    """All of a text, byte for byte: line ends stay as they are."""
+    """The whole text, byte for byte: line ends stay as they are."""
     try:
         return _contents(file, MAX_TEXT).decode()
     except UnicodeDecodeError:
         raise GptOssError(f"{file} is not text in UTF-8") from None
 
 
-def _contents(file: Path, most: int) -> bytes:
-    from ..untrusted import open_regular, os_error_text
+def _contents(file: Path, max_bytes: int) -> bytes:
+    from ..untrusted import os_error_text, read_regular
 
     try:
-        with open_regular(file) as opened:
-            data = opened.read(most + 1)
+        return read_regular(file, max_bytes)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
-    if len(data) > most:
-        raise GptOssError(f"{file} has more than {size_text(most)}: give a part of it")
-    return data
 
 
 COMMANDS = (evaluate,)

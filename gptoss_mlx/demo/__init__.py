@@ -8,8 +8,8 @@ from ..harmony.messages import Tool
 from ..tools.toolbox import Function
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
-EXAM = Path(__file__).parent / "exam.jsonl.gz"
-EXAM_BARS = Path(__file__).parent / "exam_bars.json"
+HELD_OUT = Path(__file__).parent / "held_out.jsonl.gz"
+HELD_OUT_THRESHOLDS = Path(__file__).parent / "held_out_thresholds.json"
 
 QUESTIONS = ("What is gptoss-mlx?", "What is 347 + 285?", "What is the weather in Bermi?")
 

@@ -1,5 +1,5 @@
-"""What an interrupted evaluation has measured, so that the same command goes on: a line for each finished item, JSON
-behind its checksum.
+"""What an interrupted evaluation has measured, so that the same command continues it: a line for each finished item, a
+checksum and JSON.
 
 The file is named after all that decides the results; another model, text or version has another one. One process has it
 at a time. Knows nothing about what is measured.
@@ -7,53 +7,51 @@ at a time. Knows nothing about what is measured.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import mlx.core as mx
-
 from .. import device
 from ..errors import GptOssError
-from ..files import sha256, unlinked
+from ..files import lock, sha256, unlinked
 from ..memory.plan import EngineConfig
 from ..model.model_store import home
 from ..untrusted import os_error_text
 
-# Of a model's folder, what decides what it computes, beside its shards.
+# The files of a model's folder that decide what it computes, beside its shards.
 DECIDING = ("config.json", "generation_config.json", "tokenizer.json", "provenance.json")
 MAX_LINE = 16 * 2**20  # bytes: 50 for each token that is predicted of a window
 
 
-class Journal:
+class EvaluationJournal:
     """Values of finished items, by name, for the evaluation that `key` describes."""
+
+    _file: BinaryIO  # since `open`
 
     def __init__(self, key: dict[str, Any]):
         """Touches no file yet."""
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         self.path = home() / "evaluations" / f"{digest[:32]}.journal"
         self.values: dict[str, Any] = {}
-        self._file: BinaryIO | None = None
 
     def open(self) -> None:
-        """Take up what there is, or begin. Raises GptOssError where another process has it or it cannot be written."""
+        """Read what was kept, or begin. Raises GptOssError where another process has it or it cannot be written."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+b", opener=unlinked)  # noqa: SIM115
-            if not _lock(file):
+            # Who held the lock before may have removed the file since it was opened.
+            if lock(file.fileno()) is False or not os.fstat(file.fileno()).st_nlink:
                 raise GptOssError("the same evaluation is running already: wait for it, or stop it")
             file.truncate(self._read(file))
             self._file = file
 
     def _read(self, file: BinaryIO) -> int:
-        """Take up whole lines, and tell where they end: a process that was killed may have left a part of one."""
+        """Read whole lines, and return where they end: a process that was killed may have left a part of one."""
         file.seek(0)
         end = 0
         while (line := file.readline(MAX_LINE)).endswith(b"\n") and line == line_of(line[CHECKSUM:-1]):
@@ -78,28 +76,17 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """All is done and told, or nothing is done."""
+        """Keep nothing: all is done and reported, or nothing is done."""
         self.path.unlink(missing_ok=True)
         self._file.close()
 
 
-CHECKSUM = 9  # characters of it, with the space behind
+CHECKSUM = 9  # characters, with the space after it
 
 
 def line_of(data: bytes) -> bytes:
     """JSON -> a line of the file."""
     return b"%08x %b\n" % (zlib.crc32(data), data)
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Whether no other process has the file."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # file systems without locks are used without
-        pass
-    return os.fstat(file.fileno()).st_nlink > 0  # who had it may have removed it since it was opened
 
 
 @contextmanager
@@ -114,14 +101,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def model_key(folder: Path, settings: EngineConfig) -> dict[str, Any]:
-    """What decides the bits that a model computes here; the number of threads does not. Shards count by size and time:
-    reading them takes minutes."""
+    """All that decides the bits that a model computes here; the number of threads does not. Shards count by size and
+    time: reading them takes minutes."""
+    runtime = device.runtime()
     shards = {path.name: path.stat() for path in sorted(folder.glob("[!.]*.safetensors"))}
     return {
-        "gptoss-mlx": version("gptoss-mlx"),
-        "mlx": mx.__version__,
-        "device": device.kind().lower(),
-        "kernels": device.instruction_set(),
+        "gptoss-mlx": runtime.version,
+        "mlx": runtime.mlx,
+        "device": runtime.device.lower(),
+        "kernels": runtime.kernels,
         "kv_bits": settings.kv_bits,
         "prefill_chunk": settings.prefill_chunk,
         "cpu_expert_layers": settings.cpu_expert_layers,

@@ -1,4 +1,4 @@
-"""A needle in a haystack: a code that was told once, in a context of any length, and is asked for at its end.
+"""A needle in a haystack: a code that is mentioned once, in a context of any length, and asked for at its end.
 
 The haystack is English prose in one message, sentences of the built-in text drawn at random; the code and the question
 are worded as the embedded model was taught, and as anybody would say them. Everything is drawn from the length and the
@@ -40,7 +40,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Find:
-    """What became of one needle."""
+    """The outcome of one needle."""
 
     context: int
     position: float
@@ -65,8 +65,8 @@ class Needles:
         """The answer."""
         return reply_to(model, self._tokenizer, self.needles[index].ids, ROOM, on_read).answer
 
-    def figures(self, values: dict[int, str]) -> list[Find]:
-        """Of the needles that were asked for."""
+    def results(self, values: dict[int, str]) -> list[Find]:
+        """The needles that were asked for."""
         return [self._find(self.needles[index], values[index]) for index in sorted(values)]
 
     def _find(self, needle: Needle, answer: str) -> Find:

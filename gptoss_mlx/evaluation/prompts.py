@@ -20,14 +20,14 @@ from ..engine.special_tokens import START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS, FUNCTIONS, Conversation, Message, conversation_from_json
-from ..harmony.openings import NO_REASONING, OPEN_FINAL
+from ..harmony.openings import without_reasoning
 from ..harmony.parse import Content, IdParser, is_call, kind_of
-from ..harmony.render import START_OF_ANSWER, encode, render
+from ..harmony.render import encode, render
 from ..untrusted import parse_json
 from .run import Item, OnRead
 
 GREEDY = Sampling(temperature=0)
-NORMAL_95 = 1.959964  # of 95 % of a normal distribution
+NORMAL_95 = 1.959964  # standard deviations on either side hold 95 % of a normal distribution
 FIELDS = {"prompt", "rendered", "answer", "part"}
 
 
@@ -48,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model emitted after one prompt."""
+    """The tokens that a model emitted after one prompt, parsed."""
 
     answer: str
     calls: list[Call | None]
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Asking:
-    """How a prompt is asked that does not say it itself."""
+    """How a prompt is asked that does not say so itself."""
 
     reasoning: str = "medium"
     """An effort of Harmony's, or "none": straight to the answer."""
@@ -67,7 +67,7 @@ class Asking:
 
     @property
     def effort(self) -> str:
-        """What a conversation names that names none itself."""
+        """The effort of a conversation that names none itself."""
         return self.reasoning if self.reasoning in EFFORTS else EFFORTS[0]
 
     def pieces(self, conversation: Conversation) -> list[str]:
@@ -77,8 +77,8 @@ class Asking:
             conversation = replace(conversation, messages=messages)
         if self.reasoning != "none":
             return list(render(conversation))
-        can_call = conversation.tools or conversation.builtin_tools
-        return [*render(conversation), *NO_REASONING, *((START, START_OF_ANSWER) if can_call else OPEN_FINAL)]
+        can_call = bool(conversation.tools or conversation.builtin_tools)
+        return [*render(conversation), *without_reasoning(can_call=can_call)]
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Share:
     name: str | None
     right: int
     total: int
-    bar: float | None = None
-    """The share that was promised."""
+    threshold: float | None = None
+    """The share that is required."""
 
     @property
     def share(self) -> float:
@@ -105,7 +105,7 @@ class Share:
 
     @property
     def missed(self) -> bool:
-        return self.bar is not None and self.share < self.bar
+        return self.threshold is not None and self.share < self.threshold
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"share": self.share, "interval": list(self.interval)}
@@ -122,9 +122,9 @@ class Wrong:
 
 
 @dataclass(frozen=True)
-class PromptFigures:
+class PromptResults:
     prompts: int
-    """That there are."""
+    """Prompts that there are."""
     all: Share
     parts: list[Share]
     wrong: list[Wrong]
@@ -135,7 +135,7 @@ class PromptFigures:
 
 
 class Prompts:
-    """Prompts of one source, with the bars of its parts."""
+    """Prompts of one source, with the share of each part that has to be answered right."""
 
     def __init__(
         self,
@@ -144,10 +144,10 @@ class Prompts:
         tokenizer: Tokenizer,
         *,
         max_tokens: int,
-        bars: Mapping[str, float] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ):
         self.name, self.prompts, self._max_tokens = name, prompts, max_tokens
-        self._tokenizer, self._bars = tokenizer, bars or {}
+        self._tokenizer, self._thresholds = tokenizer, thresholds or {}
         self.items = [Item(f"{name}, {prompt.name}", len(prompt.ids)) for prompt in prompts]
         self.key = [[asdict(prompt) for prompt in prompts], max_tokens]
         self.context = max(len(prompt.ids) for prompt in prompts) + max_tokens
@@ -158,8 +158,8 @@ class Prompts:
         reply = reply_to(model, self._tokenizer, prompt.ids, self._max_tokens, on_read)
         return {"right": is_right(reply, prompt.answer), "reply": asdict(reply)}
 
-    def figures(self, values: dict[int, Any]) -> PromptFigures | None:
-        """Of the prompts that were asked; None where there is none."""
+    def results(self, values: dict[int, Any]) -> PromptResults | None:
+        """Results over the prompts that were asked; None where there is none."""
         if not values:
             return None
         right = {index: values[index]["right"] for index in sorted(values)}
@@ -167,10 +167,10 @@ class Prompts:
         for index, ok in right.items():
             if (part := self.prompts[index].part) is not None:
                 parts.setdefault(part, []).append(ok)
-        return PromptFigures(
+        return PromptResults(
             prompts=len(self.prompts),
             all=Share(None, sum(right.values()), len(right)),
-            parts=[Share(part, sum(oks), len(oks), self._bars.get(part)) for part, oks in parts.items()],
+            parts=[Share(part, sum(oks), len(oks), self._thresholds.get(part)) for part, oks in parts.items()],
             wrong=[self._wrong(index, values[index]["reply"]) for index, ok in right.items() if not ok],
         )
 
@@ -187,7 +187,7 @@ def reply_to(
     max_tokens: int,
     on_read: OnRead = lambda count: None,
 ) -> Reply:
-    """What a model emits after a prompt, greedy, until it stops by itself, with what the prompt has begun for it."""
+    """The greedy reply to a prompt until the model stops by itself, with what the prompt has begun for it."""
     parser = IdParser(tokenizer)
     begun = len(ids) - 1 - list(reversed(ids)).index(tokenizer.special(START))
     for id_ in ids[begun:]:
@@ -209,7 +209,7 @@ def reply_to(
 
 def _call(message: Message) -> Call | None:
     try:
-        return Call(message.recipient.removeprefix(FUNCTIONS), parse_json(message.content.encode()))
+        return Call((message.recipient or "").removeprefix(FUNCTIONS), parse_json(message.content.encode()))
     except ValueError:
         return None
 

@@ -12,18 +12,18 @@ from rich.text import Text
 
 from ..errors import printable
 from .needle import Find
-from .prompts import PromptFigures, Share, Wrong
-from .text import TextFigures
+from .prompts import PromptResults, Share, Wrong
+from .text import TextResults
 
-FORMAT = 1  # of the JSON
+FORMAT = 2  # of the JSON
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of the engine, as far as they decide what it computes."""
+class EvaluationSettings:
+    """Settings of the engine that decide what it computes."""
 
     version: str
-    """Of gptoss-mlx."""
+    """The version of gptoss-mlx."""
     device: str
     kernels: str | None
     kv_bits: int
@@ -31,23 +31,23 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     model: str
-    """Of the folder, without the path to it."""
+    """The folder's name, without the path to it."""
     recipe: str | None
-    settings: Settings
+    settings: EvaluationSettings
     finished: bool
-    """False where the evaluation was broken off: the figures are then of what was done."""
-    text: TextFigures | None
-    prompts: PromptFigures | None
-    exam: PromptFigures | None
+    """False where the evaluation was interrupted: the results are then of what was done."""
+    text: TextResults | None
+    prompts: PromptResults | None
+    held_out: PromptResults | None
     needle: list[Find]
 
     def as_json(self, show_wrong: bool) -> str:
         parts: dict[str, Any] = {"format": FORMAT} | asdict(self)
-        for name, figures in (("prompts", self.prompts), ("exam", self.exam)):
-            if figures:
-                parts[name] = figures.as_dict()
+        for name, results in (("prompts", self.prompts), ("held_out", self.held_out)):
+            if results:
+                parts[name] = results.as_dict()
                 if not show_wrong:
                     del parts[name]["wrong"]
         return json.dumps({name: value for name, value in parts.items() if value not in (None, [])}, indent=1)
@@ -62,65 +62,65 @@ class Report:
         )
         console.print(
             Text(
-                f"{printable(self.model)}{printable(made)}: {how}, keys and values in {self.settings.kv_bits} bits,"
+                f"{printable(self.model)}{printable(made)}: {how}, {self.settings.kv_bits}-bit KV cache,"
                 f" prefill of {self.settings.prefill_chunk} tokens at a time"
             )
         )
         if self.text:
             _print_text(console, self.text)
-        for title, figures in (("prompts", self.prompts), ("exam", self.exam)):
-            if figures:
-                _print_prompts(console, title, figures, show_wrong)
+        for title, results in (("prompts", self.prompts), ("held-out prompts", self.held_out)):
+            if results:
+                _print_prompts(console, title, results, show_wrong)
         if self.needle:
             _print_needles(console, self.needle)
 
 
 def _table(*headers: str) -> Table:
-    """In a narrow terminal, words go on in the next line instead of being cut off."""
+    """A table whose words are folded in a narrow terminal instead of being cut off."""
     return Table(*(Column(header, overflow="fold") for header in headers))
 
 
-def _print_text(console: Console, figures: TextFigures) -> None:
+def _print_text(console: Console, results: TextResults) -> None:
     table = _table("next token", "")
-    error = "" if figures.standard_error is None else f" ± {figures.standard_error:.4f}"
-    table.add_row("perplexity", f"{figures.perplexity:.4f}{error}")
-    if found := figures.divergence:
+    error = "" if results.standard_error is None else f" ± {results.standard_error:.4f}"
+    table.add_row("perplexity", f"{results.perplexity:.4f}{error}")
+    if found := results.divergence:
         table.add_row("KL divergence, mean", f"{found.kl_mean:.6f}")
         table.add_row("KL divergence, 99th percentile", f"{found.kl_p99:.6f}")
         table.add_row("the same likeliest token", f"{100 * found.same_top:.2f} %")
     console.print(table)
-    windows = f"{figures.windows:,}" + (f" of {figures.of_windows:,}" if figures.windows < figures.of_windows else "")
-    each = f"{windows} window{'s' if figures.of_windows > 1 else ''} of {figures.window:,} tokens"
-    tokens = f"{figures.tokens:,} token{'s' if figures.tokens > 1 else ''}"
-    console.print(Text(f"{tokens} of {printable(figures.text)}: the second half of {each}, each read by itself"))
-    if figures.divergence:
-        console.print(Text(f"divergence from {printable(figures.divergence.reference)}, in nats"))
+    windows = f"{results.windows:,}" + (f" of {results.of_windows:,}" if results.windows < results.of_windows else "")
+    each = f"{windows} window{'s' if results.of_windows > 1 else ''} of {results.window:,} tokens"
+    tokens = f"{results.tokens:,} token{'s' if results.tokens > 1 else ''}"
+    console.print(Text(f"{tokens} of {printable(results.text)}: the second half of {each}, each read by itself"))
+    if results.divergence:
+        console.print(Text(f"divergence from {printable(results.divergence.reference)}, in nats"))
 
 
-def _print_prompts(console: Console, title: str, figures: PromptFigures, show_wrong: bool) -> None:
-    bars = any(part.bar is not None for part in figures.parts)
-    table = _table(title, "right", "", "95 % interval", *(["bar"] if bars else []))
-    for part in figures.parts:
+def _print_prompts(console: Console, title: str, results: PromptResults, show_wrong: bool) -> None:
+    thresholds = any(part.threshold is not None for part in results.parts)
+    table = _table(title, "right", "", "95 % interval", *(["required"] if thresholds else []))
+    for part in results.parts:
         table.add_row(*_share(part))
     table.add_section()
-    table.add_row(*_share(figures.all))
+    table.add_row(*_share(results.all))
     console.print(table)
     console.print(Text("exact match of greedy answers; the interval is Wilson's"))
     if show_wrong:
-        for wrong in figures.wrong:
+        for wrong in results.wrong:
             console.print(Text(_wrong(wrong)))
 
 
 def _share(share: Share) -> list[str | Text]:
     low, high = share.interval
-    cells = [
+    cells: list[str | Text] = [
         Text("in all" if share.name is None else printable(share.name)),
         f"{share.right} of {share.total}",
         f"{100 * share.share:.1f} %",
         f"{100 * low:.1f} to {100 * high:.1f} %",
     ]
-    if share.bar is not None:
-        cells.append(f"{100 * share.bar:.0f} %{', missed' if share.missed else ''}")
+    if share.threshold is not None:
+        cells.append(f"{100 * share.threshold:.0f} %{', missed' if share.missed else ''}")
     return cells
 
 
@@ -128,8 +128,8 @@ def _wrong(wrong: Wrong) -> str:
     where = wrong.name if wrong.part is None else f"{wrong.name}, {wrong.part}"
     said = wrong.reply["calls"] or wrong.reply["answer"]
     stop = wrong.reply["stop"]
-    ended = "" if stop in ("return", "call") else ", and did not end it"
-    return printable(f"{where}: said {said!r}{ended}; right is {wrong.expected!r}")
+    ended = "" if stop in ("return", "call") else ", and did not stop"
+    return printable(f"{where}: answered {said!r}{ended}; expected {wrong.expected!r}")
 
 
 def _print_needles(console: Console, finds: list[Find]) -> None:

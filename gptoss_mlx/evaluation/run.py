@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gptoss_convert import Progress
-
 from ..engine.generate import Model
-from .journal import Journal
+from ..progress import Progress
+from .journal import EvaluationJournal
 
 OnRead = Callable[[int], None]
-"""Hears how many tokens of an item have been read, where nothing is half done; may raise Interrupted."""
+"""Gets how many tokens of an item have been read, where nothing is half done; may raise Interrupted."""
 
 
 @dataclass(frozen=True)
@@ -20,26 +19,28 @@ class Item:
     name: str
     """Unique within one command."""
     tokens: int
-    """To read."""
+    """Tokens to read."""
 
 
 class Evaluation(Protocol):
     name: str
-    """For progress."""
-    items: Sequence[Item]
+    """The name shown with progress."""
     key: Any
     """All that decides the values, beside the model, as JSON can say it."""
     context: int
     """Positions that an item takes at most."""
 
+    @property
+    def items(self) -> Sequence[Item]: ...
+
     def measure(self, model: Model, index: int, on_read: OnRead) -> Any:
-        """What the model makes of an item, as JSON can say it."""
+        """The value of an item, as JSON can say it."""
 
 
 def run(
     evaluation: Evaluation,
     model: Model,
-    journal: Journal,
+    journal: EvaluationJournal,
     check: Callable[[], None],
     show: Callable[[Progress], None],
 ) -> None:
@@ -60,7 +61,7 @@ def run(
         on_read(0, done)
 
 
-def measured(evaluation: Evaluation, journal: Journal) -> dict[int, Any]:
+def measured(evaluation: Evaluation, journal: EvaluationJournal) -> dict[int, Any]:
     """The values of finished items, by index."""
     names = enumerate(item.name for item in evaluation.items)
     return {index: journal.values[name] for index, name in names if name in journal.values}

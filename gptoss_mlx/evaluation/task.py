@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
-
-from gptoss_convert import Progress
 
 from .. import device
 from ..engine.generate import load
@@ -20,22 +17,23 @@ from ..files import free_disk
 from ..memory.plan import MemoryPlan
 from ..memory.system import size_text
 from ..model.config import ModelConfig
-from ..provenance import provenance_of
-from .journal import Journal, model_key
+from ..progress import Progress
+from ..provenance import recipe_and_source
+from .journal import EvaluationJournal, model_key
 from .needle import Needles
 from .prompts import Prompts
-from .report import Report, Settings
+from .report import EvaluationReport, EvaluationSettings
 from .run import Evaluation, measured, run
 from .text import LogProbabilities, Text
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is to be evaluated; None where it is not."""
+    """What is to be evaluated; None for what is not."""
 
     text: Text | None = None
     prompts: Prompts | None = None
-    exam: Prompts | None = None
+    held_out: Prompts | None = None
     needle: Needles | None = None
 
     @property
@@ -45,7 +43,7 @@ class Chosen:
 
     @property
     def context(self) -> int:
-        """Positions that it takes at most."""
+        """Positions that any of it takes at most."""
         return max(part.context for part in self.all)
 
 
@@ -57,22 +55,21 @@ class Task:
         self._plan, self._chosen, self._reference = plan, chosen, reference
         _check_context(plan, chosen.context)
         plans = [plan]
-        if reference is not None:
+        if reference is not None and chosen.text is not None:
             _check_context(reference, chosen.text.context)
             plans.append(reference)
-        self._journal = Journal(
+        self._journal = EvaluationJournal(
             {
                 "models": [model_key(Path(each.model), each.settings) for each in plans],
                 "evaluations": {part.name: part.key for part in chosen.all},
             }
         )
-        self._predictions = self._file_for(reference) if reference is not None else None
+        self._predictions = self._file_for(reference, chosen.text) if reference and chosen.text else None
 
-    def _file_for(self, reference: MemoryPlan) -> LogProbabilities:
-        """Where the reference's predictions are, or will be."""
+    def _file_for(self, reference: MemoryPlan, text: Text) -> LogProbabilities:
+        """The file of the reference's predictions, which are there or will be."""
         folders = Path(self._plan.model), Path(reference.model)
         ours, theirs = (ModelConfig.load(folder).vocab_size for folder in folders)
-        text = self._chosen.text
         if ours != theirs or not text.is_encoded_by(Tokenizer.load(folders[1])):
             raise GptOssError(f"{folders[1]} has another vocabulary than {folders[0]}: it cannot be compared with it")
         predictions = LogProbabilities(self._journal.path.with_suffix(".predictions"), text.windows, ours)
@@ -91,8 +88,8 @@ class Task:
         """
         self._journal.open()
         try:
-            if self._predictions is not None:
-                load(self._plan.model, self._plan.settings)  # what is wrong with it is said before hours of the other's
+            if self._predictions is not None and self._reference is not None:
+                load(self._plan.model, self._plan.settings)  # an error of it comes before hours of the other's
                 if not self._predictions.exists:
                     self._journal.clear()  # it may name windows whose predictions are gone
                     self._predictions.make()
@@ -110,7 +107,7 @@ class Task:
         check: Callable[[], None],
         show: Callable[[Progress], None],
     ) -> None:
-        """Load a model for as long as this takes."""
+        """Load a model, and measure what is left."""
         todo = [each for each in evaluations if len(measured(each, self._journal)) < len(each.items)]
         if not todo:
             return
@@ -120,36 +117,36 @@ class Task:
         for evaluation in todo:
             run(evaluation, model, self._journal, check, show)
 
-    def report(self) -> Report:
-        """The figures of what is measured."""
+    def report(self) -> EvaluationReport:
+        """The results so far."""
         chosen, folder, settings = self._chosen, Path(self._plan.model), self._plan.settings
         values = {each.name: measured(each, self._journal) for each in chosen.all}
-        recipe = (provenance_of(folder) or {}).get("recipe")
-        return Report(
+        runtime = device.runtime()
+        return EvaluationReport(
             model=folder.resolve().name,
-            recipe=recipe if isinstance(recipe, str) else None,
-            settings=Settings(
-                version=version("gptoss-mlx"),
-                device=device.kind(),
-                kernels=device.instruction_set(),
+            recipe=recipe_and_source(folder)[0],
+            settings=EvaluationSettings(
+                version=runtime.version,
+                device=runtime.device,
+                kernels=runtime.kernels,
                 kv_bits=settings.kv_bits,
                 prefill_chunk=settings.prefill_chunk,
             ),
             finished=all(len(values[each.name]) == len(each.items) for each in chosen.all),
-            text=chosen.text and chosen.text.figures(values["text"]),
-            prompts=chosen.prompts and chosen.prompts.figures(values["prompts"]),
-            exam=chosen.exam and chosen.exam.figures(values["exam"]),
-            needle=chosen.needle.figures(values["needle"]) if chosen.needle else [],
+            text=chosen.text.results(values[chosen.text.name]) if chosen.text else None,
+            prompts=chosen.prompts.results(values[chosen.prompts.name]) if chosen.prompts else None,
+            held_out=chosen.held_out.results(values[chosen.held_out.name]) if chosen.held_out else None,
+            needle=chosen.needle.results(values[chosen.needle.name]) if chosen.needle else [],
         )
 
     @property
     def kept(self) -> list[Path]:
-        """The files that the same command would go on with, where something was measured."""
+        """The files from which the same command would continue, where something was measured."""
         files = [self._journal, self._predictions] if self._journal.values else []
         return [file.path for file in files if file is not None]
 
     def remove(self) -> None:
-        """Keep nothing more: all is done and told, or nothing is done."""
+        """Keep nothing: all is done and reported, or nothing is done."""
         if self._predictions:
             self._predictions.remove()
         self._journal.remove()

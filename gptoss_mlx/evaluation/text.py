@@ -22,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from ..engine.divergence import kl_divergence
 from ..engine.generate import Model
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
@@ -31,43 +32,43 @@ from .journal import writing
 from .run import Item, OnRead
 
 MIN_WINDOW = 4
-MAX_LOSS = 100.0  # nats for a token; to know nothing at all of 201,088 costs 12.2
+MAX_LOSS = 100.0  # nats for a token; a guess among 201,088 costs 12.2
 
-# Of a chunk of a prompt, this share of positions goes through the head at a time. In gpt-oss the logits of a position
+# The head gets a chunk of a prompt in this many pieces. In gpt-oss the logits of a position
 # take 70 times its hidden state, and are here twice; the plan has room for 14 hidden states in FP32 (28 in BF16, on a
 # GPU) of each position of a chunk, some of which the kernels keep.
-STRETCH_SHARE = 64
+HEAD_PIECES = 64
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Of a model's predictions from those of a reference, in nats."""
+    """How far a model's predictions are from those of a reference, in nats."""
 
     reference: str
     kl_mean: float
-    """Of the Kullback-Leibler divergence: sum p (log p - log q), where p is the reference's."""
+    """The mean Kullback-Leibler divergence: sum p (log p - log q), where p is the reference's."""
     kl_p99: float
-    """That of the one token in a hundred that suffers most."""
+    """Its 99th percentile over tokens."""
     same_top: float
-    """The share of tokens behind which both find the same token the likeliest."""
+    """The share of tokens after which both find the same token the likeliest."""
 
 
 @dataclass(frozen=True)
-class TextFigures:
+class TextResults:
     text: str
     sha256: str
     tokens: int
-    """That were predicted."""
+    """Tokens that were predicted."""
     windows: int
-    """That were read."""
+    """Windows that were read."""
     of_windows: int
-    """That there are."""
+    """Windows that the text has."""
     window: int
     """Tokens in each."""
     perplexity: float
     standard_error: float | None
-    """Of the perplexity, from the spread of the tokens' negative log-likelihoods as if they were independent; None for
-    one token."""
+    """The perplexity's standard error, from the spread of the tokens' negative log-likelihoods as if they were
+    independent; None for one token."""
     divergence: Divergence | None
 
 
@@ -97,7 +98,7 @@ class LogProbabilities:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """What was written, mapped."""
+        """The file, mapped."""
         bus_error.end_in_order()
         return np.memmap(self.path, np.float32, "r", shape=self.shape)
 
@@ -106,7 +107,7 @@ class LogProbabilities:
         with writing(self.path), open(self.path, "r+b", opener=unlinked) as file:
             file.seek(index * (self.nbytes // len(self._windows)))
             for _, rows in log_probabilities(model, self._windows[index], on_read):
-                file.write(rows)
+                file.write(rows.data)
             file.flush()
             os.fsync(file.fileno())
         return True
@@ -120,10 +121,10 @@ class Text:
 
     name = "text"
 
-    def __init__(self, source: str, text: str, tokenizer: Tokenizer, *, window: int, most: int | None = None):
-        """At most `most` tokens of a text from the file `source`. Raises GptOssError where it has too few."""
-        ids = tokenizer.encode(text, most)
-        self._source, self._text, self._most, self._window = source, text, most, window
+    def __init__(self, source: str, text: str, tokenizer: Tokenizer, *, window: int, max_tokens: int | None = None):
+        """At most `max_tokens` tokens of a text from the file `source`. Raises GptOssError where it has too few."""
+        ids = tokenizer.encode(text, max_tokens)
+        self._source, self._text, self._max_tokens, self._window = source, text, max_tokens, window
         self.windows = windows = cut(ids, window)
         self._reference: tuple[str, LogProbabilities] | None = None
         self.items = [Item(f"text {index}", len(ids)) for index, ids in enumerate(windows)]
@@ -131,14 +132,14 @@ class Text:
 
     def is_encoded_by(self, tokenizer: Tokenizer) -> bool:
         """Whether another tokenizer gives the same ids."""
-        return cut(tokenizer.encode(self._text, self._most), self._window) == self.windows
+        return cut(tokenizer.encode(self._text, self._max_tokens), self._window) == self.windows
 
     def compare_with(self, name: str, predictions: LogProbabilities) -> None:
         """Also measure the divergence from a reference, whose predictions have been written."""
         self._reference = name, predictions
 
     def measure(self, model: Model, index: int, on_read: OnRead) -> dict[str, list[float]]:
-        """Of each token that is predicted: its negative log-likelihood, and beside a reference "kl" and "same_top"."""
+        """For each token that is predicted: its negative log-likelihood, and beside a reference "kl" and "same_top"."""
         ids = self.windows[index]
         first = len(ids) // 2 + 1
         found: dict[str, list[float]] = {"nll": []}
@@ -147,12 +148,12 @@ class Text:
             found["nll"] += (-rows[np.arange(len(rows)), following]).tolist()
             if self._reference:
                 right = self._reference[1].rows[index, at : at + len(rows)]
-                found.setdefault("kl", []).extend(divergence(right, rows))
+                found.setdefault("kl", []).extend(kl_of(right, rows))
                 found.setdefault("same_top", []).extend((right.argmax(axis=-1) == rows.argmax(axis=-1)).tolist())
         return found
 
-    def figures(self, values: dict[int, Any]) -> TextFigures | None:
-        """Of the windows that were read; None where there is none."""
+    def results(self, values: dict[int, Any]) -> TextResults | None:
+        """Results over the windows that were read; None where there is none."""
         if not values:
             return None
         nll, kl, same_top = (
@@ -162,7 +163,7 @@ class Text:
         if (loss := float(nll.mean())) > MAX_LOSS:
             raise GptOssError("the logits are absurdly large: the model is corrupt")
         perplexity = math.exp(loss)
-        return TextFigures(
+        return TextResults(
             text=self._source,
             sha256=hashlib.sha256(self._text.encode()).hexdigest(),
             tokens=len(nll),
@@ -193,14 +194,14 @@ def log_probabilities(model: Model, ids: Sequence[int], on_read: OnRead) -> Iter
     """The logarithms of a model's predictions of a window's second half, float32 [some, vocabulary] at a time, with how
     many came before. Raises GptOssError where the logits are no numbers."""
     cache, chunk = model.make_cache(), model.settings.prefill_chunk
-    stretch = max(chunk // STRETCH_SHARE, 1)
+    piece = max(chunk // HEAD_PIECES, 1)
     first, end = len(ids) // 2, len(ids) - 1  # what follows the last token is not known
     for start in range(0, end, chunk):
         hidden = model.network.hidden(mx.array([ids[start : min(start + chunk, end)]]), cache)
         mx.eval(hidden, cache.arrays())
         mx.clear_cache()  # what the layers had is for the logits now, in MLX and in NumPy
-        for position in range(max(first - start, 0), hidden.shape[1], stretch):
-            logits = model.network.logits(hidden[:, position : position + stretch])[0]
+        for position in range(max(first - start, 0), hidden.shape[1], piece):
+            logits = model.network.logits(hidden[:, position : position + piece])[0]
             yield start + position - first, log_softmax(np.array(logits.astype(mx.float32)))
         on_read(start + hidden.shape[1])
 
@@ -217,7 +218,8 @@ def log_softmax(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def divergence(right: np.ndarray, found: np.ndarray) -> list[float]:
-    """Of two distributions' logarithms, float32 [n, vocabulary]: the Kullback-Leibler divergence of each row."""
-    terms = (np.exp(p) * (p - q) for p, q in zip(right, found, strict=True))
-    return [max(float(each.sum(dtype=np.float64)), 0.0) for each in terms]
+def kl_of(right: np.ndarray, found: np.ndarray) -> list[float]:
+    """The divergence of each row, from logarithms of probabilities, float32 [n, vocabulary]; a row at a time, to save
+    memory."""
+    pairs = zip(right, found, strict=True)
+    return [float(kl_divergence([np.stack(pair)[None]])[0].item()) for pair in pairs]

@@ -189,8 +189,7 @@ class Chat:
             return REPEATED.format(repeated=stats.repeated)
         if self.session.context_used < self.session.model.context - 1:
             return MAX_TOKENS
-        turns = sum(message.role == "user" for message in self.session.messages)
-        can_drop = self.session.drop_when_full and turns > 1
+        can_drop = self.session.drop_when_full and self.session.transcript.turns > 1
         return FULL_CAN_DROP if can_drop else FULL.format(ways_out=self.ways_out())
 
     def ways_out(self) -> str:
@@ -223,7 +222,7 @@ class Chat:
         if self.autosave is None:
             return
         try:
-            self.autosave.keep(self.session, kv=kv)
+            self.autosave.save(self.session, kv=kv)
             self._saving_failed = False
         except GptOssError as error:
             if not self._saving_failed:

@@ -348,7 +348,7 @@ class _ReadingAhead:
         """Read a little; whether there is more to read, and time for it."""
         started = time.monotonic()
         try:
-            left = self._session_of().settle(self._tokens)
+            left = self._session_of().prefill_ahead(self._tokens)
         except Exception:  # the next turn meets it again, and reports it
             return False
         return left > 0 and self._keep_pace(time.monotonic() - started)

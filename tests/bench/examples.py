@@ -1,16 +1,16 @@
-"""Figures written by hand: what a benchmark could say of gpt-oss-20b on machines that tell much, or nothing."""
+"""Results written by hand: what a benchmark could say of gpt-oss-20b on machines that tell much, or nothing."""
 
 from dataclasses import replace
 
-from gptoss_mlx.bench.figures import (
+from gptoss_mlx.bench.results import (
     Conditions,
-    Figures,
     Machine,
     Memory,
     ModelFacts,
     Percentiles,
     Profile,
     Rates,
+    Results,
     Setup,
     Speed,
     Spread,
@@ -46,7 +46,7 @@ def decode(tokens: int, depth: int, median: float) -> Speed:
     )
 
 
-FULL = Figures(
+FULL = Results(
     date="2026-03-01T12:00:00Z",
     command="gptoss-mlx bench gpt-oss-20b --prompt 512,2048 --generate 128 --depth 0,4096,16384 --profile",
     machine=Machine(

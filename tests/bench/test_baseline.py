@@ -13,18 +13,18 @@ from gptoss_mlx.bench.baseline import (
     any_below,
     check_comparable,
     compare_with_baseline,
-    print_changes,
     read_baseline,
     setting_differences,
 )
-from gptoss_mlx.bench.figures import Spread
+from gptoss_mlx.bench.report import print_changes
+from gptoss_mlx.bench.results import Spread
 from gptoss_mlx.errors import GptOssError
 
 POINTS = [speed.point for speed in FULL.speeds]
 
 
-def times(figures, factor, bandwidth=1.0):
-    """The figures of a run that was `factor` as fast, on memory that gave `bandwidth` as much."""
+def times(results, factor, bandwidth=1.0):
+    """The results of a run that was `factor` as fast, on memory that gave `bandwidth` as much."""
 
     def changed(speed):
         was = speed.tokens_per_second
@@ -32,12 +32,12 @@ def times(figures, factor, bandwidth=1.0):
         rates = replace(speed.rates, bandwidth=bandwidth * speed.rates.bandwidth)
         return replace(speed, tokens_per_second=spread, rates=rates)
 
-    return replace(figures, speeds=list(map(changed, figures.speeds)))
+    return replace(results, speeds=list(map(changed, results.speeds)))
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """Write figures, or any JSON, and tell where."""
+    """Write results, or any JSON, and tell where."""
 
     def save(content):
         path = tmp_path / "baseline.json"
@@ -47,9 +47,9 @@ def saved(tmp_path):
     return save
 
 
-@pytest.mark.parametrize("figures", [FULL, BARE, PAGED, DISTURBED, HOSTILE])
-def test_what_was_written_is_read(figures, saved):
-    assert read_baseline(saved(formats.as_json(figures))) == figures
+@pytest.mark.parametrize("results", [FULL, BARE, PAGED, DISTURBED, HOSTILE])
+def test_what_was_written_is_read(results, saved):
+    assert read_baseline(saved(formats.as_json(results))) == results
 
 
 def test_what_is_not_known_is_passed_over(saved):
@@ -64,25 +64,25 @@ def at(data, *path):
 
 
 WRONG_VALUES = [
-    (("speeds", 0, "tokens_per_second", "median"), "fast", "speeds[0].tokens_per_second.median is not a number"),
-    (("speeds", 0, "tokens_per_second", "median"), True, "speeds[0].tokens_per_second.median is not a number"),
-    (("speeds", 0, "tokens_per_second", "median"), None, "speeds[0].tokens_per_second.median is not a number"),
-    (("speeds", 0, "tokens_per_second", "median"), 0, "speeds[0].tokens_per_second is no spread"),
-    (("speeds", 1, "tokens_per_second", "least"), 1e9, "speeds[1].tokens_per_second is no spread"),
-    (("speeds", 2, "rates", "bandwidth"), -1.5, "speeds[2].rates.bandwidth is below 0"),
-    (("speeds", 2, "rates", "bandwidth"), 1e300, "speeds[2].rates.bandwidth is too large"),
-    (("speeds", 2, "tokens"), 128.5, "speeds[2].tokens is not a whole number"),
-    (("speeds", 2, "depth"), -1, "speeds[2].depth is below 0"),
-    (("speeds", 0, "kind"), "guess", "speeds[0].kind is not one of prefill, decode"),
-    (("speeds", 0, "kind"), ["decode"], "speeds[0].kind is not one of prefill, decode"),
-    (("speeds", 0), [], "speeds[0] is not an object"),
-    (("speeds",), {}, "speeds is not a list"),
-    (("memory", "by_context", 1), [1024], "memory.by_context[1] has 1 entries instead of 2"),
-    (("memory", "peak"), "much", "memory.peak is not a whole number"),
-    (("machine", "versions", "MLX"), 0.32, "machine.versions.MLX is not text"),
-    (("machine",), None, "machine is not an object"),
-    (("model", "random_weights"), 1, "model.random_weights is not true or false"),
-    (("profile", "stages"), "attention", "profile.stages is not a list"),
+    (("speeds", 0, "tokens_per_second", "median"), "fast", "Expected `float`, got `str`"),
+    (("speeds", 0, "tokens_per_second", "median"), True, "Expected `float`, got `bool`"),
+    (("speeds", 0, "tokens_per_second", "median"), None, "Expected `float`, got `null`"),
+    (("speeds", 0, "tokens_per_second", "median"), 0, "tokens_per_second is no spread"),
+    (("speeds", 1, "tokens_per_second", "least"), 1e9, "tokens_per_second is no spread"),
+    (("speeds", 2, "rates", "bandwidth"), -1.5, "Expected `float` >= 0.0"),
+    (("speeds", 2, "rates", "bandwidth"), 1e300, "Expected `float` <= 1e+24"),
+    (("speeds", 2, "tokens"), 128.5, "Expected `int`, got `float`"),
+    (("speeds", 2, "depth"), -1, "Expected `int` >= 0"),
+    (("speeds", 0, "kind"), "guess", "Invalid enum value 'guess'"),
+    (("speeds", 0, "kind"), ["decode"], "Expected `str`, got `array`"),
+    (("speeds", 0), [], "Expected `object`, got `array`"),
+    (("speeds",), {}, "Expected `array`, got `object`"),
+    (("memory", "by_context", 1), [1024], "Expected `array` of length 2, got 1"),
+    (("memory", "peak"), "much", "Expected `int | null`, got `str`"),
+    (("machine", "versions", "MLX"), 0.32, "Expected `str`, got `float`"),
+    (("machine",), None, "Expected `object`, got `null`"),
+    (("model", "random_weights"), 1, "Expected `bool`, got `int`"),
+    (("profile", "stages"), "attention", "Expected `array`, got `str`"),
 ]
 
 
@@ -93,7 +93,9 @@ def test_wrong_values(path, value, message, saved):
     inside[last] = value
     with pytest.raises(GptOssError) as error:
         read_baseline(saved(data))
-    assert str(error.value).endswith(f"baseline.json is no baseline: {message}")
+    assert f"baseline.json is no baseline: {message} - at `$" in str(error.value)
+    for step in path[:2]:
+        assert (f"[{step}]" if isinstance(step, int) else f".{step}") in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,12 @@ def test_missing_values(path, saved):
     data = json.loads(formats.as_json(FULL))
     inside, last = at(data, *path)
     del inside[last]
-    name = ".".join(map(str, path)).replace(".3", "[3]")
-    with pytest.raises(GptOssError, match="is no baseline: ") as error:
+    *folder, name = path
+    where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in folder)
+    with pytest.raises(GptOssError) as error:
         read_baseline(saved(data))
-    assert str(error.value).endswith(f"{name} is missing")
+    place = f" - at `${where}`" if where else ""
+    assert str(error.value).endswith(f"is no baseline: Object missing required field `{name}`{place}")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_missing_values(path, saved):
         ('{"speeds": []}', "is no baseline: write one with"),
         (FULL.as_dict() | {"format": 2}, "has the format 2, and this version reads 1"),
         (FULL.as_dict() | {"format": "\x1b[31m"}, r"has the format '\x1b[31m', and this version reads 1"),
-        ({"format": 1}, "is no baseline: date is missing"),
+        ({"format": 1}, "is no baseline: Object missing required field `date`"),
     ],
 )
 def test_what_is_no_baseline(content, message, saved):
@@ -212,7 +216,7 @@ def test_settings_that_differ_are_told():
     assert setting_differences(FULL.setup, FULL.setup) == []
     assert setting_differences(PAGED.setup, replace(FULL.setup, context=8192, kv_bits=8, prefill_chunk=32)) == [
         "context: 8,192 then, 32,768 now",
-        "bits of keys and values: 8 then, 16 now",
+        "bits per KV-cache value: 8 then, 16 now",
         "tokens of a prefill chunk: 32 then, 512 now",
         "limit of experts in memory: not set then, 485 now",
         "prompts: random ids then, the routing of a day of chat now",
@@ -223,7 +227,7 @@ def test_changes_as_a_table():
     now = times(replace(FULL, speeds=FULL.speeds[-2:]), 0.93, bandwidth=0.912)
     changes = compare_with_baseline(now, replace(FULL, speeds=FULL.speeds[-3:]))
     console = Console(file=io.StringIO(), width=80)
-    print_changes(changes, ["bits of keys and values: 8 then, 16 now"], console)
+    print_changes(changes, ["bits per KV-cache value: 8 then, 16 now"], console)
     assert "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) == (
         """\
 Beside the baseline, tokens/s
@@ -237,5 +241,5 @@ Beside the baseline, tokens/s
 ratio: now over then; memory: the same of its bandwidth, measured beside each
 slower: decode 128 at 4,096, 0.930 of the baseline
 slower: decode 128 at 16,384, 0.930 of the baseline
-not as then: bits of keys and values: 8 then, 16 now"""
+changed: bits per KV-cache value: 8 then, 16 now"""
     )

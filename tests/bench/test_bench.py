@@ -19,7 +19,7 @@ from bench.test_random_weights import SMALL
 from gptoss_convert.random_weights import RandomShape
 from gptoss_mlx.bench import measure
 from gptoss_mlx.bench.baseline import read_baseline
-from gptoss_mlx.bench.figures import Rates
+from gptoss_mlx.bench.results import Rates
 from gptoss_mlx.cli import cli, main
 from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
 
@@ -32,8 +32,8 @@ IDLE = 0.5  # load average for each core
 
 @pytest.fixture(scope="module")
 def measured(command, environment, demo_folder, tmp_path_factory) -> Path:
-    """The figures of one run, as JSON in a file."""
-    path = tmp_path_factory.mktemp("figures") / "figures.json"
+    """The results of one run, as JSON in a file."""
+    path = tmp_path_factory.mktemp("results") / "results.json"
     args = [*command, "bench", str(demo_folder), *SIZES, "--profile", "--format", "json"]
     with path.open("wb") as file:
         done = subprocess.run(args, env=environment, stdout=file, stderr=subprocess.PIPE, timeout=100)
@@ -78,19 +78,19 @@ def assert_refused(done, *parts: str, status: int = 1) -> None:
         assert part in line, line
 
 
-class TestFigures:
+class TestResults:
     def test_json_is_a_baseline(self, measured):
-        figures = read_baseline(measured)
-        assert [speed.name for speed in figures.speeds] == NAMES
-        assert figures.finished
-        assert figures.start.prompt == 8
-        assert figures.start.load_seconds.median < figures.start.cold_seconds.median
-        assert figures.start.warm_seconds.median < figures.start.cold_seconds.median
-        assert figures.profile.depth == 40
-        assert figures.setup.repeat == 2
-        assert all(speed.tokens_per_second.runs == 2 for speed in figures.speeds)
-        assert figures.model.name == "model"
-        assert figures.model.recipe == "mxfp4-q4"
+        results = read_baseline(measured)
+        assert [speed.name for speed in results.speeds] == NAMES
+        assert results.finished
+        assert results.start.prompt == 8
+        assert results.start.load_seconds.median < results.start.cold_seconds.median
+        assert results.start.warm_seconds.median < results.start.cold_seconds.median
+        assert results.profile.depth == 40
+        assert results.setup.repeat == 2
+        assert all(speed.tokens_per_second.runs == 2 for speed in results.speeds)
+        assert results.model.name == "model"
+        assert results.model.recipe == "mxfp4-q4"
 
     def test_percentiles_and_rates_fit_each_other(self, measured):
         for speed in read_baseline(measured).speeds:
@@ -157,12 +157,12 @@ class TestFigures:
 
 
 class TestSizes:
-    def figures(self, done):
+    def results(self, done):
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def names(self, done):
-        return [speed["name"] for speed in self.figures(done)["speeds"]]
+        return [speed["name"] for speed in self.results(done)["speeds"]]
 
     def test_lists_and_repeated_options(self, bench, demo_folder):
         options = ("--prompt", "4, 8", "--generate", 0, "--depth", "50,0", "--depth", 20, "--depth", 0, "--repeat", 1)
@@ -172,9 +172,9 @@ class TestSizes:
 
     def test_without_prompts(self, bench, demo_folder):
         options = ("--prompt", 0, "--generate", 3, "--depth", 0, "--repeat", 1)
-        figures = self.figures(bench(demo_folder, *options, "--format", "json"))
-        assert [speed["name"] for speed in figures["speeds"]] == ["decode 3 at 0"]
-        assert figures["start"]["prompt"] == 1
+        results = self.results(bench(demo_folder, *options, "--format", "json"))
+        assert [speed["name"] for speed in results["speeds"]] == ["decode 3 at 0"]
+        assert results["start"]["prompt"] == 1
 
     def test_nothing_to_measure(self, bench, demo_folder):
         done = bench(demo_folder, "--prompt", 0, "--generate", 0)
@@ -204,26 +204,26 @@ class TestSizes:
         """Where the usual one fits, and what is measured takes more."""
         usual = make_plan(demo_folder, Device.here(), memory=76_000_000).settings.context
         options = (*QUICK, "--depth", usual, "--memory", 76_000_000, "--format", "json")
-        figures = self.figures(bench(demo_folder, *options))
-        assert figures["setup"]["context"] == usual + 17
-        assert "--context" not in figures["command"]
+        results = self.results(bench(demo_folder, *options))
+        assert results["setup"]["context"] == usual + 17
+        assert "--context" not in results["command"]
 
 
 class TestPaging:
     def test_experts(self, bench, demo_folder, paged):
         done = bench(demo_folder, *SIZES, *paged, "--profile", "--format", "json")
         assert "experts paged" in done.stderr
-        figures = json.loads(done.stdout)
-        assert figures["setup"]["prompts"] == "text"
-        assert figures["setup"]["expert_slots"] > 0
-        for speed in figures["speeds"]:
+        results = json.loads(done.stdout)
+        assert results["setup"]["prompts"] == "text"
+        assert results["setup"]["expert_slots"] > 0
+        for speed in results["speeds"]:
             assert speed["experts"]["needed"] >= speed["experts"]["missed"] >= 0
-        assert sum(speed["experts"]["bytes_read"] for speed in figures["speeds"]) > 0
+        assert sum(speed["experts"]["bytes_read"] for speed in results["speeds"]) > 0
         shown = bench(demo_folder, *SIZES, *paged, "--no-start").stdout
         assert "Experts, paged" in shown
 
     def test_routing_is_recorded_and_replayed(self, bench, demo_folder, paged, tmp_path):
-        trace = tmp_path / "trace.npz"
+        trace = tmp_path / "routing.trace"
         done = bench(demo_folder, *QUICK, "--record-routing", trace)
         assert done.returncode == 0, done.stderr
         assert trace.stat().st_size > 100
@@ -249,11 +249,11 @@ class TestRandomWeights:
     def test_of_a_shape(self, bench, tmp_path):
         done = bench("--random-weights", "gpt-oss-20b:2", *QUICK, "--start", "--format", "json")
         assert done.returncode == 0, done.stderr
-        figures = json.loads(done.stdout)
-        assert figures["model"]["random_weights"] is True
-        assert figures["model"]["name"] == "gpt-oss-20b-layers-2"
-        assert figures["command"].startswith("gptoss-mlx bench --random-weights gpt-oss-20b:2 ")
-        assert str(tmp_path) not in json.dumps(figures)
+        results = json.loads(done.stdout)
+        assert results["model"]["random_weights"] is True
+        assert results["model"]["name"] == "gpt-oss-20b-layers-2"
+        assert results["command"].startswith("gptoss-mlx bench --random-weights gpt-oss-20b:2 ")
+        assert str(tmp_path) not in json.dumps(results)
         assert not list(tmp_path.iterdir())
 
     def test_what_is_no_shape(self, bench):
@@ -264,15 +264,15 @@ class TestRandomWeights:
         options = ("--prompt", 64, "--generate", 8, "--depth", 0, "--repeat", 2, "--no-start", "--format", "json")
         done = run("bench", "--random-weights", "gpt-oss-20b:2", *options, TMPDIR=str(tmp_path))
         assert done.returncode == 0, done.stderr
-        figures = json.loads(done.stdout)
-        assert 1.2e9 < figures["model"]["bytes"] < 1.6e9
-        assert figures["speeds"][1]["work"]["bytes"] / 8 == pytest.approx(0.466e9, rel=0.02)
+        results = json.loads(done.stdout)
+        assert 1.2e9 < results["model"]["bytes"] < 1.6e9
+        assert results["speeds"][1]["work"]["bytes"] / 8 == pytest.approx(0.466e9, rel=0.02)
         assert not list(tmp_path.iterdir())
 
 
 class TestBaseline:
     def changed(self, measured: Path, tmp_path: Path, factor: float, **changes) -> Path:
-        """The figures as if the machine had been that much faster."""
+        """The results as if the machine had been that much faster."""
         data = json.loads(measured.read_text()) | changes
         for speed in data["speeds"]:
             for part in ("median", "least", "most"):
@@ -305,8 +305,8 @@ class TestBaseline:
         assert_refused(done, "model another, and this is model", "layers 77")
 
     def test_what_is_no_baseline(self, bench, demo_folder, tmp_path):
-        (tmp_path / "figures.json").write_text("{}")
-        assert_refused(bench(demo_folder, *QUICK, "--baseline", tmp_path / "figures.json"), "is no baseline")
+        (tmp_path / "results.json").write_text("{}")
+        assert_refused(bench(demo_folder, *QUICK, "--baseline", tmp_path / "results.json"), "is no baseline")
         assert_refused(bench(demo_folder, "--baseline", tmp_path / "none"), "does not exist", status=2)
 
 
@@ -358,17 +358,17 @@ class TestConfigFile:
         )
         done = self.configured(bench, demo_folder, tmp_path, text)
         assert done.returncode == 0, done.stderr
-        figures = json.loads(done.stdout)
-        assert [speed["depth"] for speed in figures["speeds"]] == [0, 0, 10, 10, 30, 30]
+        results = json.loads(done.stdout)
+        assert [speed["depth"] for speed in results["speeds"]] == [0, 0, 10, 10, 30, 30]
         words = "--prompt 8 --generate 4 --depth 30,10,0 --repeat 1 --no-start --memory 1GB"
-        assert figures["command"].endswith(words)
+        assert results["command"].endswith(words)
 
     def test_no_depths_are_the_beginning(self, bench, demo_folder, tmp_path):
         done = self.configured(bench, demo_folder, tmp_path, "depth = []", *QUICK[:4], *QUICK[6:], "--format", "json")
         assert done.returncode == 0, done.stderr
-        figures = json.loads(done.stdout)
-        assert {speed["depth"] for speed in figures["speeds"]} == {0}
-        assert "--depth 0 " in figures["command"]
+        results = json.loads(done.stdout)
+        assert {speed["depth"] for speed in results["speeds"]} == {0}
+        assert "--depth 0 " in results["command"]
 
     def test_is_no_part_of_a_comparisons_own_runs(self, bench, demo_folder, tmp_path):
         """`against` would begin a comparison in a comparison, without an end."""
@@ -437,9 +437,9 @@ class TestInterrupts:
         moment = random.uniform(0.5, 2.5)
         output = interrupted((*ENDLESS[what], "--format", "json"), moment, presses)
         if output:
-            figures = json.loads(output)
-            assert figures["finished"] is False, moment
-            assert figures["speeds"] or figures["start"], moment
+            results = json.loads(output)
+            assert results["finished"] is False, moment
+            assert results["speeds"] or results["start"], moment
 
     def test_a_terminal_interrupts_the_new_processes_too(self, interrupted):
         assert interrupted((*ENDLESS["start"], "--format", "json"), 0.6, whole_group=True) == ""
@@ -447,7 +447,7 @@ class TestInterrupts:
     def test_speeds_that_are_done_are_in_the_table(self, interrupted):
         output = interrupted(ENDLESS["rates"], 4)
         assert "decode 1 at 0 " in output
-        assert "broken off: what is missing here was not measured" in output
+        assert "interrupted: what is missing here was not measured" in output
 
     def test_in_a_comparison(self, interrupted):
         assert interrupted(("--against", "mlx-lm", "--repeat", "1000"), 1.5) == ""

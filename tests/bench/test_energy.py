@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from gptoss_mlx.bench import energy
+from gptoss_mlx.bench import energy, nvidia
 from gptoss_mlx.bench.energy import of_battery, of_gpu, of_packages, power_source
 from gptoss_mlx.bench.nvidia import NvidiaGpu
+from gptoss_mlx.device import Gpu, is_cuda
 from gptoss_mlx.memory.macos import ResourceUsage, resource_usage
 
 from .test_machine import write
@@ -191,7 +193,7 @@ NVML = r"""
 typedef struct nvmlDevice_st { int number; } *nvmlDevice_t;
 static struct nvmlDevice_st device;
 static unsigned long long energy = 5000000000000ULL; /* more than 32 bits */
-int nvmlInit_v2(void) { return 0; }
+int nvmlInitWithFlags(unsigned int flags) { return flags; }
 int nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *found) {
   if (strcmp(uuid, "GPU-1")) return 6;
   *found = &device;
@@ -217,22 +219,45 @@ int nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t asked, unsigned long 
 """
 
 
-def test_a_gpu_tells_its_energy_its_slowdowns_and_its_driver(library):
-    gpu = NvidiaGpu(library(NVML, "-DREASONS=0x44"), "GPU-1")
+@pytest.fixture
+def nvml(library, monkeypatch):
+    """NVIDIA's package, as if a driver were there that was built with some flags."""
+    pynvml = pytest.importorskip("pynvml")
+
+    def build(*flags: str):
+        monkeypatch.setattr(pynvml, "nvmlLib", library(NVML, *flags))
+        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+        return pynvml
+
+    return build
+
+
+def test_a_gpu_reports_its_energy_its_slowdowns_and_its_driver(nvml):
+    gpu = NvidiaGpu(nvml("-DREASONS=0x44"), "GPU-1")
     assert gpu.driver == "580.65.06"
     assert gpu.slowed is True
     with of_gpu(gpu) as meter:
         assert meter.covers == "GPU board"
         assert meter.joules() >= 1.5
-    assert NvidiaGpu(library(NVML, "-DREASONS=0x5"), "GPU-1").slowed is False
+    assert NvidiaGpu(nvml("-DREASONS=0x5"), "GPU-1").slowed is False
 
 
-def test_a_gpu_that_is_not_known_or_a_driver_without_the_function_tells_nothing(library):
-    with pytest.raises(LookupError):
-        NvidiaGpu(library(NVML, "-DREASONS=0"), "GPU-2")
-    gpu = NvidiaGpu(library(NVML, "-DOLD"), "GPU-1")
+def test_a_gpu_that_is_not_known_or_a_driver_without_the_function_reports_nothing(nvml):
+    pynvml = nvml("-DREASONS=0")
+    with pytest.raises(pynvml.NVMLError):
+        NvidiaGpu(pynvml, "GPU-2")
+    gpu = NvidiaGpu(nvml("-DOLD"), "GPU-1")
     assert gpu.slowed is None
     assert of_gpu(gpu) is None
+
+
+def test_without_a_gpu_a_driver_or_the_package_nothing_is_reported(monkeypatch):
+    assert is_cuda() or nvidia.nvidia_gpu() is None
+    monkeypatch.setattr(nvidia, "gpu", lambda: Gpu("a GPU", None, None, False, "GPU-1"))
+    monkeypatch.setattr(nvidia, "is_cuda", lambda: True)
+    assert nvidia.nvidia_gpu() is None
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert nvidia.nvidia_gpu() is None
 
 
 # Words of 8 bytes in struct rusage_info_v6, counted in xnu's bsd/sys/resource.h; version 4 ends behind 37 of them.

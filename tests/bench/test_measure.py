@@ -15,14 +15,14 @@ import pytest
 from gptoss_mlx.bench import machine, measure
 from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
-from gptoss_mlx.bench.figures import Point, Rates
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
 from gptoss_mlx.bench.measure import GREEDY
+from gptoss_mlx.bench.results import Point, Rates
 from gptoss_mlx.engine.generate import load
 from gptoss_mlx.engine.interrupts import Interrupts
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, MemoryEstimate, make_plan
 from gptoss_mlx.terminal.progress_bars import step_progress
 
 NEAR = 0.05  # of each other
@@ -48,9 +48,8 @@ def bench_of(demo_folder, monkeypatch):
     told = []
 
     def make(wanted: BenchmarkSpec, energy=None, paged: bool = False) -> measure._Bench:
-        bench = measure._Bench(
-            plan_of(demo_folder, paged=paged), wanted, sampler, Interrupts(), energy, lambda *each: told.append(each)
-        )
+        plan, estimate = plan_of(demo_folder, paged=paged), MemoryEstimate(demo_folder)
+        bench = measure._Bench(plan, wanted, estimate, sampler, Interrupts(), energy, lambda *each: told.append(each))
         bench.told = told
         return bench
 
@@ -211,7 +210,7 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     assert found.depth == 300
     assert [stage.name for stage in found.stages] == ["attention", "experts", "head", "rest"]
     assert all(stage.seconds >= 0 for stage in found.stages)
-    assert abs(sum(stage.bytes for stage in found.stages) - bench.demand.decode(300, 1).bytes) <= 2
+    assert abs(sum(stage.bytes for stage in found.stages) - bench.workload.decode(300, 1).bytes) <= 2
     assert bench.cache.offset == 300
     step = token = 9.0
     for _ in range(30):
@@ -227,7 +226,7 @@ def test_a_profile_of_paged_experts_has_no_rest(bench_of):
     bench.measure()
     found = bench.profile()
     assert [stage.name for stage in found.stages] == ["attention", "head", "experts"]
-    assert sum(stage.bytes for stage in found.stages) == pytest.approx(bench.demand.decode(0, 1).bytes, abs=2)
+    assert sum(stage.bytes for stage in found.stages) == pytest.approx(bench.workload.decode(0, 1).bytes, abs=2)
 
 
 def test_a_profile_can_be_interrupted(bench_of):

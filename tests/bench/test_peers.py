@@ -26,9 +26,11 @@ from pathlib import Path
 import pytest
 
 from bench.examples import FULL, decode, prefill
-from gptoss_mlx.bench.figures import Figures, Grid, Point
-from gptoss_mlx.bench.peers import LlamaCpp, MlxLm, PairedSpeed, compare
-from gptoss_mlx.bench.peers_report import comparison_as_csv, comparison_as_markdown, print_comparison
+from gptoss_mlx.bench.comparison import PairedSpeed, compare
+from gptoss_mlx.bench.formats import comparison_as_csv, comparison_as_markdown
+from gptoss_mlx.bench.peers import LlamaCpp, MlxLm
+from gptoss_mlx.bench.report import print_comparison
+from gptoss_mlx.bench.results import Grid, Point, Results
 from gptoss_mlx.errors import GptOssError
 
 GOLDEN = Path(__file__).parent / "llama_bench.json"
@@ -61,7 +63,7 @@ sys.addaudithook(hear)
 """
 
 
-def figures_of(speeds: dict[Point, float]) -> Figures:
+def results_of(speeds: dict[Point, float]) -> Results:
     """What our own run finds."""
     make = {"prefill": prefill, "decode": decode}
     found = [make[kind](tokens, depth, speed) for (kind, tokens, depth), speed in speeds.items()]
@@ -79,13 +81,13 @@ def stand_in(folder: Path, name: str, *outputs: str | None) -> Path:
     return program(folder / name, text)
 
 
-def ours(folder: Path, *runs: Figures) -> list[str]:
-    return [str(stand_in(folder, "ours", *(json.dumps(figures.as_dict()) for figures in runs)))]
+def ours(folder: Path, *runs: Results) -> list[str]:
+    return [str(stand_in(folder, "ours", *(json.dumps(results.as_dict()) for results in runs)))]
 
 
 def ours_at(folder: Path, *speeds: float, points: Sequence[Point] = tuple(SIZES.points)) -> list[str]:
     """With one speed for all points in each run."""
-    return ours(folder, *(figures_of(dict.fromkeys(points, speed)) for speed in speeds))
+    return ours(folder, *(results_of(dict.fromkeys(points, speed)) for speed in speeds))
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_mlx_lm_runs_offline_on_the_same_folder(demo_folder, tmp_path, monkeypat
         assert speed.won == 2
     assert (last.peer, last.version, last.ours.finished) == ("mlx-lm", version("mlx-lm"), True)
     assert ("operations", "kernels for avx512-vnni", "MLX's own") in last.differs
-    assert not {"keys and values", "experts"} & {each.what for each in last.differs}
+    assert not {"KV cache", "experts"} & {each.what for each in last.differs}
     assert told[:2] == ["pair 1 of 2: gptoss-mlx", "pair 1 of 2: mlx-lm"]
     assert told[3:] == ["pair 2 of 2: mlx-lm", "pair 2 of 2: gptoss-mlx"]
     assert told[2].endswith(" s, 1 to go")
@@ -175,7 +177,7 @@ def test_what_differs_from_llama_cpp(tmp_path, gguf):
     differs = {each.what: each[1:] for each in last.differs}
     assert differs["weights"] == ("4.28 bits each, 11.20 GB", "5.48 bits each, 3.3 MB")
     assert differs["quantization"] == ("mxfp4-q4", "gpt-oss ?B MXFP4 MoE")
-    assert not {"device", "threads", "prefill", "keys and values", "experts"} & differs.keys()
+    assert not {"device", "threads", "prefill", "KV cache", "experts"} & differs.keys()
 
     other = golden(n_threads=4, n_ubatch=64, type_k="q8_0", type_v="q8_0", gpu_info="A GPU")
     (last,) = compare(llama(tmp_path, gguf, other), ours_at(tmp_path, 100.0), 1)
@@ -183,13 +185,13 @@ def test_what_differs_from_llama_cpp(tmp_path, gguf):
     assert differs["device"] == ("CPU", "A GPU")
     assert differs["threads"] == ("2", "4")
     assert differs["prefill"] == ("512 tokens at a time", "64 tokens at a time")
-    assert differs["keys and values"] == ("16 bits", "q8_0 and q8_0")
+    assert differs["KV cache"] == ("16 bits", "q8_0 and q8_0")
 
 
 def test_a_busy_machine_is_told_by_the_load_before_the_first_run(tmp_path, gguf):
     first, second = (
         replace(
-            figures_of(dict.fromkeys(SIZES.points, 1.0)),
+            results_of(dict.fromkeys(SIZES.points, 1.0)),
             conditions=replace(FULL.conditions, others=None, load_average=load),
         )
         for load in (3.0, 1.5)
@@ -233,7 +235,7 @@ def test_mlx_lm_takes_a_prompt_and_decodes(demo_folder, sizes):
         (golden(avg_ts="fast"), "avg_ts is 'fast'"),
         (golden(avg_ts=True), "avg_ts is True"),
         (golden(model_size=1.5), "model_size is 1.5"),
-        (golden(n_depth=7), "llama.cpp gave no figure for prefill 64 at 0"),
+        (golden(n_depth=7), "llama.cpp reported no speed for prefill 64 at 0"),
         ("[" * 100_000, "nested"),
     ],
 )
@@ -245,7 +247,8 @@ def test_garbage_of_a_peer_is_one_line(tmp_path, gguf, output, said):
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("oops", "Expecting value"), ("{}", "is missing"), ('{"machine": 1}', "is missing")]
+    ("output", "said"),
+    [("oops", "Expecting value"), ("{}", "missing required field"), ('{"machine": 1}', "Expected `object`")],
 )
 def test_garbage_of_ours_is_one_line(tmp_path, gguf, output, said):
     command = [str(stand_in(tmp_path, "ours", output))]
@@ -343,7 +346,7 @@ def test_table(hostile, capsys, monkeypatch):
     )
     assert r"[red]\x1b[31m|<b>*" in text
     assert "decode 16 at 128" in text
-    assert "broken off" in text
+    assert "interrupted" in text
 
 
 def test_ratios_and_who_was_faster_fit_a_terminal(tmp_path, gguf, capsys, monkeypatch):

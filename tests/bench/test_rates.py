@@ -11,7 +11,7 @@ import pytest
 
 from gptoss_mlx import kernels
 from gptoss_mlx.bench import roofline
-from gptoss_mlx.bench.figures import Rates
+from gptoss_mlx.bench.results import Rates
 
 NEAR = 0.1  # of each other, on a machine that does nothing else
 ROUGHLY = 0.4  # on any machine: a wrong count of operations or threads is a factor of two

@@ -18,18 +18,18 @@ from rich.console import Console
 
 from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode
 from gptoss_mlx.bench import formats, tables
-from gptoss_mlx.bench.figures import Percentiles, Rates, Spread
 from gptoss_mlx.bench.plot import check_plot, save_plot
-from gptoss_mlx.bench.report import print_table
+from gptoss_mlx.bench.report import print_results
+from gptoss_mlx.bench.results import Percentiles, Rates, Spread
 from gptoss_mlx.errors import GptOssError
 
 EXAMPLES = {"full": FULL, "bare": BARE, "paged": PAGED, "disturbed": DISTURBED, "hostile": HOSTILE}
-every = pytest.mark.parametrize("figures", EXAMPLES.values(), ids=EXAMPLES)
+every = pytest.mark.parametrize("results", EXAMPLES.values(), ids=EXAMPLES)
 
 
-def printed(figures, width=80):
+def printed(results, width=80):
     console = Console(file=io.StringIO(), width=width)
-    print_table(figures, console)
+    print_results(results, console)
     return console.file.getvalue()
 
 
@@ -39,8 +39,7 @@ def test_table_is_what_a_person_reads():
         """\
 gpt-oss-20b, mxfp4-q4 (11.20 GB, 4.28 bits per weight)
 AMD EPYC 9R14, 2 cores, avx512-vnni kernels, 2 threads
-context 32,768, keys and values in 16 bits, 485 of 768 experts in memory, median
-of 5 runs
+context 32,768, 16-bit KV cache, 485 of 768 experts in memory, median of 5 runs
 Speed
 ┏━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━┳━━━━━━━━━━━━┳━━━━━━━┳━━━━━━━━━━┓
 ┃ what                ┃ tokens/s ┃ least-most ┃ limit ┃ of limit ┃
@@ -83,11 +82,11 @@ Start, with a prompt of 16 tokens
 
 @every
 @pytest.mark.parametrize("width", [80, 100])
-def test_table_fits_a_terminal(figures, width):
-    text = printed(figures, width)
+def test_table_fits_a_terminal(results, width):
+    text = printed(results, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for speed in figures.speeds:
+    for speed in results.speeds:
         assert speed.name in text
 
 
@@ -106,7 +105,7 @@ def test_energy_is_told_where_one_speed_has_it():
 def test_nothing_measured():
     text = printed(replace(BARE, speeds=[], finished=False))
     assert "Speed" not in text
-    assert "broken off" in text
+    assert "interrupted" in text
 
 
 def test_one_run_has_no_spread():
@@ -146,13 +145,13 @@ def test_more_than_the_limit_is_explained():
 
 
 def test_a_disturbed_run_says_so():
-    assert [line for line in printed(DISTURBED).splitlines() if line.startswith(("disturbed", "broken"))] == [
+    assert [line for line in printed(DISTURBED).splitlines() if line.startswith(("disturbed", "interrupted"))] == [
         "disturbed: other programs took 31% of the cores' time meanwhile",
         "disturbed: the host gave 3.1% of these cores' time to others",
         "disturbed: cores were slowed 3 times because they were hot",
         "disturbed: at the end the cores' clock was at 52% of its highest",
         "disturbed: on battery",
-        "broken off: what is missing here was not measured",
+        "interrupted: what is missing here was not measured",
     ]
     assert tables.warnings(FULL) == tables.warnings(BARE) == []
 
@@ -180,24 +179,24 @@ def test_numbers_have_three_digits():
 
 
 @every
-def test_json_says_all(figures):
-    assert json.loads(formats.as_json(figures)) == json.loads(json.dumps(figures.as_dict()))
+def test_json_says_all(results):
+    assert json.loads(formats.as_json(results)) == json.loads(json.dumps(results.as_dict()))
 
 
 @every
-def test_csv_has_a_row_for_each_speed(figures):
-    rows = list(csv.DictReader(io.StringIO(formats.as_csv(figures))))
+def test_csv_has_a_row_for_each_speed(results):
+    rows = list(csv.DictReader(io.StringIO(formats.as_csv(results))))
     assert [(row["kind"], int(row["tokens"]), int(row["depth_tokens"])) for row in rows] == [
-        (speed.kind, speed.tokens, speed.depth) for speed in figures.speeds
+        (speed.kind, speed.tokens, speed.depth) for speed in results.speeds
     ]
     assert list(rows[0]) == [*formats.RUN_COLUMNS, *formats.SPEED_COLUMNS]
-    for row, speed in zip(rows, figures.speeds, strict=True):
+    for row, speed in zip(rows, results.speeds, strict=True):
         assert None not in row  # as many cells as names
         assert float(row["median_tokens_per_second"]) == speed.tokens_per_second.median
         assert row["limit_tokens_per_second"] == ("" if speed.limit is None else str(speed.limit))
         assert row["experts_missed"] == (str(speed.experts.missed) if speed.experts else "")
-        assert row["processor"] == figures.machine.processor
-        assert row["finished"] == str(int(figures.finished))
+        assert row["processor"] == results.machine.processor
+        assert row["finished"] == str(int(results.finished))
 
 
 def test_csv_of_several_runs_goes_together():
@@ -225,16 +224,16 @@ def markdown_tables(text):
 
 
 @every
-def test_markdown_is_tables(figures):
-    text = formats.as_markdown(figures)
+def test_markdown_is_tables(results):
+    text = formats.as_markdown(results)
     found = markdown_tables(text)
     assert {"Machine", "Settings", "Speed", "Memory"} <= found.keys()
     for rows in found.values():
         assert len({len(row) for row in rows}) == 1
         assert all(re.fullmatch("---:?", cell) for cell in rows[1])
-    assert [row[0] for row in found["Speed"][2:]] == [speed.name for speed in figures.speeds]
+    assert [row[0] for row in found["Speed"][2:]] == [speed.name for speed in results.speeds]
     assert "None" not in text
-    assert text.endswith(f"### Command\n\n```\n{figures.command}\n```\n")
+    assert text.endswith(f"### Command\n\n```\n{results.command}\n```\n")
 
 
 def test_markdown_tells_all_that_was_measured():
@@ -248,7 +247,7 @@ def test_markdown_tells_all_that_was_measured():
         "Experts",
         "Start",
         "Memory",
-        "One step of decoding behind 4",
+        "One step of decoding after 4",
     ]
     machine, settings = (dict(found[title]) for title in ("Machine", "Settings"))
     assert machine["kernels"] == "avx512-vnni"
@@ -298,12 +297,12 @@ def test_a_command_that_no_shell_reads_is_left_out():
     assert "ada" not in formats.submission(replace(FULL, command="bench '/home/ada"))
 
 
-@pytest.mark.parametrize("figures", [FULL, BARE, HOSTILE], ids=["full", "bare", "hostile"])
-def test_plot_is_a_picture(figures, tmp_path):
+@pytest.mark.parametrize("results", [FULL, BARE, HOSTILE], ids=["full", "bare", "hostile"])
+def test_plot_is_a_picture(results, tmp_path):
     from matplotlib import image
 
     path = tmp_path / "plot.PNG"
-    save_plot(figures, path)
+    save_plot(results, path)
     pixels = image.imread(path)
     height, width, _ = pixels.shape
     assert (width, height) == (1800, 750)
@@ -317,10 +316,10 @@ def test_plot_is_a_picture(figures, tmp_path):
 
 
 @every
-def test_plot_says_what_it_shows(figures, tmp_path):
+def test_plot_says_what_it_shows(results, tmp_path):
     """Letters are drawn as outlines; matplotlib puts each text beside them as a comment."""
     path = tmp_path / "plot.svg"
-    save_plot(figures, path)
+    save_plot(results, path)
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     root = ElementTree.parse(path, parser).getroot()
     texts = {each.text.strip() for each in root.iter() if each.tag is ElementTree.Comment}
@@ -331,11 +330,11 @@ def test_plot_says_what_it_shows(figures, tmp_path):
         "Memory",
         "memory (GB)",
     } <= texts
-    assert {f"{speed.kind} of {speed.tokens:,} tokens" for speed in figures.speeds} <= texts
-    assert {f"{speed.depth:,}" for speed in figures.speeds} <= texts
-    assert ("limit of each" in texts) == (figures is not BARE)
-    assert ("not known" in texts) == (figures is BARE)
-    assert ("most that was measured, 11.70 GB" in texts) == (figures is not BARE)
+    assert {f"{speed.kind} of {speed.tokens:,} tokens" for speed in results.speeds} <= texts
+    assert {f"{speed.depth:,}" for speed in results.speeds} <= texts
+    assert ("limit of each" in texts) == (results is not BARE)
+    assert ("not known" in texts) == (results is BARE)
+    assert ("most that was measured, 11.70 GB" in texts) == (results is not BARE)
 
 
 def test_plot_of_nothing(tmp_path):
@@ -364,7 +363,7 @@ def test_plot_that_cannot_be_written(tmp_path):
     with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: its folder is not there"):
         check_plot(tmp_path / "missing" / "plot.png")
     (tmp_path / "plot.png").mkdir()
-    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: it is no regular file"):
+    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: not a regular file"):
         save_plot(BARE, tmp_path / "plot.png")
     assert os.listdir(tmp_path) == ["plot.png"]
 

@@ -13,7 +13,7 @@ from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES, convert
 from gptoss_mlx import kernels
-from gptoss_mlx.bench.figures import Rates, Work
+from gptoss_mlx.bench.results import Rates, Work
 from gptoss_mlx.bench.roofline import Workload, mean_rates
 from gptoss_mlx.engine.generate import load
 from gptoss_mlx.memory.plan import EngineConfig
@@ -46,13 +46,13 @@ def folder(request, source, tmp_path_factory) -> Path:
     return folder
 
 
-def demand_of(folder: Path, kv_bits: int) -> Workload:
+def workload_of(folder: Path, kv_bits: int) -> Workload:
     model = load(folder, EngineConfig(context=4096, kv_bits=kv_bits, prefill_chunk=512))
-    return Workload(Checkpoint.open(folder), model.config, model.make_cache())
+    return Workload(Checkpoint.open(folder).tensors, model.config, model.make_cache())
 
 
 class Count:
-    """Counts for one folder what the definitions in `figures.Work` ask for."""
+    """Counts for one folder what the definitions in `results.Work` ask for."""
 
     def __init__(self, folder: Path, kv_bits: int):
         self.sizes, self.quantized = {}, set()
@@ -144,7 +144,7 @@ def counted_prefill(folder: Path, kv_bits: int, depth: int, tokens: int, chunk: 
 @pytest.mark.parametrize("kv_bits", [16, 8])
 @pytest.mark.parametrize(("depth", "tokens"), [(0, 1), (0, 5), (WINDOW - 3, 7), (WINDOW - 1, 1), (WINDOW, 2), (300, 3)])
 def test_decode(folder, kv_bits, depth, tokens):
-    found, wanted = demand_of(folder, kv_bits).decode(depth, tokens), counted_decode(folder, kv_bits, depth, tokens)
+    found, wanted = workload_of(folder, kv_bits).decode(depth, tokens), counted_decode(folder, kv_bits, depth, tokens)
     assert abs(found.bytes - wanted.bytes) <= 1
     assert (found.matrix_operations, found.vector_operations) == (wanted.matrix_operations, wanted.vector_operations)
 
@@ -154,7 +154,7 @@ def test_decode(folder, kv_bits, depth, tokens):
     ("depth", "tokens", "chunk"), [(0, 1, 8), (0, 8, 8), (0, 9, 8), (WINDOW - 3, 7, 4), (40, 33, 32), (7, 50, 512)]
 )
 def test_prefill(folder, kv_bits, depth, tokens, chunk):
-    found = demand_of(folder, kv_bits).prefill(depth, tokens, chunk)
+    found = workload_of(folder, kv_bits).prefill(depth, tokens, chunk)
     wanted = counted_prefill(folder, kv_bits, depth, tokens, chunk)
     assert abs(found.bytes - wanted.bytes) <= 1
     assert (found.matrix_operations, found.vector_operations) == (wanted.matrix_operations, wanted.vector_operations)
@@ -162,38 +162,38 @@ def test_prefill(folder, kv_bits, depth, tokens, chunk):
 
 @pytest.mark.parametrize("depth", [0, WINDOW - 1, WINDOW, 1000])
 def test_stages_are_one_token(folder, depth):
-    demand = demand_of(folder, 16)
-    stages = demand.stage_bytes(depth)
+    workload = workload_of(folder, 16)
+    stages = workload.stage_bytes(depth)
     assert list(stages) == ["attention", "experts", "head"]
-    assert abs(sum(stages.values()) - demand.decode(depth, 1).bytes) <= 2
+    assert abs(sum(stages.values()) - workload.decode(depth, 1).bytes) <= 2
 
 
-def demand_of_shape(folder: Path, name: str) -> Workload:
+def workload_of_shape(folder: Path, name: str) -> Workload:
     config = ModelConfig.load(converted_shape(folder, *SIZES[name]))
-    return Workload(Checkpoint.open(folder), config, KVCache(config, [mx.bfloat16] * config.num_layers))
+    return Workload(Checkpoint.open(folder).tensors, config, KVCache(config, [mx.bfloat16] * config.num_layers))
 
 
 def test_the_published_20b(tmp_path):
     """Of a token: 1.28 GB of experts and routers and, in 4.5 bits, 0.36 of attention and 0.33 of the head; in 4.25 bits
     everything would be 1.92 GB. Keys and values of full layers are 24.6 kB a position."""
-    demand = demand_of_shape(tmp_path / "20b", "20b")
-    stages = demand.stage_bytes(0)
+    workload = workload_of_shape(tmp_path / "20b", "20b")
+    stages = workload.stage_bytes(0)
     assert {name: round(count / 1e9, 2) for name, count in stages.items()} == {
         "attention": 0.36,
         "experts": 1.28,
         "head": 0.33,
     }
     finer = stages["attention"] + stages["head"]
-    assert round((demand.decode(0, 1).bytes - finer * 0.25 / 4.5) / 1e9, 2) == 1.92
-    assert demand.decode(4096, 1).bytes - demand.decode(1024, 1).bytes == 3072 * 12 * 2 * 8 * 64 * 2
-    work = demand.decode(0, 1)  # the model card has 3.6 B active parameters
+    assert round((workload.decode(0, 1).bytes - finer * 0.25 / 4.5) / 1e9, 2) == 1.92
+    assert workload.decode(4096, 1).bytes - workload.decode(1024, 1).bytes == 3072 * 12 * 2 * 8 * 64 * 2
+    work = workload.decode(0, 1)  # the model card has 3.6 B active parameters
     assert round((work.matrix_operations + work.vector_operations) / 2e9, 1) == 3.6
     # 512 tokens meet every expert: 10.15 GB of them.
-    assert 10.8e9 < demand.prefill(0, 512, 512).bytes < 10.95e9
+    assert 10.8e9 < workload.prefill(0, 512, 512).bytes < 10.95e9
 
 
 def test_the_published_120b(tmp_path):
-    work = demand_of_shape(tmp_path / "120b", "120b").decode(0, 1)
+    work = workload_of_shape(tmp_path / "120b", "120b").decode(0, 1)
     assert round((work.matrix_operations + work.vector_operations) / 2e9, 1) == 5.1
 
 

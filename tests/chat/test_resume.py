@@ -108,10 +108,14 @@ def test_without_drawing(started):
     assert b"\x1b" not in terminal.sent
 
 
-def test_a_long_session_says_how_to_see_all_of_it(started, tmp_path):
-    CONVERSATIONS["long"].write(tmp_path / "home" / "sessions" / "a long one.json")
+def test_a_long_session_says_how_to_see_all_of_it_and_shows_its_reasoning(started, tmp_path):
+    long = transcript(user("Lines?"), Message("assistant", "I look it up.", "analysis"), final(LONG))
+    long.write(tmp_path / "home" / "sessions" / "a long one.json")
     terminal = started("--resume", "a long")
     assert "`gptoss-mlx sessions show 'a long one'` shows all of it" in terminal.seen
+    assert "I look it up" not in terminal.seen
+    terminal.line("/reasoning show")
+    terminal.wait("^I look it up")
 
 
 def test_a_pipe_is_told_nothing_of_it(run, demo_folder, tmp_path):
@@ -120,11 +124,3 @@ def test_a_pipe_is_told_nothing_of_it(run, demo_folder, tmp_path):
     done = run("chat", demo_folder, "--resume", stdin="/load x.json\n", GPTOSS_MLX_HOME=str(tmp_path))
     assert done.stdout == ""
     assert "Vec" not in done.stderr
-
-
-def test_reasoning_can_be_shown_after_it_was_resumed(started, tmp_path):
-    CONVERSATIONS["tools"].write(tmp_path / "home" / "sessions" / "tools.json")
-    terminal = started("--resume", "tools")
-    assert "I look it up" not in terminal.seen
-    terminal.line("/reasoning show")
-    terminal.wait("^I look it up")

@@ -1,4 +1,4 @@
-"""`gptoss-mlx eval` as a person meets it: figures, tables, errors; killed or stopped by Ctrl-C, and gone on with."""
+"""`gptoss-mlx eval` as a person meets it: results, tables, errors; killed or stopped by Ctrl-C, and gone on with."""
 
 import gzip
 import json
@@ -16,11 +16,11 @@ from gptoss_mlx import GptOssError
 from gptoss_mlx.cli import cli
 from gptoss_mlx.cli.evaluate import MAX_TEXT
 from gptoss_mlx.demo import CHECKPOINT
-from gptoss_mlx.demo import EXAM as EXAM_FILE
+from gptoss_mlx.demo import HELD_OUT as HELD_OUT_FILE
 from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.engine.tokenizer import Tokenizer
-from gptoss_mlx.evaluation import exam
-from gptoss_mlx.evaluation.journal import CHECKSUM, Journal, line_of
+from gptoss_mlx.evaluation import held_out
+from gptoss_mlx.evaluation.journal import CHECKSUM, EvaluationJournal, line_of
 from gptoss_mlx.evaluation.needle import MIN_CONTEXT, ROOM, make_needle
 from gptoss_mlx.evaluation.prompts import Asking
 
@@ -73,7 +73,7 @@ def test_everything_at_once(run, demo_folder, prompts, environment):
     assert not list(Path(environment["GPTOSS_MLX_HOME"], "evaluations").iterdir())
     table = run("eval", demo_folder, *options, "--needle", "1024")
     assert "1 of 2" in table.stdout
-    assert "right is '12 + 31 = 44'" in " ".join(table.stdout.split())
+    assert "expected '12 + 31 = 44'" in " ".join(table.stdout.split())
     assert "3 of 3 found" in table.stdout
 
 
@@ -92,7 +92,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         file.write('{"prompt": 1}\n')
     assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
     assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
-    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is no context")
+    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is too small")
     for many in (200_000, 10**15):
         assert_one_line_error(run("eval", demo_folder, "--needle", many), "more than the model's 131,072")
     prompts.write_text(json.dumps({"prompt": "word " * 200_000, "answer": ""}))
@@ -100,7 +100,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         run("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
     )
     (tmp_path / "large").write_bytes(b"a" * (MAX_TEXT + 1))
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), "give a part of it")
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), f"more than {MAX_TEXT:,} bytes")
     nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
     assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
     for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):
@@ -186,7 +186,7 @@ def test_ctrl_c_shows_what_is_done(run, command, environment, demo_folder, long_
     assert process.returncode == 130
     (journal,) = home.glob("evaluations/*.journal")
     assert [line for line in errors.splitlines() if line][-2:] == [
-        f"what is done is kept: the same command goes on; to give it up, remove {journal}",
+        f"progress is saved: the same command resumes; to discard it, remove {journal}",
         "interrupted",
     ]
     found = json.loads(output)
@@ -201,7 +201,7 @@ def test_a_journal_is_read_up_to_where_it_is_torn(tmp_path, monkeypatch):
     monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
 
     def opened(key):
-        journal = Journal(key)
+        journal = EvaluationJournal(key)
         journal.open()
         return journal
 
@@ -225,20 +225,20 @@ def test_a_journal_is_read_up_to_where_it_is_torn(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def short_exam(tmp_path, monkeypatch):
+def few_held_out(tmp_path, monkeypatch):
     """One prompt of each part only, the second: of some parts the first one is too hard for the model."""
-    with gzip.open(EXAM_FILE, "rt") as file:
+    with gzip.open(HELD_OUT_FILE, "rt") as file:
         lines = [json.loads(line) for line in file]
     parts = {}
     for line in lines:
         parts.setdefault(line["part"], []).append(line)
     text = "".join(json.dumps(line) + "\n" for lines in parts.values() for line in lines[1:2])
-    (tmp_path / "exam.gz").write_bytes(gzip.compress(text.encode()))
-    monkeypatch.setattr(exam, "EXAM", tmp_path / "exam.gz")
+    (tmp_path / "held_out.gz").write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(held_out, "HELD_OUT", tmp_path / "held_out.gz")
     monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
 
 
-def test_the_exam(short_exam, demo_folder, capsys):
+def test_held_out_prompts(few_held_out, demo_folder, capsys):
     cli(["eval", str(demo_folder), "--demo"], standalone_mode=False)
     table = capsys.readouterr().out
     assert "20 of 20" in table
@@ -246,9 +246,9 @@ def test_the_exam(short_exam, demo_folder, capsys):
     assert "missed" not in table
 
 
-def test_a_bar_that_is_missed_is_an_error(short_exam, endless_folder, monkeypatch, capsys):
-    monkeypatch.setattr(exam, "MAX_TOKENS", 2)
-    with pytest.raises(GptOssError, match="below the bar: arithmetic, recall, "):
+def test_a_threshold_that_is_missed_is_an_error(few_held_out, endless_folder, monkeypatch, capsys):
+    monkeypatch.setattr(held_out, "MAX_TOKENS", 2)
+    with pytest.raises(GptOssError, match="below the required share: arithmetic, recall, "):
         cli(["eval", str(endless_folder), "--demo"], standalone_mode=False)
     assert "0 of 20" in capsys.readouterr().out
 

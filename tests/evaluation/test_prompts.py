@@ -8,8 +8,8 @@ import pytest
 from evaluate import BARS, EXAM, prompt_of, samples
 from export_exam import COUNT, lines
 from gptoss_mlx import GptOssError, load
-from gptoss_mlx.demo import EXAM as EXAM_FILE
-from gptoss_mlx.demo import EXAM_BARS
+from gptoss_mlx.demo import HELD_OUT as HELD_OUT_FILE
+from gptoss_mlx.demo import HELD_OUT_THRESHOLDS
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation.prompts import Asking, Call, Prompts, Reply, Share, is_right, read_prompts
 from gptoss_mlx.harmony.render import encode
@@ -61,7 +61,7 @@ def test_answers_and_calls(demo_folder, tokenizer, read):
     prompts, model, heard = Prompts("prompts", read(*PROMPTS), tokenizer, max_tokens=200), load(demo_folder), []
     values = {index: prompts.measure(model, index, heard.append) for index in range(len(PROMPTS))}
     assert max(heard) == max(item.tokens for item in prompts.items)
-    found = prompts.figures(values)
+    found = prompts.results(values)
     assert (found.all.right, found.all.total, found.prompts) == (3, 4, 4)
     assert [(part.name, part.right, part.total) for part in found.parts] == [("sums", 1, 2), ("tools", 1, 1)]
     (wrong,) = found.wrong
@@ -154,12 +154,12 @@ def test_wilson(right, total):
     assert low - 1e-9 <= share.share <= high + 1e-9
 
 
-def test_the_exam_is_what_its_script_writes(tokenizer):
-    with gzip.open(EXAM_FILE) as file:
+def test_the_held_out_prompts_are_what_its_script_writes(tokenizer):
+    with gzip.open(HELD_OUT_FILE) as file:
         shipped = [json.loads(line) for line in file]
     assert shipped == list(lines())
-    assert json.loads(EXAM_BARS.read_text()) == BARS
+    assert json.loads(HELD_OUT_THRESHOLDS.read_text()) == BARS
     pieces = [encode(prompt_of(part, sample), tokenizer) for part in BARS for sample in samples(part, COUNT)]
     assert [tokenizer.encode_markup(line["rendered"]) for line in shipped] == pieces
-    assert EXAM_FILE.stat().st_size < 250_000
+    assert HELD_OUT_FILE.stat().st_size < 250_000
     assert set(BARS) <= set(EXAM)

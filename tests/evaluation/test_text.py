@@ -35,7 +35,7 @@ def tokenizer(demo_folder):
 
 @pytest.fixture(scope="module")
 def text(tokenizer):
-    return Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, most=350)
+    return Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, max_tokens=350)
 
 
 def predictions(model, ids):
@@ -54,7 +54,7 @@ def test_perplexity_and_divergence(demo_folder, exact_folder, text, tmp_path):
         written.measure(exact, index, unheard)
     assert written.exists
     text.compare_with("exact", written)
-    found = text.figures({index: text.measure(model, index, unheard) for index in range(3)})
+    found = text.results({index: text.measure(model, index, unheard) for index in range(3)})
 
     nll, kl, same = [], [], []
     for ids in text.windows:
@@ -74,12 +74,12 @@ def test_perplexity_and_divergence(demo_folder, exact_folder, text, tmp_path):
 
 
 def test_a_model_does_not_diverge_from_itself(demo_folder, tokenizer, tmp_path):
-    text, model = Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, most=WINDOW), load(demo_folder)
+    text, model = Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, max_tokens=WINDOW), load(demo_folder)
     written = LogProbabilities(tmp_path / "predictions", text.windows, model.config.vocab_size)
     written.make()
     written.measure(model, 0, unheard)
     text.compare_with("itself", written)
-    found = text.figures({0: text.measure(model, 0, unheard)}).divergence
+    found = text.results({0: text.measure(model, 0, unheard)}).divergence
     assert (found.kl_mean, found.kl_p99, found.same_top) == (0, 0, 1)
 
 
@@ -91,8 +91,8 @@ def test_as_mlx_lm_predicts(demo_folder, tokenizer):
     peer, _ = load_model(demo_folder)
     following = ids[WINDOW // 2 + 1 :]
     theirs = -predictions(peer, ids)[np.arange(len(following)), following].mean()
-    text = Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, most=WINDOW)
-    ours = text.figures({0: text.measure(load(demo_folder), 0, unheard)})
+    text = Text("a text", TEXT.read_text(), tokenizer, window=WINDOW, max_tokens=WINDOW)
+    ours = text.results({0: text.measure(load(demo_folder), 0, unheard)})
     assert math.log(ours.perplexity) == pytest.approx(theirs, rel=0.02)
 
 
@@ -120,7 +120,7 @@ def test_what_is_cut():
 
 
 def test_one_token_has_no_standard_error(tokenizer):
-    found = Text("a text", TEXT.read_text(), tokenizer, window=4).figures({0: {"nll": [2.0]}})
+    found = Text("a text", TEXT.read_text(), tokenizer, window=4).results({0: {"nll": [2.0]}})
     assert (found.perplexity, found.standard_error) == (pytest.approx(math.exp(2)), None)
 
 
@@ -129,4 +129,4 @@ def test_a_model_that_is_corrupt(text):
         with pytest.raises(GptOssError, match="not finite"):
             log_softmax(np.array([[0, wrong]], np.float32))
     with pytest.raises(GptOssError, match="absurdly large"):
-        text.figures({0: {"nll": [1000.0, 800.0]}})
+        text.results({0: {"nll": [1000.0, 800.0]}})

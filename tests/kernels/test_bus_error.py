@@ -170,7 +170,7 @@ main()
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: a file of the model can no longer be read: `gptoss-mlx verify` on its folder tells more\n"
+        "error: a file of the model can no longer be read: check its folder with `gptoss-mlx verify`\n"
     )
 
 

@@ -36,7 +36,7 @@ class SessionAutosave:
     def __init__(self, name):
         self.name = name
 
-    def keep(self, session, *, kv):
+    def save(self, session, *, kv):
         if self.name == "full":
             raise GptOssError("cannot write full.json: No space left on device")
 

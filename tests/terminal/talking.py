@@ -17,7 +17,7 @@ class SessionAutosave:
     def __init__(self):
         self.told = []
 
-    def keep(self, session, *, kv):
+    def save(self, session, *, kv):
         self.told.append((kv, len(session.messages)))
 
     def rename(self, name):

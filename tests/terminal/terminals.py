@@ -53,7 +53,8 @@ class Forked(PtyProcess):
 
 
 class Spawn(pexpect.spawn):
-    def _spawnpty(self, args, env, cwd, dimensions, **options):
+    def _spawnpty(self, args, env, cwd=None, dimensions=(24, 80), **options):
+        args = [os.fsdecode(arg) for arg in args]
         if args[0] != sys.executable or not zygote.shared().fits(env):
             return super()._spawnpty(args, env=env, cwd=cwd, dimensions=dimensions, **options)
         master, slave = os.openpty()

@@ -89,7 +89,7 @@ def test_what_is_there_and_cannot_be_attached(folder):
     for name, why in {
         "binary": "cannot attach binary: it is not text in UTF-8",
         "latin": "cannot attach latin: it is not text in UTF-8",
-        "large": "cannot attach large: it has 1,000,001 bytes, and 1,000,000 are the most",
+        "large": "cannot attach large: more than 1,000,000 bytes",
         "/proc/version": "cannot attach /proc/version: it is empty",
         "nowhere": "cannot attach nowhere: a symbolic link that leads nowhere",
         "fifo": "cannot attach fifo: not a regular file",

@@ -226,12 +226,12 @@ from gptoss_mlx.engine.generate import load
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.engine.sampling import Sampling
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
-def settle(tokens, settle=session.settle):
-    left.append(settle(tokens))
+def prefill_ahead(tokens, prefill_ahead=session.prefill_ahead):
+    left.append(prefill_ahead(tokens))
     if left[-2:][0] > left[-1] == 0:
         print("all is read")
     return left[-1]
-session.settle, left = settle, []
+session.prefill_ahead, left = prefill_ahead, []
 messages = TypedInput(lambda: session, {}, Path(sys.argv[2]))
 print("ready")
 while (text := messages.read("")) is not None:
@@ -257,7 +257,7 @@ from pathlib import Path
 from gptoss_mlx.terminal.input import TypedInput
 class Session:
     steps = []
-    def settle(self, tokens):
+    def prefill_ahead(self, tokens):
         time.sleep(tokens * 0.012)
         self.steps.append(tokens)
         return int(sys.argv[2])
@@ -329,7 +329,7 @@ def test_an_idle_selector_works_until_something_is_ready_or_time_is_up(monkeypat
 )
 def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             clock.append(clock[-1] + tokens * per_token)
             steps.append(tokens)
             return 1
@@ -344,7 +344,7 @@ def test_steps_take_as_long_as_a_key_may_wait(monkeypatch, per_token, asked):
 
 def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             steps.append(tokens)
             clock.append(clock[-1] + (2 if len(steps) == 8 else 0.001))
             return 1
@@ -359,7 +359,7 @@ def test_a_step_that_took_too_long_is_followed_by_a_shorter_one(monkeypatch):
 
 def test_what_fails_is_not_read_ahead():
     class Session:
-        def settle(self, tokens):
+        def prefill_ahead(self, tokens):
             raise RuntimeError("out of memory")
 
     assert not _ReadingAhead(Session).step()

@@ -104,7 +104,7 @@ def test_what_sessions_show_and_plain_screens_print(run, capsys, tmp_path, text)
     messages = Message("user", "Hello?"), Message("assistant", text, "final")
     transcript = Transcript(None, None, "low", "2026-01-01", messages, (None, None))
     (tmp_path / "sessions").mkdir()
-    transcript.write(Store(tmp_path / "sessions")._kept("hello").transcript)
+    transcript.write(Store(tmp_path / "sessions").entry("hello").transcript)
     assert run("sessions", "show", GPTOSS_MLX_HOME=str(tmp_path)).stdout.endswith(f"\n\n## Hello?\n\n{text}\n")
     screen = PlainScreen(show_reasoning=None, words=True)
     for character in text:

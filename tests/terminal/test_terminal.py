@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_is_told_once(chat, capsys, monkeypatch):
     def full(*args, **options):
         raise GptOssError("cannot write talk.json: No space left on device")
 
-    monkeypatch.setattr(chat.autosave, "keep", full)
+    monkeypatch.setattr(chat.autosave, "save", full)
     say(chat, "What is 12 + 30?")
     say(chat, "What is 12 + 30?")
     assert capsys.readouterr() == (
