@@ -12,7 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.bench import machine, measure
+from gptoss_mlx.bench import first_token, machine, measure, stages
 from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
@@ -45,6 +45,7 @@ def bench_of(demo_folder, monkeypatch):
     """Make what measures, on a machine whose rates take no time to find; each run does its work once."""
     monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
     monkeypatch.setattr(measure, "MIN_SECONDS", 0)
+    monkeypatch.setattr(stages, "ROUNDS", 1)
     told = []
 
     def make(wanted: BenchmarkSpec, energy=None, paged: bool = False) -> measure._Bench:
@@ -122,7 +123,7 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
     monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
     monkeypatch.setattr(measure, "RATES_APART", 0)
-    bench = bench_of(replace(WANTED, repeat=3))
+    bench = bench_of(replace(WANTED, repeat=3, depths=(0,)))
     bench.measure()
     turns = [what for what, _ in bench.told if ", run " in what]
     assert turns == [f"{speed.name}, run {n} of 3" for n in (1, 2, 3) for speed in bench.speeds]
@@ -130,7 +131,7 @@ def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, mon
         assert series._at_a_time > 1
         assert len(series._runs) == 3
         assert len(series.rates) == 3
-    decode = bench.series[3]
+    decode = bench.series[1]
     assert len(decode._parts) == 3 * decode._at_a_time * 24
     assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
 
@@ -212,6 +213,13 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     assert all(stage.seconds >= 0 for stage in found.stages)
     assert abs(sum(stage.bytes for stage in found.stages) - bench.workload.decode(300, 1).bytes) <= 2
     assert bench.cache.offset == 300
+
+
+@pytest.mark.timing
+def test_a_profile_takes_as_long_as_a_token(bench_of, monkeypatch):
+    monkeypatch.setattr(stages, "ROUNDS", 5)
+    bench = bench_of(replace(WANTED, depths=(300,), profile=True))
+    bench.measure()
     step = token = 9.0
     for _ in range(30):
         step = min(step, bench.profile().seconds)
@@ -237,6 +245,7 @@ def test_a_profile_can_be_interrupted(bench_of):
         bench.profile()
 
 
+@pytest.mark.timing
 def test_speeds_are_those_of_a_bare_loop(bench_of):
     """By turns in one process, each behind a run that warms up: nothing of the bench is in what it times."""
     bench = bench_of(replace(WANTED, prompts=(512,), generate=(64,), depths=(0,), repeat=1))
@@ -298,6 +307,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.timing
 def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch):
     """On the smallest model: what is done for each token, and what the threads do while a token is computed, as a share
     of one core's time."""
@@ -331,6 +341,11 @@ def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch
 
 
 class TestColdStarts:
+    @pytest.fixture(autouse=True)
+    def one(self, monkeypatch):
+        """A process each, for all but those that a command starts."""
+        monkeypatch.setattr(first_token, "STARTS", 1)
+
     @pytest.fixture
     def heard(self, tmp_path, monkeypatch):
         """What each new process was started with, noted as it starts."""
@@ -344,7 +359,8 @@ class TestColdStarts:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
-    def test_a_start_is_all_of_it(self, demo_folder):
+    def test_a_start_is_all_of_it(self, demo_folder, monkeypatch):
+        monkeypatch.setattr(first_token, "STARTS", STARTS)
         load_seconds, first = cold_starts(plan_of(demo_folder), 8)
         assert load_seconds.runs == first.runs == STARTS
         assert 0 < load_seconds.median < first.median
@@ -353,7 +369,7 @@ class TestColdStarts:
     def test_settings_reach_it(self, demo_folder, heard, paged):
         plan = plan_of(demo_folder, paged=paged)
         cold_starts(plan, 8)
-        assert len(heard()) == STARTS
+        assert len(heard()) == 1
         for words, _ in heard():
             settings = json.loads(words[-2])
             assert settings["expert_slots"] == plan.settings.expert_slots

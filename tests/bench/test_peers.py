@@ -247,7 +247,8 @@ def test_garbage_of_a_peer_is_one_line(tmp_path, gguf, output, said):
 
 
 @pytest.mark.parametrize(
-    ("output", "said"), [("oops", "Expecting value"), ("{}", "missing required field"), ('{"machine": 1}', "Expected `object`")]
+    ("output", "said"),
+    [("oops", "Expecting value"), ("{}", "missing required field"), ('{"machine": 1}', "Expected `object`")],
 )
 def test_garbage_of_ours_is_one_line(tmp_path, gguf, output, said):
     command = [str(stand_in(tmp_path, "ours", output))]
