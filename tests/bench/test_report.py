@@ -351,6 +351,7 @@ def test_plot_of_nothing(tmp_path):
     assert "not known" in (tmp_path / "plot.svg").read_text()
 
 
+@pytest.mark.slow
 def test_plot_of_many_sizes_and_depths(tmp_path):
     depths = [0, *(128 << n for n in range(10))]
     speeds = [decode(tokens, depth, 20 / (1 + depth / 1e4)) for tokens in range(1, 9) for depth in depths]
@@ -387,6 +388,16 @@ def drawn(path, **environment):
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
 
 
+def test_a_persons_settings_do_not_change_a_plot(tmp_path):
+    import matplotlib
+
+    save_plot(FULL, tmp_path / "one.svg")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10}):
+        save_plot(FULL, tmp_path / "other.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+
+
+@pytest.mark.slow
 def test_plot_is_silent_and_a_persons_settings_do_not_change_it(tmp_path):
     """As in a home in which matplotlib finds nothing that it has made before, and cannot make it."""
     save_plot(FULL, tmp_path / "here.svg")
