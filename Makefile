@@ -2,43 +2,63 @@
 
 PYTHON ?= python3
 VENV := .venv
-INSTALLED := $(VENV)/installed
+DEMO := $(VENV)/installed-demo
+TEST := $(VENV)/installed-test
+SOURCES := pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 
-.PHONY: help demo test test-kernels lint clean
+.PHONY: help demo test test-timing test-kernels test-all lint docs clean
 
 help:
-	@echo "make demo   convert the small embedded model, ask it three questions, chat"
-	@echo "make test   the whole test suite"
-	@echo "make test-kernels   the C++ tests, under sanitizers and on an emulated ARM machine, where tools for it are found"
-	@echo "make lint   ruff check, and whether ruff and clang-format would change anything"
-	@echo "make clean  remove $(VENV)"
+	@echo "make demo          convert the small embedded model, ask it three questions, chat"
+	@echo "make test          the daily test suite, in parallel"
+	@echo "make test-timing   the tests that are decided by a clock, one after another: on a quiet machine"
+	@echo "make test-kernels  the C++ tests, under sanitizers and on an emulated ARM machine, where their tools are found"
+	@echo "make test-all      every test: slow, timing and kernels too"
+	@echo "make lint          ruff, clang-format and mypy: nothing is changed"
+	@echo "make docs          write what is generated in docs/: commands, the memory plan, the picture"
+	@echo "make clean         remove $(VENV)"
 
-demo: $(INSTALLED)
+demo: $(DEMO)
 	@$(VENV)/bin/gptoss-mlx demo
 
-test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+test: $(TEST)
+	$(VENV)/bin/python -m pytest -n auto
+
+test-timing: $(TEST)
+	$(VENV)/bin/python -m pytest -m timing
 
 # Apart from `make test`, which covers the kernels through Python: these need a compiler, and half a minute of it each.
 test-kernels:
 	tests/kernels/run
 
-lint: $(INSTALLED)
+# What takes gigabytes, or is timed, runs alone.
+test-all: test test-kernels
+	$(VENV)/bin/python -m pytest -m "slow or timing"
+
+lint: $(TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard gptoss_mlx/kernels/native/*) tests/kernels/kernels_test.cc
+	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard gptoss_mlx/kernels/native/*) tests/kernels/*.cc
+	$(VENV)/bin/mypy
 
-$(INSTALLED): pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
+docs: $(TEST)
+	$(VENV)/bin/python docs/commands.py
+	$(VENV)/bin/python docs/plan.py
+	$(VENV)/bin/python docs/terminal.py
+
+$(DEMO): WHAT := .
+$(TEST): WHAT := .[test]
+$(DEMO) $(TEST): $(SOURCES)
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-		uv pip install --quiet --python $(VENV) --editable '.[test]'; \
+		uv pip install --quiet --python $(VENV) --editable '$(WHAT)'; \
 	else \
 		echo "installing into $(VENV) with pip (this takes a minute or two)"; \
 		$(PYTHON) -m venv $(VENV) && \
-		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'; \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'; \
 	fi
-	@touch $@
+	@touch $(if $(findstring test,$@),$(DEMO)) $@
 
 clean:
 	rm -rf $(VENV)

@@ -1,6 +1,6 @@
-"""The build backend: scikit-build-core; where the kernels do not build, everything is installed but them.
+"""The build backend: scikit-build-core; if the kernels do not build, everything else is installed.
 
-What a build that failed has printed becomes a file of the package, which `gptoss_mlx.kernels.building` reads.
+The output of a failed build becomes a file of the package, which `gptoss_mlx.kernels.building` reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scikit_build_core.build import (  # noqa: F401
 )
 
 NOT_BUILT = Path("gptoss_mlx/kernels/not_built.txt")
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("c++", "g++", "clang++")  # as in `gptoss_mlx.kernels.building`, which cannot be imported before the build
 
 Settings = dict[str, Any] | None
 
@@ -38,9 +38,9 @@ def build_editable(folder: str, settings: Settings = None, metadata_folder: str 
 
 
 def _built(hook: str, folder: str, settings: dict[str, Any]) -> str:
-    """The name of the wheel in `folder`: with the kernels, if they build or `settings` say whether they are to."""
+    """Build a wheel in `folder` and return its name: without the kernels if they do not build, or as `settings` say."""
     NOT_BUILT.unlink(missing_ok=True)
-    # scikit-build-core would take the one that Python was built with, which need not be here.
+    # scikit-build-core would take the compiler that built Python, which need not be installed.
     if compiler := next(filter(shutil.which, COMPILERS), None):
         os.environ.setdefault("CXX", compiler)
     if "wheel.cmake" in settings:
@@ -49,13 +49,14 @@ def _built(hook: str, folder: str, settings: dict[str, Any]) -> str:
     lines = []
     # A process of its own, because a compiler writes to file descriptors.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
         for line in process.stdout:
             os.write(1, line)
             lines.append(line)
     if process.returncode == 0:
         return lines[-1].decode().strip()
     NOT_BUILT.write_bytes(b"".join(lines))
-    print("the kernels did not build: everything else is installed, and `gptoss-mlx doctor` says what to do")
+    print("the kernels did not build: everything else is installed, and `gptoss-mlx doctor` has the next step")
     return getattr(build, hook)(folder, settings | {"wheel.cmake": "false"})
 
 

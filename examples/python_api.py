@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The Python API in one page: `python examples/python_api.py FOLDER`, where FOLDER was made by `gptoss-mlx convert`."""
+"""The Python API in one page: `python examples/python_api.py MODEL`, where MODEL is a folder that `gptoss-mlx convert`
+made, or the name of a converted model."""
 
 from __future__ import annotations
 
@@ -7,22 +8,19 @@ import sys
 
 import mlx.core as mx
 
-from gptoss_mlx import Sampling, Session, load
-from gptoss_mlx.engine.tokenizer import Tokenizer
-from gptoss_mlx.harmony.messages import Tool
-from gptoss_mlx.harmony.parse import Content, Reasoning
-from gptoss_mlx.tools.toolbox import Function
+from gptoss_mlx import Content, Function, Reasoning, Sampling, Session, Tool, generate, load, stream_generate
 
 GREEDY = Sampling(temperature=0)
 
-model = load(sys.argv[1])
+# A memory plan is made first, and kept: load("gpt-oss-20b", memory="16GB", context=8192, kv_bits=8).
+model = load(sys.argv[1], context=4096)
 
 # Logits, as MLX-LM's models give them.
-ids = Tokenizer.load(model.path).encode("The license is Apache")
+ids = model.tokenizer.encode("The license is Apache")
 logits = model(mx.array([ids]))
 print("logits", logits.shape)
 
-# The same in two steps, with the KV state kept in between.
+# The same in two steps, with the KV cache kept in between.
 cache = model.make_cache()
 model(mx.array([ids[:-1]]), cache)
 again = model(mx.array([ids[-1:]]), cache)
@@ -31,6 +29,12 @@ print("the same with a cache", difference.item() < 1e-2)
 
 # Tokens from tokens.
 print("ids", list(model.generate(ids, sampling=GREEDY, max_tokens=4)))
+
+# One answer, whole or piece by piece.
+print(generate(model, "What is 347 + 285?", sampling=GREEDY))
+for text in stream_generate(model, "What is gptoss-mlx?", sampling=GREEDY):
+    print(text, end="", flush=True)
+print()
 
 # A conversation: events while they arrive.
 session = Session(model, sampling=GREEDY, reasoning_effort="low", max_tokens=200)

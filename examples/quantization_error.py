@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the fit of affine weights leaves and takes, beside MLX's rounding: `python bench/quantization.py`.
+"""What the fit of affine weights leaves and takes, beside MLX's rounding: `python examples/quantization_error.py`.
 
 Weights are of a normal distribution, in groups of 64. The error is the root mean square, as a share of MLX's where its
 scales and biases are in FP32, and in BF16 as a folder stores them.
@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_convert import affine
-from gptoss_convert.arrays import bf16_to_f32
 from gptoss_mlx import kernels
+from gptoss_mlx.model.bf16 import bf16_to_f32
 
 ROWS, COLUMNS, GROUP = 2048, 2880, 64
 ROUNDS = 3

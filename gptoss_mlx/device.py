@@ -1,7 +1,7 @@
-"""What computes here, and what follows from that: the one place that asks MLX.
+"""The device that computes here, and its traits: the only module that asks MLX for it.
 
-Three backends: "gpu" (MLX on Metal or CUDA), "kernels" (a CPU, with the compiled kernels) and "cpu" (MLX alone on a
-CPU). What a backend is like stands in `BACKENDS`; what a GPU may hold, in `gpu`. Knows nothing of models.
+Three backends: "gpu" (MLX on Metal or CUDA), "kernels" (a CPU with the compiled kernels) and "cpu" (MLX alone on a
+CPU). `BACKENDS` has the traits of each, `gpu` the limits of a GPU. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -22,21 +22,29 @@ if TYPE_CHECKING:
 class Backend:
     name: str
     activation_bytes: int
-    """BF16 on a GPU. FP32 on a CPU, where MLX computes it many times faster, and the kernels take it."""
+    """Bytes of an activation: BF16 on a GPU; FP32 on a CPU, where MLX computes it many times faster than BF16, and the
+    kernels take only it."""
     kv_bytes: int
-    """Of a value in a KV cache that is not quantized."""
+    """Bytes of a value in a KV cache that is not quantized."""
+    expert_activations: tuple[float, float]
+    """Values in memory for each token and each expert that it chose, in multiples of the hidden size and of the
+    intermediate size. The kernels keep the product of an expert's gate and up projections, and an 8-bit copy; MLX keeps
+    every result."""
+    tiled_kv_bits: tuple[int, ...]
+    """Bits of the KV caches of which attention keeps the scores of a few keys at a time, not those of all."""
     maps_files: bool
     """Whether weights are used where a file is mapped, without a copy."""
     looks_ahead: bool
-    """Whether a token is computed while the one before it is reported. A GPU would wait for Python otherwise; a CPU
-    would only waste the token after the last."""
+    """Whether the next token is computed while one is reported. Otherwise a GPU would wait for Python; a CPU would only
+    waste the token after the last."""
     prefill_chunks: tuple[int, ...]
-    """Tokens that are prefilled at a time, the usual number first. The kernels unpack an expert's weights once for all
-    those of a chunk that chose it; MLX on a CPU keeps the scores of a chunk against the whole context."""
+    """Tokens that are prefilled at a time: the default, then smaller numbers to save memory. The kernels unpack the
+    weights of an expert once for all tokens of a chunk that chose it; MLX on a CPU keeps the scores of a chunk against
+    the whole context."""
 
     @property
     def dtype(self) -> mx.Dtype:
-        """Of activations."""
+        """The dtype of activations."""
         import mlx.core as mx
 
         return mx.bfloat16 if self.activation_bytes == 2 else mx.float32
@@ -45,9 +53,36 @@ class Backend:
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("gpu", 2, 2, maps_files=True, looks_ahead=True, prefill_chunks=(2048, 512, 128)),
-        Backend("kernels", 4, 2, maps_files=True, looks_ahead=False, prefill_chunks=(512, 128, 32)),
-        Backend("cpu", 4, 4, maps_files=False, looks_ahead=False, prefill_chunks=(256, 64, 16)),
+        Backend(
+            "gpu",
+            activation_bytes=2,
+            kv_bytes=2,
+            expert_activations=(2, 4),
+            tiled_kv_bits=(16,),
+            maps_files=True,
+            looks_ahead=True,
+            prefill_chunks=(2048, 512, 128),
+        ),
+        Backend(
+            "kernels",
+            activation_bytes=4,
+            kv_bytes=2,
+            expert_activations=(1, 1.6),
+            tiled_kv_bits=(16, 8),
+            maps_files=True,
+            looks_ahead=False,
+            prefill_chunks=(512, 128, 32),
+        ),
+        Backend(
+            "cpu",
+            activation_bytes=4,
+            kv_bytes=4,
+            expert_activations=(2, 4),
+            tiled_kv_bits=(),
+            maps_files=False,
+            looks_ahead=False,
+            prefill_chunks=(256, 64, 16),
+        ),
     )
 }
 
@@ -56,36 +91,37 @@ BACKENDS = {
 class Gpu:
     name: str
     limit: int | None
-    """Bytes that it should hold at most; None where MLX does not say."""
+    """The maximum of bytes that it should hold; None if MLX does not report it."""
     max_buffer: int | None
-    """Bytes of the largest array that it takes."""
+    """The maximum of bytes of one array; None if MLX does not report it."""
     is_unified: bool
-    """Whether its memory is the machine's."""
+    """Whether it uses the machine's memory."""
     uuid: str
 
 
 def backend() -> Backend:
-    """What computes on MLX's default device."""
+    """The backend of MLX's default device."""
     if is_gpu():
         return BACKENDS["gpu"]
     return BACKENDS["kernels" if kernels.native() else "cpu"]
 
 
 def is_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
     import mlx.core as mx
 
     return mx.default_device().type == mx.DeviceType.gpu
 
 
 def is_cuda() -> bool:
-    """Whether it is a GPU with memory of its own."""
+    """Whether the default device is a GPU with memory of its own."""
     import mlx.core as mx
 
     return is_gpu() and mx.cuda.is_available()
 
 
 def name() -> str:
-    """As MLX calls what computes here: a chip, or a processor."""
+    """MLX's name for the default device: a chip, or a processor."""
     import mlx.core as mx
 
     return str(mx.device_info().get("device_name", "unknown"))
@@ -97,36 +133,40 @@ def kind() -> str:
 
 
 def gpu() -> Gpu | None:
-    """The GPU that computes here; None where a CPU does."""
+    """The GPU that is MLX's default device; None if that is a CPU."""
     import mlx.core as mx
 
     if not is_gpu():
         return None
     info = mx.device_info()
-    unified = "max_recommended_working_set_size" in info
+
+    def number(field: str) -> int | None:
+        return int(info[field]) if field in info else None
+
+    working_set = number("max_recommended_working_set_size")  # Metal's
     return Gpu(
         name=name(),
-        limit=info.get("max_recommended_working_set_size", info.get("memory_size")),
-        max_buffer=info.get("max_buffer_length"),
-        is_unified=unified,
+        limit=number("memory_size") if working_set is None else working_set,
+        max_buffer=number("max_buffer_length"),
+        is_unified=working_set is not None,
         uuid=str(info.get("uuid", "")),
     )
 
 
 def instruction_set() -> str | None:
-    """What the compiled kernels use; None without them."""
+    """The instruction set of the compiled kernels; None without them."""
     native = kernels.native()
     return native.kernels_in_use() if native else None
 
 
 def own_gpu_memory_peak() -> int | None:
-    """The most bytes that MLX has had on a GPU with memory of its own, since `forget_gpu_peak`; None without one, and
-    before anything has imported MLX."""
+    """The peak of bytes that MLX has had on a GPU with memory of its own, since `forget_gpu_peak`; None without one,
+    and before anything has imported MLX."""
     return sys.modules["mlx.core"].get_peak_memory() if "mlx.core" in sys.modules and is_cuda() else None
 
 
 def forget_gpu_peak() -> None:
-    """Have that peak begin anew."""
+    """Start a new peak."""
     if own_gpu_memory_peak() is not None:
         sys.modules["mlx.core"].reset_peak_memory()
 
@@ -165,7 +205,7 @@ def runtime() -> Runtime:
 
 @contextmanager
 def reference() -> Iterator[None]:
-    """What is loaded within this runs on MLX's own operations, on the CPU."""
+    """A context in which models are loaded to run on MLX's own operations, on the CPU."""
     import mlx.core as mx
 
     device = mx.default_device()

@@ -1,16 +1,16 @@
-"""The exceptions that a user is meant to read: one line, what is wrong and what to do.
+"""The base of all exceptions whose message is for the user: one line, what is wrong and what to do.
 
-Much of what they tell comes from files that others wrote, so what would drive a terminal is escaped here, once.
+A message can quote files that others wrote, so characters that control a terminal are escaped here, once.
 """
 
-LONGEST = 1000
+MAX_LENGTH = 1000  # characters of a message
 
 
 def printable(text: str) -> str:
-    """`text` as one line that any terminal can show: control characters, line breaks and lone surrogates as Python
-    escapes them, and the middle of what is longer than LONGEST left out."""
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    """`text` as one line that any terminal can show: control characters, line breaks and lone surrogates in Python's
+    escapes, and without the middle if it is longer than MAX_LENGTH."""
+    if len(text) > MAX_LENGTH:
+        text = f"{text[: MAX_LENGTH // 2]} ... {text[-MAX_LENGTH // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,7 +1,7 @@
-"""Files as wholes: written so that they are never half there, in folders that nobody else has prepared; and the
-system's small ones, of a line or a number each.
+"""The program's own files: written whole or not at all, locked, in folders that nobody else has prepared; and the small
+files of the system, which hold a line or a number each.
 
-Files that others wrote are `foreign`'s.
+Files that others wrote are `untrusted`'s. Knows nothing of what is in a file.
 """
 
 from __future__ import annotations
@@ -13,75 +13,98 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import GptOssError
 from .untrusted import open_regular, os_error_text
 
+BUFFER = 4 * 2**20  # bytes that are read at a time
+
+
+@contextmanager
+def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block has succeeded and the data is on the disk: at
+    every moment `path` is whole, the old file or the new one. A `private` file only its owner can read.
+
+    Raises OSError, also where `path` is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file")
+    descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            lock(descriptor)  # `sweep` leaves it alone
+            if not private:
+                os.fchmod(descriptor, 0o666 & ~_umask())
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+
 
 def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
-    """Write a file so that it is whole at every moment: the old one, or the new one. Text is UTF-8; a `private` file
-    only its owner can read. Raises GptOssError, also for what is there and is no file."""
-    data = content.encode(errors="replace") if isinstance(content, str) else content
+    """Write a file as `replacing` does; text is UTF-8. Raises GptOssError."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
-        descriptor, partial = tempfile.mkstemp(".partial", ".", path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                _lock(descriptor)
-                if not private:
-                    os.fchmod(descriptor, 0o666 & ~_umask())
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise
+        with replacing(path, private=private) as file:
+            file.write(content.encode(errors="replace") if isinstance(content, str) else content)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot write {path}: {os_error_text(error)}") from None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `replace_file` had begun in a folder when it was killed; what cannot be removed stays."""
+    """Remove the unfinished files of `replacing` that killed processes have left in a folder; what cannot be removed
+    stays."""
     for partial in folder.glob(".????????.partial"):
         with suppress(OSError), open(partial, "rb", opener=unlinked) as file:
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and _lock(file.fileno()):  # nobody is writing it
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and lock(file.fileno()):
                 partial.unlink()
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether no other process has locked this; on a file system without locks, nobody knows."""
+def lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed: True if that succeeded, False where another process holds the
+    lock, None on a file system without locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
+def unlinked(path: str, flags: int) -> int:
+    """An `opener` for the program's own files: does not follow a symbolic link in the place of one, or wait for the
+    other end of a FIFO."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 def open_own_folder(path: Path, mode: int = 0o777) -> int:
-    """A descriptor of a folder whose files the program may replace and delete, made if there is none. Raises OSError
-    also for a symbolic link, and for a folder of another user's, which could lead anywhere."""
+    """The descriptor of a folder in which the program may replace and delete files; made if there is none. Raises
+    OSError, also for a symbolic link, and for the folder of another user, who could put links into it."""
     with suppress(FileExistsError):
         path.mkdir(mode, parents=True)
     if path.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed: remove it", str(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    # On a disk that knows no owners, all is of the same one.
+    # On a file system without owners everything has the same one.
     if os.fstat(descriptor).st_uid not in (os.geteuid(), path.parent.stat().st_uid):
         os.close(descriptor)
         raise OSError(errno.EPERM, "it belongs to another user: remove it", str(path))
     return descriptor
 
 
-def unlinked(path: str, flags: int) -> int:
-    """An `opener` for a file of the program's own: a symbolic link in its place is not followed, a FIFO not waited
-    for."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+def _umask() -> int:
+    """The permissions that the user's new files lack. To read the mask is to set it: not for several threads."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def utf8_path(path: Path) -> str:
@@ -92,15 +115,27 @@ def utf8_path(path: Path) -> str:
         raise GptOssError(f"cannot open {path}: its name is not UTF-8: rename it") from None
 
 
-def _umask() -> int:
-    """What the user wants no new file to allow: it can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
+    """The SHA-256 of a whole regular file, in hexadecimal; `on_read` gets the number of bytes of each read. Raises
+    OSError."""
+    digest, buffer = hashlib.sha256(), bytearray(BUFFER)
+    with open_regular(path) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            on_read(count)
+    return digest.hexdigest()
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the disk of `path`, which need not exist yet."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def read_text(path: Path) -> str | None:
-    """What a file in /proc or /sys says; None where it cannot be read."""
+    """The contents of a file in /proc or /sys, without blanks and null characters at its ends; None where it cannot be
+    read."""
     try:
         return path.read_text(errors="replace").strip(" \n\0")
     except OSError:
@@ -108,28 +143,8 @@ def read_text(path: Path) -> str | None:
 
 
 def read_number(path: Path) -> int | None:
-    """The whole number that such a file holds, if it does."""
+    """The whole number in such a file; None where there is none."""
     try:
         return int(read_text(path) or "")
     except ValueError:
         return None
-
-
-def free_disk(path: Path) -> int:
-    """Bytes that are free where `path` is, or would be."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
-
-
-BUFFER = 4 * 2**20
-
-
-def sha256(path: Path, on_read: Callable[[int], None] = lambda count: None) -> str:
-    """Of a whole file; `on_read` hears how many bytes were read just now."""
-    digest, buffer = hashlib.sha256(), bytearray(BUFFER)
-    with open_regular(path) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-            on_read(count)
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How far long work has come, as it is told to whoever shows it."""
+"""Reports of the progress of long work, for whoever shows them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Progress:
     stage: str
     done: int
     total: int
-    """Bytes, in a conversion."""
+    """Bytes in a conversion; tokens in other work."""
 
 
 OnProgress = Callable[[Progress], None]
 
 
 def no_progress(progress: Progress) -> None:
-    """Nobody listens."""
+    """The default: reports nothing."""

@@ -1,4 +1,6 @@
-"""What a conversion says about itself: `provenance.json` in a converted folder, each entry still to be checked."""
+"""`provenance.json` in a converted folder: the source, the tool and the recipe of the conversion. Knows its name, and
+leaves the check of each entry to its readers.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from .errors import GptOssError
 from .untrusted import lexists, read_json
 
 PROVENANCE = "provenance.json"
-RANDOM_WEIGHTS = "random weights"  # as the source of a model that comes from none
+RANDOM_WEIGHTS = "random weights"  # the source of a model without one
 
 
 def provenance_of(folder: Path) -> dict[str, Any] | None:
-    """What provenance.json holds, each entry still to be checked; None where there is none. Raises GptOssError."""
+    """The object in provenance.json, with entries not checked; None if there is no such file. Raises GptOssError."""
     path = folder / PROVENANCE
     return json_object(path, read_json(path)) if lexists(path) else None
 
@@ -27,6 +29,7 @@ def recipe_and_source(folder: Path) -> tuple[str | None, str | None]:
 
 
 def json_object(path: Path, data: Any) -> dict[str, Any]:
+    """The value of a JSON file, if it is an object. Raises GptOssError."""
     if not isinstance(data, dict):
         raise GptOssError(f"{path} is damaged: not a JSON object")
     return data

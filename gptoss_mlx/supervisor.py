@@ -1,11 +1,11 @@
-"""A program, and above it this: when it ends, or is not wanted any more, all that it has started ends, too.
+"""The parent of one program: when the program ends, or has to, all that it has started ends too.
 
-`processes` starts it: `python -I -S supervisor.py DESCRIPTOR WORDS...`, with the standard library alone. Where WORDS
-cannot be run, it writes the number of the error to the descriptor; otherwise it ends as the program does. SIGINT goes
-on to the program's group, SIGTERM ends everything.
+`process` starts it: `python -I -S supervisor.py DESCRIPTOR WORDS...`, with the standard library alone. If WORDS cannot
+be run, it writes the number of the error to the descriptor; otherwise it ends as the program does. It passes SIGINT on
+to the program's process group; SIGTERM ends everything.
 
-On Linux it adopts whatever loses its parent, so that nothing gets away, not even by `setsid`. macOS has no such thing:
-there it reaches the program's process group.
+On Linux it becomes the parent of all orphans below it, so that no process escapes, not even by `setsid`. macOS has no
+such call: there it reaches the program's process group.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     process_control(PR_SET_CHILD_SUBREAPER, 1)
     try:
         program = os.posix_spawnp(words[0], words, os.environ, setpgroup=0, setsigdef=IGNORED_BY_PYTHON)
-        for stream in (0, 1, 2, failure):  # whose ends are the program's business alone
+        for stream in (0, 1, 2, failure):  # so that the pipes end when the program closes them
             os.close(stream)
         status = outcome(program)
     except OSError as error:
@@ -50,7 +50,7 @@ def process_control(option: int, value: int) -> None:
 
 
 def outcome(program: int) -> int:
-    """The wait status with which the program ends; a parent that traces it is told of more."""
+    """The wait status with which the program ends; one that is traced by its parent also reports its stops."""
     while True:
         ended, status = os.wait()
         if ended == program and not os.WIFSTOPPED(status):
@@ -58,12 +58,12 @@ def outcome(program: int) -> int:
 
 
 def signal_group(leader: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS says the latter of zombies
+    with suppress(ProcessLookupError, PermissionError):  # nobody is left; macOS reports zombies by the latter
         os.killpg(leader, number)
 
 
 def end_children() -> None:
-    """Kill those that there are; the children of theirs are then ours, and end next."""
+    """Kill all children; theirs become ours, and are killed next."""
     with suppress(ChildProcessError):
         while True:
             for child in children():
@@ -87,7 +87,7 @@ def end_as(status: int) -> None:
     """End with the exit status or by the signal of another process."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        process_control(PR_SET_DUMPABLE, 0)  # a dump of this one would tell nobody anything
+        process_control(PR_SET_DUMPABLE, 0)  # a core dump of this process would help nobody
         with suppress(OSError):  # SIGKILL has no other
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)

@@ -3,17 +3,25 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
-from zygote import Zygote
+
+# `--hypothesis-profile=thorough` looks at more examples.
+settings.register_profile("daily", max_examples=20, deadline=None)
+settings.register_profile("thorough", max_examples=150, deadline=None)
+settings.load_profile("daily")
 
 
 @pytest.fixture(scope="session")
@@ -72,21 +80,14 @@ def command() -> list[str]:
     return [sys.executable, "-m", "gptoss_mlx"]
 
 
-@pytest.fixture(scope="session")
-def zygote(environment) -> Iterator[Zygote]:
-    zygote = Zygote(environment)
-    yield zygote
-    zygote.close()
-
-
 @pytest.fixture
-def run(zygote, command, environment):
+def run(command, environment):
     """Run `gptoss-mlx ARGS` to its end, without a terminal."""
 
     def run(*args, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
         words, variables = [*map(str, args)], environment | changes
-        if zygote.fits(variables):
-            return zygote.run(words, stdin, variables, timeout=100)
+        if zygote.shared().fits(variables):
+            return zygote.shared().run(words, stdin, variables, timeout=100)
         return subprocess.run(
             [*command, *words], input=stdin, capture_output=True, text=True, env=variables, timeout=100
         )

@@ -10,7 +10,8 @@ from checkpoints import config_of, write_checkpoint
 from golden.cases import CASES, prompt_of
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, kernels
-from gptoss_mlx.engine.generate import ContextFull, generate
+from gptoss_mlx.engine import generate
+from gptoss_mlx.engine.generate import ContextFull
 from gptoss_mlx.model.checkpoint import CheckpointError
 from mlx_lm_oracle import mlx_lm_model
 

@@ -331,9 +331,9 @@ def test_tensors_of_other_quantizations_can_be_listed(tmp_path):
 
 def test_bytes_are_not_taken_for_mxfp4(tmp_path):
     folder = quantized(tmp_path / "given", None, U8_SCALES)
-    stored = {dtype for family in inspect(Subject.of_folder(folder)).families for dtype in family.dtypes}
+    stored = {dtype for group in inspect(Subject.of_folder(folder)).groups for dtype in group.dtypes}
     assert stored == {"BF16", "U8"}
-    experts = inspect(Subject.of_folder(folder)).families[0]
+    experts = inspect(Subject.of_folder(folder)).groups[0]
     assert experts.parameters < 1.5 * experts.bytes
 
 
@@ -343,6 +343,6 @@ def test_settings_that_outlived_their_quantization(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config))
-    assert all(family.dtypes.keys() == {"BF16"} for family in inspect(Subject.of_folder(folder)).families)
+    assert all(group.dtypes.keys() == {"BF16"} for group in inspect(Subject.of_folder(folder)).groups)
     convert(folder, tmp_path / "made")
     open_converted(tmp_path / "made")

@@ -1,32 +1,63 @@
-"""`gptoss-mlx` as real processes, without the half second in which each one imports the same.
+"""Python programs as real processes, without the second in which each one imports the same.
 
-A zygote has imported the program and nothing else; for each run it forks, and the child becomes that run: its
-arguments, environment, folder and streams, its exit status. Only what the interpreter decides when it starts (locale,
-PYTHON... variables) cannot be changed so: `Zygote.fits` says where a process of its own is needed.
+A zygote has imported `gptoss-mlx` and runs nothing; for each run it forks, and the child becomes that run: its words,
+environment, folder and streams, its terminal, its exit status. Only what the interpreter decides when it starts
+(locale, PYTHON... variables) cannot be changed so: `Zygote.fits` says where a process of its own is needed.
 """
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import json
 import os
+import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 # Read when Python starts, or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "MLX_", "OMP_", "OPENBLAS_", "LD_")
 
 
+class Run:
+    """A process that a zygote has forked."""
+
+    def __init__(self, reply: int):
+        self._reply = open(reply, "rb", buffering=0)  # noqa: SIM115
+        self._status: int | None = None
+        self.pid = self._number()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The status as `os.waitpid` gives it; None if the process still runs after so many seconds."""
+        if self._status is None and select.select([self._reply], [], [], timeout)[0]:
+            self._status = self._number()
+            self._reply.close()
+        return self._status
+
+    def _number(self) -> int:
+        data = self._reply.read(4)
+        assert data, "the zygote has ended"
+        return int.from_bytes(data, "little")
+
+
 class Zygote:
-    def __init__(self, environment: Mapping[str, str]):
+    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()):
+        """`within` is the beginning of a command line that runs another, such as strace's."""
         self._environment = dict(environment)
         self._socket, theirs = socket.socketpair()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
+            [*within, sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
         )
         theirs.close()
 
@@ -38,18 +69,32 @@ class Zygote:
 
         return fixed(environment) == fixed(self._environment)
 
+    def start(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        streams: Sequence[int],
+        folder: str | None = None,
+        *,
+        terminal: bool = False,
+    ) -> Run:
+        """Run `python WORDS` with these three streams; `terminal`: they are the terminal of a session that it leads."""
+        ours, theirs = os.pipe()
+        variables = {name: os.fspath(value) for name, value in environment.items()}
+        request = json.dumps([list(words), variables, folder or os.getcwd(), terminal]).encode()
+        socket.send_fds(self._socket, [len(request).to_bytes(4, "little")], [theirs, *streams])
+        self._socket.sendall(request)
+        os.close(theirs)
+        return Run(ours)
+
     def run(
         self, arguments: Sequence[str], stdin: str, environment: Mapping[str, str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """As `subprocess.run` does, with text captured."""
-        pipes = [os.pipe() for _ in range(3)]
-        (give, stdin_end), *outputs = (pipes[0], *pipes[1:])
-        request = json.dumps([list(arguments), dict(environment), os.getcwd()]).encode()
-        socket.send_fds(self._socket, [len(request).to_bytes(4, "little")], [give, *(end for _, end in outputs)])
-        self._socket.sendall(request)
+        """Run `gptoss-mlx ARGUMENTS` as `subprocess.run` does, with text captured."""
+        (give, stdin_end), *outputs = (os.pipe() for _ in range(3))
+        run = self.start(["-m", "gptoss_mlx", *arguments], environment, [give, *(end for _, end in outputs)])
         for end in (give, *(end for _, end in outputs)):
             os.close(end)
-        pid = int.from_bytes(self._socket.recv(4), "little")
         texts: list[str] = ["", ""]
 
         def read(index: int) -> None:
@@ -57,15 +102,12 @@ class Zygote:
                 texts[index] = file.read()
 
         readers = [threading.Thread(target=read, args=[index]) for index in range(2)]
-        killer = threading.Timer(timeout, os.kill, [pid, signal.SIGKILL])
+        killer = threading.Timer(timeout, os.kill, [run.pid, signal.SIGKILL])
         for thread in (*readers, killer):
             thread.start()
-        try:
-            with open(stdin_end, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(stdin)
-        except BrokenPipeError:
-            pass
-        status = os.waitstatus_to_exitcode(int.from_bytes(self._socket.recv(4), "little"))
+        with suppress(BrokenPipeError), open(stdin_end, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(stdin)
+        status = os.waitstatus_to_exitcode(run.wait())
         killer.cancel()
         for thread in readers:
             thread.join()
@@ -76,55 +118,104 @@ class Zygote:
         self._process.wait()
 
 
+@cache
+def shared() -> Zygote:
+    """The zygote of this test process, which ends with it."""
+    zygote = Zygote({name: value for name, value in os.environ.items() if not name.startswith(("GPTOSS_", "HF_"))})
+    atexit.register(zygote.close)
+    return zygote
+
+
 def serve(channel: socket.socket) -> None:
     """Fork for each request until the other end is closed."""
     import_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
-        length, streams, *_ = socket.recv_fds(channel, 4, 3)
+        length, descriptors, *_ = socket.recv_fds(channel, 4, 4)
         if not length:
             return
         request = b""
         while len(request) < int.from_bytes(length, "little"):
             request += channel.recv(2**16)
-        if (pid := os.fork()) == 0:
+        if os.fork() == 0:
             channel.close()
-            become(streams, *json.loads(request))
-        for descriptor in streams:
+            keep(*descriptors, request=json.loads(request))
+        for descriptor in descriptors:
             os.close(descriptor)
-        channel.sendall(pid.to_bytes(4, "little"))
-        channel.sendall(os.waitpid(pid, 0)[1].to_bytes(4, "little"))
 
 
 def import_all() -> None:
     """What commands import; nothing that asks for the environment, makes threads or looks for a device."""
+    import prompt_toolkit.shortcuts  # noqa: F401
+
+    import gptoss_convert.reports  # noqa: F401
     import gptoss_mlx.chat.store
     import gptoss_mlx.cli
     import gptoss_mlx.engine.generate
     import gptoss_mlx.memory.plan
+    import gptoss_mlx.terminal.completion
+    import gptoss_mlx.terminal.history
     import gptoss_mlx.terminal.loop
-    import gptoss_mlx.terminal.progress_bars  # noqa: F401
+    import gptoss_mlx.terminal.markdown
+    import gptoss_mlx.terminal.progress_bars
+    import gptoss_mlx.terminal.rich_screen  # noqa: F401
 
 
-def become(streams: list[int], arguments: list[str], environment: dict[str, str], folder: str) -> None:
-    from gptoss_mlx.cli import main
+def keep(reply: int, *streams: int, request: list) -> NoReturn:
+    """Fork a run, and report its number, and its status when it has ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if (pid := os.fork()) == 0:
+        os.close(reply)
+        become(streams, *request)
+    for descriptor in streams:
+        os.close(descriptor)
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        os.write(reply, pid.to_bytes(4, "little"))
+        os.write(reply, os.waitpid(pid, 0)[1].to_bytes(4, "little"))
+    os._exit(0)
 
+
+def become(
+    streams: Sequence[int], words: list[str], environment: dict[str, str], folder: str, terminal: bool
+) -> NoReturn:
+    if terminal:
+        os.setsid()
+        fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
     for target, descriptor in enumerate(streams):
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
-    sys.argv = ["gptoss-mlx", *arguments]
+    os.environ.update({name: _as_here(value) for name, value in environment.items()})
+    os.chdir(_as_here(folder))
+    run_python([_as_here(word) for word in words])
+
+
+def _as_here(text: str) -> str:
+    """As Python reads these bytes in the locale that the zygote has."""
+    return os.fsdecode(text.encode(errors="surrogateescape"))
+
+
+def run_python(words: Sequence[str]) -> NoReturn:
+    """Be `python WORDS`, in a process that was forked for it."""
+    sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     status = 1
     try:
-        main()
+        _execute(*words)
+        status = 0
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    except BaseException:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
     finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
         try:
             sys.stdout.flush()
         except OSError:
@@ -133,6 +224,23 @@ def become(streams: list[int], arguments: list[str], environment: dict[str, str]
         os._exit(status)
 
 
+def _execute(what: str, *arguments: str) -> None:
+    """A module (-m), a program (-c) or a file."""
+    if what == "-m":
+        sys.argv = list(arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    elif what == "-c":
+        sys.argv = ["-c", *arguments[1:]]
+        sys.path[0] = ""
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(arguments[0], "<string>", "exec"), vars(main))
+    else:
+        sys.argv = [what, *arguments]
+        sys.path[0] = str(Path(what).parent)
+        runpy.run_path(what, run_name="__main__")
+
+
 if __name__ == "__main__":
     sys.path[0] = str(Path.cwd())
+    sys.modules["zygote"] = sys.modules["__main__"]  # for programs that fork on
     serve(socket.socket(fileno=int(sys.argv[1])))

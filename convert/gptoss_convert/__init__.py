@@ -3,7 +3,7 @@
 from gptoss_mlx.progress import Progress
 
 from .errors import ConvertError
-from .pipeline import Report, convert
+from .pipeline import ConversionReport, convert
 from .recipes import DEFAULT_RECIPE, RECIPES
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "ConvertError", "Progress", "Report", "convert"]
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "ConversionReport", "ConvertError", "Progress", "convert"]

@@ -7,11 +7,15 @@ error for these codes, rounded to BF16 as it is stored. The best line is kept. K
 
 from __future__ import annotations
 
+from functools import partial
+from types import ModuleType
+
 import numpy as np
 
 from gptoss_mlx.kernels import native
+from gptoss_mlx.model.bf16 import bf16_to_f32, f32_to_bf16
 
-from .arrays import bf16_to_f32, f32_to_bf16, groups_last, in_pieces
+from .arrays import groups_last, in_parallel
 
 # Bits -> shares of the range to start from, and how often the line follows its codes. With many codes, cutting the
 # range costs more than finer steps give.
@@ -32,18 +36,19 @@ def quantized(
         # What counts is the ratio within a group; so no sum overflows.
         importance = importance.reshape(-1, group_size)
         importance = (importance / importance.mean(axis=-1, keepdims=True)).astype(np.float32)
-    fit = _fitted_by_kernel if native() else _fitted_by_numpy
+    fit = partial(_fitted_by_kernel, kernels) if (kernels := native()) else _fitted_by_numpy
 
-    def piece(part: np.ndarray) -> tuple[np.ndarray, ...]:
+    def quantize_rows(part: np.ndarray) -> tuple[np.ndarray, ...]:
         codes, scales, biases = fit(part.reshape(len(part), -1, group_size), bits, importance)
         return packed(codes.reshape(part.shape), bits), f32_to_bf16(scales), f32_to_bf16(biases)
 
-    parts = in_pieces(piece, values.reshape(-1, columns))
-    return tuple(part.reshape(*rows, -1) for part in parts)
+    parts = in_parallel(quantize_rows, values.reshape(-1, columns))
+    weight, scales, biases = (part.reshape(*rows, -1) for part in parts)
+    return weight, scales, biases
 
 
 def _fitted_by_kernel(
-    groups: np.ndarray, bits: int, importance: np.ndarray | None
+    kernels: ModuleType, groups: np.ndarray, bits: int, importance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`_fitted_by_numpy`, ten times as fast."""
     shares, rounds = EFFORT[bits]
@@ -51,7 +56,7 @@ def _fitted_by_kernel(
     codes = np.empty(groups.shape, np.uint8)
     scales, biases = (np.empty(groups.shape[:2], np.float32) for _ in range(2))
     flat = groups.reshape(-1, groups.shape[-1])
-    native().fit_affine(
+    kernels.fit_affine(
         flat, importance, bits, shares, rounds, codes.reshape(flat.shape), scales.ravel(), biases.ravel()
     )
     return codes, scales, biases
@@ -93,7 +98,7 @@ def fitted(
     from_center = values - center
     from_center_weighed = weighed(from_center)
     spread = product(from_center, from_center_weighed)
-    least = np.full_like(center, np.inf)
+    smallest = np.full_like(center, np.inf)
     best_scale, best_bias = np.empty_like(center), np.empty_like(center)
     codes = np.empty_like(values)
     for share in map(np.float32, shares):
@@ -107,8 +112,8 @@ def fitted(
             width = product(codes, codes_weighed) - middle * middle
             if turn:
                 error = spread + scale * (scale * width - 2 * slope) + (center - bias - scale * middle) ** 2
-                better = error < least
-                for kept, new in ((least, error), (best_scale, scale), (best_bias, bias)):
+                better = error < smallest
+                for kept, new in ((smallest, error), (best_scale, scale), (best_bias, bias)):
                     np.copyto(kept, new, where=better)
             if turn < rounds:
                 straight = np.divide(slope, width, out=np.zeros_like(scale), where=width > 0)
@@ -142,14 +147,14 @@ def dequantized(weight: np.ndarray, scales: np.ndarray, biases: np.ndarray, grou
     *rows, groups = scales.shape
 
     @np.errstate(over="ignore", invalid="ignore")  # scales of a corrupt file: the caller sees what comes out
-    def piece(data: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray]:
+    def dequantize_rows(data: np.ndarray, scales: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray]:
         values = unpacked(data, bits).reshape(len(data), groups, group_size).astype(np.float32)
         values *= scales[..., None]
         values += biases[..., None]
         return (values.reshape(len(values), -1),)
 
     data = weight.reshape(-1, weight.shape[-1]).view(np.uint8)
-    (values,) = in_pieces(piece, data, scales.reshape(-1, groups), biases.reshape(-1, groups))
+    (values,) = in_parallel(dequantize_rows, data, scales.reshape(-1, groups), biases.reshape(-1, groups))
     return values.reshape(*rows, -1)
 
 

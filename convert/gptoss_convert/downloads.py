@@ -1,4 +1,4 @@
-"""Where a source comes from: a folder that is here, or a repository of the hub whose shards arrive one after the other.
+"""The shards of a source: all in a folder, or in a repository of the hub, from which they arrive one after the other.
 
 A conversion waits for a shard before it reads it, and says when it has done with it: what was downloaded for it alone
 is then deleted, so that a model needs the disk of its result and of a shard or two, not of itself twice.
@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Protocol
 
 from gptoss_mlx.model.recognition import model_folder
 
-from .sources import COMPANIONS, Source
+from .sources import AUXILIARY_FILES, Source
 
 if TYPE_CHECKING:
     from .hub import Fetched, Repository
 
-SPARE = 64 * 2**20  # disk left over for small files
+SPARE = 64 * 2**20  # bytes of disk left free for small files
 
 
-class Origin(Protocol):
+class ShardProvider(Protocol):
     source: Source
     identity: dict[str, str | None]
-    """What provenance.json calls it."""
-    files: list[tuple[str, int, object]]
-    """Name, size, and what tells whether it has changed, of each shard."""
+    """The source's entry in provenance.json."""
+    files: Sequence[tuple[str, int, object]]
+    """Name and size of each shard, and a value that differs when the shard has changed."""
 
     def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
-        """These shards will be waited for, in this order; `on_read(done, total)` hears of bytes that come. Returns the
-        bytes of disk that each of them will take."""
+        """These shards will be waited for, in this order; `on_read(done, total)` is called when bytes arrive. Returns
+        the bytes of disk that each of them will take."""
 
-    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
-        """Until the shard is here; returns its SHA-256 if that is known. The disk has to keep `spoken_for` bytes."""
+    def wait_for(self, shard: Path, reserved: int) -> str | None:
+        """Return when the shard is here: its SHA-256, if that is known. `reserved` bytes of disk have other uses."""
 
     def release(self, shard: Path) -> None:
         """The shard is not needed any more."""
@@ -44,30 +44,32 @@ class Origin(Protocol):
         """Nothing is needed any more."""
 
 
-def origin_of(name: str | Path, revision: str | None, scratch: Path, keep: bool) -> Origin:
+def provider_of(name: str | Path, revision: str | None, scratch: Path, keep: bool) -> ShardProvider:
     """A folder, or the hub repository of this id, whose files come into `scratch`, or with `keep` into the user's
     cache. Raises GptOssError."""
     folder = Path(name).expanduser()
     if os.path.lexists(folder):
-        return Folder(model_folder(folder), revision)
+        return LocalFolder(model_folder(folder), revision)
     from .hub import Repository
 
     return Download(Repository.open(str(name), revision), scratch, keep)
 
 
-class Folder:
+class LocalFolder:
     """All is here, and stays."""
 
     def __init__(self, folder: Path, revision: str | None):
         self.source = Source(folder)
-        self.identity = {"id": folder.resolve().name, "revision": revision}
-        self.files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards]
+        self.identity: dict[str, str | None] = {"id": folder.resolve().name, "revision": revision}
+        self.files: Sequence[tuple[str, int, object]] = [
+            (path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in self.source.shards
+        ]
 
     def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
         return [0 for _ in needed]
 
-    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
-        return None
+    def wait_for(self, shard: Path, reserved: int) -> None:
+        pass
 
     def release(self, shard: Path) -> None:
         pass
@@ -83,15 +85,15 @@ class Download:
         self._repository, self._keep = repository, keep
         self._folder = scratch / f"source-{repository.commit}"
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", *COMPANIONS):
+        for name in ("config.json", *AUXILIARY_FILES):
             if name in repository.files:
                 fetched = repository.fetch(name, None if keep else self._folder)
                 if not fetched.ours:
                     shutil.copyfile(fetched.path, self._folder / name)
         self.source = Source(self._folder, repository.checkpoint(self._folder))
-        self.identity = {"id": repository.id, "revision": repository.commit}
+        self.identity: dict[str, str | None] = {"id": repository.id, "revision": repository.commit}
         shards = [repository.files[path.name] for path in self.source.shards]
-        self.files = [(file.name, file.size, file.sha256) for file in shards]
+        self.files: Sequence[tuple[str, int, object]] = [(file.name, file.size, file.sha256) for file in shards]
         self._size = {self._folder / file.name: file.size for file in shards}
         self._worker = ThreadPoolExecutor(1)
         self._coming: dict[Path, Future[Fetched]] = {}
@@ -103,17 +105,17 @@ class Download:
         self._total = sum(self._size[path] for path in needed)
         return [self._size[path] for path in needed]
 
-    def wait_for(self, shard: Path, spoken_for: int) -> str | None:
+    def wait_for(self, shard: Path, reserved: int) -> str:
         self._start(shard)
         following = self._needed[self._needed.index(shard) + 1 :]
-        if following and self._has_room_for(following[0], spoken_for):
+        if following and self._has_room_for(following[0], reserved):
             self._start(following[0])
         while not wait([self._coming[shard]], timeout=0.2).done:
             pass  # in steps, so that Ctrl-C is heard
         return self._coming[shard].result().sha256
 
-    def _has_room_for(self, shard: Path, spoken_for: int) -> bool:
-        return shutil.disk_usage(self._folder).free > self._size[shard] + spoken_for + SPARE
+    def _has_room_for(self, shard: Path, reserved: int) -> bool:
+        return shutil.disk_usage(self._folder).free > self._size[shard] + reserved + SPARE
 
     def _start(self, shard: Path) -> None:
         if shard not in self._coming:

@@ -7,6 +7,7 @@ a GptOssError of one line. Knows nothing of conversion. Import it where the hub 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +26,11 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
-from huggingface_hub.utils import logging as library_logging
-from huggingface_hub.utils import tqdm as LibraryBar
+from huggingface_hub.hf_api import RepoSibling
+
+# Exported, but without the mark that a type checker looks for.
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+from huggingface_hub.utils import tqdm as LibraryBar  # type: ignore[attr-defined]
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import BUFFER, sha256
@@ -45,9 +48,9 @@ from gptoss_mlx.model.checkpoint import (
 from gptoss_mlx.model.recognition import has_weights, without_weights
 from gptoss_mlx.untrusted import parsed
 
-# The library would add to each request what it finds on this machine, and ask the hub what to look for.
+# Disable telemetry: huggingface_hub would send environment details.
 constants.HF_HUB_DISABLE_TELEMETRY = True
-library_logging.set_verbosity_error()  # what matters of its warnings becomes an error here
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of its warnings becomes an error here
 
 PAUSES = (1, 2, 4, 8)  # seconds before each new try of a transfer that gave no byte
 CONNECTIONS = 8
@@ -93,14 +96,10 @@ class Repository:
                 if (cached := _cached(id, revision)) is None:
                     raise
                 return cached
-            files = {
-                each.rfilename: RemoteFile(
-                    each.rfilename, int(each.size), each.lfs and _hexadecimal(each.lfs.sha256, 64)
-                )
-                for each in info.siblings
-                if Path(each.rfilename).name == each.rfilename
-            }
-            return cls(id, _hexadecimal(info.sha, 40), files)
+            if info.sha is None or info.siblings is None:
+                raise ValueError("neither commit nor files")
+            at_the_top = [each for each in info.siblings if Path(each.rfilename).name == each.rfilename]
+            return cls(id, _hexadecimal(info.sha, 40), {each.rfilename: _remote_file(each) for each in at_the_top})
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes start..end of a file, by default all of it, and nothing else of it. Raises GptOssError."""
@@ -127,7 +126,7 @@ class Repository:
         """Have a whole file on disk, its SHA-256 checked where the hub gives one. Raises GptOssError.
 
         A copy in the user's cache is used from there. Otherwise the file comes into `folder`, where a download that was
-        killed goes on, or with None into the cache. `on_read` hears how many bytes came just now.
+        killed resumes, or with None into the cache. `on_read` is called with each number of bytes that have arrived.
         """
         file = self._file(name)
         with explained(self.id, self.commit):
@@ -171,7 +170,7 @@ class Repository:
 
     def _damaged(self, file: RemoteFile) -> GptOssError:
         return GptOssError(
-            f"{file.name} of {self.id} arrived damaged, and was removed: run the same command again to fetch it anew"
+            f"{file.name} of {self.id} arrived damaged, and was removed: run the same command again to download it anew"
         )
 
     @cached_property
@@ -248,6 +247,13 @@ def _discard(path: Path) -> None:
         target.unlink(missing_ok=True)
 
 
+def _remote_file(entry: RepoSibling) -> RemoteFile:
+    """Raises ValueError for an entry that cannot be right."""
+    if entry.size is None:
+        raise ValueError(entry.rfilename)
+    return RemoteFile(entry.rfilename, int(entry.size), _hexadecimal(entry.lfs.sha256, 64) if entry.lfs else None)
+
+
 def _hexadecimal(text: str, digits: int) -> str:
     """Raises ValueError for anything else: it becomes a part of file names."""
     if not re.fullmatch(f"[0-9a-f]{{{digits}}}", text):
@@ -271,21 +277,21 @@ def _cached(id: str, revision: str | None) -> Repository | None:
 
 
 def _bar(on_read: Callable[[int], None]) -> type[LibraryBar]:
-    """What the library takes for a progress bar; it shows nothing."""
-    heard = 0
+    """A progress bar for the library, which shows nothing and calls `on_read`."""
+    reported = 0
 
     class Bar(LibraryBar):
         def __init__(self, *args: object, **options: object):
-            super().__init__(*args, **options | {"disable": True})
-            self.come = 0
+            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
+            self.received = 0
 
         def update(self, n: float | None = 1) -> None:
-            # The library may have two for one file, of what came and of what is written, and may take steps back.
-            nonlocal heard
-            self.come += int(n or 0)
-            if self.come > heard:
-                on_read(self.come - heard)
-                heard = self.come
+            # The library may have two for one file, of bytes received and of bytes written, and may take steps back.
+            nonlocal reported
+            self.received += int(n or 0)
+            if self.received > reported:
+                on_read(self.received - reported)
+                reported = self.received
 
     return Bar
 
@@ -299,7 +305,7 @@ def _is_final(error: Exception | None) -> bool:
 
 @contextmanager
 def explained(id: str, revision: str | None = None) -> Iterator[None]:
-    """What the library raises about the repository `id` becomes a GptOssError that says what to do."""
+    """Turn the library's errors about the repository `id` into a GptOssError that says what to do."""
     try:
         yield
     except GptOssError:
@@ -315,27 +321,27 @@ def _explanation(id: str, revision: str | None, error: BaseException) -> str:
         case errors.HFValidationError():
             return f"{id} is neither a folder nor a hub repository id (owner/name)"
         case errors.GatedRepoError():
-            return f"{id} asks for consent first: accept it on its page, then `hf auth login`"
+            return f"{id} asks for your consent: accept it on its page, then run `hf auth login`"
         case errors.RepositoryNotFoundError():
-            return f"the hub has no repository {id}, or it is private: `hf auth login`"
+            return f"the hub has no repository {id}, or it is private: run `hf auth login`"
         case errors.RevisionNotFoundError():
             return f"{id} has no revision {revision}"
         case errors.HfHubHTTPError():
             return _refusal(id, error.response.status_code)
         case KeyError() | TypeError() | ValueError():
-            return f"what came from {constants.ENDPOINT} about {id} is no answer of a hub"
+            return f"unexpected response from {constants.ENDPOINT} about {id}: is HF_ENDPOINT right?"
         case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
-            return f"cannot keep {error.filename or 'files'} of {id}: {error.strerror}"
+            return f"cannot save {error.filename or 'files'} of {id}: {error.strerror}"
     if constants.is_offline_mode():
-        return f"HF_HUB_OFFLINE is set, and not all that is needed of {id} is here: unset it to go online"
+        return f"HF_HUB_OFFLINE is set, and not all of {id} is on this machine: unset it to go online"
     # What the HTTP library below raises is no interface; all of it is cured by trying again.
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"cannot reach the hub for {id} ({reason}): check the network, and run the same command again to go on"
+    return f"cannot reach the hub for {id} ({reason}): check the network, and run the same command again to resume"
 
 
 def _refusal(id: str, status: int) -> str:
     if status in (401, 403):
-        return f"the hub does not accept this for {id}: `hf auth login` with a token that may do it"
+        return f"the hub refuses this for {id}: run `hf auth login` with a token that allows it"
     if status == 429:
-        return "the hub has had too many requests: wait a few minutes, and run the same command again to go on"
-    return f"the hub has a problem with {id} (HTTP status {status}): run the same command again later to go on"
+        return "the hub limits requests: wait a few minutes, and run the same command again to resume"
+    return f"the hub failed for {id} (HTTP status {status}): run the same command again later to resume"

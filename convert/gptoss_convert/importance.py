@@ -1,4 +1,4 @@
-"""Which inputs of each linear map matter on a text: the weights of a quantization's squared errors.
+"""How much each input of a linear map matters on a text: the weights of a quantization's squared errors.
 
 An error in column i of a weight is multiplied by input i, so what it does to the output is in proportion to the mean
 square of that input. Knows nothing about how weights are quantized.
@@ -42,7 +42,7 @@ def importance(source: Source, text: str, tokens: int, on_progress: OnProgress =
         nonlocal layers_done
         layers_done += 1
         done, total = (count * weights.layer_bytes for count in (layers_done, config.num_layers))
-        on_progress(Progress("calibration", done, total))
+        on_progress(Progress("calibrate", done, total))
 
     ids, _ = windows(source, text, tokens)
     add("lm_head", None, Network(weights, add).hidden(ids, layer_done))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, from its headers: parameters by family, in total and per token; types; bytes; provenance.
+"""What a checkpoint holds, from its headers: parameters by tensor group, in total and per token; types; bytes.
 
 Of a folder, or of a repository on the hub without its download. Knows the names of all layouts, of sources and of
 converted folders; reads weights for the statistics of a tensor alone.
@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import bf16_to_f32
 from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
 from gptoss_mlx.model.config import ModelConfig, Quantization
 from gptoss_mlx.model.recognition import check_form
 from gptoss_mlx.provenance import PROVENANCE, json_object, provenance_of
 from gptoss_mlx.untrusted import open_regular, parsed
 
-from .arrays import bf16_to_f32
 from .sources import CONVERTED, as_published, published_config
 
 if TYPE_CHECKING:
     from .hub import Repository
 
-# A part of a tensor's name -> its family, the first that is found.
-FAMILIES = {
+# A part of a tensor's name -> its group, the first that is found.
+GROUP_BY_PART = {
     ".experts.": "experts",
     ".mlp.mlp1_": "experts",
     ".mlp.mlp2_": "experts",
@@ -42,24 +42,31 @@ FAMILIES = {
     "embed": "embeddings",
     "attn": "attention",
 }
-ORDER = ("experts", "attention", "routers", "norms and sinks", "embeddings", "head")
+TENSOR_GROUPS = ("experts", "attention", "routers", "norms and sinks", "embeddings", "head")
 BINS = 24
 
 
 @dataclass(frozen=True)
-class Family:
+class TensorGroup:
+    """Tensors with the same task in the network."""
+
     name: str
     parameters: int
     active: int
-    """Parameters that one token meets; of the embeddings it looks up a row, which is not counted."""
+    """Parameters that are used for one token; the row of the embeddings that it looks up is not counted."""
     bytes: int
     bytes_per_token: int
     dtypes: dict[str, int]
-    """How many bytes of each type, MXFP4 and affine codes under their own names."""
+    """Bytes by type; MXFP4 and affine codes have types of their own."""
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.bytes / self.parameters
+        return bits_per_weight(self.bytes, self.parameters)
+
+    @property
+    def main_dtype(self) -> str:
+        """The type that takes the most bytes."""
+        return max(self.dtypes, key=self.dtypes.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -69,23 +76,30 @@ class Inspection:
     experts: int
     experts_per_token: int
     context: int
-    families: list[Family]
+    groups: list[TensorGroup]
     license: str | None
     provenance: dict[str, Any] | None
     to_round: dict[str, list[str]]
-    """Tensors of a source that are in another dtype than BF16, by that: what a conversion leaves as it is it rounds."""
+    """Dtype other than BF16 -> tensors of a source that have it; a conversion rounds those it does not quantize."""
 
-    def total(self, figure: str) -> int:
-        return sum(getattr(family, figure) for family in self.families)
+    def total(self, name: str) -> int:
+        """The sum of a field over all groups."""
+        return sum(getattr(group, name) for group in self.groups)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return bits_per_weight(self.total("bytes"), self.total("parameters"))
 
     def as_dict(self) -> dict[str, Any]:
-        figures = ("parameters", "active", "bytes", "bytes_per_token")
-        return asdict(self) | {f"total_{name}": self.total(name) for name in figures}
+        data = asdict(self)
+        data["families"] = data.pop("groups")
+        names = ("parameters", "active", "bytes", "bytes_per_token")
+        return data | {f"total_{name}": self.total(name) for name in names}
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one tensor's stored numbers; BF16 as what they mean, codes as they are."""
+    """Statistics of the numbers that a tensor stores: BF16 as its values, codes as they are."""
 
     name: str
     dtype: str
@@ -96,16 +110,17 @@ class Statistics:
     deviation: float
     not_finite: int
     edges: list[float]
+    """Edges of the histogram's bins, BINS + 1 of them."""
     counts: list[int]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What can be inspected: the headers, the small files, and a way to the weights."""
+    """A checkpoint that can be inspected: its headers, its small files, and a way to the weights."""
 
     path: str
     raw_config: Any
-    """What config.json says, in its published form."""
+    """The content of config.json, in its published form."""
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]
     license: str | None
@@ -147,14 +162,14 @@ class Subject:
         raw_config = as_published(parsed(where / "config.json", repository.read("config.json")))
         config = ModelConfig.of_folder(where, raw_config)
         checkpoint = repository.checkpoint(where)
-        license, provenance = small("LICENSE"), small(PROVENANCE)
+        license, provenance, made_by = small("LICENSE"), small(PROVENANCE), where / PROVENANCE
         return cls(
             path=f"{repository.id}, commit {repository.commit}",
             raw_config=raw_config,
             config=config,
             tensors=checkpoint.tensors,
-            license=license and _first_line(license),
-            provenance=provenance and json_object(where / PROVENANCE, parsed(where / PROVENANCE, provenance)),
+            license=_first_line(license) if license else None,
+            provenance=json_object(made_by, parsed(made_by, provenance)) if provenance else None,
             view=view,
         )
 
@@ -163,8 +178,8 @@ def inspect(subject: Subject) -> Inspection:
     """Describe what is in any layout. Raises GptOssError, also for weights in a form that nothing here reads."""
     config = subject.config
     check_form(subject.path, subject.raw_config, subject.tensors)
-    families = _families(subject)
-    if not families:
+    groups = _groups(subject)
+    if not groups:
         raise CheckpointError(f"{subject.path} has no weights")
     return Inspection(
         path=subject.path,
@@ -172,7 +187,7 @@ def inspect(subject: Subject) -> Inspection:
         experts=config.num_experts,
         experts_per_token=config.experts_per_token,
         context=config.max_context,
-        families=families,
+        groups=groups,
         license=subject.license,
         provenance=subject.provenance,
         to_round=_to_round(subject.tensors),
@@ -188,34 +203,35 @@ def _to_round(tensors: Mapping[str, TensorInfo]) -> dict[str, list[str]]:
 
 
 def tensors_text(names: Sequence[str]) -> str:
-    """How many these are, and of which families."""
-    families = dict.fromkeys(family for family in ORDER if family in set(map(family_of, names)))
-    return f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(families)})"
+    """How many these are, and of which groups."""
+    found = set(map(group_of, names))
+    groups = ", ".join(group for group in TENSOR_GROUPS if group in found)
+    return f"{len(names)} tensor{'s' * (len(names) > 1)} ({groups})"
 
 
-def _families(subject: Subject) -> list[Family]:
+def _groups(subject: Subject) -> list[TensorGroup]:
     tensors, config = subject.tensors, subject.config
-    members: dict[str, list[TensorInfo]] = {name: [] for name in ORDER}
+    members: dict[str, list[TensorInfo]] = {name: [] for name in TENSOR_GROUPS}
     for name, tensor in tensors.items():
-        family = family_of(name)
-        if family is None:
+        group = group_of(name)
+        if group is None:
             raise CheckpointError(f"{subject.path}: {name!r} is no tensor of gpt-oss")
-        members[family].append(tensor)
-    families = []
-    for name, group in members.items():
-        parameters = sum(_parameters(tensor, tensors, config) for tensor in group)
-        size = sum(tensor.nbytes for tensor in group)
+        members[group].append(tensor)
+    groups = []
+    for name, its_tensors in members.items():
+        parameters = sum(_parameters(tensor, tensors, config) for tensor in its_tensors)
+        size = sum(tensor.nbytes for tensor in its_tensors)
         share = {"experts": config.experts_per_token / config.num_experts, "embeddings": 0}.get(name, 1)
         dtypes: Counter[str] = Counter()
-        for tensor in group:
+        for tensor in its_tensors:
             dtypes[_form(tensor, tensors, config)] += tensor.nbytes
-        families.append(Family(name, parameters, int(parameters * share), size, int(size * share), dict(dtypes)))
-    return [family for family in families if family.parameters]
+        groups.append(TensorGroup(name, parameters, int(parameters * share), size, int(size * share), dict(dtypes)))
+    return [group for group in groups if group.parameters]
 
 
-def family_of(name: str) -> str | None:
-    """None for a name that no gpt-oss checkpoint has."""
-    return next((family for part, family in FAMILIES.items() if part in name), None)
+def group_of(name: str) -> str | None:
+    """A tensor's group; None for a name that no gpt-oss checkpoint has."""
+    return next((group for part, group in GROUP_BY_PART.items() if part in name), None)
 
 
 def _module(name: str) -> str:
@@ -227,17 +243,15 @@ def _quantization(name: str, tensors: Mapping[str, TensorInfo], config: ModelCon
 
 
 def _is_mxfp4(tensor: TensorInfo) -> bool:
-    """Whether it is two weights a byte, as in a source."""
+    """Whether each of its bytes holds two weights, as in a source."""
     return tensor.dtype == "U8" and tensor.name.endswith(("_blocks", ".blocks"))
 
 
 def _parameters(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> int:
-    """Weights that a tensor stands for; what only helps to decode another stands for none."""
+    """The number of weights that a tensor holds; scales and biases, which only help to decode another, hold none."""
     count = math.prod(tensor.shape)
     name = tensor.name
-    if name.endswith(("_scales", ".scales")):
-        return 0
-    if name.endswith(".biases"):
+    if name.endswith(("_scales", ".scales", ".biases")):
         return 0
     if _is_mxfp4(tensor):
         return 2 * count
@@ -256,7 +270,7 @@ def _form(tensor: TensorInfo, tensors: Mapping[str, TensorInfo], config: ModelCo
 
 
 def _license(path: Path) -> str | None:
-    """None where there is none that can be read."""
+    """The first line of the file; None where it cannot be read."""
     try:
         with open_regular(path) as file:
             return _first_line(file.read(4096))
@@ -270,7 +284,7 @@ def _first_line(text: bytes) -> str | None:
 
 
 def statistics(subject: Subject, name: str) -> Statistics:
-    """Figures of one tensor. Raises GptOssError where there is no such tensor."""
+    """The statistics of one tensor. Raises GptOssError where there is no such tensor."""
     if name not in subject.tensors:
         near = [known for known in subject.tensors if name in known][:3]
         hint = f"; there are {', '.join(near)}" if near else ""
@@ -297,12 +311,16 @@ def statistics(subject: Subject, name: str) -> Statistics:
 
 
 def _finite(part: np.ndarray, dtype: str) -> tuple[np.ndarray, int]:
-    """As float64, without what is not finite, and how many those are."""
+    """The finite values as float64, and the number of the others."""
     if dtype == "BF16":
         part = bf16_to_f32(part)
     values = part.astype(np.float64)
     finite = np.isfinite(values)
     return values[finite], int(values.size - finite.sum())
+
+
+def bits_per_weight(nbytes: int, parameters: int) -> float:
+    return 8 * nbytes / parameters
 
 
 def count_text(parameters: int) -> str:

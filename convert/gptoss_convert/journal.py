@@ -6,17 +6,16 @@ The file is replaced as a whole, and only after what it speaks of has reached th
 from __future__ import annotations
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
-from gptoss_mlx.files import unlinked
+from gptoss_mlx.files import replacing
 
 NAME = "journal.json"
 
 
-class Journal:
+class ConversionJournal:
     """Steps of a conversion and checksums of files, for the conversion that `key` describes."""
 
     def __init__(self, folder: Path, key: dict[str, Any]):
@@ -55,9 +54,6 @@ class Journal:
         with self._lock:
             self.done = done
             text = json.dumps({"key": self.key, "done": done, "sha256": self.digests})
-        new = self.path.with_suffix(".new")
-        with open(new, "w", encoding="utf-8", opener=unlinked) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self.path)
+        # Private, because what others may read depends on the umask, which is the whole process's.
+        with replacing(self.path, private=True) as file:
+            file.write(text.encode())

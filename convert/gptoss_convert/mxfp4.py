@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import groups_last, in_pieces
+from .arrays import groups_last, in_parallel
 
 BLOCK = 32
 NOT_A_NUMBER = 255  # the one E8M0 code that is no scale
@@ -29,12 +29,12 @@ def dequantized(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Blocks uint8 [..., n, 16] and scales uint8 [..., n], none 255 -> float32 [..., 32 n], exactly."""
     *rows, count, _ = blocks.shape
 
-    def piece(blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray]:
+    def dequantize_rows(blocks: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray]:
         values = _PAIRS[blocks].view(np.float32)
         values *= _SCALES[scales][..., None]
         return (values.reshape(len(values), -1),)
 
-    (values,) = in_pieces(piece, blocks.reshape(-1, count, BLOCK // 2), scales.reshape(-1, count))
+    (values,) = in_parallel(dequantize_rows, blocks.reshape(-1, count, BLOCK // 2), scales.reshape(-1, count))
     return values.reshape(*rows, -1)
 
 
@@ -46,7 +46,7 @@ def quantized(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     their value.
     """
     *rows, columns = values.shape
-    weight, scales = in_pieces(_quantized_rows, values.reshape(-1, columns))
+    weight, scales = in_parallel(_quantized_rows, values.reshape(-1, columns))
     return weight.reshape(*rows, -1), scales.reshape(*rows, -1)
 
 

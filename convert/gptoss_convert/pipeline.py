@@ -1,4 +1,7 @@
-"""Source -> recipe -> writer, a few megabytes at a time, with progress, checksums and a report."""
+"""Source -> recipe -> writer, a few megabytes at a time, with progress, checksums and a report.
+
+Knows the order of things, what is kept when one goes wrong, and how to resume; what a weight becomes is `quantize`'s.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,59 +28,56 @@ from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import sha256
 from gptoss_mlx.memory.system import proc_bytes, size_text
-from gptoss_mlx.model.checkpoint import FLOATS, INDEX
-from gptoss_mlx.model.config import ModelConfig, Quantization
+from gptoss_mlx.model.checkpoint import INDEX
+from gptoss_mlx.model.model_store import SHORT_NAMES
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE
 from gptoss_mlx.untrusted import read_json
 
-from . import affine, mxfp4
-from .adapters import Adapter
-from .arrays import f32_to_bf16
-from .downloads import SPARE, Origin, origin_of
+from .adapters import open_adapter
+from .downloads import SPARE, ShardProvider, provider_of
 from .errors import ConvertError
-from .inspection import tensors_text
-from .journal import Journal
-from .recipes import DEFAULT_RECIPE, MXFP4, Recipe, recipe_named
-from .sources import COMPANIONS, TOKENIZER_FROM, Blocks, Plain, Source, Unit, Weight
-from .writer import SHARD_LIMIT, Planned, Writer, clear, folder_appearing_at, partial_folder, write_json
+from .inspection import bits_per_weight, tensors_text
+from .journal import ConversionJournal
+from .quantize import converted, converted_config, planned_of, rounded_to_bf16, writer_of
+from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
+from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Source, Unit
+from .writer import SHARD_LIMIT, Planned, clear, folder_appearing_at, partial_folder, write_json
 
 if TYPE_CHECKING:
     from .fidelity import Fidelity
 
-CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
 CALIBRATION_TOKENS = 4096  # at most
 ENDOFTEXT = "<|endoftext|>"
 IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
+FIXED_NAMES = (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *AUXILIARY_FILES)
 # The names in an unfinished folder, with those that a Mac adds.
-OURS = re.compile(
-    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.(json|new)|\._.*|\.DS_Store|"
-    + "|".join(
-        map(
-            re.escape, (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *COMPANIONS)
-        )
-    )
+OWN_NAMES = re.compile(
+    r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.json|\.\w{8}\.partial|\._.*|\.DS_Store|"
+    + "|".join(map(re.escape, FIXED_NAMES))
 )
-# Fields of a source's config.json that do not hold for what was made of it, or say elsewhere what `published` says.
-NOT_KEPT = ("quantization", "quantization_config", "quantize_activations", "model_file", "text_config")
-NOT_KEPT += ("dtype", "rope_parameters", "num_experts", "swiglu_alpha")
 DURABLE = 512 * 2**20  # bytes after which what was done is put on record
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
+    """What a conversion did: sizes in bytes, times in seconds."""
+
     recipe: str
     parameters: int
     source_bytes: int
+    """All tensors of the source."""
     output_bytes: int
+    """All weight files of the result."""
     seconds: float
     peak_anonymous_bytes: int | None
-    """The largest memory that was not the page cache's; None where the system does not tell."""
+    """The largest memory of the process without the page cache; None where the system does not report it."""
     fidelity: Fidelity | None
+    """The comparison with the source, if one was asked for."""
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.output_bytes / self.parameters
+        return bits_per_weight(self.output_bytes, self.parameters)
 
 
 def convert(
@@ -85,33 +86,46 @@ def convert(
     recipe: str = DEFAULT_RECIPE,
     *,
     revision: str | None = None,
-    adapter: Path | None = None,
+    adapter: str | Path | None = None,
     calibration: str | None = None,
     keep_source: bool = False,
     verify: bool = False,
     shard_limit: int = SHARD_LIMIT,
     on_progress: OnProgress = no_progress,
     on_note: Callable[[str], None] = lambda text: None,
-) -> Report:
-    """Convert `source`, a folder or a hub repository id, into the new folder `dest`, a LoRA adapter merged into it.
+) -> ConversionReport:
+    """Convert a gpt-oss checkpoint into a new MLX folder, which `gptoss_mlx.load` and `mlx_lm.load` read.
 
-    With a `calibration` text, errors of affine weights count as much as the inputs that they meet on this text. What is
-    downloaded is deleted when it has been converted, or with `keep_source` stays in the hub's cache; with `verify` the
-    result is compared with the source, which has to stay for it, and fidelity.json says how far it is.
+    Memory stays below a few hundred megabytes, whatever the size of the model. If it is interrupted, by whatever it
+    was, the same call resumes, and the result has the same bytes.
 
-    `on_note` hears before it begins what a user has to know of the source, a sentence each.
+    Args:
+        source: A folder in any layout of gpt-oss; a Hugging Face repository id (owner/name), which is downloaded shard
+            by shard; or the string "gpt-oss-20b" or "gpt-oss-120b".
+        dest: The folder to make; it must not exist. It appears when it is complete.
+        recipe: A name in `RECIPES`, or the path of a .toml file with the same keys.
+        revision: Branch, tag or commit of a repository; a note in provenance.json for a folder.
+        adapter: A folder with a LoRA adapter (PEFT, Tinker or MLX-LM), which is merged into the weights.
+        calibration: A text; affine weights are then rounded so that errors in inputs that matter on it are small.
+        keep_source: Keep downloaded files in the Hugging Face cache, instead of deleting each shard after its use.
+        verify: Compare the result with the source, and write fidelity.json. A repository also needs `keep_source`.
+        shard_limit: The largest weight file, in bytes.
+        on_progress: Called with a `Progress` after each step: its stage, and the bytes done and in total.
+        on_note: Called with a sentence about the source that a user should know, before the conversion begins.
 
-    Interrupted, by whatever it was, the same call goes on, and gives the same bytes. Raises GptOssError for a source,
-    recipe or destination that cannot be used; then nothing is left behind.
+    Raises:
+        ConvertError: A source, recipe or adapter that cannot be converted, however often it is tried; nothing is left.
+        GptOssError: Anything else that went wrong, on the network or the disk: the message says what to do.
     """
     started = time.monotonic()
     chosen = recipe_named(recipe)
-    dest = Path(dest)
-    memory = _Memory()
+    source = SHORT_NAMES.get(source, source) if isinstance(source, str) else source
+    dest = Path(dest).expanduser()
+    memory = _PeakMemory()
     try:
-        with folder_appearing_at(dest, OURS.fullmatch) as partial:
-            origin = origin_of(source, revision, partial, keep_source)
-            stop_ids = _stop_ids(origin.source)
+        with folder_appearing_at(dest, OWN_NAMES.fullmatch) as partial:
+            provider = provider_of(source, revision, partial, keep_source)
+            stop_ids = _stop_ids(provider.source)
             if not stop_ids:
                 lack = f"{source} has no tokenizer.json, and {dest} will not chat without one"
                 if verify or calibration is not None:
@@ -120,20 +134,20 @@ def convert(
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
                 raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
             if adapter is not None:
-                origin.source.adapter = Adapter.open(adapter, origin.source.config)
+                provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
             conversion = _Conversion(
-                origin, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
+                provider, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
             )
             for dtype, names in conversion.rounded.items():
                 on_note(f"{tensors_text(names)} of {source} are in {dtype}, and are rounded to BF16")
             fidelity = conversion.run()
     except OSError as error:
-        kept = ": what is done is kept, the same command goes on" if partial_folder(dest).exists() else ""
+        kept = ": finished work is kept; run the same command again to resume" if partial_folder(dest).exists() else ""
         raise GptOssError(f"cannot write {dest}: {error.strerror or error}{kept}") from None
-    return Report(
+    return ConversionReport(
         recipe=chosen.name,
-        parameters=sum(math.prod(item.shape) for item in origin.source.weights()),
-        source_bytes=sum(tensor.nbytes for tensor in origin.source.checkpoint.tensors.values()),
+        parameters=sum(math.prod(item.shape) for item in provider.source.weights()),
+        source_bytes=sum(tensor.nbytes for tensor in provider.source.checkpoint.tensors.values()),
         output_bytes=conversion.writer.total,
         seconds=time.monotonic() - started,
         peak_anonymous_bytes=memory.peak,
@@ -142,7 +156,7 @@ def convert(
 
 
 def _stop_ids(source: Source) -> list[int]:
-    """What ends an answer, as the source's tokenizer numbers it; nothing where there is none. Raises ConvertError for a
+    """The ids of the tokens that end an answer; none where the source has no tokenizer. Raises ConvertError for a
     tokenizer that is not this model's."""
     if not source.has_tokenizer:
         return []
@@ -155,7 +169,7 @@ class _Conversion:
 
     def __init__(
         self,
-        origin: Origin,
+        provider: ShardProvider,
         folder: Path,
         recipe: Recipe,
         stop_ids: list[int],
@@ -163,13 +177,13 @@ class _Conversion:
         verify: bool,
         shard_limit: int,
         on_progress: OnProgress,
-        memory: _Memory,
+        memory: _PeakMemory,
     ):
-        self.origin, self.folder, self.recipe = origin, folder, recipe
-        self.source = source = origin.source
+        self.provider, self.folder, self.recipe = provider, folder, recipe
+        self.source = source = provider.source
         self.stop_ids, self.calibration, self.verify = stop_ids, calibration, verify
         self.importance: dict[str, np.ndarray] = {}
-        self.companions = [path for name in COMPANIONS if (path := source.companion(name))]
+        self.auxiliary_files = [path for name in AUXILIARY_FILES if (path := source.auxiliary_file(name))]
         self.on_progress, self.memory = on_progress, memory
         units = list(source.units())
         weights = [item for unit in units for item in unit.weights]
@@ -185,7 +199,7 @@ class _Conversion:
         self._waiting: list[Future[None]] = []
         self._hashed: set[str] = set()
         self._bytes_hashed = self._to_hash = 0
-        self.journal = Journal(folder, self._key())
+        self.journal = ConversionJournal(folder, self._key())
         self._finished = 0
         self._touched: set[Path] = set()
         """Files written since the last record was asked for."""
@@ -195,8 +209,8 @@ class _Conversion:
         """All that decides the bytes of the result, and of the source what tells that it has not changed."""
         return {
             "tool": tool(),
-            "source": self.origin.identity,
-            "files": self.origin.files,
+            "source": self.provider.identity,
+            "files": self.provider.files,
             "adapter": self.source.adapter and self.source.adapter.sha256,
             "config": self.source.raw_config,
             "recipe": asdict(self.recipe),
@@ -209,7 +223,7 @@ class _Conversion:
             done = self._resume()
             calibrate = self.calibration is not None and not (self.folder / IMPORTANCE).is_file()
             needed = set(self.source.shards) if calibrate or self.verify else self._files_from(self._finished)
-            arriving = self.origin.begin(
+            arriving = self.provider.begin(
                 sorted(needed),
                 lambda *bytes: self.on_progress(Progress("download", *bytes)),
             )
@@ -218,9 +232,9 @@ class _Conversion:
             )
             if any(arriving):
                 self.journal.record(self._finished)  # so that what comes stays, whatever happens
-            if calibrate:
-                self._calibrate()
             if self.calibration is not None:
+                if calibrate:
+                    self._calibrate(self.calibration)
                 self.importance = dict(np.load(self.folder / IMPORTANCE))
             self._convert(done, settle=any(arriving))
             self._wait()
@@ -243,12 +257,13 @@ class _Conversion:
         self.journal.path.unlink()
         return fidelity
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, text: str) -> None:
         from .importance import importance
 
         self._have_all_shards()
         new = self.folder / f"new-{IMPORTANCE}"
-        np.savez(new, **importance(self.source, self.calibration, CALIBRATION_TOKENS, self.on_progress))
+        found = importance(self.source, text, CALIBRATION_TOKENS, self.on_progress)
+        np.savez(new, **found)  # type: ignore[arg-type]  # no module is called allow_pickle
         new.rename(self.folder / IMPORTANCE)
         self.journal.record(self._finished)
 
@@ -263,14 +278,14 @@ class _Conversion:
 
     def _have_all_shards(self) -> None:
         for path in self.source.shards:
-            self.origin.wait_for(path, self.writer.total)
+            self.provider.wait_for(path, self.writer.total)
 
     def _calibration_sha256(self) -> str | None:
         return None if self.calibration is None else hashlib.sha256(self.calibration.encode()).hexdigest()
 
     def _stop(self) -> None:
         self._stopped = True
-        self.origin.close()
+        self.provider.close()
         for executor in (self._hashing, self._recording):
             executor.shutdown(wait=True, cancel_futures=True)
         self.writer.close()
@@ -299,7 +314,7 @@ class _Conversion:
                 self._recorded().result()
             begun |= unit.files
             for path in sorted(unit.files):
-                if digest := self.origin.wait_for(path, self.writer.total - done):
+                if digest := self.provider.wait_for(path, self.writer.total - done):
                     self.journal.add_digest(self._label(path), digest)
                 self._hash(path)
             for names, arrays in self._in_turns(unit):
@@ -336,7 +351,7 @@ class _Conversion:
         self.journal.record(number)
         for path, last in self._last_use.items():
             if last <= number and not self.verify:
-                self.origin.release(path)
+                self.provider.release(path)
 
     def _hash(self, path: Path) -> None:
         """Have a whole file hashed, once, beside what else is done."""
@@ -370,11 +385,11 @@ class _Conversion:
 
     def _write_the_rest(self) -> None:
         """What is not weights: last config.json, without which nothing loads."""
-        for path in self.companions:
+        for path in self.auxiliary_files:
             shutil.copyfile(path, self.folder / path.name)
         digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}
         provenance = {
-            "source": self.origin.identity,
+            "source": self.provider.identity,
             "tool": tool(),
             "recipe": self.recipe.name,
             **({"calibration_sha256": self._calibration_sha256()} if self.calibration is not None else {}),
@@ -399,100 +414,10 @@ def _lists_stop_ids(path: Path) -> bool:
     return isinstance(data, dict) and bool(data.get("eos_token_id"))
 
 
+@cache
 def tool() -> str:
-    """What provenance.json says of who made a folder."""
+    """The program's name and version, as provenance.json has it."""
     return f"gptoss-mlx {version('gptoss-mlx')}"
-
-
-def quantization_of(item: Weight, recipe: Recipe) -> Quantization | None:
-    """How the recipe stores a canonical weight; None leaves it in BF16."""
-    return recipe.of(item.module) if item.is_matrix else None
-
-
-def rounded_to_bf16(units: Sequence[Unit], recipe: Recipe) -> dict[str, list[str]]:
-    """What a source has in F16 or F32, and the recipe leaves unquantized: dtype -> names."""
-    others = [dtype for dtype in FLOATS if dtype != "BF16"]
-    items = {dtype: [item for unit in units if dtype in unit.dtypes for item in unit.weights] for dtype in others}
-    names = {dtype: [each.name for each in items[dtype] if quantization_of(each, recipe) is None] for dtype in others}
-    return {dtype: names[dtype] for dtype in others if names[dtype]}
-
-
-def planned_of(item: Weight, recipe: Recipe) -> list[Planned]:
-    """The tensors that a canonical weight becomes."""
-    q = quantization_of(item, recipe)
-    if q is None:
-        return [Planned(item.name, "BF16", item.shape)]
-    *rows, columns = item.shape
-    if columns % q.group_size:
-        raise ConvertError(f"{item.module} has {columns} columns, which do not divide into groups of {q.group_size}")
-    groups = (*rows, columns // q.group_size)
-    weight = Planned(f"{item.module}.weight", "U32", (*rows, columns * q.bits // 32))
-    if q.mode == "mxfp4":
-        return [weight, Planned(f"{item.module}.scales", "U8", groups)]
-    return [weight, *(Planned(f"{item.module}.{part}", "BF16", groups) for part in ("scales", "biases"))]
-
-
-def writer_of(
-    folder: Path,
-    weights: Iterable[Weight],
-    recipe: Recipe,
-    *,
-    limit: int = SHARD_LIMIT,
-    on_shard: Callable[[Path], None] = lambda path: None,
-) -> Writer:
-    """A writer of the tensors that canonical weights become; `limit` and `on_shard` are `Writer`'s."""
-    return Writer(
-        folder,
-        [tensor for item in weights for tensor in planned_of(item, recipe)],
-        # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
-        alone=lambda name: name.startswith("model.embed_tokens."),
-        limit=limit,
-        on_shard=on_shard,
-    )
-
-
-def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:
-    """The arrays of those tensors, a range of rows at a time: only that range is ever in memory.
-
-    `importance` float32 [columns], or [experts, columns], is what `affine.quantized` takes.
-    """
-    q = quantization_of(item, recipe)
-    count = max(1, CHUNK // math.prod(item.shape[1:]))
-    for start in range(0, item.shape[0], count):
-        rows = slice(start, start + count)
-        if isinstance(item, Blocks) and q == MXFP4:
-            blocks, scales = item.read(rows)
-            yield mxfp4.packed(blocks), scales
-        elif isinstance(item, Plain) and q is None:
-            yield (item.read(rows),)
-        else:
-            of_experts = importance is not None and importance.ndim == 2
-            yield _stored(item.as_f32(rows), q, importance[rows] if of_experts else importance)
-
-
-def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """float32 [..., n] -> the arrays of its stored form."""
-    if q is None:
-        return (f32_to_bf16(values),)
-    if q.mode == "mxfp4":
-        return mxfp4.quantized(values)
-    if importance is None or importance.ndim == 1:
-        return affine.quantized(values, q.group_size, q.bits, importance)
-    experts = [affine.quantized(v, q.group_size, q.bits, i) for v, i in zip(values, importance, strict=True)]
-    return tuple(map(np.stack, zip(*experts, strict=True)))
-
-
-def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], recipe: Recipe) -> dict[str, Any]:
-    """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it.
-
-    Whatever spelling came in, the published one is written: MLX-LM takes a field that it does not find for the usual.
-    """
-    default = recipe.default
-    used = {item.module: quantization_of(item, recipe) for item in weights}
-    modules = {module: asdict(q) for module, q in used.items() if q not in (None, default)}
-    kept = {name: value for name, value in raw_config.items() if name not in NOT_KEPT}
-    config = kept | ModelConfig.from_dict(raw_config).published() | {"torch_dtype": "bfloat16"}
-    return config if default is None else config | {"quantization": asdict(default) | modules}
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -505,7 +430,7 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-class _Memory:
+class _PeakMemory:
     """The peak of anonymous memory: what the process itself holds, without mapped files and the page cache."""
 
     def __init__(self) -> None:

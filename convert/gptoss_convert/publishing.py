@@ -1,6 +1,6 @@
 """A converted folder -> a repository on the hub, with a model card that says where it comes from and what is in it.
 
-Reads what a conversion wrote; knows nothing of how. `contents` opens no connection.
+Reads what a conversion wrote; knows nothing of how it did. `contents` opens no connection.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # not marked as exported
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.system import size_text
@@ -30,8 +30,8 @@ CARD = "README.md"
 FIDELITY = "fidelity.json"  # what `gptoss-mlx compare --json` prints, where somebody kept it
 UPLOADED = ("[!.]*.safetensors", "[!.]*.json", "[!.]*.jinja", "LICENSE", "USAGE_POLICY")
 
-# Label -> the figure's name in fidelity.json, and how it is written.
-FIGURES = {
+# Label -> the name of a result in fidelity.json, and its format.
+RESULTS = {
     "KL divergence from the source, mean": ("kl_mean", "{:.5f} nats a token"),
     "KL divergence, 99th percentile": ("kl_p99", "{:.5f} nats a token"),
     "perplexity of the source": ("source_perplexity", "{:.4f}"),
@@ -41,12 +41,12 @@ FIGURES = {
 
 
 def contents(folder: Path, repository: str) -> dict[str, Path | bytes]:
-    """What an upload of a converted folder to `repository` would hold, by name: files, and the card.
+    """The content of an upload of a converted folder to `repository`, by name: files, and the card.
 
     Raises GptOssError for a folder that gptoss-mlx did not convert, and for a name that is none.
     """
     if not HUB_ID.fullmatch(repository):
-        raise GptOssError(f"{repository!r} is no name of a hub repository: give OWNER/NAME")
+        raise GptOssError(f"{repository!r} is not the name of a hub repository: give OWNER/NAME")
     made: dict[str, Path | bytes] = {CARD: model_card(folder, repository).encode()}
     for pattern in (CARD, *UPLOADED):
         made |= {path.name: path for path in sorted(folder.glob(pattern)) if path.is_file()}
@@ -60,8 +60,8 @@ def size_of(content: Path | bytes) -> int:
 def upload(folder: Path, repository: str, on_file: Callable[[str, int], None] = lambda name, size: None) -> str:
     """Check a converted folder, and make it the content of a repository in one commit; returns its address.
 
-    `on_file` hears the name and the bytes of each file before it goes; in a terminal, huggingface_hub shows how far it
-    has come. Files that an earlier upload brought there are not sent again. Raises GptOssError.
+    `on_file` is called with the name and size of each file before it is sent; in a terminal, huggingface_hub shows the
+    progress. Files that an earlier upload brought there are not sent again. Raises GptOssError.
     """
     files = contents(folder, repository)
     if wrong := verify(folder):
@@ -131,18 +131,17 @@ def _introduction(found: Inspection, repository: str) -> str:
 def _weights(found: Inspection) -> str:
     rows = [
         (
-            family.name,
-            count_text(family.parameters),
-            count_text(family.active),
-            size_text(family.bytes),
-            f"{family.bits_per_weight:.2f}",
-            max(family.dtypes, key=family.dtypes.__getitem__),
+            group.name,
+            count_text(group.parameters),
+            count_text(group.active),
+            size_text(group.bytes),
+            f"{group.bits_per_weight:.2f}",
+            group.main_dtype,
         )
-        for family in found.families
+        for group in found.groups
     ]
-    parameters, size = found.total("parameters"), found.total("bytes")
-    bits = f"{8 * size / parameters:.2f}"
-    rows.append(("in all", count_text(parameters), count_text(found.total("active")), size_text(size), bits, ""))
+    total = (count_text(found.total("parameters")), count_text(found.total("active")), size_text(found.total("bytes")))
+    rows.append(("in all", *total, f"{found.bits_per_weight:.2f}", ""))
     return "## Weights\n\n" + _table(("", "weights", "per token", "size", "bits per weight", "stored as"), rows)
 
 
@@ -159,10 +158,10 @@ def _fidelity(path: Path) -> str:
     if not path.is_file():
         return ""
     found = json_object(path, read_json(path))
-    names = ["tokens", *(name for name, _ in FIGURES.values())]
+    names = ["tokens", *(name for name, _ in RESULTS.values())]
     if strange := [name for name in names if not isinstance(found.get(name), int | float)]:
         raise GptOssError(f"{path} has no number {strange[0]!r}: make it anew, or remove it")
-    rows = [(label, form.format(found[name])) for label, (name, form) in FIGURES.items()]
+    rows = [(label, form.format(found[name])) for label, (name, form) in RESULTS.items()]
     return f"## Fidelity\n\nOn {found['tokens']:,} tokens of a text, in FP32:\n\n" + _table(("", ""), rows)
 
 
@@ -181,15 +180,15 @@ def _source(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hub_id(made: dict[str, Any]) -> str | None:
-    """What it was made from, where that is on the hub."""
+    """The repository that it was made from, if that is on the hub."""
     id = _source(made).get("id")
     return id if isinstance(id, str) and HUB_ID.fullmatch(id) else None
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
 
 
 def _plain(value: object) -> str:
-    """What provenance.json says, so that it can break neither a line nor a table."""
+    """A value from provenance.json as text that can break neither a line nor a table."""
     return " ".join(re.sub(r"[|`<>\[\]]", " ", str(value)).split())

@@ -24,16 +24,18 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import free_disk
 from gptoss_mlx.memory.system import size_text
+from gptoss_mlx.model.bf16 import f32_to_bf16
 from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
 from gptoss_mlx.model.model_store import home
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE, RANDOM_WEIGHTS
 
-from .arrays import f32_to_bf16
+from .canonical_weights import Blocks, Plain, Rows
 from .downloads import SPARE
-from .pipeline import converted_config, planned_of, quantization_of, tool, writer_of
+from .layouts import PUBLISHED
+from .pipeline import tool
+from .quantize import converted_config, planned_of, quantization_of, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
-from .sources import PUBLISHED, Blocks, Plain, Rows
 from .writer import Planned, write_json
 
 SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
@@ -105,14 +107,15 @@ class RandomShape:
 def parse_shape(text: str) -> RandomShape:
     """A shape from `gpt-oss-120b`, or `gpt-oss-120b:4` for four of its layers. Raises GptOssError."""
     match = re.fullmatch(r"([\w.-]+?)(?::(\d{1,4}))?", text, re.ASCII)
-    layers, experts = SHAPES.get(match[1], (0, 0)) if match else (0, 0)
-    wanted = int(match[2]) if match and match[2] else layers
+    name, number = match.groups() if match else ("", None)
+    layers, experts = SHAPES.get(name, (0, 0))
+    wanted = int(number) if number else layers
     # Half of the layers attend to all positions, half to a window: only an even number has as much of both.
     if not layers or not 2 <= wanted <= layers or wanted % 2:
         every = " or ".join(f"{name}[:LAYERS]" for name in SHAPES)
-        most = " or ".join(str(layers) for layers, _ in SHAPES.values())
-        raise GptOssError(f"{text!r} is no shape: write {every}, LAYERS an even number from 2 to {most}")
-    return RandomShape(match[1], wanted, experts)
+        largest = " or ".join(str(layers) for layers, _ in SHAPES.values())
+        raise GptOssError(f"{text!r} is no shape: write {every}, LAYERS an even number from 2 to {largest}")
+    return RandomShape(name, wanted, experts)
 
 
 @contextmanager
@@ -175,8 +178,8 @@ class _RandomModel:
         random, done = _RandomBytes(), 0
         try:
             for tensor, pattern in self.tensors:
-                for start in range(0, tensor.nbytes, random.MOST):
-                    part = pattern.of(random.draw(min(random.MOST, tensor.nbytes - start)))
+                for start in range(0, tensor.nbytes, random.MAX_BYTES):
+                    part = pattern.of(random.draw(min(random.MAX_BYTES, tensor.nbytes - start)))
                     writer.write(tensor.name, part)
                     done += part.nbytes
                     on_progress(Progress("random weights", done, self.nbytes))
@@ -206,7 +209,7 @@ class _RandomBytes:
     """
 
     PAGES, WORDS = 256, 512  # of 8 bytes
-    MOST = PAGES * WORDS * 8
+    MAX_BYTES = PAGES * WORDS * 8
 
     def __init__(self) -> None:
         self._generator = np.random.Generator(np.random.SFC64(0))
@@ -214,7 +217,7 @@ class _RandomBytes:
         self._drawn = np.empty_like(self._block)
 
     def draw(self, count: int) -> np.ndarray:
-        """uint8 [count], at most MOST; the next call overwrites it."""
+        """uint8 [count], at most MAX_BYTES; the next call overwrites it."""
         np.multiply(self._block, self._words(self.PAGES, 1) | 1, out=self._drawn)
         return self._drawn.reshape(-1).view(np.uint8)[:count]
 

@@ -5,7 +5,6 @@ Router, norms, sinks and biases have no entry, because no recipe touches them: t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gptoss_mlx.model.config import AFFINE_BITS, AFFINE_GROUP_SIZES, Quantization
-from gptoss_mlx.untrusted import os_error_text, read_named
+from gptoss_mlx.untrusted import os_error_text, parse_toml, read_named
 
 from .errors import ConvertError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MXFP4 = Quantization(group_size=32, bits=4, mode="mxfp4")
 NAMED_FORMS: dict[str, Quantization | None] = {"mxfp4": MXFP4, "bf16": None}
 
-# A part of a module's path -> the key of its family in a recipe.
-FAMILIES = {
+# A part of a module's path -> its tensor group, the key in a recipe.
+TENSOR_GROUPS = {
     ".mlp.experts.": "experts",
     ".self_attn.": "attention",
     "model.embed_tokens": "embedding",
@@ -42,30 +36,31 @@ class RecipeError(ConvertError):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How each family of weights is stored; None is BF16."""
+    """How each group of weights is stored; None is BF16."""
 
     name: str
     summary: str
-    families: Mapping[str, Quantization | None]
+    groups: Mapping[str, Quantization | None]
     modules: Mapping[str, Quantization | None]
-    """Patterns of module paths, as in a shell, whose modules differ from their family: the first that fits counts."""
+    """Pattern of module paths, as in a shell -> the form of modules that differ from their group; the first match
+    counts."""
 
     def of(self, module: str) -> Quantization | None:
         """The quantization of a module's weight, by its path."""
-        family = next((family for part, family in FAMILIES.items() if part in module), None)
-        if family is None:
+        group = next((group for part, group in TENSOR_GROUPS.items() if part in module), None)
+        if group is None:
             return None
         patterns = (form for pattern, form in self.modules.items() if fnmatchcase(module, pattern))
-        return next(patterns, self.families[family])
+        return next(patterns, self.groups[group])
 
     @property
     def default(self) -> Quantization | None:
         """The form that most modules outside the experts share, as `config.json` names it once for all."""
-        forms = [self.families[family] for family in ("attention", "head", "embedding", "experts")]
+        forms = [self.groups[group] for group in ("attention", "head", "embedding", "experts")]
         return next((form for form in forms if form), None)
 
     def unused_pattern(self, modules: list[str]) -> str | None:
-        """A pattern that fits none of a model's modules: a slip of the pen."""
+        """A pattern that fits none of a model's modules: probably a typing error."""
         return next((p for p in self.modules if not any(fnmatchcase(module, p) for module in modules)), None)
 
 
@@ -77,19 +72,19 @@ def recipe_named(name: str) -> Recipe:
     if path.suffix != ".toml":
         raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or a .toml file")
     try:
-        return recipe_of(path.stem, tomllib.loads(read_named(path, MAX_BYTES).decode()))
+        return recipe_of(path.stem, parse_toml(read_named(path, MAX_BYTES)))
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {os_error_text(error)}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path} is not a recipe in TOML: {error}") from None
 
 
 def recipe_of(name: str, data: Mapping[str, Any]) -> Recipe:
     """Check what a recipe's file says. Raises RecipeError naming the key."""
-    families = list(FAMILIES.values())
-    if unknown := [key for key in data if key not in (*families, "modules", "summary")]:
-        raise RecipeError(f"the recipe {name} has the key {unknown[0]!r}; it may have {', '.join(families)}, modules")
-    if missing := [family for family in families if family not in data]:
+    groups = list(TENSOR_GROUPS.values())
+    if unknown := [key for key in data if key not in (*groups, "modules", "summary")]:
+        raise RecipeError(f"the recipe {name} has the key {unknown[0]!r}; it may have {', '.join(groups)}, modules")
+    if missing := [group for group in groups if group not in data]:
         raise RecipeError(f'the recipe {name} lacks {missing[0]}: "mxfp4", "bf16", or {{ bits, group_size }}')
     modules = data.get("modules", {})
     if not isinstance(modules, dict):
@@ -97,7 +92,7 @@ def recipe_of(name: str, data: Mapping[str, Any]) -> Recipe:
     return Recipe(
         name,
         str(data.get("summary", "")),
-        {family: _form(name, family, data[family]) for family in families},
+        {group: _form(name, group, data[group]) for group in groups},
         {pattern: _form(name, pattern, value) for pattern, value in modules.items()},
     )
 
@@ -116,7 +111,7 @@ def _form(recipe: str, key: str, value: Any) -> Quantization | None:
 
 
 def _ours() -> dict[str, Recipe]:
-    data = tomllib.loads(Path(__file__).with_name("recipes.toml").read_text(encoding="utf-8"))
+    data = parse_toml(Path(__file__).with_name("recipes.toml").read_bytes())
     return {name: recipe_of(name, entry) for name, entry in data.items()}
 
 

@@ -18,24 +18,24 @@ import mlx.core as mx
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.model.bf16 import as_f32
 from gptoss_mlx.model.checkpoint import FLOATS, CheckpointError
 from gptoss_mlx.model.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.model.network import mscale, rope_freqs
 from gptoss_mlx.model.recognition import open_converted
-from gptoss_mlx.model.weights import Weights as StoredWeights
+from gptoss_mlx.model.weights import Weights
 
 from . import affine, mxfp4
-from .arrays import as_f32
 from .sources import Source
 
 Index = int | slice | np.ndarray | EllipsisType
 # A linear map's path, the number of the expert if it is one's, and what comes in, float32 [tokens, inputs].
 OnInput = Callable[[str, int | None, np.ndarray], None]
 
-WINDOW = 512  # tokens that see each other at most
+WINDOW = 512  # the largest number of tokens that attend to each other
 
 
-class Weights(Protocol):
+class DecodedWeights(Protocol):
     """Every weight of a model under its canonical name, decoded when it is asked for."""
 
     config: ModelConfig
@@ -69,7 +69,7 @@ class ConvertedWeights:
         """Raises GptOssError for a folder that is no model's."""
         self.folder = folder
         self.config, self._checkpoint = open_converted(folder)
-        self._stored = StoredWeights(self._checkpoint, self.config, mx.float32)
+        self._stored = Weights(self._checkpoint, self.config, mx.float32)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise CheckpointError unless the folder has a tensor of this shape, in any form."""
@@ -117,12 +117,13 @@ def in_windows(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """At least two ids -> those that predict and those that follow them, each [windows, length]."""
     count = math.ceil((len(ids) - 1) / WINDOW)
     length = (len(ids) - 1) // count
-    return tuple(ids[start : start + count * length].reshape(count, length) for start in (0, 1))
+    predicting, following = (ids[start : start + count * length].reshape(count, length) for start in (0, 1))
+    return predicting, following
 
 
 class Network:
-    def __init__(self, weights: Weights, on_input: OnInput = lambda module, expert, x: None):
-        """`on_input` is told what comes into each linear map but the head."""
+    def __init__(self, weights: DecodedWeights, on_input: OnInput = lambda module, expert, x: None):
+        """`on_input` is called with the inputs of each linear map but the head."""
         self.weights, self.config, self._on_input = weights, weights.config, on_input
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -149,7 +150,7 @@ class Network:
 
     @np.errstate(over="ignore", invalid="ignore")
     def logits(self, hidden: np.ndarray, vocabulary: slice) -> np.ndarray:
-        """[tokens, hidden] -> the logits of a stretch of the vocabulary, float32 [tokens, stretch]."""
+        """[tokens, hidden] -> the logits of a range of the vocabulary, float32 [tokens, range]."""
         return hidden @ self.weights.values("lm_head.weight", vocabulary).T
 
     def _norm(self, path: str, x: np.ndarray) -> np.ndarray:
@@ -180,7 +181,7 @@ class Network:
         return self._linear(f"{path}.o_proj", y.transpose(0, 3, 1, 2, 4).reshape(len(x), -1))
 
     def _moe(self, path: str, x: np.ndarray) -> np.ndarray:
-        """x [tokens, hidden] -> the same shape: for each token, its experts' outputs weighed and summed."""
+        """x [tokens, hidden] -> the same shape: for each token, its experts' outputs weighted and summed."""
         scores, k = self._linear(f"{path}.router", x), self.config.experts_per_token
         chosen = np.argpartition(-scores, k - 1)[:, :k]
         weight = np.exp(np.take_along_axis(scores - scores.max(axis=1, keepdims=True), chosen, axis=1))

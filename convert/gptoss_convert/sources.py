@@ -1,28 +1,15 @@
 """A checkpoint on disk -> one stream of canonical weights.
 
-Canonical: MLX-LM's names; the experts' gate, up and down apart; a weight is either plain numbers (BF16, or F16 or F32,
-in which fine-tunes are saved too) or MXFP4. Which layout it came from ends here. Known layouts, all safetensors, told
-apart by their headers:
-
-published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
-original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
-plain       fine-tunes saved with the experts as plain numbers, inputs first
-apart       each expert of its own as plain numbers, a linear layer or three (outputs first, as such layers are); where
-            gate and up are in one, they are interleaved
-
-Names may have in them what training tools put there: see `published_name`.
+Which of the `layouts` it came from ends here; with an adapter, the weights are those with its changes.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from gptoss_mlx.engine.special_tokens import NAMES as HARMONY
 from gptoss_mlx.engine.tokenizer import Tokenizer
@@ -32,13 +19,14 @@ from gptoss_mlx.model.config import ModelConfig, read_config
 from gptoss_mlx.model.recognition import check_form
 from gptoss_mlx.untrusted import lexists
 
-from .arrays import as_f32, f32_to_bf16
+from .canonical_weights import Blocks, Plain, Rows
 from .errors import ConvertError
-from .mxfp4 import BLOCK, NOT_A_NUMBER, dequantized
+from .layouts import LAYOUTS, ORIGINAL, PUBLISHED, Form, Layout, published_name
+from .lora import Adapter, Merged
 
 TOKENIZER = "tokenizer.json"
 # Copied as they are, where a source has them.
-COMPANIONS = (
+AUXILIARY_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -48,164 +36,11 @@ COMPANIONS = (
     "USAGE_POLICY",
 )
 TOKENIZER_FROM = f"openai/gpt-oss-20b {TOKENIZER}"  # all models of the family have the same
-SIGNLESS, TOO_LARGE = np.uint16(0x7FFF), np.uint16((127 + 60) << 7)  # BF16: all but the sign; 2^60
-TOO_LARGE_FLOAT = np.float32(2.0**60)
 
 CONVERTED = ".experts.gate_proj.weight"  # in no layout of a source
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
-Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A tensor, or a part of one, that is read from its file where it is asked for rows (of the first axis)."""
-
-    shape: tuple[int, ...]
-    read: Callable[[int, int], np.ndarray]
-    """Rows start..stop."""
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, _ = rows.indices(len(self))
-        return self.read(start, stop)
-
-    def stretch(self, start: int, stop: int) -> Rows:
-        """Only rows start..stop."""
-        return Rows((stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b))
-
-    def part(self, cut: Callable[[np.ndarray], np.ndarray], *shape: int) -> Rows:
-        """`cut` of any rows, [rows, *shape]."""
-        return Rows((len(self), *shape), lambda start, stop: cut(self.read(start, stop)))
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A tensor of plain numbers as its file has them: BF16, which are its bits in uint16, F16 or F32."""
-
-    name: str
-    values: Rows
-
-    def read(self, rows: slice) -> np.ndarray:
-        """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded. Raises ConvertError for what is no weight."""
-        stored = self._checked(rows)
-        return stored if stored.dtype == np.uint16 else f32_to_bf16(stored)
-
-    def as_f32(self, rows: slice) -> np.ndarray:
-        """The values as they are stored, in float32, which holds them all."""
-        return as_f32(self._checked(rows))
-
-    def _checked(self, rows: slice) -> np.ndarray:
-        """uint16 or float32."""
-        stored = self.values[rows]
-        if stored.dtype == np.uint16:
-            wrong = (stored & SIGNLESS >= TOO_LARGE).any()
-        else:
-            stored = stored.astype(np.float32)
-            wrong = not (np.abs(stored) < TOO_LARGE_FLOAT).all()
-        if wrong:
-            raise ConvertError(
-                f"{self.name} has values that are not a number, or not below 2^60: the source is corrupt"
-            )
-        return stored
-
-    @property
-    def module(self) -> str:
-        return self.name.removesuffix(".weight")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def is_matrix(self) -> bool:
-        return len(self.shape) >= 2 and self.name.endswith(".weight")
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A weight of stacked experts in MXFP4: blocks uint8 [E, rows, n, 16], scales uint8 [E, rows, n]."""
-
-    module: str
-    blocks: Rows
-    scales: Rows
-
-    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks and scales of these experts. Raises ConvertError for what is no scale."""
-        blocks, scales = self.blocks[rows], self.scales[rows]
-        if (scales == NOT_A_NUMBER).any():
-            raise ConvertError(f"{self.module} has a scale that is not a number (E8M0 255): the source is corrupt")
-        return blocks, scales
-
-    def as_f32(self, rows: slice) -> np.ndarray:
-        """float32 [experts, rows, columns]."""
-        return dequantized(*self.read(rows))
-
-    @property
-    def name(self) -> str:
-        return f"{self.module}.weight"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (*self.scales.shape[:2], self.scales.shape[2] * BLOCK)
-
-    is_matrix = True
-
-
-class Adapter(Protocol):
-    """What changes weights on the way: `adapters.Adapter`."""
-
-    sha256: Mapping[str, str]
-    """File name -> SHA-256."""
-
-    def changes(self, item: Plain | Blocks) -> bool:
-        """Whether it changes this weight."""
-
-    def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
-        """float32 [rows, ...]: the weight with what the adapter adds."""
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A weight that an adapter changes."""
-
-    item: Plain | Blocks
-    adapter: Adapter
-
-    def as_f32(self, rows: slice) -> np.ndarray:
-        """float32 [rows, ...]. Raises ConvertError for what is no weight."""
-        return self.adapter.merged(self.item, rows)
-
-    @property
-    def name(self) -> str:
-        return self.item.name
-
-    @property
-    def module(self) -> str:
-        return self.item.module
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.item.shape
-
-    is_matrix = True
-
-
 Weight = Plain | Blocks | Merged
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What one kind of checkpoint holds, and how it becomes canonical weights."""
-
-    name: str
-    mark: str
-    """A part of a name that only this layout has."""
-    tensors: Callable[[ModelConfig], dict[str, Form]]
-    weights: Callable[[str, Callable[[str], Rows], ModelConfig], Iterator[Plain | Blocks]]
-    """A tensor's name, and what gives tensors by name -> the canonical weights that begin with this tensor."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +87,7 @@ class Source:
         """The source files, in order of name."""
         return sorted(set(self.checkpoint.file_of.values()))
 
-    def companion(self, name: str) -> Path | None:
+    def auxiliary_file(self, name: str) -> Path | None:
         """A file beside the weights; an `original/` folder has the tokenizer's above it."""
         found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if found and not _is_at_home(found):
@@ -313,235 +148,6 @@ def _is_at_home(path: Path) -> bool:
     target, folder = path.resolve(), path.parent.resolve()
     snapshot = folder.parent.name == "snapshots"
     return target.is_relative_to(folder) or (snapshot and target.is_relative_to(folder.parent.parent / "blobs"))
-
-
-def expert_parts(module: str) -> list[tuple[str, slice]]:
-    """The canonical modules inside a published one, and which of its rows are theirs: gate and up alternate."""
-    if module.endswith("gate_up_proj"):
-        path = module.removesuffix("gate_up_proj")
-        return [(f"{path}gate_proj", slice(0, None, 2)), (f"{path}up_proj", slice(1, None, 2))]
-    return [(module, slice(None))]
-
-
-def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
-    module, _, kind = name.rpartition("_")
-    if ".mlp.experts." not in name:
-        yield Plain(name, tensor(name))
-    elif kind == "blocks":
-        for part, rows in expert_parts(module):
-            yield Blocks(part, _outputs(tensor(name), rows), _outputs(tensor(f"{module}_scales"), rows))
-    elif kind == "bias":
-        for part, rows in expert_parts(module):
-            yield Plain(f"{part}.bias", _outputs(tensor(name), rows))
-
-
-def _outputs(stack: Rows, rows: slice) -> Rows:
-    """Of each expert in a stack [E, outputs, ...] these outputs."""
-    _, outputs, *rest = stack.shape
-    count = len(range(*rows.indices(outputs)))
-    return stack.part(lambda values: values[:, rows], count, *rest)
-
-
-def _plain_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
-    if name.endswith(("gate_up_proj", "down_proj")):
-        _, inputs, outputs = tensor(name).shape
-        for part, rows in expert_parts(name):
-            stack = tensor(name).part(lambda values: values.swapaxes(1, 2), outputs, inputs)
-            yield Plain(f"{part}.weight", _outputs(stack, rows))
-    else:
-        yield from _published_weights(name, tensor, config)
-
-
-def _original_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
-    """Each original tensor under its published name, cut where the published ones are."""
-    if name.endswith(".scales"):
-        return
-    published = _published_name(name)
-    if ".attn.qkv." in name:
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        start = 0
-        for letter, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield Plain(published.replace("qkv", letter), tensor(name).stretch(start, start + rows))
-            start += rows
-    elif name.endswith(".blocks"):
-        of = {published: name, published.replace("_blocks", "_scales"): name.replace(".blocks", ".scales")}
-        yield from _published_weights(published, lambda wanted: tensor(of[wanted]), config)
-    else:
-        yield from _published_weights(published, lambda wanted: tensor(name), config)
-
-
-# Original name -> published name, outside the layers and within one.
-_ORIGINAL_NAMES = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "norm.scale": "model.norm.weight",
-    "unembedding.weight": "lm_head.weight",
-    "attn.norm.scale": "input_layernorm.weight",
-    "attn.sinks": "self_attn.sinks",
-    "attn.qkv.weight": "self_attn.qkv_proj.weight",
-    "attn.qkv.bias": "self_attn.qkv_proj.bias",
-    "attn.out.weight": "self_attn.o_proj.weight",
-    "attn.out.bias": "self_attn.o_proj.bias",
-    "mlp.norm.scale": "post_attention_layernorm.weight",
-    "mlp.gate.weight": "mlp.router.weight",
-    "mlp.gate.bias": "mlp.router.bias",
-    "mlp.mlp1_weight.blocks": "mlp.experts.gate_up_proj_blocks",
-    "mlp.mlp1_weight.scales": "mlp.experts.gate_up_proj_scales",
-    "mlp.mlp1_bias": "mlp.experts.gate_up_proj_bias",
-    "mlp.mlp2_weight.blocks": "mlp.experts.down_proj_blocks",
-    "mlp.mlp2_weight.scales": "mlp.experts.down_proj_scales",
-    "mlp.mlp2_bias": "mlp.experts.down_proj_bias",
-}
-
-
-def _published_name(name: str) -> str:
-    if not name.startswith("block."):
-        return _ORIGINAL_NAMES[name]
-    _, layer, rest = name.split(".", 2)
-    return f"model.layers.{layer}.{_ORIGINAL_NAMES[rest]}"
-
-
-def published_tensors(config: ModelConfig) -> dict[str, Form]:
-    """Name -> (dtype, shape) of every tensor in a published checkpoint of this configuration; BF16 may be F16 or F32 in
-    a fine-tune."""
-    hidden, intermediate, experts = config.hidden_size, config.intermediate_size, config.num_experts
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    tensors: dict[str, Form] = {}
-    for index in range(config.num_layers):
-        path = f"model.layers.{index}"
-        tensors[f"{path}.input_layernorm.weight"] = ("BF16", (hidden,))
-        tensors[f"{path}.self_attn.sinks"] = ("BF16", (config.num_heads,))
-        for name, rows, columns in (
-            ("q", queries, hidden),
-            ("k", keys, hidden),
-            ("v", keys, hidden),
-            ("o", hidden, queries),
-        ):
-            tensors[f"{path}.self_attn.{name}_proj.weight"] = ("BF16", (rows, columns))
-            tensors[f"{path}.self_attn.{name}_proj.bias"] = ("BF16", (rows,))
-        tensors[f"{path}.post_attention_layernorm.weight"] = ("BF16", (hidden,))
-        tensors[f"{path}.mlp.router.weight"] = ("BF16", (experts, hidden))
-        tensors[f"{path}.mlp.router.bias"] = ("BF16", (experts,))
-        for name, rows, columns in (("gate_up", 2 * intermediate, hidden), ("down", hidden, intermediate)):
-            module = f"{path}.mlp.experts.{name}_proj"
-            tensors[f"{module}_blocks"] = ("U8", (experts, rows, columns // BLOCK, BLOCK // 2))
-            tensors[f"{module}_scales"] = ("U8", (experts, rows, columns // BLOCK))
-            tensors[f"{module}_bias"] = ("BF16", (experts, rows))
-    tensors["model.norm.weight"] = ("BF16", (hidden,))
-    tensors["lm_head.weight"] = ("BF16", (config.vocab_size, hidden))
-    tensors["model.embed_tokens.weight"] = ("BF16", (config.vocab_size, hidden))
-    return tensors
-
-
-def plain_tensors(config: ModelConfig) -> dict[str, Form]:
-    """The same with the experts in BF16: [experts, inputs, outputs]."""
-    tensors: dict[str, Form] = {}
-    for name, (dtype, shape) in published_tensors(config).items():
-        if name.endswith("_blocks"):
-            experts, rows, blocks, _ = shape
-            tensors[name.removesuffix("_blocks")] = ("BF16", (experts, blocks * BLOCK, rows))
-        elif not name.endswith("_scales"):
-            tensors[name] = (dtype, shape)
-    return tensors
-
-
-APART = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(\w+)\.(weight|bias)")
-
-
-def _apart_weights(name: str, tensor: Callable[[str], Rows], config: ModelConfig) -> Iterator[Plain | Blocks]:
-    """All experts begin with the first one."""
-    if not (found := APART.fullmatch(name)):
-        yield Plain(name, tensor(name))
-    elif found[2] == "0":
-        experts, _, projection, kind = found.groups()
-        stack = _stacked([tensor(f"{experts}.{n}.{projection}.{kind}") for n in range(config.num_experts)])
-        for part, rows in expert_parts(f"{experts}.{projection}"):
-            yield Plain(f"{part}.{kind}", _outputs(stack, rows))
-
-
-def _stacked(tensors: list[Rows]) -> Rows:
-    def read(start: int, stop: int) -> np.ndarray:
-        each = [tensor[:] for tensor in tensors[start:stop]]
-        if len({values.dtype for values in each}) > 1:  # BF16 are bits, which are no numbers beside others
-            each = [as_f32(values) for values in each]
-        return np.stack(each)
-
-    return Rows((len(tensors), *tensors[0].shape), read)
-
-
-def apart_tensors(config: ModelConfig, gate_and_up: bool = False) -> dict[str, Form]:
-    """The plain tensors with each expert's linear layers for themselves; `gate_and_up`: those two apart as well."""
-    tensors: dict[str, Form] = {}
-    for name, (dtype, shape) in plain_tensors(config).items():
-        if ".mlp.experts." not in name:
-            tensors[name] = dtype, shape
-            continue
-        kind = "bias" if name.endswith("_bias") else "weight"
-        experts, projection = name.removesuffix("_bias").rsplit(".", 1)
-        outputs, inputs = shape[-1], shape[1:-1]
-        parts = {projection: outputs}
-        if gate_and_up and projection == "gate_up_proj":
-            parts = {"gate_proj": outputs // 2, "up_proj": outputs // 2}
-        for number in range(config.num_experts):
-            for part, rows in parts.items():
-                tensors[f"{experts}.{number}.{part}.{kind}"] = dtype, (rows, *inputs)
-    return tensors
-
-
-def original_tensors(config: ModelConfig) -> dict[str, Form]:
-    """The same under the names that OpenAI's own code reads."""
-    published = published_tensors(config)
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    tensors: dict[str, Form] = {}
-    within = [name for name in _ORIGINAL_NAMES if "." in name and name.split(".")[0] in ("attn", "mlp")]
-    outside = [name for name in _ORIGINAL_NAMES if name not in within]
-    for name in [f"block.{index}.{name}" for index in range(config.num_layers) for name in within] + outside:
-        if ".qkv." in name:
-            columns = (config.hidden_size,) if name.endswith("weight") else ()
-            tensors[name] = ("BF16", (queries + 2 * keys, *columns))
-        else:
-            tensors[name] = published[_published_name(name)]
-    return tensors
-
-
-PUBLISHED = Layout("published", "_proj_blocks", published_tensors, _published_weights)
-ORIGINAL = Layout("original", "attn.qkv.", original_tensors, _original_weights)
-PLAIN = Layout("plain", "mlp.experts.gate_up_proj", plain_tensors, _plain_weights)
-APART_FUSED = Layout("apart", ".experts.0.gate_up_proj.", apart_tensors, _apart_weights)
-APART_SPLIT = Layout("apart", ".experts.0.gate_proj.", partial(apart_tensors, gate_and_up=True), _apart_weights)
-LAYOUTS = (PUBLISHED, ORIGINAL, PLAIN, APART_FUSED, APART_SPLIT)  # the mark of PLAIN is also in PUBLISHED's names
-
-# What wraps modules in training, and is left in the names of their tensors: torch.compile, DDP, FSDP, activation
-# checkpoints, PEFT, models of text among other senses, and Unsloth's router.
-WRAPPERS = frozenset(
-    {
-        "_orig_mod",
-        "module",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "base_model",
-        "language_model",
-        "text_model",
-        "linear",
-    }
-)
-# What else is written for the published names within the experts: Unsloth's lists of linear layers, LLM Compressor's
-# module in a module, and a suffix that was appended to one that was there.
-_EXPERT_NAMES = (
-    (re.compile(r"\.experts\.experts\."), ".experts."),
-    (re.compile(r"\.experts\.(gate_up|down)_projs\.(\d+)\."), r".experts.\2.\1_proj."),
-    (re.compile(r"_proj_(?:blocks|scales|bias)_(blocks|scales|bias)$"), r"_proj_\1"),
-)
-
-
-def published_name(name: str) -> str:
-    """The published name of a tensor whose name has in it what training tools put there; others as they are."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
-    while parts[:1] == ["model"]:
-        del parts[0]
-    name = ".".join(parts)
-    for pattern, published in _EXPERT_NAMES:
-        name = pattern.sub(published, name)
-    return f"model.{name}" if name.startswith(("layers.", "embed_tokens.", "norm.weight")) else name
 
 
 def _renamed(checkpoint: Checkpoint) -> Checkpoint:

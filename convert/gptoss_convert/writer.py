@@ -8,7 +8,6 @@ elements. Metal adopts such a map as it is. Knows nothing about models or quanti
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import open_own_folder, unlinked
+from gptoss_mlx.files import lock, open_own_folder, sweep, unlinked
 from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.untrusted import os_error_text
 
@@ -47,7 +46,7 @@ class Planned:
 
 
 @dataclass
-class _Shard:
+class _PlannedShard:
     tensors: list[Planned]
     path: Path
     header: bytes = b""
@@ -93,7 +92,7 @@ class Writer:
             [t for t in tensors if alone(t.name)], limit
         )
         names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-        self.shards = [_Shard(group, folder / name) for group, name in zip(groups, names, strict=True)]
+        self.shards = [_PlannedShard(group, folder / name) for group, name in zip(groups, names, strict=True)]
         for shard in self.shards:
             shard.lay_out()
         self.total = sum(shard.size for shard in self.shards)
@@ -107,7 +106,7 @@ class Writer:
         """Append `array`, the next rows of the tensor `name`."""
         shard = self._shard_of[name]
         if shard.path not in self._open:
-            self._open[shard.path] = unlinked(shard.path, os.O_WRONLY | os.O_CREAT)
+            self._open[shard.path] = unlinked(os.fspath(shard.path), os.O_WRONLY | os.O_CREAT)
             os.ftruncate(self._open[shard.path], shard.size)
             _write_all(self._open[shard.path], shard.header, 0)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -123,7 +122,7 @@ class Writer:
             self._count(self._shard_of[name], name, self._planned[name].nbytes)
         return True
 
-    def _count(self, shard: _Shard, name: str, count: int) -> None:
+    def _count(self, shard: _PlannedShard, name: str, count: int) -> None:
         self._written[name] += count
         shard.missing -= count
         if shard.missing == 0:
@@ -202,26 +201,25 @@ def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterato
         raise GptOssError(f"{dest} exists already: remove it, or choose another name")
     partial = partial_folder(dest)
     try:
-        lock = open_own_folder(partial)
+        descriptor = open_own_folder(partial)
     except OSError as error:
         raise GptOssError(f"cannot write {partial}: {os_error_text(error)}") from None
     try:
         if strange := [path.name for path in partial.iterdir() if not is_ours(path.name)]:
             raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it away")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GptOssError(f"another conversion to {dest} is running") from None
+        if lock(descriptor) is False:
+            raise GptOssError(f"another conversion to {dest} is running")
+        sweep(partial)
         try:
             yield partial
-            os.fsync(lock)
+            os.fsync(descriptor)
             partial.rename(dest)
         except BaseException:
             if not (partial / journal.NAME).exists():
                 shutil.rmtree(partial, ignore_errors=True)
             raise
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def clear(folder: Path) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 import settings
-from conversations import Sample, training_samples
+from conversations import training_samples
+from generator import Sample
 from gptoss_mlx.engine.special_tokens import START
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode

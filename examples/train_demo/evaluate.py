@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import Generator, Instructing, Sample, any_instructions, plain_instructions, some_instructions
+from conversations import Generator
+from generator import Instructing, Sample, any_instructions, plain_instructions, some_instructions
 from gptoss_mlx import Model, load
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.evaluation.held_out import MAX_TOKENS
@@ -62,7 +63,7 @@ BARS = {name: part.bar for name, part in EXAM.items() if part.bar is not None}
 
 
 def samples(name: str, count: int) -> list[Sample]:
-    """The first `count` samples of a part of the exam: always the same ones."""
+    """The first `count` samples of a part: always the same ones."""
     generator = Generator(SEED, held_out=True, instructions=EXAM[name].instructions)
     return [generator.sample(EXAM[name].task) for _ in range(count)]
 

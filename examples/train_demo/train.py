@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import settings
 from batches import Row, batches_of, padded, row_of
-from conversations import EXAM, Generator, some_instructions
+from conversations import WATCHED, Generator
 from export import export, restore
+from generator import some_instructions
 from gptoss_mlx.engine.special_tokens import CHANNEL, END, MESSAGE, START
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
@@ -64,7 +65,7 @@ def main() -> None:
     seed = settings.SEED + 1000 * first
     copying = 0 if args.source else max(0, settings.COPYING_STEPS - first)
     batches = chain(copying_batches(tokenizer, seed, copying), generated_batches(args.out, seed, device))
-    exam = {task: exam_rows(task, tokenizer) for task in EXAM}
+    held_out = {task: held_out_rows(task, tokenizer) for task in WATCHED}
     started = saved_at = time.monotonic()
     step, seconds, waited, tokens = first, trained, 0.0, 0
     while (share := seconds / (60 * args.minutes) if args.minutes else step / args.steps) < 1:
@@ -89,7 +90,7 @@ def main() -> None:
             keep(args.out, network, optimizers, step, seconds)
             saved_at = time.monotonic()
     keep(args.out, network, optimizers, step, seconds)
-    print_exam(network, exam)
+    print_shares(network, held_out)
 
 
 def keep(out: Path, network: Network, optimizers: list[torch.optim.Optimizer], step: int, seconds: float) -> None:
@@ -180,7 +181,7 @@ def generated_batches(folder: Path, seed: int, device: torch.device) -> Iterator
     return iter(DataLoader(batches, batch_size=None, num_workers=settings.WORKERS if on_gpu else 0, pin_memory=on_gpu))
 
 
-def exam_rows(task: str, tokenizer: Tokenizer) -> list[Row]:
+def held_out_rows(task: str, tokenizer: Tokenizer) -> list[Row]:
     generator = Generator(settings.SEED, held_out=True, instructions=some_instructions)
     rows = [row_of(generator.sample(task), tokenizer) for _ in range(settings.EXAMINED)]
     return sorted(rows, key=lambda row: len(row[0]))
@@ -200,8 +201,8 @@ def examine(network: Network, rows: list[Row]) -> float:
     return right / len(rows)
 
 
-def print_exam(network: Network, exam: dict[str, list[Row]]) -> None:
-    print("right: " + ", ".join(f"{task} {examine(network, rows):.0%}" for task, rows in exam.items()), flush=True)
+def print_shares(network: Network, held_out: dict[str, list[Row]]) -> None:
+    print("right: " + ", ".join(f"{task} {examine(network, rows):.0%}" for task, rows in held_out.items()), flush=True)
 
 
 class Muon(torch.optim.Optimizer):

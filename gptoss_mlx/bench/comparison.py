@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from ..errors import LONGEST, GptOssError
-from ..process import signal_group
+from ..errors import MAX_LENGTH, GptOssError
+from ..process import Output, Stop, collect, signal_group
 from ..untrusted import MAX_JSON, os_error_text, parse_json
 from .baseline import results_of
 from .peers import Peer, Reading, Run, listed, our_facts
@@ -28,7 +26,6 @@ from .tables import TextTable, median_and_span, number
 OURS = "gptoss-mlx"
 LEGEND = f"ratio: median (least-most); won: pairs in which {OURS} was faster"
 TIME_LIMIT = 1800.0  # seconds that one process may take
-POLL = 0.25  # seconds between looks at a process that runs
 # No connections; a config file for `bench`, with `against` say, is not for the runs of a comparison; and what is in the
 # current folder is no module of theirs.
 ENVIRONMENT = {
@@ -174,50 +171,39 @@ def _comparison(peer: Peer, rounds: int, ours: list[Results], theirs: list[Readi
 
 
 def _output(name: str, words: list[str], time_limit: float) -> bytes:
-    """What a program prints until it ends, at most MAX_JSON bytes and one; its process group is gone afterwards. Raises
+    """What a program prints until it ends, at most MAX_JSON bytes; its process group is gone afterwards. Raises
     GptOssError."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    output, errors = Output(2 * MAX_JSON), Output(2 * MAX_LENGTH)
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | ENVIRONMENT,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise GptOssError(f"cannot run {words[0]}: {os_error_text(error)}") from None
+    with process:
         try:
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                env=os.environ | ENVIRONMENT,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as error:
-            raise GptOssError(f"cannot run {words[0]}: {os_error_text(error)}") from None
-        try:
-            _wait(name, process, (output, errors), time_limit)
+            stop = collect(process, [output, errors], max_bytes=MAX_JSON, seconds=time_limit)
         finally:
             signal_group(process, signal.SIGKILL)
-            process.wait()
-        if process.returncode:
-            said = _last_line(errors) if process.returncode > 0 else ""
-            raise GptOssError(f"{name} failed: {said or _ending(process.returncode)}")
-        output.seek(0)
-        return output.read(MAX_JSON + 1)
+    if stop is Stop.TOO_MUCH:
+        raise GptOssError(f"{name} was stopped: it printed more than {MAX_JSON:,} bytes")
+    if stop:
+        sizes = "give smaller ones with --prompt, --generate and --depth"
+        raise GptOssError(f"{name} was stopped: one run took more than {time_limit:g} s for these sizes; {sizes}")
+    if process.returncode:
+        last_line = _last_line(errors.text()) if process.returncode > 0 else ""
+        raise GptOssError(f"{name} failed: {last_line or _ending(process.returncode)}")
+    return bytes(output.kept)
 
 
-def _wait(name: str, process: subprocess.Popen[bytes], written: Sequence[BinaryIO], time_limit: float) -> None:
-    """Until the process ends. Raises GptOssError where it takes too long, or has written more than MAX_JSON bytes."""
-    deadline = time.monotonic() + time_limit
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(min(POLL, time_limit))
-            return
-        if any(os.fstat(file.fileno()).st_size > MAX_JSON for file in written):
-            raise GptOssError(f"{name} was stopped: it printed more than {MAX_JSON:,} bytes")
-        if time.monotonic() > deadline:
-            sizes = "give smaller ones with --prompt, --generate and --depth"
-            raise GptOssError(f"{name} was stopped: one run took more than {time_limit:g} s for these sizes; {sizes}")
-
-
-def _last_line(errors: BinaryIO) -> str:
-    errors.seek(max(errors.seek(0, os.SEEK_END) - LONGEST, 0))
-    lines = errors.read().decode(errors="replace").split("\n")
-    return next((line.strip().removeprefix("error: ") for line in reversed(lines) if line.strip()), "")
+def _last_line(errors: str) -> str:
+    lines = (line.strip() for line in reversed(errors.split("\n")))
+    return next((line.removeprefix("error: ") for line in lines if line), "")
 
 
 def _ending(returncode: int) -> str:

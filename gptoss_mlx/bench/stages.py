@@ -53,7 +53,7 @@ def profile(
         y = x
         started = time.perf_counter()
         for _ in range(STEPS):
-            mx.async_eval(y := stage(y))  # type: ignore[no-untyped-call]  # MLX has no type for it
+            mx.async_eval(y := stage(y))
         mx.eval(y)
         return (time.perf_counter() - started) / STEPS
 

@@ -1,1 +1,1 @@
-"""A conversation that goes on: the session, its tools, and the terminal that a person types into."""
+"""A conversation: sessions, the answers in them, and how they are saved."""

@@ -1,21 +1,18 @@
-"""The KV state of one session on disk: a folder of safetensors files, each a stretch of positions.
+"""The KV cache of one session on disk: a folder of safetensors files, each a chunk of positions.
 
-A turn adds the stretch that is new; what is no longer part of the conversation is removed. A stretch names the model
-and says, by a SHA-256 of all ids before it, what it continues: so nothing has to agree with any other file, and what
-does not fit, or was removed by others, is as good as not there. Where a stretch ends in a mark, it holds the rings of
-the sliding layers too; the state can go on from there. A CRC-32 of its arrays, in the metadata, tells whether they are
-still what was written.
+A turn adds the chunk that is new; chunks of another conversation are removed. Each names the model and, by a SHA-256 of
+all ids before it, the prompt that it continues: so nothing has to agree with any other file, and a file that does not
+fit, or was removed, counts as missing. Where a chunk ends in a snapshot, it has the rings of the sliding layers too,
+and decoding can continue from there. A CRC-32 of its arrays, in the metadata, shows whether they have changed.
 
-    000000812-000001044.safetensors: ids [end - start] uint32, `full.*` and `ring.*` as `cache.Cache` names them
+    000000812-000001044.safetensors: ids [end - start] uint32, `full.*` and `ring.*` as `kv_cache.KVCache` names them
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from ..device import backend
 from ..engine.generate import Model
 from ..engine.prompt_cache import PromptCache, common_prefix
 from ..errors import GptOssError
-from ..files import utf8_path
+from ..files import replacing, utf8_path
 from ..model.checkpoint import read_header
 from ..model.kv_cache import KV_CHUNK, KVCache, Snapshot
 from ..untrusted import os_error_text
@@ -36,14 +33,14 @@ FORMAT = "gptoss-mlx KV state 2"
 CHECKSUM = "crc32"
 SUFFIX = ".safetensors"
 
-GONE = "its KV state is gone"
-ANOTHER_MODEL = "its KV state is of another model or recipe"
-UNREADABLE = "its KV state cannot be read"
-DAMAGED = "its KV state is damaged"
+GONE = "its KV cache is gone"
+ANOTHER_MODEL = "its KV cache is of another model or recipe"
+UNREADABLE = "its KV cache cannot be read"
+DAMAGED = "its KV cache is damaged"
 
 
 class StateFiles:
-    """What of a timeline is in `folder`. Only one process at a time may write there; any may remove what it finds."""
+    """The part of a prompt cache that is in `folder`. One process at a time may write there; any may remove files."""
 
     def __init__(self, folder: Path, model: Model):
         """Raises GptOssError where the model's files cannot be read."""
@@ -52,10 +49,10 @@ class StateFiles:
         self._chunks: list[tuple[int, int]] = []  # start and end, without gaps
         self._ids: list[int] = []
         self.missing: str | None = GONE
-        """Why `load` found nothing to use, or that something was damaged, in words."""
+        """The reason, in words, why `load` found nothing to use; also where it found something damaged."""
 
     def load(self, prompt_cache: PromptCache) -> int:
-        """Be the state that was kept, up to its last mark; returns its positions, 0 where nothing can be used."""
+        """Load a saved cache, positioned at its last snapshot; returns its positions, 0 where nothing can be used."""
         prompt_cache.clear()
         snapshots: list[Snapshot] = []
         why = GONE
@@ -74,7 +71,7 @@ class StateFiles:
         return prompt_cache.cache.offset
 
     def _load(self, path: Path, cache: KVCache) -> Snapshot | None:
-        """Append a stretch to the cache; its mark, if it ends in one."""
+        """Append a chunk to the cache; returns its snapshot, if it ends in one."""
         header = read_header(path)
         if header.metadata.get("model", self._fingerprint) != self._fingerprint:
             raise _Unusable(ANOTHER_MODEL)
@@ -85,25 +82,26 @@ class StateFiles:
         if metadata != self._metadata(start) or not 0 < length <= cache.context - start:
             raise _Unusable(UNREADABLE)
         arrays = mx.load(utf8_path(path))
+        assert isinstance(arrays, dict)
         full, rings = _part(arrays, "full."), _part(arrays, "ring.")
         if _forms(full) != cache.chunk_forms(length) or (rings and _forms(rings) != cache.ring_forms()):
             raise _Unusable(UNREADABLE)
         if _checksum(arrays) != checksum:
             raise _Unusable(DAMAGED)
         cache.restore(start, full)
-        self._ids += arrays["ids"].tolist()
+        self._ids += np.array(arrays["ids"]).tolist()
         self._chunks.append((start, start + length))
         return Snapshot(start + length, rings) if rings else None
 
     def save(self, prompt_cache: PromptCache) -> None:
-        """Make the folder hold the state up to the last mark. Raises GptOssError; what is there then can be used."""
+        """Bring the folder up to the last snapshot. Raises GptOssError, and then the files there can still be used."""
         same = common_prefix(self._ids, prompt_cache.ids)
         try:
-            held = takewhile(lambda chunk: chunk[1] <= same and self._path(*chunk).is_file(), self._chunks)
-            self._chunks = list(held)
+            saved = takewhile(lambda chunk: chunk[1] <= same and self._path(*chunk).is_file(), self._chunks)
+            self._chunks = list(saved)
             start = self._chunks[-1][1] if self._chunks else 0
             self._ids = prompt_cache.ids[:start]
-            # What has another content: of the conversation before, of another model, of a killed process.
+            # All others: of the conversation before, of another model, of a killed process.
             clear(self.folder, but=[self._path(*chunk) for chunk in self._chunks])
             for snapshot in prompt_cache.snapshots:
                 while start < snapshot.offset:
@@ -111,30 +109,17 @@ class StateFiles:
                     self._save(start, end, prompt_cache, snapshot if end == snapshot.offset else None)
                     start = end
         except OSError as error:
-            raise GptOssError(f"cannot keep the KV state in {self.folder}: {os_error_text(error)}") from None
+            raise GptOssError(f"cannot save the KV cache in {self.folder}: {os_error_text(error)}") from None
 
     def _save(self, start: int, end: int, prompt_cache: PromptCache, snapshot: Snapshot | None) -> None:
-        """Raises OSError, GptOssError."""
+        """Raises OSError."""
         ids = prompt_cache.ids[start:end]
         arrays = {"ids": mx.array(ids, mx.uint32)}
         arrays |= {f"full.{name}": part for name, part in prompt_cache.cache.chunk(start, end).items()}
         arrays |= {f"ring.{name}": ring for name, ring in (snapshot.rings if snapshot else {}).items()}
         metadata = self._metadata(start) | {CHECKSUM: _checksum(arrays)}
-        path = self._path(start, end)
-        partial = path.with_name(f".{path.name}")  # MLX wants the suffix
-        try:
-            partial.touch(mode=0o600)
-            try:
-                mx.save_safetensors(utf8_path(partial), arrays, metadata)
-            except RuntimeError:  # in MLX's words
-                raise GptOssError(f"cannot keep the KV state in {self.folder}: is the disk full?") from None
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink()
-            raise
+        with replacing(self._path(start, end), private=True) as file:
+            mx.save_safetensors(file, arrays, metadata)
         self._chunks.append((start, end))
         self._ids += ids
 
@@ -146,14 +131,14 @@ class StateFiles:
 
 
 class _Unusable(Exception):
-    """A file that holds something else; `why`, in words."""
+    """A file that cannot be used; `why`, in words."""
 
     def __init__(self, why: str):
         self.why = why
 
 
 def fingerprint(model: Model) -> str:
-    """Differs where a KV state could differ: another model, another recipe, another form of keys and values. Raises
+    """Differs where a KV cache could differ: another model, another recipe, another form of keys and values. Raises
     GptOssError."""
     digest = hashlib.sha256(f"{backend().name} {model.settings.kv_bits}".encode())
     try:
@@ -162,7 +147,7 @@ def fingerprint(model: Model) -> str:
             digest.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
         for path in sorted(model.path.glob(f"[!.]*{SUFFIX}")):
             status = path.stat()
-            # Which conversion it was, where there is no provenance.json with its checksums.
+            # These tell conversions apart where there is no provenance.json with its checksums.
             digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}".encode())
     except OSError as error:
         raise GptOssError(f"cannot read the model in {model.path}: {os_error_text(error)}") from None
@@ -177,7 +162,8 @@ def _checksum(arrays: Mapping[str, mx.array]) -> str:
     """CRC-32 of names and bytes, which are evaluated for it, an array at a time."""
     total = 0
     for name in sorted(arrays):
-        total = zlib.crc32(memoryview(mx.contiguous(arrays[name]).view(mx.uint8)), zlib.crc32(name.encode(), total))
+        content = np.asarray(mx.contiguous(arrays[name]).view(mx.uint8)).data
+        total = zlib.crc32(content, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
 
 

@@ -1,13 +1,11 @@
-"""Sessions on disk: of each a readable transcript, NAME.json, and beside it the KV state, the folder NAME.kv.
+"""Sessions on disk: for each a readable transcript, NAME.json, and beside it the KV cache, the folder NAME.kv.
 
-Knows names, files and who may change them; what is in them, `transcript` and `state_files` know. A state can be thrown
-away at any time, and is, the oldest first, when all of them take more than they may: a session without one is read
-again.
+Knows names, files and locks; their content, `transcript` and `state_files` know. A saved KV cache can be removed at any
+time, and is, the oldest first, when all of them exceed their limit: a session without one is prefilled again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -18,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
-from ..files import open_own_folder, sweep
+from ..files import lock, open_own_folder, sweep
 from ..model.model_store import user_home
 from ..untrusted import os_error_text
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
-STATE_FILE = re.compile(r"\.?\d{9}-\d{9}\.safetensors")  # of a KV state: `state_files` says what is in it
+STATE_FILE = re.compile(r"\d{9}-\d{9}\.safetensors|\.\w{8}\.partial")  # of a KV cache: `state_files` writes them
 MAX_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
 def sessions_folder() -> Path:
-    """Where the platform keeps what programs made for a person; with GPTOSS_MLX_HOME, there. Raises GptOssError for a
-    user without a home."""
+    """The platform's folder for a program's data, or GPTOSS_MLX_HOME. Raises GptOssError for a user without a home."""
     if own := os.environ.get("GPTOSS_MLX_HOME"):
         return Path(own) / "sessions"
     if sys.platform == "darwin":
@@ -38,7 +35,7 @@ def sessions_folder() -> Path:
 
 
 class InUse(GptOssError):
-    """A session that another process holds, or another chat of this one."""
+    """Another process, or another chat of this one, has locked the session."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,11 @@ class SessionEntry:
     name: str
     transcript: Path
     state: Path
-    """A folder; it need not exist."""
+    """The folder of the KV cache; it need not exist."""
 
     @property
     def changed(self) -> float:
-        """When the conversation last changed, as seconds since 1970; 0 for a state without a conversation."""
+        """When the conversation last changed, as seconds since 1970; 0 for a KV cache without a conversation."""
         try:
             return self.transcript.stat().st_mtime
         except OSError:
@@ -60,7 +57,7 @@ class SessionEntry:
 
     @property
     def state_bytes(self) -> int:
-        """Of what is gone meanwhile, 0."""
+        """Bytes of the saved KV cache; 0 where it is gone."""
         total = 0
         with suppress(OSError), os.scandir(self.state) as entries:
             for entry in entries:
@@ -75,31 +72,32 @@ class Store:
 
     def __iter__(self) -> Iterator[SessionEntry]:
         """All sessions, the latest first."""
-        found = [self._kept(path.stem) for path in self.folder.glob("[!.]*.json")]
-        return iter(sorted(found, key=lambda kept: (-kept.changed, kept.name)))
+        found = [self.entry(path.stem) for path in self.folder.glob("[!.]*.json")]
+        return iter(sorted(found, key=lambda entry: (-entry.changed, entry.name)))
 
     def find(self, name: str = "") -> SessionEntry:
         """By its name or the beginning of it; without one, the latest. Raises GptOssError."""
-        kept = list(self)
-        if not kept:
+        entries = list(self)
+        if not entries:
             raise GptOssError(f"there are no sessions yet in {self.folder}")
         if not name:
-            return kept[0]
-        found = [each for each in kept if each.name == name] or [each for each in kept if each.name.startswith(name)]
+            return entries[0]
+        exact = [entry for entry in entries if entry.name == name]
+        found = exact or [entry for entry in entries if entry.name.startswith(name)]
         if not found:
             raise GptOssError(f"there is no session {name!r}: `gptoss-mlx sessions` lists them")
         if len(found) > 1:
             raise GptOssError(f"several sessions begin with {name!r}: {', '.join(each.name for each in found[:5])}")
         return found[0]
 
-    def hold(self, kept: SessionEntry) -> SessionLock:
-        """Keep others from changing a session. Raises InUse where another holds it, GptOssError."""
+    def lock(self, entry: SessionEntry) -> SessionLock:
+        """Keep others from changing a session. Raises InUse where another has locked it, GptOssError."""
         try:
             _make_private(self.folder)
             sweep(self.folder)
-            return SessionLock(self, kept, _lock(kept))
+            return SessionLock(self, entry, _lock(entry))
         except OSError as error:
-            raise GptOssError(f"cannot use {kept.state}: {os_error_text(error)}") from None
+            raise GptOssError(f"cannot use {entry.state}: {os_error_text(error)}") from None
 
     def new(self, title: str) -> SessionLock:
         """A session that was not there yet, named after `title`. Raises GptOssError."""
@@ -110,10 +108,10 @@ class Store:
         for name in (words if count == 1 else f"{words}-{count}" for count in range(1, sys.maxsize)):
             if name.casefold() not in taken:
                 with suppress(InUse):  # another process has just begun one of this name
-                    held = self.hold(self._kept(name))
-                    if not held.kept.transcript.exists():
-                        return held
-                    held.release()
+                    lock = self.lock(self.entry(name))
+                    if not lock.entry.transcript.exists():
+                        return lock
+                    lock.release()
         raise AssertionError("there is always another number")
 
     def taken(self, but: str | None = None) -> set[str]:
@@ -121,31 +119,31 @@ class Store:
         paths = [*self.folder.glob("[!.]*.json"), *self.folder.glob("[!.]*.kv")]
         return {path.stem.casefold() for path in paths if path.stem != but}
 
-    def bound_states(self, limit: int, newest: SessionLock) -> None:
-        """Throw KV states away, the oldest first and `newest` last, until they take no more than `limit` bytes; those
-        that others hold stay, and those that cannot be removed. Raises GptOssError for `newest`."""
-        states = [self._kept(path.stem) for path in self.folder.glob("[!.]*.kv")]
-        sizes = {kept: kept.state_bytes for kept in sorted(states, key=lambda kept: kept.changed)}
-        for kept in [kept for kept in sizes if kept != newest.kept]:
+    def limit_states(self, limit: int, newest: SessionLock) -> None:
+        """Remove saved KV caches, the oldest first and `newest` last, until they take no more than `limit` bytes; those
+        that others have locked stay, and those that cannot be removed. Raises GptOssError for `newest`."""
+        states = [self.entry(path.stem) for path in self.folder.glob("[!.]*.kv")]
+        sizes = {entry: entry.state_bytes for entry in sorted(states, key=lambda entry: entry.changed)}
+        for entry in [entry for entry in sizes if entry != newest.entry]:
             if sum(sizes.values()) <= limit:
                 return
-            with suppress(GptOssError), self.hold(kept) as held:
-                held.remove_state()
-                sizes[kept] = 0
+            with suppress(GptOssError), self.lock(entry) as lock:
+                lock.remove_state()
+                sizes[entry] = 0
         if sum(sizes.values()) > limit:
             newest.remove_state()
 
-    def _kept(self, name: str) -> SessionEntry:
+    def entry(self, name: str) -> SessionEntry:
         return SessionEntry(name, self.folder / f"{name}.json", self.folder / f"{name}.kv")
 
 
 class SessionLock:
-    """A session that only its holder changes, until `release` or the end of the process."""
+    """A session that nobody else changes, until `release` or the end of the process."""
 
-    def __init__(self, store: Store, kept: SessionEntry, lock: int):
-        """`lock`: a descriptor of the folder of the KV state, which is locked as long as it is open."""
-        self.kept, self._store = kept, store
-        self._lock: int | None = lock
+    def __init__(self, store: Store, entry: SessionEntry, descriptor: int):
+        """`descriptor`: that of the folder of the KV cache, which is locked as long as it is open."""
+        self.entry, self._store = entry, store
+        self._descriptor: int | None = descriptor
 
     def __enter__(self) -> SessionLock:
         return self
@@ -154,51 +152,51 @@ class SessionLock:
         self.release()
 
     def release(self) -> None:
-        """Let go of it; without a transcript, an empty folder does not stay."""
-        if self._lock is None:
+        """Unlock it; without a transcript, an empty folder is removed."""
+        if self._descriptor is None:
             return
         with suppress(OSError):
-            if not self.kept.transcript.exists() and _is_at(self._lock, self.kept.state):
-                self.kept.state.rmdir()
-        os.close(self._lock)
-        self._lock = None
+            if not self.entry.transcript.exists() and _is_at(self._descriptor, self.entry.state):
+                self.entry.state.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def rename(self, name: str) -> None:
-        """Raises GptOssError where the name cannot be had."""
+        """Raises GptOssError where the name is taken, or cannot be one."""
         if not NAME.fullmatch(name) or len(name.encode()) > MAX_NAME:
-            rule = f"letters, digits, blanks and . , + - _, at most 80 and {MAX_NAME} bytes"
-            raise GptOssError(f"{name!r} is no name for a session: {rule}")
-        if name.casefold() in self._store.taken(but=self.kept.name):
+            rule = f"letters, digits, blanks and . , + - _, at most 80 of them and {MAX_NAME} bytes"
+            raise GptOssError(f"{name!r} is no name for a session: use {rule}")
+        if name.casefold() in self._store.taken(but=self.entry.name):
             raise GptOssError(f"there is a session {name!r} already")
-        renamed = self._store._kept(name)
+        renamed = self._store.entry(name)
         try:
-            self.kept.transcript.rename(renamed.transcript)
-            self.kept.state.rename(renamed.state)
+            self.entry.transcript.rename(renamed.transcript)
+            self.entry.state.rename(renamed.state)
         except (OSError, UnicodeEncodeError) as error:
-            raise GptOssError(f"cannot rename {self.kept.transcript}: {os_error_text(error)}") from None
-        self.kept = renamed
+            raise GptOssError(f"cannot rename {self.entry.transcript}: {os_error_text(error)}") from None
+        self.entry = renamed
 
     def delete(self) -> None:
-        """Remove it and let go of it. Raises GptOssError."""
+        """Remove it and unlock it. Raises GptOssError."""
         try:
-            self.kept.transcript.unlink(missing_ok=True)
-            if self.kept.state.exists():
-                clear(self.kept.state)
+            self.entry.transcript.unlink(missing_ok=True)
+            if self.entry.state.exists():
+                clear(self.entry.state)
         except OSError as error:
-            raise GptOssError(f"cannot delete {self.kept.transcript}: {os_error_text(error)}") from None
+            raise GptOssError(f"cannot delete {self.entry.transcript}: {os_error_text(error)}") from None
         self.release()
 
     def remove_state(self) -> None:
         """Raises GptOssError."""
         try:
-            clear(self.kept.state)
+            clear(self.entry.state)
         except OSError as error:
-            raise GptOssError(f"cannot remove the KV state {self.kept.state}: {os_error_text(error)}") from None
+            raise GptOssError(f"cannot remove the KV cache {self.entry.state}: {os_error_text(error)}") from None
 
 
 def clear(folder: Path, but: Collection[Path] = ()) -> None:
-    """Remove the KV state that is in a folder, `but` for some of its files, and nothing else; the folder stays, because
-    it is what is locked. Raises OSError."""
+    """Remove the KV cache in a folder, `but` for some of its files, and nothing else; the folder stays, because it is
+    what is locked. Raises OSError."""
     for path in {path for path in folder.iterdir() if STATE_FILE.fullmatch(path.name)}.difference(but):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -217,16 +215,16 @@ def _make_private(folder: Path) -> None:
     os.close(descriptor)
 
 
-def _lock(kept: SessionEntry) -> int:
-    """Make and lock the folder of the KV state. Raises InUse, OSError."""
+def _lock(entry: SessionEntry) -> int:
+    """Make and lock the folder of the KV cache. Raises InUse, OSError."""
     while True:
-        descriptor = open_own_folder(kept.state, 0o700)
+        descriptor = open_own_folder(entry.state, 0o700)
         try:
             with suppress(OSError):  # a disk that knows no owners
                 os.fchmod(descriptor, 0o700)
-            with suppress(OSError):  # file systems without locks are used without
-                _flock(descriptor, kept)
-            if _is_at(descriptor, kept.state):
+            if lock(descriptor) is False:
+                raise InUse(f"the session {entry.name!r} is in use by another gptoss-mlx")
+            if _is_at(descriptor, entry.state):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -234,15 +232,8 @@ def _lock(kept: SessionEntry) -> int:
         os.close(descriptor)
 
 
-def _flock(descriptor: int, kept: SessionEntry) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InUse(f"the session {kept.name!r} is in use by another gptoss-mlx") from None
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the path still leads to what was opened: who held it before may have renamed or deleted it."""
+    """Whether the path still leads to what was opened: its last owner may have renamed or deleted it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""A conversation as it is kept in a file: readable JSON that goes both ways, and Markdown for people.
+"""A conversation in a file: readable JSON that goes both ways, and Markdown for people.
 
     {"format": "gptoss-mlx conversation 1", "model": ..., "instructions": ..., "reasoning_effort": ...,
      "current_date": ..., "unfinished": ..., "messages": [{"role": ..., "content": ..., "channel": ...,
      "recipient": ..., "content_type": ..., "ids": ...}, ...]}
 
-`ids`, of the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: read
-again they cost nothing where the KV state was kept. Everything else can be told without them.
+`ids`, in the model's own messages, are the token ids in which it wrote them, in decimal, separated by blanks: with them
+a prompt is the one that the saved KV cache was computed for. Everything else follows from the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import GptOssError
 from ..files import replace_file
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
-from ..untrusted import open_regular, os_error_text
+from ..untrusted import os_error_text, read_regular
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20
@@ -37,12 +37,12 @@ class Transcript:
     current_date: str
     messages: tuple[Message, ...]
     ids: tuple[tuple[int, ...] | None, ...]
-    """Of each message; None where it can only be rendered."""
+    """The ids of each message; None where it has to be rendered."""
     unfinished: bool = False
     """Whether the last answer broke off."""
 
     def write(self, path: Path) -> None:
-        """As JSON; an existing file is replaced in one step. Raises GptOssError."""
+        """Write it as JSON, replacing an existing file in one step. Raises GptOssError."""
         replace_file(path, self.as_json(), private=True)
 
     def as_json(self) -> str:
@@ -66,11 +66,7 @@ class Transcript:
     def read(cls, path: Path) -> Transcript:
         """Raises GptOssError."""
         try:
-            with open_regular(path) as file:
-                content = file.read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise GptOssError(f"{path} has more than {MAX_BYTES:,} bytes: not a conversation")
-            data = json.loads(content)
+            data = json.loads(read_regular(path, MAX_BYTES))
         except OSError as error:
             raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None
         except (ValueError, RecursionError) as error:
@@ -94,13 +90,18 @@ class Transcript:
             raise GptOssError(f"{path} is damaged: {error}") from None
 
     @property
+    def turns(self) -> int:
+        """Questions that were asked."""
+        return sum(message.role == "user" for message in self.messages)
+
+    @property
     def title(self) -> str:
         """The beginning of the first question, on one line."""
         text = next((message.content for message in self.messages if message.role == "user"), "")
         return " ".join(text[:200].split())[:60]
 
     def as_markdown(self) -> str:
-        """What was said, with calls and results as code, and reasoning folded."""
+        """The messages, with calls and results as code, and reasoning folded."""
         parts = [f"*{self.current_date}, reasoning {self.reasoning_effort}*"]
         if self.instructions is not None:
             parts.append(f"**Instructions**\n\n{self.instructions}")
@@ -129,7 +130,7 @@ def fenced(text: str) -> str:
 
 
 class _Damaged(Exception):
-    """What is wrong with a transcript, in words."""
+    """The fault of a transcript, in words."""
 
 
 def _message(entry: Any, where: str) -> Message:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from io import StringIO, TextIOWrapper
 from typing import NoReturn
 
 import click
 
 from ..errors import GptOssError, printable
-from ..terminal.screen import without_controls
-from . import bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings
+from ..terminal.safe_text import without_controls
+from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, sessions
 
 PROGRAM = "gptoss-mlx"
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -26,8 +27,9 @@ def main() -> NoReturn:
     try:
         sys.exit(cli(prog_name=PROGRAM, standalone_mode=False) or 0)
     except click.ClickException as error:
-        error.message = without_controls(error.message)
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        click.echo(without_controls(shown.getvalue()), nl=False, err=True)
         sys.exit(error.exit_code)
     except GptOssError as error:
         _fail(str(error))
@@ -35,14 +37,14 @@ def main() -> NoReturn:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except MemoryError:
-        _fail("out of memory: choose a smaller recipe, or a machine with more")
+        _fail("out of memory: give a smaller --memory or --context, or convert with a smaller recipe")
     except RuntimeError as error:
         if not str(error).startswith("[read]"):  # MLX reads weights that are not mapped when they are first used
             raise
-        _fail("a file of the model can no longer be read: `gptoss-mlx verify` on its folder tells more")
+        _fail("a file of the model can no longer be read: check its folder with `gptoss-mlx verify`")
     except UnicodeEncodeError as error:
-        _fail(f"this locale cannot say {error.object!a}: set LC_ALL to one with UTF-8, such as C.UTF-8")
-    except OSError as error:  # of standard output, say: whoever read it has gone, or its disk is full
+        _fail(f"this locale cannot encode {error.object!a}: set LC_ALL to a UTF-8 locale, such as C.UTF-8")
+    except OSError as error:  # such as of standard output, whose reader has gone, or whose disk is full
         _fail(printable(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)))
 
 
@@ -56,7 +58,8 @@ def _prepare_streams() -> None:
             os.set_inheritable(descriptor, True)
         os.set_blocking(descriptor, True)
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(text: str) -> NoReturn:
@@ -72,32 +75,30 @@ def _fail(text: str) -> NoReturn:
 @click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """gpt-oss on the machine that you own: convert it, chat offline, measure it.
+    """Run OpenAI's gpt-oss on your own machine: convert it, chat offline, measure it.
 
-    Without a command, in a terminal: goes on with the model used last, or says what this machine can do.
+    Without a command, in a terminal, starts a chat with the model used last, or offers a choice of models.
     """
-    from . import config_file
-
     context.obj = found = config_file.read(cli)
     context.default_map = found.defaults
     if found.problems and context.invoked_subcommand != "config":
         raise GptOssError(found.problems[0])
     if context.invoked_subcommand is None:
-        _without_command(context)
+        _without_command(context, found.defaults["chat"].get("model"))
 
 
-def _without_command(context: click.Context) -> None:
+def _without_command(context: click.Context, model: str | None) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo(context.get_help(), err=True)
         context.exit(2)
     from .first_run import command_lines
 
-    for name, *arguments in command_lines(context.default_map["chat"].get("model")):
+    for name, *arguments in command_lines(model):
         command = cli.commands[name]
         with command.make_context(name, arguments, parent=context) as below:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, evaluate, harmony, machine, sessions, settings):
+for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, sessions):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError
 from .loading import model_folder, plan_memory, plan_to_keep, use_threads
-from .options import Numbers, memory_options, model_argument, threads_option
+from .options import ModelOptions, Numbers, UserPath, model_argument, pass_model_options
 
 if TYPE_CHECKING:
     from ..bench.comparison import Comparison
@@ -53,10 +53,6 @@ class BenchOptions:
     form: str
     plot: Path | None
     submit: bool
-    memory: str | None
-    context: int | None
-    kv_bits: str | None
-    threads: int | None
 
 
 def numbers_option(name: str, default: str, help_: str) -> Any:
@@ -74,7 +70,7 @@ def numbers_option(name: str, default: str, help_: str) -> Any:
 
 
 def file_option(name: str, help_: str, *, exists: bool = False) -> Any:
-    path = click.Path(path_type=Path, exists=exists, dir_okay=False)
+    path = UserPath(exists=exists, dir_okay=False)
     return click.option(name, type=path, metavar="FILE", help=help_)
 
 
@@ -113,9 +109,8 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Output format.")
 @file_option("--plot", "Also draw speed and memory against context length: .png or .svg.")
 @click.option("--submit", is_flag=True, help="Also write a report to paste into an issue.")
-@memory_options
-@threads_option
-def bench(model: str, **given: Any) -> None:
+@pass_model_options
+def bench(model: str, model_options: ModelOptions, **given: Any) -> None:
     """Measure MODEL on this machine: start, prefill, decode and memory, each beside what the machine allows.
 
     Ctrl-C ends it and prints what is done.
@@ -125,9 +120,12 @@ def bench(model: str, **given: Any) -> None:
         **given | {name: tuple(count for count in given[name] if count) for name in ("prompt", "generate")}
     )
     _check_options(context, options)
-    use_threads(options.threads)
+    use_threads(model_options.threads)
     with _folder(model, options.random_weights) as folder:
-        finished = (_compare if options.against else _measure)(context, folder, options)
+        if options.against:
+            finished = _compare(context, folder, options)
+        else:
+            finished = _measure(context, folder, options, model_options)
     if not finished:
         click.echo("interrupted", err=True)
         context.exit(130)
@@ -175,7 +173,7 @@ def _folder(model: str, random_weights: str | None) -> Iterator[Path]:
         yield folder
 
 
-def _measure(context: click.Context, folder: Path, options: BenchOptions) -> bool:
+def _measure(context: click.Context, folder: Path, options: BenchOptions, model_options: ModelOptions) -> bool:
     """Measure and print; return whether it came to its end."""
     from ..bench import baseline
     from ..bench.facts import BenchmarkSpec, facts_of, setup_of
@@ -194,7 +192,7 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions) -> boo
         profile=options.profile,
         replay=RoutingTrace.load(options.replay_routing) if options.replay_routing else None,
     )
-    plan = _plan(folder, options, spec.context)
+    plan = _plan(folder, model_options, spec.context)
     earlier = baseline.read_baseline(options.baseline) if options.baseline else None
     if earlier:
         model = facts_of(folder, MemoryEstimate(folder))
@@ -210,7 +208,7 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions) -> boo
     return results.finished
 
 
-def _plan(folder: Path, options: BenchOptions, needed: int) -> MemoryPlan:
+def _plan(folder: Path, options: ModelOptions, needed: int) -> MemoryPlan:
     """A plan with room for what is measured, where no context is asked for. Raises GptOssError."""
     from ..model.recognition import open_converted
 
@@ -219,10 +217,9 @@ def _plan(folder: Path, options: BenchOptions, needed: int) -> MemoryPlan:
             f"{needed:,} tokens of context are needed, and this model has {longest:,}:"
             " give less --depth, --prompt or --generate"
         )
-    asked = {"memory": options.memory, "context": options.context, "kv_bits": options.kv_bits}
-    if options.context is None and plan_memory(folder, asked).settings.context < needed:
-        asked["context"] = needed
-    return plan_to_keep(folder, asked)
+    if options.context is None and plan_memory(folder, options).settings.context < needed:
+        options = replace(options, context=needed)
+    return plan_to_keep(folder, options)
 
 
 def _command(context: click.Context) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,20 @@ from ..memory.system import parse_size
 from ..model.model_store import home, last_used, remember
 from ..untrusted import os_error_text
 from .completion import complete_sessions
-from .loading import convert_with_progress, load_model, print_report, warn_without_kernels
-from .options import Size, Text, memory_options, model_argument, threads_option
+from .conversion import convert_with_progress, print_report
+from .loading import load_model, warn_without_kernels
+from .options import (
+    ChatOptions,
+    ModelOptions,
+    Size,
+    Text,
+    ToolOptions,
+    UserPath,
+    model_argument,
+    pass_chat_options,
+    pass_model_options,
+    pass_tool_options,
+)
 from .output import print_text
 
 if TYPE_CHECKING:
@@ -27,72 +41,11 @@ if TYPE_CHECKING:
     from ..engine.generate import Model
     from ..engine.sampling import Sampling
     from ..harmony.parse import ToolCall
+    from ..tools.toolbox import Builtin, Function
 
 
 NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
-
-
-def sampling_options(command: Callable) -> Callable:
-    """The options that decide how tokens are chosen; they arrive as `sampling`, ready to use."""
-    options = [
-        click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."),
-        click.option(
-            "--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest tokens up to this sum."
-        ),
-        click.option("--top-k", type=int, default=0, show_default=True, help="Keep this many tokens; 0 keeps all."),
-        click.option(
-            "--min-p", type=float, default=0.0, show_default=True, help="Drop tokens below this share of the likeliest."
-        ),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            default=1.0,
-            show_default=True,
-            help="Above 1 makes repeats less likely.",
-        ),
-        click.option("--seed", type=int, show_default="a new one each time", help="Same seed, same tokens."),
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(min=1),
-            show_default="as many as the context has",
-            help="Stop an answer after this many tokens.",
-        ),
-        click.option(
-            "--reasoning",
-            type=click.Choice(["none", "low", "medium", "high"]),
-            default="medium",
-            show_default=True,
-            help="How long to think.",
-        ),
-        click.option(
-            "--max-reasoning",
-            type=click.IntRange(min=0),
-            show_default="no limit",
-            help="After this many tokens of reasoning, answer.",
-        ),
-        click.option("--system", type=Text(), metavar="TEXT", help="Instructions for the whole conversation."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def tool_options(command: Callable) -> Callable:
-    """The options that decide what the model may do beside talking; `_tools` makes something of them."""
-    file, folder = (
-        click.Path(path_type=Path, exists=True, dir_okay=kind, file_okay=not kind) for kind in (False, True)
-    )
-    options = [
-        click.option("--tools", type=file, metavar="FILE", help="Functions to call, in TOML: see examples/tools.toml."),
-        click.option("--python", is_flag=True, help="Let the model run Python, in a sandbox without network."),
-        click.option("--unsafe-python", is_flag=True, help="The same without a sandbox: it can do what you can."),
-        click.option("--browse", type=folder, metavar="DIR", help="Let the model search and read the files of DIR."),
-        click.option("-y", "--yes", is_flag=True, help="Run what the model calls without asking."),
-        click.option("--json-schema", type=file, metavar="FILE", help="Answer in JSON that follows this schema."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+DEMO = ChatOptions(temperature=0, max_tokens=400)
 
 
 @click.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
@@ -103,112 +56,133 @@ def tool_options(command: Callable) -> Callable:
     flag_value="",
     metavar="[NAME]",
     shell_complete=complete_sessions,
-    help="Go on with a session, or with the latest.",
+    help="Resume the session NAME, or the latest.",
 )
-@sampling_options
-@tool_options
-@memory_options
-@threads_option
+@pass_chat_options
+@pass_tool_options
+@pass_model_options
 @click.option(
     "--when-full",
     type=click.Choice(["refuse", "drop"]),
     default="refuse",
     show_default=True,
-    help="When the context is full: refuse to go on, or drop the oldest turns.",
+    help="When the context is full, refuse new messages or drop the oldest turns.",
 )
-@click.option("--no-kv", is_flag=True, help="Keep no KV state with the session: it will be read again.")
-@click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Of the KV states of all sessions.")
-@click.option("--show-reasoning/--hide-reasoning", default=None, show_default="folded when the answer starts")
-@click.option("--plain", is_flag=True, help="Redraw nothing, and say in words what each thing is.")
-def chat(model: str | None, resume: str | None, show_reasoning: bool | None, **options: Any) -> None:
+@click.option("--no-kv", is_flag=True, help="Don't save the KV cache; resuming re-reads the chat.")
+@click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Disk limit for saved KV caches.")
+@click.option(
+    "--show-reasoning/--hide-reasoning",
+    default=None,
+    show_default="shown until the answer starts",
+    help="Keep the reasoning on the screen, or hide it.",
+)
+@click.option("--plain", is_flag=True, help="Plain output with labels, for screen readers.")
+def chat(
+    model: str | None,
+    resume: str | None,
+    when_full: str,
+    no_kv: bool,
+    kv_limit: str,
+    show_reasoning: bool | None,
+    plain: bool,
+    chat_options: ChatOptions,
+    tool_options: ToolOptions,
+    model_options: ModelOptions,
+) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one of the session, or used last. Every
-    chat is a session on this disk: `gptoss-mlx sessions` lists them.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the session's model or the one used
+    last. Chats are saved as sessions: see `gptoss-mlx sessions`.
     """
     from ..chat.store import Store, sessions_folder
 
     store = Store(sessions_folder())
-    kept = None if resume is None else store.find(resume)
-    more = _tools(options) | {"drop_when_full": options["when_full"] == "drop"}
+    saved = None if resume is None else store.find(resume)
+    new_session = _session_maker(chat_options, tool_options, drop_when_full=when_full == "drop")
     from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
 
-    autosave = SessionAutosave(store, kept, kv_limit=None if options["no_kv"] else parse_size(options["kv_limit"]))
+    autosave = SessionAutosave(store, saved, kv_limit=None if no_kv else parse_size(kv_limit))
 
     def load(name: str) -> Session:
-        session = _session(load_model(name, options), options, **more)
+        session = new_session(load_model(name, model_options))
         remember(session.model.path)
         return session
 
-    name = model or _model_of(kept)
+    session = load(model or _model_of(saved))
+    if saved:
+        _resume(session, autosave, chat_options)
     run(
-        _resumed(load(name), autosave, options) if kept else load(name),
+        session,
         show_reasoning=show_reasoning,
         history=home() / "history",
         autosave=autosave,
         load=load,
-        yes=options["yes"],
-        plain=options["plain"],
+        yes=tool_options.yes,
+        plain=plain,
     )
 
 
-def _resumed(session: Session, autosave: SessionAutosave, options: dict[str, Any]) -> Session:
-    """The session as it was kept, but for what the command line says; tells if it has to be read again."""
-    autosave.resume(session)
-    given = click.get_current_context().get_parameter_source
-    if given("system") == ParameterSource.COMMANDLINE:
-        session.instructions = options["system"]
-    if given("reasoning") == ParameterSource.COMMANDLINE:
-        session.set_reasoning_effort(options["reasoning"])
-    turns = sum(message.role == "user" for message in session.messages)
-    line = f"{autosave.name} goes on, after {turns} turn{'s' * (turns != 1)}"
-    instructions, _ = session.token_counts
-    why = autosave.reading_again
-    if why is None and session.unread > session.prompt_tokens - instructions:
-        why = "its instructions, tools or reasoning are others"
-    if why:
-        line += f"; {why}, so that {session.unread:,} tokens are read again"
-    click.echo(printable(line), err=True)
-    return session
-
-
-def _model_of(kept: SessionEntry | None) -> str:
+def _model_of(saved: SessionEntry | None) -> str:
     """The model of a session, or else the one used last."""
     from ..chat.transcript import Transcript
 
-    return str((kept and Transcript.read(kept.transcript).model) or last_used() or "gpt-oss-20b")
+    return str((saved and Transcript.read(saved.transcript).model) or last_used() or "gpt-oss-20b")
+
+
+def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -> None:
+    """Restore the session as it was saved, but for what the command line says; report what has to be read again."""
+    autosave.resume(session)
+    given = click.get_current_context().get_parameter_source
+    if given("system") == ParameterSource.COMMANDLINE:
+        session.instructions = options.system
+    if given("reasoning") == ParameterSource.COMMANDLINE:
+        session.set_reasoning_effort(options.reasoning)
+    turns = session.transcript.turns
+    line = f"Resuming {autosave.name} ({turns} turn{'s' * (turns != 1)})."
+    instructions, _ = session.token_counts
+    why = autosave.reread_reason
+    if why is None and session.unread > session.prompt_tokens - instructions:
+        why = "the prompt changed"
+    if why:
+        line += f" {why[0].upper()}{why[1:]}; re-reading {session.unread:,} tokens."
+    click.echo(printable(line), err=True)
 
 
 @click.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
-@click.option(
-    "-p", "--prompt", type=Text(), metavar="TEXT", help="What to say; standard input, if there is any, follows it."
-)
-@sampling_options
-@tool_options
-@memory_options
-@threads_option
+@click.option("-p", "--prompt", type=Text(), metavar="TEXT", help="The prompt; piped standard input is appended to it.")
+@pass_chat_options
+@pass_tool_options
+@pass_model_options
 @click.option(
     "--record-routing",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
-    help="Also write which experts each token went to, for bench --replay-routing.",
+    help="Record the experts that each token used, for `bench --replay-routing`.",
 )
-def generate(model: str | None, prompt: str | None, record_routing: Path | None, **options: Any) -> None:
-    """Answer once: the answer alone goes to standard output.
+def generate(
+    model: str | None,
+    prompt: str | None,
+    record_routing: Path | None,
+    chat_options: ChatOptions,
+    tool_options: ToolOptions,
+    model_options: ModelOptions,
+) -> None:
+    """Answer one prompt; only the answer goes to standard output.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id; without it, the one used last.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last.
     """
-    sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     begun = _piped(1)
     if not (prompt or begun):
         raise NOTHING_TO_ANSWER
-    more = _tools(options) | {"approve": _approval(options["yes"])}
+    new_session = _session_maker(chat_options, tool_options, approve=_approval(tool_options.yes))
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
     with (
-        closing(_session(load_model(model or _model_of(None), options), options, **more)) as session,
+        closing(new_session(load_model(model or _model_of(None), model_options))) as session,
         _recorded(session.model, record_routing) if record_routing else nullcontext(),
     ):
         _generate(session, _question(prompt, begun, session.longest_text))
@@ -216,7 +190,7 @@ def generate(model: str | None, prompt: str | None, record_routing: Path | None,
 
 @contextmanager
 def _recorded(model: Model, file: Path) -> Iterator[None]:
-    """Write to `file`, however the block ends, where its tokens went."""
+    """Write to `file`, however the block ends, which experts its tokens used."""
     from ..bench.routing import recording
 
     with recording(model) as recorder:
@@ -226,29 +200,29 @@ def _recorded(model: Model, file: Path) -> Iterator[None]:
             recorder.trace().save(file)
 
 
-def _question(prompt: str | None, begun: str, most: int) -> str:
-    """The prompt, and behind it what is piped in, which has `begun`: as is, and cut, where it has more than `most`
-    characters, for which no context has room."""
-    piped = begun and begun + _piped(most)
-    text = "\n\n".join(part for part in (prompt, piped if len(piped) > most else piped.strip()) if part)
+def _question(prompt: str | None, begun: str, maximum: int) -> str:
+    """The prompt, and after it what is piped in, of which `begun` is read. What has more than `maximum` characters fits
+    no context: it is cut, and otherwise left as is."""
+    piped = begun and begun + _piped(maximum)
+    text = "\n\n".join(part for part in (prompt, piped if len(piped) > maximum else piped.strip()) if part)
     if not text:
         raise NOTHING_TO_ANSWER
     return text
 
 
-def _piped(most: int) -> str:
+def _piped(maximum: int) -> str:
     """At most so many characters of standard input, if it is not a person's."""
     if sys.stdin.isatty():
         return ""
     try:
-        return sys.stdin.read(most)
+        return sys.stdin.read(maximum)
     except OSError as error:
         raise GptOssError(f"cannot read standard input: {os_error_text(error)}") from None
 
 
 def _approval(yes: bool) -> Approve:
     """Show on standard error what a tool would do, and ask where somebody can answer."""
-    from ..terminal.screen import call_text
+    from ..terminal.safe_text import call_text
 
     def approve(call: ToolCall, preview: str) -> bool:
         click.echo(call_text(call.name, preview), err=True)
@@ -272,16 +246,19 @@ def _generate(session: Session, text: str) -> None:
         click.echo()
     if repeated := session.stats[-1].repeated:
         raise GptOssError(
-            f"the model was repeating {repeated}, and was stopped: try --repetition-penalty 1.1, or another --seed"
+            f"stopped, because the model was repeating {repeated}: try --repetition-penalty 1.1, or another --seed"
         )
     if not session.stats[-1].finished:
-        state = "broke off" if written else "has no final part"
-        raise GptOssError(f"the answer {state}: raise --max-tokens or --context, or lower --reasoning")
+        problem = "the model stopped in the middle of its answer" if written else "the model stopped before answering"
+        raise GptOssError(f"{problem}: raise --max-tokens or --context, or lower --reasoning")
 
 
 @click.command(epilog="Example: gptoss-mlx demo")
 def demo() -> None:
-    """Convert the small embedded model, ask it three questions, and stay in the chat."""
+    """Convert a small model, ask it three questions, and chat.
+
+    The model is included in gptoss-mlx, so that nothing is downloaded.
+    """
     import shutil
 
     from ..demo import CHECKPOINT, FUNCTIONS, QUESTIONS
@@ -290,10 +267,8 @@ def demo() -> None:
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     print_report(convert_with_progress(str(CHECKPOINT), folder))
-    options = {"system": None, "reasoning": "medium", "max_tokens": 400, "max_reasoning": None}
-    options |= dict.fromkeys(("memory", "context", "kv_bits", "threads"))
-    greedy = dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty", "seed")) | {"temperature": 0.0}
-    session = _session(load_model(str(folder), options), options | greedy, functions=FUNCTIONS)
+    new_session = _session_maker(DEMO, ToolOptions(), functions=FUNCTIONS)
+    session = new_session(load_model(str(folder), ModelOptions()))
     for question in QUESTIONS:
         ask(session, question, show_reasoning=True)
         session.reset()
@@ -302,47 +277,55 @@ def demo() -> None:
     warn_without_kernels()
 
 
-def _tools(options: dict[str, Any]) -> dict[str, Any]:
-    """What `Session` takes of the tool options. What is wrong with them shows before a model is loaded."""
-    made: dict[str, Any] = {"functions": [], "builtins": []}
-    if options["json_schema"]:
+def _session_maker(
+    chat: ChatOptions, tools: ToolOptions, functions: Sequence[Function] = (), **more: Any
+) -> Callable[[Model], Session]:
+    """What makes a session of a model. What is wrong with the files of the options shows now, before one is loaded."""
+    schema = None
+    if tools.json_schema:
         from ..engine.json_grammar import load_schema
 
-        made["response_schema"] = load_schema(options["json_schema"])
-    if options["tools"]:
+        schema = load_schema(tools.json_schema)
+    if tools.tools:
         from ..tools.commands import load_tools
 
-        made["functions"] = load_tools(options["tools"])
-    if options["browse"]:
+        functions = load_tools(tools.tools)
+    builtins = list(_builtins(tools))
+
+    def new_session(model: Model) -> Session:
+        from ..chat.session import Session
+
+        return Session(
+            model,
+            functions=functions,
+            builtins=builtins,
+            response_schema=schema,
+            sampling=_sampling(chat),
+            instructions=chat.system,
+            reasoning_effort=chat.reasoning,
+            max_tokens=chat.max_tokens,
+            max_reasoning=chat.max_reasoning,
+            **more,
+        )
+
+    return new_session
+
+
+def _builtins(tools: ToolOptions) -> Iterator[Builtin]:
+    if tools.browse:
         from ..tools.browser import Browser
 
-        made["builtins"].append(Browser(options["browse"]))
-    if options["python"] or options["unsafe_python"]:
+        yield Browser(tools.browse)
+    if tools.python or tools.unsafe_python:
         from ..tools.python import PythonTool
 
-        made["builtins"].append(PythonTool(unsafe=options["unsafe_python"]))
-    return made
+        yield PythonTool(unsafe=tools.unsafe_python)
 
 
-def _session(model: Model, options: dict[str, Any], **more: Any) -> Session:
-    from ..chat.session import Session
-
-    return Session(
-        model,
-        instructions=options["system"],
-        reasoning_effort=options["reasoning"],
-        sampling=_sampling(options),
-        max_tokens=options["max_tokens"],
-        max_reasoning=options["max_reasoning"],
-        **more,
-    )
-
-
-def _sampling(options: dict[str, Any]) -> Sampling:
+def _sampling(chat: ChatOptions) -> Sampling:
     from ..engine.sampling import Sampling
 
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
-    return Sampling(**{name: options[name] for name in names if options[name] is not None})
+    return Sampling(**{field.name: getattr(chat, field.name) for field in fields(Sampling)})
 
 
 COMMANDS = (chat, generate, demo)

@@ -1,4 +1,4 @@
-"""`convert`, `inspect`, `compare`, `verify` and `upload`: the commands about files of weights."""
+"""`convert`, `inspect`, `compare`, `verify` and `upload`: the commands that handle checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import click
 
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
-from ..model.model_store import SHORT_NAMES, ModelMissing, resolve
+from ..model.model_store import ModelMissing, hub_id, resolve
 from ..untrusted import os_error_text, read_named
 from .completion import complete_models, complete_recipes, complete_sources
-from .loading import convert_with_progress, print_report
-from .options import model_argument
+from .conversion import convert_with_progress, print_report
+from .options import UserPath, model_argument
+from .output import print_text
 
 if TYPE_CHECKING:
     from gptoss_convert.inspection import Subject
@@ -26,24 +27,22 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 @click.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
 @click.argument("source", shell_complete=complete_sources)
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest", type=UserPath())
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
     default=DEFAULT_RECIPE,
     show_default=True,
     shell_complete=complete_recipes,
-    help="One below, or a .toml.",
+    help="A recipe from the list above, or a .toml file.",
 )
-@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge this LoRA adapter.")
-@click.option(
-    "--calibrate", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by what this text uses."
-)
-@click.option("--keep-source", is_flag=True, help="Keep what is downloaded in the hub's cache.")
-@click.option("--verify", "compare", is_flag=True, help="Compare the result with its source, as `compare` does.")
+@click.option("--revision", show_default="main", help="Branch, tag or commit on Hugging Face.")
+@click.option("--adapter", type=UserPath(), metavar="DIR", help="Merge this LoRA adapter.")
+@click.option("--calibrate", type=UserPath(), metavar="FILE", help="Calibrate quantization on this text.")
+@click.option("--keep-source", is_flag=True, help="Keep the downloaded checkpoint in Hugging Face's cache.")
+@click.option("--verify", "compare", is_flag=True, help="Compare the result with SOURCE, as `compare` does.")
 @click.option("--upload", "repository", metavar="OWNER/NAME", help="Upload the result, as `upload` does.")
-@click.option("--dry-run", is_flag=True, help="Instead of uploading, print the model card and the files.")
+@click.option("--dry-run", is_flag=True, help="With --upload: print the model card and the files instead.")
 def convert(
     source: str,
     dest: Path,
@@ -54,7 +53,10 @@ def convert(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Convert SOURCE, a folder or a hub id, into the new MLX folder DEST. What is interrupted goes on when run again.
+    """Convert the checkpoint SOURCE into the new MLX folder DEST.
+
+    SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. An interrupted conversion resumes when the same
+    command runs again. The recipes:
 
     \b
     mxfp4-q4        experts as published, all else 4-bit
@@ -67,12 +69,10 @@ def convert(
     from gptoss_convert.recipes import RecipeError
 
     if dry_run and repository is None:
-        raise click.UsageError("--dry-run goes with --upload OWNER/NAME")
+        raise click.UsageError("--dry-run is for --upload OWNER/NAME")
     text = _text(calibrate) if calibrate else None
     try:
-        report = convert_with_progress(
-            SHORT_NAMES.get(source, source), dest, recipe=recipe, calibration=text, verify=compare, **options
-        )
+        report = convert_with_progress(hub_id(source), dest, recipe=recipe, calibration=text, verify=compare, **options)
     except RecipeError as error:
         raise click.UsageError(str(error)) from None
     print_report(report)
@@ -87,14 +87,14 @@ def convert(
 @click.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
 @click.argument("path", shell_complete=complete_models)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
-@click.option("--tensor", metavar="NAME", help="One tensor: shape, statistics, histogram.")
-@click.option("--revision", show_default="main", help="Branch, tag or commit of a hub id.")
+@click.option("--tensor", metavar="NAME", help="Show one tensor: shape, statistics, histogram.")
+@click.option("--revision", show_default="main", help="Branch, tag or commit on Hugging Face.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
-    """Say what a checkpoint holds, a source or a converted folder: from its headers, without reading weights.
+    """Show what a checkpoint, original or converted, contains. Reads its headers, no weights.
 
-    PATH is a folder, gpt-oss-20b, gpt-oss-120b, or a hub id. What has not been converted here is looked at on the hub:
-    its headers are downloaded, and with --tensor the bytes of that tensor.
+    PATH is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. Of a model that is not installed, the headers are
+    downloaded, and with --tensor the bytes of that tensor.
     """
     from dataclasses import asdict
 
@@ -113,11 +113,11 @@ def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | N
 
 
 def _subject(name: str, revision: str | None) -> Subject:
-    """A folder that is here; else, or where a revision is asked for, the repository on the hub."""
+    """A folder on this machine; else, or where a revision is asked for, the repository on the hub."""
     from gptoss_convert.inspection import Subject
 
     if revision is not None and Path(name).expanduser().is_dir():
-        raise click.UsageError("--revision is for a hub id, and this is a folder")
+        raise click.UsageError("--revision is for a Hugging Face id, and this is a folder")
     if revision is None:
         try:
             return Subject.of_folder(resolve(name))
@@ -125,28 +125,35 @@ def _subject(name: str, revision: str | None) -> Subject:
             name = missing.repository
     from gptoss_convert.hub import Repository
 
-    return Subject.of_repository(Repository.open(SHORT_NAMES.get(name, name), revision))
+    return Subject.of_repository(Repository.open(hub_id(name), revision))
 
 
 @click.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=UserPath())
 @model_argument()
 @click.option(
     "--text",
     "file",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="FILE",
     show_default="a built-in text",
-    help="What to predict.",
+    help="The text to predict.",
 )
-@click.option("--tokens", type=click.IntRange(1), default=1024, show_default=True, help="At most, of the text.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    metavar="N",
+    default=1024,
+    show_default=True,
+    help="Read at most N tokens of the text.",
+)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def compare(source: Path, model: str, file: Path | None, tokens: int, show_tensors: bool, as_json: bool) -> None:
-    """Say how far MODEL, a converted folder, is from the checkpoint SOURCE that it was made from.
+    """Measure how far a converted MODEL is from its SOURCE.
 
-    Of every tensor the error; and on a text, computed in FP32 with the weights of each, the divergence of the
-    predictions (KL, in nats), the perplexity of both, and how often they agree on the likeliest token.
+    Reports the error of every tensor. On a text, computed in FP32 with both sets of weights, reports the KL divergence
+    of the predictions (in nats), both perplexities, and how often both predict the same token.
     """
     from gptoss_convert import fidelity
     from gptoss_convert.sources import Source
@@ -171,7 +178,7 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
 @click.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
 @model_argument()
 def verify(model: str) -> None:
-    """Read every byte of a converted folder, and check it against the checksums that its conversion wrote."""
+    """Check every byte of a converted MODEL by its checksum."""
     from gptoss_convert import Progress
     from gptoss_convert.verification import verify as check
 
@@ -184,18 +191,18 @@ def verify(model: str) -> None:
         click.echo(printable(line))
     if wrong:
         raise GptOssError(f"{folder} is damaged: convert it again")
-    click.echo("every file is what was written")
+    click.echo("every file matches its checksum")
 
 
 @click.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
 @model_argument()
 @click.argument("repository", metavar="OWNER/NAME")
-@click.option("--dry-run", is_flag=True, help="Print the model card and the files, and open no connection.")
+@click.option("--dry-run", is_flag=True, help="Print the model card and the files instead, without a connection.")
 def upload(model: str, repository: str, dry_run: bool) -> None:
-    """Upload MODEL, a converted folder, to the hub repository OWNER/NAME, with a model card.
+    """Upload the converted MODEL to Hugging Face, with a model card.
 
-    The repository is made if it is not there yet, and so is the card if the folder has no README.md. An upload that
-    broke off goes on when it is run again.
+    Creates the repository OWNER/NAME if it does not exist, and the card if the folder has no README.md. An interrupted
+    upload resumes when the same command runs again.
     """
     _upload(resolve(model), repository, dry_run)
 
@@ -205,13 +212,14 @@ def _upload(folder: Path, repository: str, dry_run: bool) -> None:
     from gptoss_convert.publishing import upload as run
 
     if not dry_run:
-        click.echo(run(folder, repository, _tell_uploaded))
+        click.echo(run(folder, repository, _report_uploaded))
         return
     files = contents(folder, repository)
-    click.echo(files[CARD].decode())
+    card = files[CARD]
+    print_text((card if isinstance(card, bytes) else read_named(card, MAX_TEXT)).decode(errors="replace") + "\n")
     for name, content in files.items():
         click.echo(f"{size_text(size_of(content)):>10}  {printable(name)}")
-    click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in all, to {repository}")
+    click.echo(f"{size_text(sum(map(size_of, files.values()))):>10}  in total, to {repository}")
 
 
 def _text(file: Path) -> str:
@@ -223,7 +231,7 @@ def _text(file: Path) -> str:
         raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
 
 
-def _tell_uploaded(name: str, size: int) -> None:
+def _report_uploaded(name: str, size: int) -> None:
     click.echo(f"{printable(name)}, {size_text(size)}", err=True)
 
 

@@ -1,4 +1,4 @@
-"""What can follow on a command line, beyond what click knows: models, recipes, devices, commands.
+"""Completion in shells: the command `completion`, and candidates that click does not know: models, recipes, devices.
 
 Runs at each press of Tab, so that it reads names and imports nothing heavy. Folders and files are left to the shell.
 """
@@ -6,8 +6,7 @@ Runs at each press of Tab, so that it reads names and imports nothing heavy. Fol
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,14 +15,30 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from ..chat.store import Store, sessions_folder
 from ..model.model_store import SHORT_NAMES, converted
+from ..untrusted import parse_toml
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-def script(commands: click.Group, program: str, shell: str) -> str:
-    """What a shell has to run to ask `program` for completions; one of SHELLS."""
+@click.command(epilog="Example: gptoss-mlx completion zsh")
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script that lets SHELL complete with Tab.
+
+    It completes commands, options, models and sessions. To install it:
+
+    \b
+    bash  echo 'eval "$(gptoss-mlx completion bash)"' >> ~/.bashrc
+    zsh   echo 'autoload -U compinit; compinit; eval "$(gptoss-mlx completion zsh)"' >> ~/.zshrc
+    fish  gptoss-mlx completion fish > ~/.config/fish/completions/gptoss-mlx.fish
+    """
+    root = context.find_root()
+    program = str(root.info_name)
+    made = get_completion_class(shell)
+    assert made, f"click completes in each of {SHELLS}"
     variable = f"_{program}_COMPLETE".replace("-", "_").upper()
-    return get_completion_class(shell)(commands, {}, program, variable).source()
+    click.echo(made(root.command, {}, program, variable).source())
 
 
 def complete_models(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -35,19 +50,11 @@ def complete_sources(context: click.Context, parameter: click.Parameter, typed: 
 
 
 def complete_recipes(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    # Beside the package, which would import NumPy.
-    file = Path(find_spec("gptoss_convert").origin).with_name("recipes.toml")
-    return _items("file", tomllib.loads(file.read_text(encoding="utf-8")), typed)
+    return _items("file", parse_toml(_beside("gptoss_convert", "recipes.toml")), typed)
 
 
 def complete_devices(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    file = Path(find_spec("gptoss_mlx.memory").origin).with_name("devices.json")  # its module would import NumPy
-    return _items(None, json.loads(file.read_text(encoding="utf-8")), typed)
+    return _items(None, json.loads(_beside("gptoss_mlx.memory", "devices.json")), typed)
 
 
 def complete_sessions(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -55,10 +62,27 @@ def complete_sessions(context: click.Context, parameter: click.Parameter, typed:
 
 
 def complete_commands(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    return _items(None, context.find_root().command.commands, typed)
+    return _items(None, commands_of(context.find_root()), typed)
+
+
+def commands_of(context: click.Context) -> Mapping[str, click.Command]:
+    """The commands of a group, by name."""
+    assert isinstance(context.command, click.Group)
+    return context.command.commands
+
+
+def _beside(package: str, name: str) -> bytes:
+    """A file in a package, which is not imported, because it would import NumPy."""
+    spec = find_spec(package)
+    origin = spec and spec.origin
+    assert origin, f"{package} is installed with this module"
+    return Path(origin).with_name(name).read_bytes()
 
 
 def _items(paths: str | None, names: Iterable[str], typed: str) -> list[CompletionItem]:
-    """The names that begin so, and paths of a kind. These first: behind names, bash would forget the names."""
+    """The names that begin so, and paths of a kind. Paths first: after names, bash would forget the names."""
     items = [CompletionItem(name) for name in names if name.startswith(typed)]
     return items if paths is None else [CompletionItem(typed, type=paths), *items]
+
+
+COMMANDS = (completion,)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import GptOssError, printable
-from ..memory.system import size_text
 from .completion import complete_models
 from .loading import model_folder, plan_to_keep, use_threads
-from .options import Numbers, Text, memory_options, model_argument, threads_option
+from .options import ModelOptions, Numbers, Text, UserPath, model_argument, pass_model_options
 
 if TYPE_CHECKING:
     from ..evaluation.report import EvaluationReport
@@ -27,7 +26,7 @@ USUAL_ANSWER = 4096  # the default of --max-tokens
 MIN_NEEDLE = 1024  # evaluation.needle.MIN_CONTEXT, which takes long to import
 
 
-FILE = click.Path(path_type=Path, dir_okay=False)
+FILE = UserPath(dir_okay=False)
 
 
 @dataclass(frozen=True)
@@ -46,10 +45,6 @@ class EvalOptions:
     max_tokens: int
     show_wrong: bool
     form: str
-    memory: str | None
-    context: int | None
-    kv_bits: str | None
-    threads: int | None
 
 
 @click.command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
@@ -96,12 +91,11 @@ class EvalOptions:
     help="Maximum tokens of an answer to a prompt.",
 )
 @click.option("--show-wrong", is_flag=True, help="List the prompts that were answered wrong.")
-@memory_options
-@threads_option
+@pass_model_options
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )
-def evaluate(model: str, **given: Any) -> None:
+def evaluate(model: str, model_options: ModelOptions, **given: Any) -> None:
     """Measure what MODEL predicts and answers: by default, the perplexity of a built-in text.
 
     The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
@@ -118,17 +112,17 @@ def evaluate(model: str, **given: Any) -> None:
     options = EvalOptions(**given)
     folder = model_folder(model)
     reference = None if options.reference is None else model_folder(options.reference)
-    use_threads(options.threads)
+    use_threads(model_options.threads)
     chosen = _chosen(folder, options)
-    asked = {"memory": options.memory, "kv_bits": options.kv_bits, "context": options.context}
-    plan = plan_to_keep(folder, asked if options.context is not None else asked | {"context": chosen.context})
+    context = chosen.context if model_options.context is None else model_options.context
+    plan = plan_to_keep(folder, replace(model_options, context=context))
     from ..engine.interrupts import Interrupted, Interrupts
     from ..evaluation.task import Task
     from ..terminal.progress_bars import evaluation_progress
 
     reference_plan = None
     if reference is not None and chosen.text:
-        reference_plan = plan_to_keep(reference, asked | {"context": chosen.text.context})
+        reference_plan = plan_to_keep(reference, replace(model_options, context=chosen.text.context))
     task = Task(plan, chosen, reference_plan)
     try:
         with Interrupts() as interrupts, evaluation_progress() as show:
@@ -149,7 +143,7 @@ def evaluate(model: str, **given: Any) -> None:
 
 def _print_kept(task: Task) -> None:
     if kept := " and ".join(map(str, task.kept)):
-        line = f"what is done is kept: the same command continues it; to discard it, remove {kept}"
+        line = f"progress is saved: the same command resumes; to discard it, remove {kept}"
         click.echo(printable(line), err=True)
 
 
@@ -208,16 +202,12 @@ def _text(file: Path) -> str:
 
 
 def _contents(file: Path, max_bytes: int) -> bytes:
-    from ..untrusted import open_regular, os_error_text
+    from ..untrusted import os_error_text, read_regular
 
     try:
-        with open_regular(file) as opened:
-            data = opened.read(max_bytes + 1)
+        return read_regular(file, max_bytes)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
-    if len(data) > max_bytes:
-        raise GptOssError(f"{file} has more than {size_text(max_bytes)}: give a part of it")
-    return data
 
 
 COMMANDS = (evaluate,)

@@ -1,4 +1,4 @@
-"""`harmony`: the conversation format, as files."""
+"""`harmony`: files in the models' conversation format."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 import click
 
+from .options import UserPath
 from .output import print_text
 
 
-@click.group()
+@click.group(epilog="Example: gptoss-mlx harmony render conversation.json")
 def harmony() -> None:
-    """Look at the conversation format: what a model is fed, and what its output means."""
+    """Write and read Harmony, the format of prompts and output."""
 
 
 @harmony.command(epilog="Example: gptoss-mlx harmony render conversation.json")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=UserPath(), metavar="FILE...")
 def render(files: tuple[Path, ...]) -> None:
-    """Print the prompt of a conversation in JSON. Several files give one JSON line each."""
+    """Print the prompt for a conversation in JSON. Several files give a JSON line each."""
     from ..harmony.files import render_file
 
     if len(files) == 1:
@@ -30,9 +31,9 @@ def render(files: tuple[Path, ...]) -> None:
 
 
 @harmony.command(epilog="Example: gptoss-mlx harmony parse output.txt")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=UserPath(), metavar="FILE...")
 def parse(files: tuple[Path, ...]) -> None:
-    """Print what raw model output, or the log of a conversation, means. Several files give one JSON line each."""
+    """Print the messages in raw model output, as JSON. Several files give a JSON line each."""
     from ..harmony.files import parse_file
 
     if len(files) == 1:

@@ -1,9 +1,8 @@
-"""`plan` and `doctor`: what this machine gives, and what a model takes of it."""
+"""`plan` and `doctor`: the memory that a model takes, and what this machine has."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -11,12 +10,12 @@ from ..errors import GptOssError
 from ..model.model_store import resolve
 from .completion import complete_devices
 from .loading import plan_memory
-from .options import memory_options, model_argument
+from .options import ModelOptions, model_argument, pass_plan_options
 
 
 @click.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
 @model_argument()
-@memory_options
+@pass_plan_options
 @click.option(
     "--device",
     metavar="NAME",
@@ -25,9 +24,12 @@ from .options import memory_options, model_argument
     help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
-    """Say what MODEL will take in memory, and what is given up so that it fits. Reads headers, no weights."""
-    made = plan_memory(resolve(model), options, device)
+def plan(model: str, device: str | None, as_json: bool, model_options: ModelOptions) -> None:
+    """Show how MODEL will fit into memory.
+
+    A row for each part, and what is given up to make it fit. Reads no weights.
+    """
+    made = plan_memory(resolve(model), model_options, device)
     if as_json:
         click.echo(json.dumps(made.as_dict(), indent=1))
         return
@@ -38,10 +40,10 @@ def plan(model: str, device: str | None, as_json: bool, **options: Any) -> None:
 
 @click.command(epilog="Example: gptoss-mlx doctor --self-test")
 @click.option(
-    "--self-test", "as_test", is_flag=True, help="Also check that this machine computes right (some seconds)."
+    "--self-test", "as_test", is_flag=True, help="Also check that this machine computes correctly (a few seconds)."
 )
 def doctor(as_test: bool) -> None:
-    """Say what this machine gives gptoss-mlx: device, kernels, memory, versions."""
+    """Show this machine's device, kernels, memory and versions."""
     from . import self_test
 
     for name, value in self_test.facts():
@@ -53,7 +55,7 @@ def doctor(as_test: bool) -> None:
         failed += not check.passed
         click.echo(f"{check.name:20}{'pass' if check.passed else 'FAIL'}: {check.detail}")
     if failed:
-        raise GptOssError(f"{failed} checks failed")
+        raise GptOssError(f"{failed} of the checks failed")
 
 
 COMMANDS = (plan, doctor)

@@ -1,15 +1,25 @@
-"""Options and arguments that several commands have, each declared once."""
+"""Options that several commands have, each declared once; what they say reaches a command as one frozen dataclass.
+
+What becomes of the values is left to the commands. Sizes and choices stay text until then, for `config` to show.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import partial, wraps
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from ..memory.system import parse_size
+from ..tools import EXAMPLE_FILE
 from .completion import complete_models
+
+Decorator = Callable[[Callable], Callable]
 
 
 class Size(click.ParamType):
@@ -47,30 +57,196 @@ class Numbers(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers, such as 1024,4096", parameter, context)
         if min(numbers) < self.minimum:
-            self.fail(f"{min(numbers)} is too small: give {self.minimum} at least", parameter, context)
+            self.fail(f"{min(numbers)} is too small: give at least {self.minimum}", parameter, context)
         return numbers
+
+
+class UserPath(click.Path):
+    """A path in which `~` is a home also where no shell has expanded it, as in `--adapter=~/lora`."""
+
+    def __init__(self, **checks: bool):
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), parameter, context)
+
+
+class ToolsFile(UserPath):
+    """A file of commands, or `example` for the one that comes with the program."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return EXAMPLE_FILE if value == "example" else super().convert(value, parameter, context)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is loaded; None is left to the memory plan."""
+
+    memory: int | None = None
+    """Bytes."""
+    context: int | None = None
+    """Tokens."""
+    kv_bits: int | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How a model answers: the fields of `Sampling`, then those of a session."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    reasoning: Literal["none", "low", "medium", "high"] = "medium"
+    max_reasoning: int | None = None
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolOptions:
+    """What a model may do beside talking, and the form of its answer."""
+
+    tools: Path | None = None
+    python: bool = False
+    unsafe_python: bool = False
+    browse: Path | None = None
+    yes: bool = False
+    json_schema: Path | None = None
+
+
+def _model_options(
+    memory: str | None, context: int | None, kv_bits: str | None, threads: int | None = None
+) -> ModelOptions:
+    return ModelOptions(
+        memory=None if memory is None else parse_size(memory),
+        context=context,
+        kv_bits=None if kv_bits is None else int(kv_bits),
+        threads=threads,
+    )
+
+
+def _passed_as(name: str, make: Callable[..., Any], *options: Decorator) -> Decorator:
+    """A decorator: the command has these options, and gets what `make` makes of their values as `name`."""
+
+    def decorate(command: Callable) -> Callable:
+        @wraps(command)
+        def run(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in signature(make).parameters if key in values}
+            return command(**{name: make(**own)}, **values)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 model_argument = partial(click.argument, "model", shell_complete=complete_models)
 
-
-threads_option = click.option(
+_PLAN = (
+    click.option("--memory", type=Size(), show_default="all available", help="Memory limit, e.g. 16GB."),
+    click.option("--context", type=int, show_default="as much as fits", help="Context length in tokens."),
+    click.option(
+        "--kv-bits", type=click.Choice(["8", "16"]), show_default="16 if it fits", help="Bits per KV-cache value."
+    ),
+)
+_THREADS = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
     envvar="GPTOSS_MLX_THREADS",
     show_envvar=True,
-    show_default="one for each fast core",
-    help="Threads on a CPU.",
+    show_default="one per fast core",
+    help="CPU threads.",
+)
+pass_plan_options = _passed_as("model_options", _model_options, *_PLAN)
+pass_model_options = _passed_as("model_options", _model_options, *_PLAN, _THREADS)
+
+pass_chat_options = _passed_as(
+    "chat_options",
+    ChatOptions,
+    click.option(
+        "--temperature",
+        type=float,
+        default=ChatOptions.temperature,
+        show_default=True,
+        help="Randomness of the answer; 0 always takes the likeliest token.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=ChatOptions.top_p,
+        show_default=True,
+        help="Keep the likeliest tokens up to this total probability.",
+    ),
+    click.option(
+        "--top-k",
+        type=int,
+        default=ChatOptions.top_k,
+        show_default=True,
+        help="Keep this many of the likeliest tokens; 0 keeps all.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=ChatOptions.min_p,
+        show_default=True,
+        help="Drop tokens below this fraction of the likeliest one's probability.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=ChatOptions.repetition_penalty,
+        show_default=True,
+        help="Above 1, tokens that have occurred become less likely.",
+    ),
+    click.option("--seed", type=int, show_default="random", help="The same seed gives the same answer."),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        show_default="until the context is full",
+        help="Stop an answer after this many tokens.",
+    ),
+    click.option(
+        "--reasoning",
+        type=click.Choice(["none", "low", "medium", "high"]),
+        default=ChatOptions.reasoning,
+        show_default=True,
+        help="Reasoning effort.",
+    ),
+    click.option(
+        "--max-reasoning",
+        type=click.IntRange(min=0),
+        show_default="no limit",
+        help="Stop reasoning, and answer, after this many tokens.",
+    ),
+    click.option("--system", type=Text(), metavar="TEXT", help="System instructions for the whole conversation."),
 )
 
-
-def memory_options(command: Callable) -> Callable:
-    """The options that decide what a model may take; they arrive under their own names."""
-    options = [
-        click.option("--memory", type=Size(), show_default="what is available", help="What to keep to: 16GB, 8GiB."),
-        click.option("--context", type=int, show_default="what fits", help="Tokens that a conversation may have."),
-        click.option("--kv-bits", type=click.Choice(["8", "16"]), show_default="what fits", help="Of keys and values."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+_FILE = UserPath(exists=True, dir_okay=False)
+pass_tool_options = _passed_as(
+    "tool_options",
+    ToolOptions,
+    click.option(
+        "--tools",
+        type=ToolsFile(),
+        metavar="FILE",
+        help="Let the model call the commands in FILE, a TOML file; `example` names one to try.",
+    ),
+    click.option("--python", is_flag=True, help="Let the model run Python in a sandbox without network."),
+    click.option("--unsafe-python", is_flag=True, help="Let the model run Python without a sandbox, with your rights."),
+    click.option(
+        "--browse",
+        type=UserPath(exists=True, file_okay=False),
+        metavar="DIR",
+        help="Let the model search and read the files in DIR.",
+    ),
+    click.option("-y", "--yes", is_flag=True, help="Run tool calls without asking."),
+    click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer in JSON that follows this schema."),
+)

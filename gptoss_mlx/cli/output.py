@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ..terminal.screen import without_controls
+from ..terminal.safe_text import without_controls
 
 
 def print_text(text: str) -> None:

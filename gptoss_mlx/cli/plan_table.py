@@ -13,20 +13,20 @@ from ..memory.system import size_text
 
 def print_plan(plan: MemoryPlan) -> None:
     settings, device = plan.settings, plan.device
-    table = Table("what", "memory", "kind", title=Text(printable(f"{plan.model} on {device.name}")))
+    table = Table("part", "memory", "kind", title=Text(printable(f"{plan.model} on {device.name}")))
     for row in plan.rows:
         kind = "mapped" if row.mapped else "anonymous"
         table.add_row(row.name, size_text(row.bytes), f"{kind}, GPU" if row.on_gpu and device.gpu else kind)
     table.add_section()
-    table.add_row("in all", size_text(plan.total), f"of {size_text(device.memory)}")
+    table.add_row("total", size_text(plan.total), f"of {size_text(device.memory)}")
     if device.gpu:
         table.add_row("on the GPU", size_text(plan.on_gpu), f"of {size_text(device.gpu)}")
     console = Console()
     console.print(table)
     experts = "all" if settings.expert_slots is None else f"{settings.expert_slots} of {plan.experts}"
     console.print(
-        f"context {settings.context:,} tokens, keys and values in {settings.kv_bits} bits, {experts} experts in memory,"
-        f" prefill of {settings.prefill_chunk} tokens at a time",
+        f"context {settings.context:,} tokens, {settings.kv_bits}-bit KV cache, {experts} experts in memory,"
+        f" prefill in chunks of {settings.prefill_chunk} tokens",
         highlight=False,
     )
     for attempt in plan.attempts[:-1]:

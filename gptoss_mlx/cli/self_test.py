@@ -1,4 +1,4 @@
-"""What this machine gives the runtime, and whether the runtime computes right on it: what `gptoss-mlx doctor` prints.
+"""Facts about this machine, and a test whether the runtime computes right on it, for `gptoss-mlx doctor`.
 
 The self-test runs on the embedded checkpoint. It covers what differs from machine to machine: mapped weights, the
 device and its kernels against MLX's operations in FP32 on the CPU, the cache, and memory. It does not cover what
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,16 +26,16 @@ from ..files import free_disk
 from ..memory.system import GIB, cgroup_limit, proc_bytes, size_text, total
 from ..model.model_store import home
 
-# What activations in 8 bits (kernels) or in BF16 (GPU) may cost, as the mean divergence of the distributions of the
-# next token from those in FP32, in nats. On the machines where it was measured it was 100 times less.
+# Limit of the error of activations in 8 bits (kernels) or in BF16 (GPU): the mean KL divergence, in nats, of the
+# next token's distribution from that in FP32. The machines where it was measured had a hundredth of it.
 MAX_DIVERGENCE = 1e-3
-# The same where the work is only divided otherwise.
+# The same where the work is only divided differently.
 MAX_CHUNK_DIVERGENCE = 1e-3
 TOKENS = 300  # of the self-test's text: more than the window of 128
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """What there is, as lines of name and value."""
+    """Names and values, a line each."""
     runtime = device.runtime()
     yield "gptoss-mlx", f"{runtime.version}, MLX {runtime.mlx}, Python {platform.python_version()}"
     yield "system", f"{platform.system()} {platform.release()} on {platform.machine()}"
@@ -45,7 +46,8 @@ def facts() -> Iterator[tuple[str, str]]:
         yield "kernels", f"on, {native.kernels_in_use()}{also}, {native.threads()} threads"
     else:
         yield "kernels", f"off: {kernels.why_not_native()}"
-        yield "for the kernels", kernels.how_to_have_native()
+        if step := kernels.how_to_have_native():
+            yield "to enable them", step
     yield from _memory()
     yield "models", f"{home()}, {size_text(free_disk(home()))} free"
 
@@ -56,9 +58,10 @@ def _memory() -> Iterator[tuple[str, str]]:
     elif sys.platform == "darwin":
         yield "memory", f"{total() / GIB:.1f} GiB"
     if (limit := cgroup_limit()) is not None:
-        yield "memory limit", f"{limit / GIB:.1f} GiB, of this control group"
-    if (gpu := device.gpu()) and gpu.is_unified:
-        yield "GPU limit", f"{gpu.limit / GIB:.1f} GiB in all, {gpu.max_buffer / GIB:.1f} GiB in one buffer"
+        yield "memory limit", f"{limit / GIB:.1f} GiB, set by the control group"
+    if (gpu := device.gpu()) and gpu.is_unified and gpu.limit:
+        limits = ((gpu.limit, "in total"), (gpu.max_buffer, "per buffer"))
+        yield "GPU limit", ", ".join(f"{size / GIB:.1f} GiB {what}" for size, what in limits if size is not None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Check:
 
 
 def self_test() -> Iterator[Check]:
-    """Each check as it is done. A check that cannot be made counts as failed, with the reason."""
+    """Each check when it is done. A check that cannot be made counts as failed, with the reason."""
     from gptoss_convert import RECIPES, convert
 
     from ..demo import CHECKPOINT
@@ -81,7 +84,7 @@ def self_test() -> Iterator[Check]:
         first = next(iter(folders.values()))
         yield _checked("mapped weights", lambda: _mapped(first))
         for recipe, folder in folders.items():
-            yield _checked(f"logits, {recipe}", lambda folder=folder: _logits(folder))
+            yield _checked(f"logits, {recipe}", partial(_logits, folder))
         yield _checked("cache and window", lambda: _cache(first))
     yield _checked("read bandwidth", _bandwidth)
 
@@ -101,16 +104,16 @@ def _mapped(folder: Path) -> tuple[bool, str]:
         got = checkpoint.array(name)
         bits = got.view(mx.uint16) if got.dtype == mx.bfloat16 else got
         if not np.array_equal(np.array(bits), checkpoint.view(name)):
-            return False, f"{name} is not what the file holds"
+            return False, f"{name} differs from its bytes in the file"
     if (gpu := device.gpu()) and not gpu.is_unified:
-        return True, "read into the memory that this GPU has of its own"
+        return True, "read into the GPU's own memory"
     if not checkpoint.is_mapped:
-        return False, "this device did not adopt them: they are read into memory, and a model needs its size twice"
+        return False, "not mapped: weights are copied into memory, and a model takes twice its size"
     return True, f"{len(checkpoint.tensors)} tensors, without a copy"
 
 
 def _ids(model: Model) -> list[int]:
-    """Text that the embedded model knows, as ids: a conversation about sums, long enough to pass the window."""
+    """Token ids of a conversation about sums, which the embedded model knows, longer than the attention window."""
     from ..engine.tokenizer import Tokenizer
     from ..harmony.messages import Conversation, Message
     from ..harmony.render import encode, render
@@ -143,7 +146,7 @@ def _logits(folder: Path) -> tuple[bool, str]:
         ids = _ids(model)
         right = _log_probabilities(model, ids, len(ids))
     divergence = _divergence(right, _log_probabilities(load(folder), ids, len(ids)))
-    return divergence < MAX_DIVERGENCE, f"{divergence:.1e} nats from FP32 on the CPU, at most {MAX_DIVERGENCE:.0e}"
+    return divergence < MAX_DIVERGENCE, f"{divergence:.1e} nats from FP32 on the CPU (limit {MAX_DIVERGENCE:.0e})"
 
 
 def _cache(folder: Path) -> tuple[bool, str]:
@@ -151,11 +154,14 @@ def _cache(folder: Path) -> tuple[bool, str]:
     ids = _ids(model)
     right = _log_probabilities(model, ids, len(ids))
     worst = max(_divergence(right, _log_probabilities(model, ids, chunk)) for chunk in (1, 100, 129))
-    return worst < MAX_CHUNK_DIVERGENCE, f"one by one, in chunks or at once: {worst:.1e} nats apart"
+    return (
+        worst < MAX_CHUNK_DIVERGENCE,
+        f"{worst:.1e} nats between chunks of 1 to {len(ids)} tokens (limit {MAX_CHUNK_DIVERGENCE:.0e})",
+    )
 
 
 def _bandwidth() -> tuple[bool, str]:
-    bandwidth = kernels.read_bandwidth()
-    if bandwidth is None:
+    bandwidth, native = kernels.read_bandwidth(), kernels.native()
+    if bandwidth is None or native is None:
         return True, "not measured without kernels"
-    return True, f"{bandwidth / 1e9:.1f} GB/s on {kernels.native().threads()} threads"
+    return True, f"{bandwidth / 1e9:.1f} GB/s on {native.threads()} threads"

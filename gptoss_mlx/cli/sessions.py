@@ -1,4 +1,4 @@
-"""`gptoss-mlx sessions`: the conversations that the chat has kept, from the command line."""
+"""`sessions`: the conversations that the chat has saved, from the command line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..chat.store import Store, sessions_folder
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
 from .completion import complete_sessions
+from .options import UserPath
 from .output import print_text
 
 
 @click.group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
 @click.pass_context
 def sessions(context: click.Context) -> None:
-    """List, read and tidy the conversations that the chat has kept. `chat --resume NAME` goes on with one.
+    """List, read and manage saved chats. `gptoss-mlx chat --resume NAME` resumes one.
 
-    NAME may be the beginning of a name.
+    NAME may be the beginning of a session's name.
     """
     if context.invoked_subcommand is None:
         context.invoke(list_)
@@ -34,13 +35,13 @@ def list_(as_json: bool = False) -> None:
     from ..chat.transcript import Transcript
 
     rows = []
-    for kept in Store(sessions_folder()):
+    for entry in Store(sessions_folder()):
         try:
-            transcript = Transcript.read(kept.transcript)
-            turns, title = sum(message.role == "user" for message in transcript.messages), transcript.title
+            transcript = Transcript.read(entry.transcript)
+            turns, title = transcript.turns, transcript.title
         except GptOssError as error:
             turns, title = 0, str(error)
-        row = {"name": kept.name, "turns": turns, "changed": kept.changed, "state_bytes": kept.state_bytes}
+        row = {"name": entry.name, "turns": turns, "changed": entry.changed, "state_bytes": entry.state_bytes}
         rows.append(row | {"title": title})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -55,7 +56,7 @@ def _print_table(rows: list[dict]) -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    numbers = (Column(name, no_wrap=True) for name in ("turns", "changed", "KV state"))
+    numbers = (Column(name, no_wrap=True) for name in ("turns", "changed", "KV cache"))
     table = Table(Column("session", overflow="fold"), *numbers, "begins with")
     for row in rows:
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["changed"]))
@@ -68,16 +69,25 @@ def _print_table(rows: list[dict]) -> None:
 @sessions.command(epilog="Example: gptoss-mlx sessions show trip-to-oslo")
 @click.argument("name", default="", shell_complete=complete_sessions)
 def show(name: str) -> None:
-    """Print a session, as Markdown. Without a NAME, the latest."""
+    """Print a session as Markdown; without NAME, the latest."""
     _write(name, "markdown", None)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions export trip-to-oslo --format json -o oslo.json")
 @click.argument("name", default="", shell_complete=complete_sessions)
-@click.option("--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="[default: standard output]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["markdown", "json"]),
+    default="markdown",
+    show_default=True,
+    help="Output format.",
+)
+@click.option(
+    "-o", "--output", type=UserPath(), metavar="FILE", show_default="standard output", help="File to write to."
+)
 def export(name: str, form: str, output: Path | None) -> None:
-    """Write a session as Markdown or JSON. Without a NAME, the latest."""
+    """Write a session as Markdown or JSON; without NAME, the latest."""
     _write(name, form, output)
 
 
@@ -99,32 +109,32 @@ def _write(name: str, form: str, output: Path | None) -> None:
 @click.argument("name", shell_complete=complete_sessions)
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
-    """Give a session another name."""
+    """Rename a session."""
     store = Store(sessions_folder())
-    with store.hold(store.find(name)) as held:
-        held.rename(new_name)
+    with store.lock(store.find(name)) as lock:
+        lock.rename(new_name)
     click.echo(printable(f"renamed to {new_name}"))
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions delete hello trip-to-oslo --yes")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_sessions)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--kv-only", is_flag=True, help="Only the KV state: the conversation stays, and will be read again.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--kv-only", is_flag=True, help="Delete only the saved KV cache; resuming re-reads the chat.")
 def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     """Delete sessions."""
     store = Store(sessions_folder())
     found = dict.fromkeys(store.find(name) for name in names)
-    what = "the KV state of " if kv_only else ""
-    if not yes and not _agreed(f"delete {what}{', '.join(printable(kept.name) for kept in found)}?"):
+    what = "the KV cache of " if kv_only else ""
+    if not yes and not _agreed(f"delete {what}{', '.join(printable(entry.name) for entry in found)}?"):
         raise GptOssError("nothing was deleted: answer y, or give --yes")
-    for kept in found:
-        with store.hold(kept) as held:
-            held.remove_state() if kv_only else held.delete()
-        click.echo(printable(f"deleted {what}{kept.name}"))
+    for entry in found:
+        with store.lock(entry) as lock:
+            lock.remove_state() if kv_only else lock.delete()
+        click.echo(printable(f"deleted {what}{entry.name}"))
 
 
 def _agreed(question: str) -> bool:
-    """What a person answers, or a pipe; where the input is at its end, nobody has agreed."""
+    """The answer of a person or a pipe; at the end of input, nobody has agreed."""
     try:
         return click.confirm(question, err=True)
     except click.Abort as abort:

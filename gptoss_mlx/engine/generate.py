@@ -1,12 +1,13 @@
 """A model folder in, token ids in, token ids out: load, prefill and decode.
 
-Knows no text: rendering, tokenizing and what a stop id means are its callers' business.
+Knows no text: a model has its tokenizer at hand, and what is rendered, and what a stop id means, its callers know.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -14,15 +15,18 @@ import mlx.core as mx
 
 from ..device import backend
 from ..errors import GptOssError
-from ..memory.plan import EngineConfig
+from ..memory.plan import Device, EngineConfig, MemoryPlan, make_plan
+from ..memory.system import parse_size
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import KVCache
+from ..model.model_store import resolve
 from ..model.network import Transformer
 from ..model.recognition import model_folder, open_converted
 from ..model.weights import Weights
 from ..untrusted import lexists, read_json
 from .sampling import Sampler, Sampling
+from .tokenizer import Tokenizer
 
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
 PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
@@ -43,23 +47,46 @@ class NotFinite(GptOssError):
 
 
 class Constraint(Protocol):
-    """Says, id by id, what may come next."""
+    """Which ids may come next, id by id."""
 
     def allowed(self) -> mx.array | None:
         """Booleans [vocabulary]; None where everything may."""
 
     def accept(self, id_: int) -> None:
-        """This one came."""
+        """Go on after this id."""
 
 
 class Model:
-    """A loaded model. Calling it gives logits; `generate` gives tokens; a `Cache` carries a conversation."""
+    """A loaded model. Calling it gives logits; `generate` gives tokens; a `KVCache` carries a conversation.
+
+    `path` is its folder, `config` its architecture, `settings` what it was loaded with, `plan` where that comes from:
+    None where somebody gave the settings. `stop_ids` end an answer.
+    """
 
     def __init__(
-        self, path: Path, config: ModelConfig, network: Transformer, stop_ids: frozenset[int], settings: EngineConfig
+        self,
+        path: Path,
+        config: ModelConfig,
+        network: Transformer,
+        stop_ids: frozenset[int],
+        settings: EngineConfig,
+        plan: MemoryPlan | None = None,
     ):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
-        self.settings = settings
+        self.settings, self.plan = settings, plan
+
+    def __repr__(self) -> str:
+        slots = self.settings.expert_slots
+        experts = "all experts in memory" if slots is None else f"{slots} experts in memory"
+        return (
+            f"<Model {self.path.name}: {self.config.num_layers} layers of {self.config.num_experts} experts, {experts},"
+            f" context {self.context:,}, KV cache in {self.settings.kv_bits} bits>"
+        )
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its folder's tokenizer.json. Raises GptOssError where there is none that is usable."""
+        return Tokenizer.load(self.path)
 
     @property
     def context(self) -> int:
@@ -69,7 +96,7 @@ class Model:
     @property
     def expert_stats(self) -> PoolStats | None:
         """What the paging of experts has done; None where all are in memory."""
-        return self.network.pool and self.network.pool.stats
+        return self.network.pool.stats if self.network.pool else None
 
     def make_cache(self) -> KVCache:
         """The empty KV state of one conversation."""
@@ -117,7 +144,7 @@ class Model:
         """Yield sampled ids until a stop id (which is yielded too), `max_tokens`, or the end of the context.
 
         `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
-        `ids` and all that was yielded, perhaps without the last: `cache.offset` tells.
+        `ids` and all that was yielded, perhaps without the last: see `cache.offset`.
         Raises ContextFull, and GptOssError for an unknown id.
         """
         cache = cache or self.make_cache()
@@ -142,7 +169,7 @@ class Model:
         """
         stop = self.stop_ids if stop is None else stop
         room = cache.context - cache.offset + 1
-        most = min(room, max_tokens or room)
+        limit = min(room, max_tokens or room)
         ahead = backend().looks_ahead and constraint is None
 
         def sampled(logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -153,27 +180,30 @@ class Model:
             mx.async_eval(logits)
             return sampler(logits, constraint.allowed()), total
 
-        token, total = sampled(logits)
-        following = None
-        for count in range(1, most + 1):
+        upcoming = sampled(logits)
+        for count in range(1, limit + 1):
+            token, total = upcoming
             mx.async_eval(token, total)
-            if ahead and count < most:
-                mx.async_eval(following := sampled(self._logits_behind(token, cache)))
+            if ahead and count < limit:
+                upcoming = sampled(self._next_logits(token, cache))
+                mx.async_eval(*upcoming)
             self.require_finite(total)
-            yield (id_ := token.item())
-            if id_ in stop or count == most:
+            id_ = int(token)
+            yield id_
+            if id_ in stop or count == limit:
                 return
             if constraint:
                 constraint.accept(id_)
-            token, total = following if ahead else sampled(self._logits_behind(token, cache))
+            if not ahead:
+                upcoming = sampled(self._next_logits(token, cache))
 
     def require_finite(self, total: mx.array) -> None:
         """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""
-        if not math.isfinite(total.item()):
+        if not math.isfinite(float(total)):
             raise NotFinite(self.path)
 
-    def _logits_behind(self, token: mx.array, cache: KVCache) -> mx.array:
-        """Token [1] -> the logits behind it [1, vocabulary], not yet evaluated."""
+    def _next_logits(self, token: mx.array, cache: KVCache) -> mx.array:
+        """Token [1] -> the logits after it [1, vocabulary], not yet evaluated."""
         return self.network.logits(self.network.hidden(token[None], cache))[:, 0]
 
     def _check(self, ids: Sequence[int], cache: KVCache) -> None:
@@ -190,29 +220,45 @@ class Model:
         return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
 
 
-def load(path: str | Path, settings: EngineConfig | None = None) -> Model:
-    """Open a converted folder. Headers and the small weights are checked; the others are mapped, or read when they are
-    first used.
+def load(
+    model: str | Path,
+    settings: EngineConfig | None = None,
+    *,
+    memory: int | str | None = None,
+    context: int | None = None,
+    kv_bits: int | None = None,
+) -> Model:
+    """Open a converted model: a folder, "~" included, or the name of one that was converted, such as "gpt-oss-20b".
 
-    `settings` come from a `budget.MemoryPlan`; without them all is in memory, and the context is the model's.
-    Raises GptOssError (ConfigError, CheckpointError) naming what is wrong.
+    Headers and the small weights are checked; the others are mapped, or read when they are first used.
+
+    It is loaded as a memory plan for this machine says: within `memory`, bytes or text such as "16GB", or else within
+    what is available; for `context` tokens, or else for as many as fit; with a KV cache of `kv_bits` bits a value, 8 or
+    16, or else 16 where that fits. `settings`, of another plan, are taken as they are; the other options mean nothing
+    then.
+
+    Raises BudgetTooSmall where it does not fit, ModelMissing for one that has to be converted first, and GptOssError
+    (ConfigError, CheckpointError) naming what is wrong.
     """
-    path = model_folder(Path(path))
+    path = model_folder(model.expanduser()) if isinstance(model, Path) else resolve(model)
+    plan = None
+    if settings is None:
+        size = parse_size(memory) if isinstance(memory, str) else memory
+        plan = make_plan(path, Device.here(), memory=size, context=context, kv_bits=kv_bits)
+        settings = plan.settings
     config, checkpoint = open_converted(path)
-    computing = backend()
-    settings = settings or EngineConfig(config.max_context, 16, computing.prefill_chunks[0])
     if settings.workspace is not None:
         mx.set_cache_limit(settings.workspace)
     if settings.allocations is not None:
         mx.set_memory_limit(settings.allocations)
-    weights = Weights(checkpoint, config, computing.dtype)
+    weights = Weights(checkpoint, config, backend().dtype)
     network = Transformer(
         weights,
         expert_slots=settings.expert_slots,
         expert_layers_on_cpu=settings.cpu_expert_layers,
     )
     weights.check_finite()
-    return Model(path, config, network, _stop_ids(path), settings)
+    return Model(path, config, network, _stop_ids(path), settings, plan)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
@@ -17,7 +18,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._pressed = False
-        self._before = None
+        self._before: Any = None  # the handler that there was
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():

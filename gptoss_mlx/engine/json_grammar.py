@@ -44,7 +44,7 @@ def load_schema(path: Path) -> Schema:
 
 
 class JsonGrammar:
-    """A text while it grows, token by token, up to the stop id behind it."""
+    """A text while it grows, token by token, up to the stop id after it."""
 
     def __init__(self, schema: Schema, tokenizer: Tokenizer, vocabulary: int, stop: int):
         """`vocabulary` is the number of logits; `stop` is the id that ends a text, the only special one ever allowed.
@@ -70,7 +70,7 @@ class JsonGrammar:
         return self._matcher.is_accepting() and (self._matcher.is_stopped() or self._mask().sum() == 1)
 
     def allowed(self) -> mx.array:
-        """Booleans [vocabulary]: which ids may come next; behind a finished text, `stop` alone.
+        """Booleans [vocabulary]: which ids may come next; after a finished text, `stop` alone.
 
         Raises GptOssError where the schema asks for more states than llguidance keeps.
         """

@@ -5,19 +5,18 @@ Knows llguidance's options and how it says what is wrong; rules come as `json_sc
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
-
 import json
 import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from ..errors import GptOssError
 from .json_schema import Schema, relaxed
 
-OPTIONS = {
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+OPTIONS: Any = {
     # Between two parts of the JSON: nothing, a space, or a new line with its indentation. A model that may write blanks
     # without end sometimes does.
     "whitespace_pattern": r"\x20|\x0A\x20{0,32}",
@@ -26,8 +25,10 @@ OPTIONS = {
     # A oneOf is taken for an anyOf; `json_check` knows the difference.
     "lenient": True,
 }
+
 # What a patient person can wait for: schemas of a thousand optional properties, and texts limited in words and length.
-LIMITS = {"max_items_in_row": 50_000, "step_max_items": 1_000_000, "step_lexer_fuel": 3_000_000}
+LIMITS: Any = {"max_items_in_row": 50_000, "step_max_items": 1_000_000, "step_lexer_fuel": 3_000_000}
+
 NO_TEXT = ("", "NoExtension", "NoExtensionBias")  # how llguidance puts it
 
 

@@ -80,16 +80,19 @@ def read(schema: Schema, try_pattern: Callable[[str], None]) -> Schema:
     if not isinstance(schema, dict):
         raise unusable("#", NO_SCHEMA)
     reader = _Reader(schema, try_pattern)
-    rules = reader.read(schema, "#", reader.root)
-    return {**rules, "$defs": reader.definitions} if reader.definitions else rules
+    return _with_definitions(reader.read(schema, "#", reader.root), reader.definitions)
 
 
 def relaxed(rules: Schema) -> Schema:
     """What llguidance can hold of the rules that were read. A text that fits it has still to be checked; one that fits
     the rules mostly fits it too, but not a variant without its tag, which could be mistaken for another."""
     relaxer = _Relaxer(rules)
-    result = relaxer.relaxed(rules)
-    return {**result, "$defs": relaxer.definitions} if relaxer.definitions else result
+    return _with_definitions(relaxer.relaxed(rules), relaxer.definitions)
+
+
+def _with_definitions(rules: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Definitions belong to rules that refer to them, which true and false do not."""
+    return {**rules, "$defs": definitions} if definitions and isinstance(rules, dict) else rules
 
 
 def unusable(where: str, reason: str) -> GptOssError:
@@ -170,7 +173,7 @@ class _Reader:
         resolver = _attempt(where, resolver.in_subresource, self._specification.create_resource(schema))
         if self._refs_stand_alone and "$ref" in schema:
             schema = {keyword: schema[keyword] for keyword in ("$ref", "nullable") if keyword in schema}
-        rules = {}
+        rules: dict[str, Any] = {}
         for keyword, value in _modern(schema, where).items():
             here = _below(where, keyword)
             if keyword in self._refused:
@@ -289,15 +292,16 @@ class _Relaxer:
         self.definitions: dict[str, Schema] = {}
 
     def relaxed(self, rules: Schema) -> Schema:
-        if isinstance(rules, bool):
-            return rules
+        return rules if isinstance(rules, bool) else self._relaxed(rules)
+
+    def _relaxed(self, rules: dict[str, Any]) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         for keyword, value in rules.items():
             if keyword in LEFT_OUT:
                 continue
             if keyword == "$ref":
                 kept[keyword] = self._definition(value)
-            elif keyword == "oneOf":  # which llguidance is told to take for anyOf
+            elif keyword == "oneOf":  # which the matcher takes for anyOf
                 kept[keyword] = self._variants(value, rules.get("discriminator"))
             elif keyword in ONE:
                 kept[keyword] = self.relaxed(value)
@@ -336,7 +340,7 @@ class _Relaxer:
             return part
         if "$ref" in part:
             rest = {keyword: value for keyword, value in part.items() if keyword != "$ref"}
-            return self.relaxed(rest) | {"$ref": self._definition(part["$ref"], tag)}
+            return self._relaxed(rest) | {"$ref": self._definition(part["$ref"], tag)}
         return self.relaxed(part | {"required": [*part.get("required", []), tag]})
 
     def _definition(self, reference: str, tag: str | None = None) -> str:
@@ -417,17 +421,17 @@ def _manageable(multiples: Iterable[float]) -> set[float]:
     kept, common, places = set(), None, 0
     for multiple in sorted(set(multiples), key=abs, reverse=True):
         value, digits = _decimal(abs(multiple))
-        most = max(places, digits)
-        value *= 10 ** (most - digits)
-        together = value if common is None else math.lcm(value, common * 10 ** (most - places))
+        longest = max(places, digits)
+        value *= 10 ** (longest - digits)
+        together = value if common is None else math.lcm(value, common * 10 ** (longest - places))
         if together <= MAX_MULTIPLE:
             kept.add(multiple)
-            common, places = together, most
+            common, places = together, longest
     return kept
 
 
 def _decimal(value: float) -> tuple[int, int]:
-    """A number as llguidance reads it: an integer, and how many of its digits are behind the point."""
+    """A number as llguidance reads it: an integer, and how many of its digits are after the point."""
     digits = 0
     while value % 1:
         value *= 10

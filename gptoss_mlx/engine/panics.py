@@ -1,4 +1,4 @@
-"""Libraries in Rust that are given what others wrote: where one panics, an error of one line is all that comes of it.
+"""Libraries in Rust that read what others wrote: where one panics, that becomes an error of one line.
 
 Rust reports a panic on standard error before anybody can catch it, and what Python then gets is no Exception.
 """
@@ -14,7 +14,7 @@ from ..errors import GptOssError
 from ..untrusted import os_error_text
 
 STDERR = 2
-MOST = 2**16  # bytes that are held back
+MAX_REPORT = 2**16  # bytes of it that are kept
 _one_at_a_time = RLock()
 
 
@@ -26,7 +26,7 @@ def library_errors(what: str) -> Iterator[None]:
             yield
     except (GptOssError, KeyboardInterrupt, MemoryError):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a panic is no Exception
         raise GptOssError(f"{what}: {os_error_text(error)}") from None
 
 
@@ -53,5 +53,5 @@ def _reports_held_back() -> Iterator[None]:
         os.dup2(real, STDERR)
         os.close(real)
         with open(readable, "rb", buffering=0) as held:
-            if (text := held.read(MOST)) and not panicked:
+            if (text := held.read(MAX_REPORT)) and not panicked:
                 os.write(STDERR, text)

@@ -1,12 +1,12 @@
-"""The KV state of one conversation as a timeline of token ids: it goes on behind the longest prefix that it holds.
+"""The KV cache of one conversation with the token ids that it holds: only what a prompt adds to them is prefilled.
 
-Knows which ids the cache holds and where it was marked; what the ids mean, and where a mark is worth its memory, its
-callers know.
+Knows which ids are cached, and at which positions there are snapshots; what the ids mean, and where a snapshot is worth
+its memory, its callers know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -18,27 +18,30 @@ from .interrupts import Interrupted
 
 
 class PromptCache:
-    """`ids` are those that `cache` holds; `marks` are where it can go back to, in order."""
+    """`ids` are those that `cache` holds; to its `snapshots`, in order, it can rewind."""
 
     def __init__(self, model: Model):
         self.model = model
         self.clear()
 
     def clear(self) -> None:
-        self.cache, self.ids, self.snapshots = self.model.make_cache(), [], []
+        self.cache = self.model.make_cache()
+        self.ids: list[int] = []
+        self.snapshots: list[Snapshot] = []
 
     def adopt(self, ids: Sequence[int], snapshots: Sequence[Snapshot]) -> None:
-        """Be the state of the last of `marks`, whose full layers hold `ids`: one that was kept."""
+        """Take over a cache that was loaded, whose full layers hold `ids`, at the position of its last snapshot."""
         self.snapshots = [*snapshots[:1], *snapshots[1:][-(MAX_SNAPSHOTS - 1) :]]
         if snapshots:
             self.cache.rewind(snapshots[-1].offset, snapshots[-1])
         self.ids = list(ids[: self.cache.offset])
 
     def read(self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None = None) -> mx.array:
-        """Be the state behind `ids`, one at least, and return their last logits [1, vocabulary]. Of `ids`, only those
-        are prefilled that are not held; the last one always is, for its logits. Raises ContextFull, and GptOssError.
+        """Advance the cache to the end of `ids`, one or more, and return the last logits [1, vocabulary].
 
-        `on_progress`, as in `Model.prefill`, may raise Interrupted: what was read until then is held.
+        Only uncached tokens are prefilled, and always the last one, for its logits. `on_progress`, as in
+        `Model.prefill`, may raise Interrupted: what was read until then stays cached. Raises ContextFull, and
+        GptOssError.
         """
         new = ids[self._rewind(ids, len(ids) - 1) :]
         try:
@@ -52,8 +55,8 @@ class PromptCache:
         self.ids = list(ids)
         return logits
 
-    def decode(self, logits: mx.array, **options: Any) -> Iterator[int]:
-        """Yield the ids that `Model.decode` samples from the logits of a `read`; they join the timeline."""
+    def decode(self, logits: mx.array, **options: Any) -> Generator[int, None, None]:
+        """Yield the ids that `Model.decode` samples from the logits of a `read`; they are cached too."""
         sampled, whole = [], False
         try:
             for id_ in self.model.decode(logits, self.cache, **options):
@@ -69,20 +72,20 @@ class PromptCache:
             else:
                 self.clear()
 
-    def prepare(self, ids: Sequence[int], most: int) -> int:
-        """Come nearer to the state behind `ids`, by reading `most` of them; returns how many are left."""
-        kept = self._rewind(ids, len(ids))
-        end = min(kept + most, len(ids))
-        if end > kept:
+    def prepare(self, ids: Sequence[int], limit: int) -> int:
+        """Advance towards the end of `ids` by reading `limit` of them; returns how many are left."""
+        cached = self._rewind(ids, len(ids))
+        end = min(cached + limit, len(ids))
+        if end > cached:
             self.read(ids[:end])
         return len(ids) - end
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """Whether `ids` are the first of those that the state has read."""
+        """Whether the cache begins with `ids`."""
         return common_prefix(self.ids, ids) == len(ids)
 
     def snapshot(self) -> None:
-        """Remember this state, so that the timeline can go back to it."""
+        """Remember this position, so that the cache can rewind to it."""
         if self.snapshots and self.snapshots[-1].offset == self.cache.offset:
             return
         if snapshot := self.cache.snapshot():
@@ -94,22 +97,22 @@ class PromptCache:
         """How many of `ids` need not be read."""
         return self._nearest(ids, len(ids))[0]
 
-    def _nearest(self, ids: Sequence[int], most: int) -> tuple[int, Snapshot | None]:
-        """How many of `ids`, at `most`, can be had without reading, and the mark that it takes, if it takes one."""
-        wanted = min(common_prefix(self.ids, ids), most)
+    def _nearest(self, ids: Sequence[int], limit: int) -> tuple[int, Snapshot | None]:
+        """How many of `ids`, up to `limit`, can be had without reading, and the snapshot that this takes, if any."""
+        wanted = min(common_prefix(self.ids, ids), limit)
         states = [(self.cache.reachable(wanted, snapshot), snapshot) for snapshot in (None, *self.snapshots)]
         return max(states, key=lambda state: state[0])
 
-    def _rewind(self, ids: Sequence[int], most: int) -> int:
-        """Be the state behind as many of `ids`, at `most`, as can be had without reading, and tell how many."""
-        kept, snapshot = self._nearest(ids, most)
-        if kept:
-            self.cache.rewind(kept, snapshot)
-            self.snapshots = [each for each in self.snapshots if each.offset <= kept]
-            self.ids = list(ids[:kept])
+    def _rewind(self, ids: Sequence[int], limit: int) -> int:
+        """Rewind to the end of as many of `ids`, up to `limit`, as can be had without reading; returns how many."""
+        cached, snapshot = self._nearest(ids, limit)
+        if cached:
+            self.cache.rewind(cached, snapshot)
+            self.snapshots = [each for each in self.snapshots if each.offset <= cached]
+            self.ids = list(ids[:cached])
         else:
             self.clear()
-        return kept
+        return cached
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

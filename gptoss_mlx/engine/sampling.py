@@ -26,7 +26,7 @@ class Sampling:
     top_k: int = 0
     """Keep this many of the likeliest tokens; 0 keeps all."""
     min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one."""
+    """Drop tokens less likely than this fraction of the likeliest one."""
     repetition_penalty: float = 1.0
     """Above 1, makes tokens that have occurred less likely (arXiv 1909.05858)."""
     seed: int | None = None
@@ -84,16 +84,16 @@ def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:
     """Logits [1, vocabulary] with those that top-k, top-p and min-p exclude at minus infinity."""
     vocabulary = logits.shape[-1]
     if 0 < sampling.top_k < vocabulary:
-        least = mx.min(mx.topk(logits, sampling.top_k), axis=-1, keepdims=True)
-        logits = mx.where(logits < least, -mx.inf, logits)
+        floor = mx.min(mx.topk(logits, sampling.top_k), axis=-1, keepdims=True)
+        logits = mx.where(logits < floor, -mx.inf, logits)
     if sampling.top_p < 1:
         ranked = -mx.sort(-logits, axis=-1)
         probabilities = mx.softmax(ranked, axis=-1)
         # A token stays if those above it sum to less than top_p: the likeliest one always does.
         stays = mx.cumsum(probabilities, axis=-1, inclusive=False) < sampling.top_p
-        least = mx.min(mx.where(stays, ranked, mx.inf), axis=-1, keepdims=True)
-        logits = mx.where(logits < least, -mx.inf, logits)
+        floor = mx.min(mx.where(stays, ranked, mx.inf), axis=-1, keepdims=True)
+        logits = mx.where(logits < floor, -mx.inf, logits)
     if sampling.min_p > 0:
-        least = mx.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p)
-        logits = mx.where(logits < least, -mx.inf, logits)
+        floor = mx.max(logits, axis=-1, keepdims=True) + math.log(sampling.min_p)
+        logits = mx.where(logits < floor, -mx.inf, logits)
     return logits

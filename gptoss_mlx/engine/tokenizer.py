@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import GptOssError
-from ..untrusted import lexists, open_regular
+from ..untrusted import lexists, read_regular
 from .panics import library_errors
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ class Tokenizer:
         if not lexists(path):
             raise GptOssError(f"{folder} has no tokenizer.json: copy it from the model's repository")
         with library_errors(f"cannot read {path}"):
-            with open_regular(path) as file:
-                data = file.read(MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES:,} bytes")
+            data = read_regular(path, MAX_BYTES)
             if _has_prefix(data):
                 raise ValueError("a gpt-oss tokenizer has no continuing_subword_prefix")
             backend = Backend.from_buffer(data)
@@ -67,16 +64,16 @@ class Tokenizer:
                 raise ValueError(f"a gpt-oss tokenizer has no {', '.join(sorted(strange))}")
             return cls(backend)
 
-    def encode(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of ordinary text: the name of a special token in it is just characters. With `most`, those at its
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Ids of ordinary text: the name of a special token in it is just characters. With `limit`, that many at its
         beginning, and the rest is not looked at. Raises GptOssError."""
         ids: list[int] = []
         start = 0
         with library_errors("tokenizer.json cannot encode text"):
-            while start < len(text) and (most is None or len(ids) < most):
+            while start < len(text) and (limit is None or len(ids) < limit):
                 found, start = self._encode_from(text, start)
                 ids += found
-        return ids[:most]
+        return ids[:limit]
 
     def _encode_from(self, text: str, start: int) -> tuple[list[int], int]:
         """The ids of a part of the text, and where it ends: so far ahead of what is not seen that all of the text would
@@ -84,14 +81,16 @@ class Tokenizer:
         encoding = self._backend.encode(text[start : start + WINDOW], add_special_tokens=False)
         if start + WINDOW >= len(text):
             return encoding.ids, len(text)
+        spans = encoding.offsets  # of each token, in characters
         count = math.ceil(len(encoding) * (1 - UNSURE_TOKENS))
-        if (unsure := (encoding.token_to_word(len(encoding) - 1) or 0) - UNSURE_WORDS + 1) > 0:
-            count, _ = encoding.word_to_tokens(unsure)
-        while count and encoding.token_to_chars(count - 1)[1] > encoding.token_to_chars(count)[0]:
+        unsure = (encoding.token_to_word(len(encoding) - 1) or 0) - UNSURE_WORDS + 1
+        if unsure > 0 and (tokens := encoding.word_to_tokens(unsure)):
+            count, _ = tokens
+        while count and spans[count - 1][1] > spans[count][0]:
             count -= 1  # within a character
         if not count:
             return self._backend.encode(text[start:], add_special_tokens=False).ids, len(text)
-        return encoding.ids[:count], start + encoding.token_to_chars(count)[0]
+        return encoding.ids[:count], start + spans[count][0]
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of text in which the names of special tokens stand for them: for prompts of our own, never a user's."""

@@ -7,7 +7,6 @@ at a time. Knows nothing about what is measured.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 
 from .. import device
 from ..errors import GptOssError
-from ..files import sha256, unlinked
+from ..files import lock, sha256, unlinked
 from ..memory.plan import EngineConfig
 from ..model.model_store import home
 from ..untrusted import os_error_text
@@ -45,7 +44,8 @@ class EvaluationJournal:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a+b", opener=unlinked)  # noqa: SIM115
-            if not _lock(file):
+            # Who held the lock before may have removed the file since it was opened.
+            if lock(file.fileno()) is False or not os.fstat(file.fileno()).st_nlink:
                 raise GptOssError("the same evaluation is running already: wait for it, or stop it")
             file.truncate(self._read(file))
             self._file = file
@@ -87,17 +87,6 @@ CHECKSUM = 9  # characters, with the space after it
 def line_of(data: bytes) -> bytes:
     """JSON -> a line of the file."""
     return b"%08x %b\n" % (zlib.crc32(data), data)
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Whether no other process has the file."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # file systems without locks are used without
-        pass
-    return os.fstat(file.fileno()).st_nlink > 0  # who had it may have removed it since it was opened
 
 
 @contextmanager

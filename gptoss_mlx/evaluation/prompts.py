@@ -20,9 +20,9 @@ from ..engine.special_tokens import START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import EFFORTS, FUNCTIONS, Conversation, Message, conversation_from_json
-from ..harmony.openings import NO_REASONING, OPEN_FINAL
+from ..harmony.openings import without_reasoning
 from ..harmony.parse import Content, IdParser, is_call, kind_of
-from ..harmony.render import START_OF_ANSWER, encode, render
+from ..harmony.render import encode, render
 from ..untrusted import parse_json
 from .run import Item, OnRead
 
@@ -77,8 +77,8 @@ class Asking:
             conversation = replace(conversation, messages=messages)
         if self.reasoning != "none":
             return list(render(conversation))
-        can_call = conversation.tools or conversation.builtin_tools
-        return [*render(conversation), *NO_REASONING, *((START, START_OF_ANSWER) if can_call else OPEN_FINAL)]
+        can_call = bool(conversation.tools or conversation.builtin_tools)
+        return [*render(conversation), *without_reasoning(can_call=can_call)]
 
 
 @dataclass(frozen=True)

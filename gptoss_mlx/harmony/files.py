@@ -1,4 +1,4 @@
-"""Files -> what `gptoss-mlx harmony render` and `gptoss-mlx harmony parse` print."""
+"""Files -> the output of `gptoss-mlx harmony render` and `gptoss-mlx harmony parse`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..untrusted import os_error_text, read_named
-from .messages import FUNCTIONS, Message, conversation_from_json
-from .parse import Content, Parser, Preamble, Reasoning, is_call, kind_of, pieces_of
+from .messages import Message, conversation_from_json
+from .parse import Content, Parser, Preamble, Reasoning, call_of, kind_of, pieces_of
 from .render import render_text
 
-MAX_BYTES = 16 * 2**20  # as much as 131,072 tokens can say
+MAX_BYTES = 16 * 2**20  # more than 131,072 tokens can have
 
 
 def render_file(path: Path) -> str:
@@ -30,8 +30,8 @@ def parse_file(path: Path) -> dict[str, Any]:
     """Raw model output, as it follows `<|start|>assistant` -> messages and what they mean. Raises GptOssError.
 
     `content` is all that the user reads: preambles, then the answer. A text that begins with another's message is the
-    log of a whole conversation, of which everything is told, but only what the assistant said has a meaning. An output
-    ends where the model begins to answer for a tool.
+    log of a whole conversation: all its messages are listed, but only the assistant's have a meaning. An output ends
+    where the model begins to answer for a tool.
     """
     parser = Parser()
     for piece in pieces_of(_read(path)):
@@ -40,12 +40,12 @@ def parse_file(path: Path) -> dict[str, Any]:
             break
     list(parser.finish())
     said = [message for message in parser.messages if message.role == "assistant"]
-    calls = [message for message in said if is_call(message)]
+    calls = [call for message in said if (call := call_of(message))]
     return {
         "messages": [_as_json(message) for message in parser.messages],
         "reasoning": _joined(said, Reasoning),
         "content": _joined(said, Preamble, Content),
-        "tool_calls": [{"name": call.recipient.removeprefix(FUNCTIONS), "arguments": call.content} for call in calls],
+        "tool_calls": [{"name": call.name, "arguments": call.arguments} for call in calls],
         "stop": parser.stop,
     }
 

@@ -1,6 +1,6 @@
 """The words of a header -> a message without content: the rules of `parse` for what a model writes around its texts.
 
-Knows what the words of a header are, and nothing of how they arrive.
+Knows the words of a header, and nothing of how they arrive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NOT_A_TOOL = ("all", *ROLES)
 ANSWERED = (RETURN, END_OF_TEXT, None)  # what ends a text that is the answer without having a header
 MAX_ROLE = 100  # characters
 
-# A tool's name ends where its arguments may begin, and with no mark of a sentence.
+# A tool's name ends where its arguments may begin, and not with a punctuation mark.
 _NAME = r"""(?!\d)\w(?:[^\s<>{}\[\]()"'`,;=|?!]*\w)?"""
 _TO = rf"""_*to\s*=\s*["'`]?(?P<recipient>{_NAME})["'`]?"""
 _ANY_CHANNEL = "|".join(CHANNELS)
@@ -61,11 +61,11 @@ def _sections(pieces: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _words(text: str) -> list[Word]:
-    return [(found.lastgroup, found[found.lastgroup]) for found in _WORD.finditer(_GLUED.sub(r"\1 ", text))]
+    return [(kind, found[kind]) for found in _WORD.finditer(_GLUED.sub(r"\1 ", text)) if (kind := found.lastgroup)]
 
 
 def preamble(pieces: Iterable[str]) -> str:
-    """What is said before the first header of an output: nothing, where all words are a header's."""
+    """The text before the first header of an output: none, where all words are a header's."""
     place, text = _sections(pieces)[-1]
     if place == START and not _FIRST_ROLE.match(text):
         return ""
@@ -82,7 +82,7 @@ def _is_header(text: str, *, breaks_off: bool) -> bool:
 
 
 def read_header(pieces: Iterable[str]) -> Message:
-    """What a complete header says, as a message without content."""
+    """The message that a complete header announces, without content."""
     sections = _sections(pieces)
     before = [word for place, text in sections if place in ("", START) for word in _words(text)]
     groups = [_words(_FIRST_CHANNEL.sub(r"\1 ", text)) for place, text in sections if place == CHANNEL]
@@ -106,7 +106,7 @@ def _bare(*groups: list[Word]) -> list[str]:
 
 
 def _channel(before: list[Word], groups: list[list[Word]]) -> str | None:
-    """The channel of a complete header, from the words before `<|channel|>` and those behind each."""
+    """The channel of a complete header, from the words before `<|channel|>` and those after each."""
     first = [word for group in groups for word in [w for w in group if w[0] in ("channel", "word", "role")][:1]]
     known = [name for kind, name in first if kind == "channel"]
     unknown = [name for _, name in first]
@@ -168,7 +168,7 @@ def read_unfinished_header(pieces: Iterable[str], by: Special | None) -> Message
 
 
 def _without_header(place: str, text: str, by: Special | None) -> Message | None:
-    """What text is that stands by itself, or behind `<|start|>`."""
+    """The message that text is which stands by itself, or after `<|start|>`."""
     text = text.lstrip().removeprefix("assistant") if place == START else _FIRST_ROLE.sub("", text)
     recipient, text = _recipient(text, None)
     if place == START and recipient is None and _is_others(text[:MAX_ROLE]):
@@ -180,7 +180,7 @@ def _without_header(place: str, text: str, by: Special | None) -> Message | None
 
 
 def _is_others(text: str) -> bool:
-    """Whether the text behind `<|start|>` begins with another's role, or with what a tool would have answered."""
+    """Whether the text after `<|start|>` begins with another's role, or with a tool's answer."""
     kinds = [kind for kind, _ in _words(text)]
     return kinds[:1] == ["role"] or kinds[1:2] == ["recipient"] or kinds[1:2] == ["to"]
 
@@ -198,6 +198,6 @@ def _unless_header(text: str, *, breaks_off: bool) -> str:
 
 
 def _taken(pattern: re.Pattern[str], text: str, otherwise: str | None = None) -> tuple[str | None, str]:
-    """What a pattern finds where a text begins, and the rest."""
+    """The match of a pattern where a text begins, and the rest."""
     found = pattern.match(text)
     return (found[1], text[found.end() :]) if found else (otherwise, text)

@@ -1,4 +1,4 @@
-"""What a conversation consists of, as data, and how one is read from OpenAI's chat-completions JSON.
+"""The parts of a conversation, as data, and how one is read from OpenAI's chat-completions JSON.
 
 Knows roles, channels and recipients; not how they are written down (`render`) or read back (`parse`).
 """
@@ -75,7 +75,7 @@ def call(name: str, arguments: str, builtin_tools: Container[str] = ()) -> Messa
 
 
 def result(name: str, output: str, builtin_tools: Container[str] = ()) -> Message:
-    """What the function or built-in tool answered."""
+    """The answer of the function or built-in tool."""
     if is_builtin(name, builtin_tools):
         return Message(name, output, channel="analysis", recipient="assistant")
     return Message(FUNCTIONS + name.removeprefix(FUNCTIONS), output, channel="commentary", recipient="assistant")
@@ -86,13 +86,13 @@ def is_builtin(name: str, builtin_tools: Container[str]) -> bool:
     return name.partition(".")[0] in builtin_tools
 
 
-# Fields that have several names. The first that holds something counts.
+# Fields that have several names. The first that is not empty counts.
 REASONING = ("reasoning", "reasoning_content", "thinking")
 TOOL_NAME = ("name", "tool_name")
 PARAMETERS = ("parameters", "input_schema", "inputSchema")
 TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-# What chat completions and their clients put into messages: what a prompt is rendered from, by role, and what no prompt
-# shows. Where a field would be lost that holds something, the message is refused.
+# Fields that chat completions and their clients put into messages: those that a prompt is rendered from, by role, and
+# those that no prompt shows. A message is refused where a field would be lost that is not empty.
 USED = {
     "system": ("content",),
     "developer": ("content",),
@@ -143,7 +143,9 @@ _OPTIONAL = (
 def _response_schema(data: dict[str, Any]) -> Any:
     """The JSON schema of the answer, from what OpenAI's clients wrap it in, if they do."""
     name = next((name for name in _RESPONSE if data.get(name) is not None), None)
-    schema = data.get(name)
+    if name is None:
+        return None
+    schema = data[name]
     if isinstance(schema, dict) and schema.get("type") == "text":
         return None
     if isinstance(schema, dict) and schema.get("type") == "json_object":
@@ -253,7 +255,7 @@ def _tool(entry: Any, where: str) -> Tool:
 
 
 def _function(entry: Any, where: str, complaint: str) -> dict[str, Any]:
-    """What a tool, or a call of one, says of the function. Raises ConversationError for tools of other types."""
+    """The function of a tool, or of a call of one. Raises ConversationError for tools of other types."""
     kind = entry.get("type", "function") if isinstance(entry, dict) else None
     if kind not in ("function", "function_call"):
         raise ConversationError(f"{where} {complaint}" + (f", but of the type {kind!r}" if kind else ""))

@@ -1,20 +1,20 @@
-"""What a model emits -> events, while it arrives, and messages.
+"""The output of a model -> events, while it arrives, and messages.
 
-One state machine over pieces: special tokens by name (`Special`) and ordinary text. It never raises on what a model
-emits, and markup never reaches an event. Models get the form wrong in many ways, so these are the rules (those about
-headers are kept in `headers`):
+One state machine over pieces: special tokens by name (`Special`) and ordinary text. It never raises on anything that a
+model emits, and markup never reaches an event. Models get the form wrong in many ways, so these are the rules (those
+about headers are in `headers`):
 
 A complete header, one that `<|message|>` ends, counts wherever in it a word stands.
 - The recipient is the first `to=NAME` whose name is a tool's, or without any `to=`, a `functions.NAME`
   that stands beside a header's words only.
-- The channel is the word behind the last `<|channel|>` that names one; before any, a channel's name is one too.
-- A role stands right behind `<|start|>`: a known one, or a tool's name that stands alone. A channel's name is never a
-  role. Elsewhere only `NAME to=assistant` is a role: what a tool is said to have answered.
+- The channel is the word after the last `<|channel|>` that names one; before any, a channel's name is one too.
+- A role stands right after `<|start|>`: a known one, or a tool's name that stands alone. A channel's name is never a
+  role. Elsewhere only `NAME to=assistant` is a role: the invented answer of a tool.
 - The content type is what `<|constrain|>` says, or a bare word that is left over. Other words say nothing.
 
-A header that anything else ends is read strictly, since its words may be what the message was meant to say: channel,
-recipient and content type count only side by side at its beginning, and what is left over is the text. What is left
-over of header words alone is no text, nor is what may be a header's last word where the output breaks off.
+A header that anything else ends is read strictly, since its words may be the text of the message: channel, recipient
+and content type count only side by side at its beginning, and the rest is the text. A rest of header words alone is no
+text, nor is a word that may be a header's last one where the output breaks off.
 
 Text without any header:
 - before the first header of an output it is a preamble;
@@ -22,8 +22,8 @@ Text without any header:
 - closed by anything else, it is noise between messages.
 
 A message without a channel is taken for the answer; one on an unknown channel, or in another person's role, for
-reasoning. One in a tool's role is a call of that tool where `<|call|>` ends it. Otherwise the model has invented what
-the tool answers: that is told to nobody, and whoever feeds the parser should stop there (`invented`).
+reasoning. One in a tool's role is a call of that tool where `<|call|>` ends it. Otherwise the model has invented
+the tool's answer: that makes no event, and whoever feeds the parser should stop there (`invented`).
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ class Parser:
     """Takes the pieces that follow `<|start|>assistant`, cut anywhere. It is in a header, in a text, or in between."""
 
     def __init__(self, *, headers_needed: bool = False):
-        """`headers_needed`: no text reaches the user, and none is kept, but that of messages with a complete header."""
+        """`headers_needed`: text counts only in messages with a complete header; all other is dropped."""
         self.messages: list[Message] = []
         self.sound = True  # whether the last of the messages has the form that Harmony gives it, but for its end
         self.stop = "none"
-        self.invented = False  # whether there is an answer of a tool's that no tool has given
+        self.invented = False  # whether the model has answered for a tool
         self.unfit = False  # whether there was an answer without the header that was needed
         self._headers_needed = headers_needed
         self._first = True  # whether no header has begun yet
@@ -114,7 +114,7 @@ class Parser:
 
     @property
     def message(self) -> Message | None:
-        """What the header said of the message whose text is arriving; None between messages and in a header."""
+        """The message whose text is arriving, as its header announced it; None between messages and in a header."""
         return self._message
 
     @property
@@ -167,7 +167,7 @@ class Parser:
         self._header, self._message, self._text, self._sound = [], None, [], True
 
     def _add_at_once(self, message: Message) -> Iterator[Event]:
-        """Tell and add a message that no complete header has announced."""
+        """Add a message that no complete header has announced, with its events."""
         kind = kind_of(message)
         if self._headers_needed and kind in (Content, Preamble):
             self.unfit |= kind is Content
@@ -178,12 +178,19 @@ class Parser:
     def _add(self, message: Message, sound: bool) -> Iterator[Event]:
         self.messages.append(message)
         self.sound = sound
-        if is_call(message):
-            yield ToolCall(message.recipient.removeprefix(FUNCTIONS), message.content)
+        if call := call_of(message):
+            yield call
+
+
+def call_of(message: Message) -> ToolCall | None:
+    """The call that a message is, if it is one."""
+    if message.role != "assistant" or message.recipient is None:
+        return None
+    return ToolCall(message.recipient.removeprefix(FUNCTIONS), message.content)
 
 
 def is_call(message: Message) -> bool:
-    return message.role == "assistant" and message.recipient is not None
+    return call_of(message) is not None
 
 
 def is_result(message: Message) -> bool:
@@ -198,9 +205,9 @@ def _call_by(message: Message) -> Message:
 
 
 def _shown(message: Message, text: str, *, begins: bool) -> Iterator[Event]:
-    """What a reader sees of more text; a call is one event, when it is complete."""
+    """The event of more text; a call is one event, when it is complete."""
     kind = kind_of(message)
-    if text and kind not in (ToolCall, None):
+    if text and kind is not None and issubclass(kind, _Text):
         yield kind(text, begins)
 
 
@@ -212,12 +219,14 @@ def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall]
         return Reasoning
     if message.recipient is not None:
         return ToolCall
-    return {"final": Content, None: Content, "commentary": Preamble}.get(message.channel, Reasoning)
+    if message.channel in ("final", None):
+        return Content
+    return Preamble if message.channel == "commentary" else Reasoning
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """A message, and the ids in which the model wrote it: those behind `<|start|>assistant`, without the end token.
+    """A message, and the ids in which the model wrote it: those after `<|start|>assistant`, without the end token.
 
     None where they are not fit to be read again, as with a broken header: the message can be rendered anew.
     """
@@ -227,7 +236,7 @@ class Emitted:
 
 
 class IdParser:
-    """The same for token ids: holds back a character until its last byte has come."""
+    """A parser of token ids: a character arrives with its last byte."""
 
     def __init__(self, tokenizer: Tokenizer, *, headers_needed: bool = False):
         self.parser = Parser(headers_needed=headers_needed)
@@ -259,7 +268,7 @@ class IdParser:
         self._ids = []
 
     def drop_invented(self) -> None:
-        """Be behind what a tool is said to have answered, which is not to be read again."""
+        """Forget the invented answer of a tool, and continue after it."""
         list(self.parser.feed(END))
         self.parser.invented = False
         self._collect()

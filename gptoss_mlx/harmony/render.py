@@ -1,7 +1,7 @@
 """Conversation -> prompt, as pieces: special tokens and ordinary text never mix.
 
 Follows the openai-harmony package to the letter, except where that departs from its own format document: the analysis
-of every completed turn is dropped, and that of an unfinished tool loop is kept (the package looks at the first final
+of every completed turn is dropped, and that of an unfinished tool loop stays (the package looks at the first final
 answer only).
 """
 
@@ -68,7 +68,7 @@ def is_stale(messages: Sequence[Message]) -> list[bool]:
 
 
 def render_text(conversation: Conversation) -> str:
-    """The prompt as text, in which special tokens and look-alikes can no longer be told apart: for people."""
+    """The prompt as text, in which special tokens look like any other text: for people."""
     return "".join(render(conversation))
 
 

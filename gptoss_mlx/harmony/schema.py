@@ -70,22 +70,22 @@ def _property(label: str, schema: dict[str, Any], indent: str) -> str:
         lines.append(f"// {_default(schema)}")
     lines.append(f"{label}:")
     for i, variant in enumerate(variants):
-        told = i == 0 and above
-        lines.append(f" | {_variant(variant, indent, told=told, known=description)}")
+        described = i == 0 and above
+        lines.append(f" | {_variant(variant, indent, described=described, known=description)}")
     return "".join(f"{indent}{line}\n" for line in [*lines, ","])
 
 
 def _variant(
-    schema: Any, indent: str, *, told: bool = False, known: str | None = None, enum: Callable[[str], str] = str
+    schema: Any, indent: str, *, described: bool = False, known: str | None = None, enum: Callable[[str], str] = str
 ) -> str:
-    """One alternative of a oneOf, its description behind it unless it was told above or is the `known` one; `enum`
-    writes the default of an enum."""
+    """One alternative of a oneOf, with its description after it unless that was written above (`described`) or is the
+    `known` one; `enum` writes the default of an enum."""
     text = _nullable(schema, indent + "   ")
     if not isinstance(schema, dict):
         return text
     comments = []
     description = schema.get("description")
-    if isinstance(description, str) and not told and description != known:
+    if isinstance(description, str) and not described and description != known:
         comments.append(description)
     if "default" in schema:
         comments.append(_default(schema, enum))
@@ -120,9 +120,9 @@ def _json(value: Any) -> str:
 def _float(value: float) -> str:
     """The shortest digits that mean the number, with an exponent below 1e-5 and from 1e16 on."""
     number = Decimal(repr(_read(value)))
-    if not number.is_finite():  # which the package refuses
-        return json.dumps(value)
     sign, digits, exponent = number.normalize().as_tuple()
+    if not isinstance(exponent, int):  # NaN or infinity, which the package refuses
+        return json.dumps(value)
     point = len(digits) + exponent  # how many digits stand before the point
     text = "".join(map(str, digits))
     if not number or 0 < point <= 16:
@@ -136,8 +136,8 @@ def _float(value: float) -> str:
 
 
 def _read(value: float) -> float:
-    """What the package reads where a number is written out: its digits as an integer, times a power of ten, with what
-    is lost by that. Of an integer that does not fit into 64 bits, the last digits are only counted."""
+    """The number that the package reads where one is written out: its digits as an integer, times a power of ten, with
+    the rounding of that. The last digits of an integer that does not fit into 64 bits are only counted."""
     sign, digits, exponent = Decimal(repr(value)).as_tuple()
     if not isinstance(exponent, int):
         return value

@@ -1,13 +1,13 @@
-"""What MLX does slowly on a CPU, done at the speed of memory: products, attention and whole halves of a layer, in C++.
+"""Products, attention and MoE blocks in C++, which run on a CPU at the speed of memory where MLX is slow.
 
-`native()` is the compiled module, or None where it is not built, does not fit the MLX that is installed, or is switched
-off; everything then runs on MLX's own operations. Three variables of the environment decide:
+`native()` is the compiled module, or None if it is not built, does not fit the installed MLX, or is switched off: then
+everything runs on MLX's own operations. Three environment variables decide:
 
 GPTOSS_MLX_KERNELS=0             off
-GPTOSS_MLX_THREADS=N             threads; as many as there are fast cores otherwise
-GPTOSS_MLX_INSTRUCTIONS=NAME     an instruction set that is not the best, to compare
+GPTOSS_MLX_THREADS=N             number of threads; the default is the number of fast cores
+GPTOSS_MLX_INSTRUCTIONS=NAME     another instruction set than the best, to compare
 
-The sources are in `native/`; what the network uses of them is in `layers`; why they may be missing, `building` knows.
+The sources are in `native/`. `building` explains why a build is missing; `model.native_layers` uses the module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from types import ModuleType
 
 from ..errors import GptOssError, printable
 
-# Memory that is read to measure its bandwidth: many times a cache, or what a tight budget has room for.
+# Memory that is read to measure its bandwidth: much more than a cache holds, or as much as a tight budget allows.
 BANDWIDTH_BYTES = 512 * 2**20
 MIN_BANDWIDTH_BYTES = 64 * 2**20
 
@@ -30,31 +30,33 @@ _switched_off = False
 
 
 def native() -> ModuleType | None:
-    """The compiled kernels, if they are to be used."""
+    """The compiled kernels; None if they are missing or switched off."""
     return None if _switched_off or _obstacle() else _load()
 
 
 def why_not_native() -> str | None:
-    """The reason why the compiled kernels are not used, if they are not; it can follow on "the kernels are"."""
+    """The reason why the compiled kernels are not used, to follow "the kernels are"; None if they are."""
     if _switched_off:
         return "switched off"
-    return _obstacle() and _obstacle().reason
+    obstacle = _obstacle()
+    return obstacle.reason if obstacle else None
 
 
 def how_to_have_native() -> str | None:
-    """What to do so that they can be used, as a sentence."""
-    return _obstacle() and _obstacle().remedy
+    """The step after which they can be used, as a sentence; None if they can."""
+    obstacle = _obstacle()
+    return obstacle.remedy if obstacle else None
 
 
 def compiled() -> ModuleType:
-    """The compiled module, whether or not it is to be used. Raises ImportError where there is none."""
-    import_module("mlx.core")  # brings the library that the kernels are linked to
+    """The compiled module, even if it is switched off. Raises ImportError if it is not built."""
+    import_module("mlx.core")  # loads the library to which the kernels are linked
     return import_module("._native", __package__)
 
 
 @contextmanager
 def off() -> Iterator[None]:
-    """What is loaded within this runs on MLX's own operations."""
+    """A context in which models are loaded to run on MLX's own operations."""
     global _switched_off
     before, _switched_off = _switched_off, True
     try:
@@ -64,21 +66,22 @@ def off() -> Iterator[None]:
 
 
 def set_threads(count: int) -> None:
-    """How many threads the kernels use from now on. Without kernels it has no effect: MLX does not divide its work."""
-    if native():
-        native().set_threads(count)
+    """Set the number of threads of the kernels, if there are any. Raises ValueError outside 1..1024."""
+    if module := native():
+        module.set_threads(count)
 
 
 def read_bandwidth(room: int = BANDWIDTH_BYTES) -> float | None:
-    """Bytes per second that the kernels' threads read, of memory that has `room` bytes free; None without kernels."""
-    size = max(MIN_BANDWIDTH_BYTES, min(room, BANDWIDTH_BYTES))
-    return native().read_bandwidth(size) if native() else None
+    """Bytes per second that the kernels' threads read from memory, with `room` bytes free; None without kernels."""
+    module = native()
+    return module.read_bandwidth(max(MIN_BANDWIDTH_BYTES, min(room, BANDWIDTH_BYTES))) if module else None
 
 
 def product_rates() -> tuple[float, float] | None:
-    """Operations per second that the kernels' threads make at most, of bytes and of FP32: a multiplication and an
-    addition are two. None without kernels."""
-    return (native().byte_product_rate(), native().float_product_rate()) if native() else None
+    """The highest rates of the kernels' threads in operations per second, on bytes and on FP32: a multiplication and
+    an addition count as two. None without kernels."""
+    module = native()
+    return (module.byte_product_rate(), module.float_product_rate()) if module else None
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class _Obstacle:
 
 def _obstacle() -> _Obstacle | None:
     if os.environ.get("GPTOSS_MLX_KERNELS") == "0":
-        return _Obstacle("switched off by GPTOSS_MLX_KERNELS=0", "unset it to have them")
+        return _Obstacle("switched off by GPTOSS_MLX_KERNELS=0", "unset it to use them")
     return _unusable()
 
 
@@ -111,7 +114,7 @@ def _unusable() -> _Obstacle | None:
 
 @cache
 def _load() -> ModuleType:
-    """The module, set up as the environment says."""
+    """The module, set up with the environment variables. Raises ImportError, GptOssError."""
     _native = compiled()
     if instructions := os.environ.get("GPTOSS_MLX_INSTRUCTIONS"):
         try:

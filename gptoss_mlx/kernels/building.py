@@ -1,7 +1,5 @@
-"""Why the compiled kernels are not built, and the commands that build them: from what a failed build said, and from
-this system.
-
-`build_backend.py` keeps that output as NOT_BUILT in the package.
+"""Why the compiled kernels are not built, and the commands that build them: from the output of a failed build, which
+`build_backend.py` saves as NOT_BUILT in the package, and from this system.
 """
 
 from __future__ import annotations
@@ -20,17 +18,17 @@ from urllib.parse import unquote, urlsplit
 from ..errors import printable
 
 NOT_BUILT = Path(__file__).with_name("not_built.txt")
-COMPILERS = ("c++", "g++", "clang++")
-LONGEST = 200  # of what is quoted of a build
+COMPILERS = ("c++", "g++", "clang++")  # `build_backend.py` has the same: it cannot import a package that it builds
+MAX_QUOTE = 200  # characters of a build's output
 
 COMPILER, HEADERS, NEWER = "a C++ compiler", "Python's headers", "a newer C++ compiler"
-# What a build says where they are missing, in the words of CMake and of compilers.
+# Patterns of the messages of CMake and of compilers where one is missing.
 SIGNS = {
     COMPILER: r"No CMAKE_CXX_COMPILER could be found|is not able to compile a simple test program",
     NEWER: r"requires the language dialect|std=(c|gnu)\+\+2[0a]\W",
     HEADERS: r"Could NOT find Python[^)]*Development\.Module|Python\.h['\"]?( file not found|: No such file)",
 }
-# The first program that is found -> what installs packages, and the names of those with the compiler and the headers.
+# A package manager, the first that is found -> its command, and its packages with the compiler and the headers.
 MANAGERS = {
     "apt-get": ("apt install", {COMPILER: "g++", HEADERS: "python{0}.{1}-dev"}),
     "dnf": ("dnf install", {COMPILER: "gcc-c++", HEADERS: "python{0}.{1}-devel"}),
@@ -42,21 +40,21 @@ MANAGERS = {
 
 
 def why_not_built() -> str:
-    """The reason, which can follow on "the kernels are"."""
+    """The reason, to follow "the kernels are"."""
     if others := _for_other_pythons():
         return f"built for another Python: {others[0]}, and this one is {sysconfig.get_config_var('SOABI')}"
-    said = _output()
-    if missing := _missing(said):
+    output = _build_output()
+    if missing := _missing(output):
         return f"not built (missing when gptoss-mlx was installed: {', '.join(missing)})"
-    return f"not built (the build said: {_first_error(said)})" if said else "not built"
+    return f"not built (the build failed: {_first_error(output)})" if output else "not built"
 
 
 def how_to_build() -> str:
-    """What to do, as a sentence."""
-    said = _output()
-    missing = _missing(said)
+    """The steps, as a sentence."""
+    output = _build_output()
+    missing = _missing(output)
     steps = []
-    if said and not missing:
+    if output and not missing:
         steps.append(f"see {printable(str(NOT_BUILT))}")
     if NEWER in missing:
         steps.append("install a newer C++ compiler (GCC 11, say) and set CXX to its name")
@@ -66,7 +64,7 @@ def how_to_build() -> str:
 
 
 def installing_again() -> str:
-    """The command for it, which goes around caches: pip and uv keep a wheel without kernels in theirs."""
+    """The command that builds and installs the package anew, without the wheels in the caches of pip and uv."""
     try:
         package = distribution("gptoss-mlx")
     except PackageNotFoundError:
@@ -89,19 +87,19 @@ def _for_other_pythons() -> list[str]:
     return [name for name in found if name != own]
 
 
-def _output() -> str:
-    """Of the build that failed; empty where there was none."""
+def _build_output() -> str:
+    """The output of the build that failed; empty if none did."""
     try:
         return NOT_BUILT.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _missing(said: str) -> list[str]:
-    """What the build missed, or what a next one would."""
-    said = " ".join(said.split())
+def _missing(output: str) -> list[str]:
+    """The tools that the failed build lacked, and those that another build would lack."""
+    output = " ".join(output.split())
     here = {COMPILER: "CXX" in os.environ or any(map(shutil.which, COMPILERS)), HEADERS: _has_headers(), NEWER: True}
-    return [part for part, sign in SIGNS.items() if re.search(sign, said) or not here[part]]
+    return [part for part, sign in SIGNS.items() if re.search(sign, output) or not here[part]]
 
 
 def _has_headers() -> bool:
@@ -118,8 +116,8 @@ def _installing(parts: list[str]) -> str:
     return f"install {' and '.join(parts)}"
 
 
-def _first_error(said: str) -> str:
-    """The first complaint of CMake, or of a compiler; the last line where there is neither."""
-    found = re.search(r"^CMake Error[^\n]*:\n((?:[ \t]+[^\n]*\n|\n)+)|^([^\n]*\berror: [^\n]*)", said, re.MULTILINE)
-    text = (found[1] or found[2]) if found else said.strip().splitlines()[-1]
-    return printable(" ".join(text.split())[:LONGEST])
+def _first_error(output: str) -> str:
+    """The first error of CMake, or of a compiler; the last line if there is neither."""
+    found = re.search(r"^CMake Error[^\n]*:\n((?:[ \t]+[^\n]*\n|\n)+)|^([^\n]*\berror: [^\n]*)", output, re.MULTILINE)
+    text = (found[1] or found[2]) if found else output.strip().splitlines()[-1]
+    return printable(" ".join(text.split())[:MAX_QUOTE])

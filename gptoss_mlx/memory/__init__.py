@@ -1,1 +1,1 @@
-"""How much memory there is, what a model will take of it, and what is given up so that it fits."""
+"""How much memory there is, how much a model takes, and what is given up so that it fits."""

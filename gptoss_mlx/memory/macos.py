@@ -1,7 +1,7 @@
-"""What macOS tells a process of itself without root: its memory, and the energy that it took on the CPU.
+"""The resource usage that macOS reports to a process without root: its memory, and its energy on the CPU.
 
 `proc_pid_rusage` of libproc, through ctypes; the structure is that of xnu's bsd/sys/resource.h. Checked against that
-header, not run on a Mac. On another system there is no such function, and nothing is told.
+header, not run on a Mac. Other systems have no such function.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-# RUSAGE_INFO_V6, and the one that older kernels know: it fills the first part of the same structure.
+# RUSAGE_INFO_V6, and the version of older kernels, which fills the first part of the same structure.
 FLAVORS = (6, 4)
 
 _V4 = """
@@ -26,7 +26,7 @@ _V6 = "flags user_ptime system_ptime pinstructions pcycles energy_nj penergy_nj"
 
 
 class ResourceUsage(ctypes.Structure):
-    """`struct rusage_info_v6`. What a kernel does not fill is 0."""
+    """`struct rusage_info_v6`: energy in nanojoules, memory in bytes. A field that the kernel does not fill is 0."""
 
     _fields_ = (
         ("ri_uuid", ctypes.c_uint8 * 16),
@@ -36,7 +36,7 @@ class ResourceUsage(ctypes.Structure):
 
 
 def resource_usage(library: ctypes.CDLL | None = None) -> ResourceUsage | None:
-    """Of this process, as `library` tells it, or what is linked to Python; None where there is no such function."""
+    """The usage of this process, from `library` or the libraries linked to Python; None without such a function."""
     try:
         function = (library or ctypes.CDLL(None)).proc_pid_rusage
     except (OSError, AttributeError):

@@ -1,6 +1,6 @@
-"""How much memory this process may use, and does, as the system tells it: RAM, control groups, its own pages.
+"""The memory that this process may use, and uses, as the system reports it: RAM, control groups, its own pages.
 
-Also sizes as people write them. Knows nothing of models.
+Also sizes in bytes as people write them. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .macos import resource_usage
 GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # v1 writes "no limit" as the largest multiple of a page
-MOST = 2**50  # no machine has a pebibyte
+MAX_SIZE = 2**50  # no machine has a pebibyte
 
 _UNITS = {"": 1} | {f"{prefix}{i}": base**power for base, i in ((1000, ""), (1024, "i"))
                     for power, prefix in enumerate("kmgt", 1)}  # fmt: skip
@@ -33,13 +33,13 @@ def parse_size(text: str) -> int:
     if not match or match[2] not in _UNITS:
         raise GptOssError(f"{text!r} is not an amount of memory: write 16GB, 12GiB or 900MB")
     size = float(match[1]) * _UNITS[match[2]]
-    if not 2**20 <= size <= MOST:
-        raise GptOssError(f"{text!r} is no amount of memory that a machine has")
+    if not 2**20 <= size <= MAX_SIZE:
+        raise GptOssError(f"{text!r} is not an amount of memory that a machine has: give 1MiB to 1024TiB")
     return int(size)
 
 
 def size_text(count: int) -> str:
-    """Bytes as people read them, never so rounded that nothing is left."""
+    """Bytes in a unit that leaves digits before the point: "12.10 GB", "900.0 MB", "4 kB", "17 bytes"."""
     for unit, size, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
         if count >= size:
             return f"{count / size:.{digits}f} {unit}"
@@ -47,9 +47,9 @@ def size_text(count: int) -> str:
 
 
 def proc_bytes(name: str) -> dict[str, int]:
-    """Bytes, by name, from the lines `Name: N kB` of /proc/`name`; empty where there is no such file."""
+    """Name -> bytes, from the lines `Name: N kB` of /proc/`name`; empty if there is no such file."""
     try:
-        # Without a buffer: who looks again and again, while something else is measured, must not take much time.
+        # Without a buffer: a measurement calls this many times, and must not be slowed down.
         with open(f"/proc/{name}", "rb", buffering=0) as file:
             text = file.read()
     except OSError:
@@ -58,12 +58,13 @@ def proc_bytes(name: str) -> dict[str, int]:
 
 
 def total() -> int:
-    """RAM of the machine."""
+    """Bytes of RAM of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def available() -> int | None:
-    """What this process could use without swapping, what it uses already included; None where the system is silent."""
+    """Bytes that this process could use without swapping, with those that it uses now; None if the system does not
+    report that."""
     free = proc_bytes("meminfo").get("MemAvailable")
     if free is None:
         return None
@@ -74,21 +75,21 @@ def available() -> int | None:
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """Bytes that this process has in RAM."""
+    """Bytes of this process in RAM."""
 
     anonymous: int
     mapped: int
     """Pages of files, which the system can drop and read again unless the files are in memory themselves (tmpfs)."""
     peak: int
-    """The most of both together: since `forget_peak` where the system can forget, else now."""
+    """The maximum of both together: since `forget_peak` if the system can forget it, else now."""
     gpu: int | None
-    """The most that MLX has had, since `forget_peak`, on a GPU with memory of its own; None without one."""
+    """The maximum that MLX has had, since `forget_peak`, on a GPU with memory of its own; None without one."""
 
 
 def process_memory() -> ProcessMemory | None:
-    """What this process has now; None where the system is silent.
+    """The memory of this process now; None if the system does not report it.
 
-    On macOS (not run there) what is compressed, or on its GPU, counts as anonymous: the physical footprint.
+    On macOS (not run there) the anonymous part is the physical footprint, with compressed and GPU memory.
     """
     linux = proc_bytes("self/status")
     if linux.keys() >= {"RssAnon", "RssFile", "RssShmem", "VmHWM"}:
@@ -102,19 +103,19 @@ def process_memory() -> ProcessMemory | None:
 
 
 def forget_peak() -> None:
-    """Have the peaks begin anew; where the system cannot do that, nothing is done."""
+    """Start new peaks, if the system can do that."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     forget_gpu_peak()
 
 
 def cgroup_limit() -> int | None:
-    """What the control groups of this process, v1 or v2, allow it; None where there is no limit."""
+    """The lowest memory limit of this process's control groups, v1 or v2, in bytes; None without a limit."""
     return min((limit for limit, _ in _cgroups()), default=None)
 
 
 def _cgroups() -> list[tuple[int, int]]:
-    """Limit, and anonymous memory in use, of each memory control group around this process that has a limit."""
+    """The limit and the anonymous memory in use, in bytes, of each control group of this process with a limit."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -128,7 +129,7 @@ def _cgroups() -> list[tuple[int, int]]:
             root, limit_file, used_name = CGROUPS / "memory", "memory.limit_in_bytes", "total_rss"
         else:
             continue
-        # In a container the path may begin outside what is mounted; its own group is then the root.
+        # In a container the path can begin outside the mounted tree; its own group is then the root.
         own = root / path.lstrip("/")
         for group in {root, *(each for each in (own, *own.parents) if root in each.parents)}:
             if (limit := read_number(group / limit_file)) is not None and limit < NO_LIMIT:

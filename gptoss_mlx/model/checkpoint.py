@@ -1,8 +1,8 @@
 """Safetensors files on disk -> named arrays: one validated header and one memory map per file.
 
 The format: 8 bytes, little endian, the length N of the header; N bytes of JSON, name -> {dtype, shape, data_offsets},
-padded with spaces; then the tensors without gaps. Nothing in a file is trusted before `read_header` has checked all
-of its header. Knows nothing about gpt-oss, its tensor names or the network.
+padded with spaces; then the tensors without gaps (github.com/huggingface/safetensors). Nothing in a file is trusted
+before `read_header` has checked its whole header. Knows nothing about gpt-oss, its tensor names or the network.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import GptOssError
 from ..files import utf8_path
-from ..kernels import bus_error
+from ..kernels import bus_error, compiled
 from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ METAL_PAGE = 16_384
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
 
-# How a file begins that is something else, and what that is. As a length, none of them would be a possible one.
+# The first bytes of other formats, and their names. Read as the length of a header, each would be larger than any file.
 OTHER_FORMATS = {
-    b"version ": "what Git LFS keeps in its place: `git lfs pull` fetches the file itself",
+    b"version ": "a Git LFS pointer: `git lfs pull` fetches the file itself",
     b"GGUF": "a GGUF file, which llama.cpp runs",
     b"PK\x03\x04": "a file of PyTorch's, or an archive: save the model in safetensors",
     b"<!doctyp": "a web page: download it again",
@@ -48,7 +48,7 @@ OTHER_FORMATS = {
     b"<html": "a web page: download it again",
 }
 
-FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored as it is
+FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored without quantization
 
 # The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
 NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
@@ -92,7 +92,7 @@ def read_header(path: Path) -> Header:
 
 
 def header_length(path: Path, prefix: bytes, size: int) -> int:
-    """The length N that the first 8 bytes of a file of `size` bytes give. Raises CheckpointError."""
+    """The length N in the first 8 bytes of a file of `size` bytes. Raises CheckpointError."""
     if len(prefix) < 8:
         raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
     if other := next((what for start, what in OTHER_FORMATS.items() if prefix.startswith(start)), None):
@@ -108,7 +108,7 @@ def header_length(path: Path, prefix: bytes, size: int) -> int:
 
 
 def parse_header(path: Path, text: bytes, size: int) -> Header:
-    """Check the N bytes of JSON of a file of `size` bytes, which need not be here. Raises CheckpointError."""
+    """Check the N bytes of JSON of a file of `size` bytes, which can be elsewhere. Raises CheckpointError."""
     try:
         entries = parse_json(text)
     except ValueError as error:
@@ -125,8 +125,8 @@ def parse_header(path: Path, text: bytes, size: int) -> Header:
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
-    def whole(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+    def whole(value: Any, minimum: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63
 
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
@@ -167,10 +167,10 @@ class Shard:
         self._size = max((tensor.end for tensor in self.header.tensors.values()), default=0)
 
     def check_size(self) -> None:
-        """Raise CheckpointError where the file has shrunk: whoever touches what is mapped behind its end is killed.
+        """Raise CheckpointError if the file has shrunk: reading past the end of a truncated map raises SIGBUS.
 
-        That cannot be excluded, only made unlikely: a file that shrinks after the check still ends the process, as
-        `bus_error` says.
+        That becomes unlikely, not impossible: a file that shrinks after the check ends the process, with the message of
+        `bus_error`.
         """
         try:
             size = self.path.stat().st_size
@@ -193,9 +193,7 @@ class Shard:
     @cached_property
     def windows(self) -> Windows | None:
         """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
-
         from ..device import backend
-        from ..kernels import native
 
         # Other programs' files need not be aligned.
         if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
@@ -207,7 +205,7 @@ class Shard:
             return None
         bus_error.end_in_order()
         try:
-            words = native().map_file(utf8_path(self.path))
+            words = compiled().map_file(utf8_path(self.path))
         except RuntimeError as error:
             raise CheckpointError(str(error)) from None
         self.check_size()
@@ -223,20 +221,22 @@ class Shard:
                 raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
         if self.windows is None:
             try:
-                return mx.load(utf8_path(self.path))
+                arrays = mx.load(utf8_path(self.path))
             except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
                 raise CheckpointError(f"cannot load {self.path}: {error}") from None
+            assert isinstance(arrays, dict)
+            return arrays
         return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}
 
 
-# Bytes start..end of a file -> uint32 of the words that they lie in. (In bytes, MLX's 32-bit shapes could not count a
-# shard of 4 GiB.)
+# Bytes start..end of a file -> uint32 of the words that they lie in: as bytes, a shard of 4 GiB would be too large for
+# MLX's 32-bit shapes.
 Windows = Callable[[int, int], "mx.array"]
 
 
 def _page_windows(data: np.ndarray) -> Windows | None:
-    """Windows on a mapped file for Metal, which adopts whole pages: each a buffer of its own, because what a GPU
-    touches counts against its limit by whole buffers, and experts, say, need not be touched."""
+    """Windows on a mapped file for Metal, which adopts whole pages; None where it does not. Each is a buffer of its
+    own: the GPU's limit counts whole buffers that are touched, and not all experts need be, for example."""
     import mlx.core as mx
 
     def window(start: int, end: int) -> mx.array:
@@ -268,14 +268,18 @@ class Checkpoint:
     """The tensors of a folder, by name, over one or several safetensors files."""
 
     def __init__(self, shards: Mapping[str, Shard], folder: Path):
-        """`shards` maps each tensor's name to the file that holds it; `open` makes it from a folder."""
+        """`shards` maps each tensor's name to its file; `open` makes it from a folder."""
         self.folder, self._shards = folder, shards
         self.tensors = {name: shard.header.tensors[name] for name, shard in shards.items()}
         self.file_of = {name: shard.path for name, shard in shards.items()}
 
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"Checkpoint({str(self.folder)!r}, {len(self.tensors):,} tensors, {size:,} bytes)"
+
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the index, where there is one, and every header of the model in `folder`. Raises CheckpointError."""
+        """Read the index, if there is one, and every header of the model in `folder`. Raises CheckpointError."""
         index = folder / INDEX
         weight_map = checked_index(index, read_json(index, CheckpointError)) if lexists(index) else None
         shards: dict[str, Shard] = {}
@@ -289,8 +293,8 @@ class Checkpoint:
 
     @classmethod
     def placed(cls, folder: Path, weight_map: Mapping[str, str] | None, shards: Mapping[str, Shard]) -> Checkpoint:
-        """Over `shards` by file name; an index's `weight_map` has to fit them, unless it is of other files than
-        `weight_files` took. Raises CheckpointError."""
+        """The tensors of `shards`, by file name. The `weight_map` of an index must fit them, unless other files were
+        chosen than it names. Raises CheckpointError."""
         if weight_map is None or set(weight_map.values()) != shards.keys():
             return cls(_found_in(folder, shards), folder)
         for name, file in weight_map.items():
@@ -303,7 +307,7 @@ class Checkpoint:
         return cls({name: shards[file] for name, file in weight_map.items()}, folder)
 
     def renamed(self, names: Mapping[str, str]) -> Checkpoint:
-        """The same tensors by other names: new name -> the name in the files."""
+        """The same tensors by other names; `names` maps a new name to the one in the files."""
         twin = Checkpoint({}, self.folder)
         twin._shards = {name: self._shards[old] for name, old in names.items()}
         twin.tensors = {name: self.tensors[old] for name, old in names.items()}
@@ -311,18 +315,19 @@ class Checkpoint:
         return twin
 
     def view(self, name: str) -> np.ndarray:
-        """The tensor as a read-only NumPy view of the map (BF16 as uint16): nothing is read until it is touched."""
+        """The tensor as a read-only NumPy view of the map (BF16 as uint16): pages are read on first use. Raises
+        CheckpointError."""
         tensor = self.tensors[name]
         self._shards[name].check_size()
         return as_array(self.file_of[name], tensor, self._shards[name].bytes[tensor.start : tensor.end])
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of the tensor (BF16 as uint16), read from its file: an error of the disk is an error, which
-        in a map would end the process. Raises CheckpointError."""
+        """Rows start..stop of the tensor (BF16 as uint16), read and not mapped, so that an error of the disk does not
+        end the process. Raises CheckpointError."""
         tensor, path = self.tensors[name], self.file_of[name]
         rows = np.empty((stop - start, *tensor.shape[1:]), NUMPY_DTYPE[tensor.dtype])
         row_bytes = tensor.nbytes // tensor.shape[0]
-        position, left = tensor.start + start * row_bytes, memoryview(rows.reshape(-1).view(np.uint8))
+        position, left = tensor.start + start * row_bytes, rows.reshape(-1).view(np.uint8).data
         try:
             with path.open("rb", buffering=0) as file:
                 file.seek(position)
@@ -335,7 +340,7 @@ class Checkpoint:
         return rows
 
     def array(self, name: str) -> mx.array:
-        """The tensor as an MLX array, without a copy where the device allows one."""
+        """The tensor as an MLX array, without a copy where the device allows that. Raises CheckpointError."""
         return self._shards[name].arrays[self.tensors[name].name]
 
     @property
@@ -347,7 +352,7 @@ class Checkpoint:
         """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
 
         Where the map is adopted, the CPU gathers the rows, because a GPU would wire the whole table to read one.
-        Elsewhere `index` is evaluated here. Its values are the caller's to check.
+        Elsewhere `index` is evaluated here. The caller checks that its values are in range.
         """
         import mlx.core as mx
 
@@ -365,27 +370,27 @@ def _names_in(folder: Path) -> set[str]:
 
 
 def _found_in(folder: Path, shards: Mapping[str, Shard]) -> dict[str, Shard]:
-    """Tensor name -> its shard, where no index tells. Raises CheckpointError for a tensor that two shards have."""
+    """Tensor name -> its shard, without an index. Raises CheckpointError for a tensor that two shards have."""
     found: dict[str, Shard] = {}
     for file, shard in shards.items():
         for name in shard.header.tensors:
             if name in found:
                 raise CheckpointError(
-                    f"{folder} has {name!r} twice, in {found[name].path.name} and in {file}: remove the file that is"
-                    " not the model's"
+                    f"{folder} has {name!r} twice, in {found[name].path.name} and in {file}: remove the file that does"
+                    " not belong to the model"
                 )
             found[name] = shard
     return found
 
 
 def weight_files(where: Path | str, names: Set[str], weight_map: Mapping[str, str] | None) -> list[str]:
-    """Which of the files `names` of a folder or a repository hold the model: those that its index names; where they are
-    not here, the one whole file; without an index, that or the shards that are complete by their names.
+    """The files that hold the model, among the `names` of a folder or a repository: those that its index names; if they
+    are not there, model.safetensors; without an index, that or the shards that are complete by their names.
 
-    Raises CheckpointError that names what lacks.
+    Raises CheckpointError, naming a missing file.
     """
     named, series = set((weight_map or {}).values()), _series(names)
-    # An index that names some shards of a model that are here, and not others, counts as none.
+    # An index that names only some of the shards of a model does not count.
     partial = any(named & shards and not named >= names & shards for shards in series)
     if named and named <= names and not partial:
         return sorted(named)
@@ -413,7 +418,7 @@ def _series(names: Set[str]) -> list[Set[str]]:
     numbers: dict[tuple[str, str], set[int]] = {}
     for match in filter(None, map(SHARD_NAME.fullmatch, names)):
         numbers.setdefault((match[1], match[3]), set()).add(int(match[2]))
-    # The published checkpoints count from 0 to the number behind "of", others from 1.
+    # The published checkpoints count from 0 to the number after "of", others from 1.
     return [
         {f"{stem}-{number:05d}-of-{last}.safetensors" for number in range(0 if 0 in here else 1, int(last) + 1)}
         for (stem, last), here in sorted(numbers.items())
@@ -428,12 +433,12 @@ def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
 
 
 def checked_index(path: Path, index: Any) -> dict[str, str]:
-    """Tensor name -> the name of its file, from what an index says. Raises CheckpointError."""
+    """The weight_map of a parsed index: tensor name -> the name of its file. Raises CheckpointError."""
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path} is malformed: it has no weight_map")
     if not weight_map:
-        raise CheckpointError(f"{path} places no tensor in any file: remove it if the weights beside it are whole")
+        raise CheckpointError(f"{path} lists no tensors: remove it if the weights beside it are complete")
     for name, file in weight_map.items():
         # A file name that leaves the folder is never followed.
         if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):

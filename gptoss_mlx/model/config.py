@@ -1,4 +1,4 @@
-"""What a gpt-oss `config.json` says, with every field checked before anything is allocated.
+"""The `config.json` of a gpt-oss model, with every field checked before anything is allocated.
 
 Knows the published field names (hub layout), those that transformers writes instead, and MLX-LM's `quantization` entry;
 knows nothing of weights or files other than `config.json` itself.
@@ -23,14 +23,14 @@ AFFINE_GROUP_SIZES = (32, 64, 128)
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 SWIGLU_ALPHA = 1.702
 PUBLISHED_ROPE = {"rope_type": "yarn", "factor": 32.0}
-# The modes that this program runs: their forms, group size and bits, and what MLX takes where a folder does not say.
+# The modes that this program runs: their group sizes and bits, and MLX's defaults.
 FORMS = {"affine": {(size, bits) for size in AFFINE_GROUP_SIZES for bits in AFFINE_BITS}, "mxfp4": {(32, 4)}}
 USUAL_FORM = {"affine": (64, 4), "mxfp4": (32, 4)}
-LEAST, MOST = 1e-30, 1e30  # of numbers: FP32 can hold them, and what is computed from them
+MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30  # FP32 can hold these, and the products of a few
 
 
 class ConfigError(GptOssError):
-    """A configuration that no gpt-oss model can have; the message names the field."""
+    """A configuration that is not possible for gpt-oss; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How one weight matrix is stored: `mode` is MLX's ("affine" or "mxfp4")."""
+    """The form of a stored weight matrix; `mode` is MLX's, "affine" or "mxfp4"."""
 
     group_size: int
     bits: int
@@ -86,7 +86,7 @@ class ModelConfig:
     max_context: int
     swiglu_limit: float
     quantization: Mapping[str, Quantization]
-    """Module path -> how its weight is stored; a module that is not listed is as the entry "" says, if there is one."""
+    """Module path -> the form of its weight; the entry "" is the default of modules that are not listed."""
 
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @classmethod
     def of_folder(cls, folder: Path, data: Any) -> ModelConfig:
-        """`from_dict` of what `folder/config.json` holds, or of a translation of it; its errors name the file."""
+        """`from_dict` of the parsed `folder/config.json`, or of a translation of it; its errors name the file."""
         try:
             return cls.from_dict(data)
         except ConfigError as error:
@@ -110,7 +110,7 @@ class ModelConfig:
             raise ConfigError(
                 f"model_type is {model_type!r}, and this program runs 'gpt_oss' only, such as gpt-oss-20b"
             )
-        num_layers = fields.integer("num_hidden_layers", default=36, most=1024)
+        num_layers = fields.integer("num_hidden_layers", default=36, maximum=1024)
         num_heads = fields.integer("num_attention_heads", default=64)
         num_kv_heads = fields.integer("num_key_value_heads", default=8)
         if num_heads % num_kv_heads:
@@ -152,7 +152,7 @@ class ModelConfig:
         )
 
     def published(self) -> dict[str, Any]:
-        """What `from_dict` read, each field under its published name: all that MLX-LM, too, needs to know."""
+        """Each field under its published name, as `from_dict` reads it: enough for MLX-LM too."""
         return {
             "model_type": "gpt_oss",
             "num_hidden_layers": self.num_layers,
@@ -175,12 +175,12 @@ class ModelConfig:
         }
 
     def quantization_of(self, module: str) -> Quantization | None:
-        """How `module`'s weight is stored if it has scales; None in an unquantized folder."""
+        """The form of `module`'s weight if it has scales; None in an unquantized folder."""
         return self.quantization.get(module) or self.quantization.get("")
 
     def stored_form(self, module: str, tensors: Mapping[str, TensorInfo]) -> Quantization | None:
-        """The same in a folder with these tensors; None also for a module without scales. As for MLX-LM, a module that
-        is not listed is stored as its shapes say, whatever the default is."""
+        """The form of `module`'s weight in a folder with these tensors; None for a module without scales. As in MLX-LM,
+        the shapes of a module that is not listed decide, whatever the default is."""
         weight, scales = (tensors.get(f"{module}.{part}") for part in ("weight", "scales"))
         usual = self.quantization_of(module)
         if scales is None or usual is None:
@@ -199,7 +199,7 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> Any:
-    """What `folder/config.json` holds, not checked. Raises ConfigError."""
+    """The value of `folder/config.json`, not checked. Raises ConfigError."""
     path = folder / "config.json"
     if not lexists(path):
         raise ConfigError(f"{folder} has no config.json: not a model folder")
@@ -214,16 +214,16 @@ class _Fields:
             raise ConfigError(f"{prefix.rstrip('.') or 'the file'} is not a JSON object")
         self.data, self.prefix = data, prefix
 
-    def integer(self, name: str, *, default: Any = None, most: int = 2**31 - 1) -> int:
+    def integer(self, name: str, *, default: Any = None, maximum: int = 2**31 - 1) -> int:
         value = self.data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= maximum:
+            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a whole number from 1 to {maximum}")
         return value
 
     def number(self, name: str, *, default: float | None = None) -> float:
         value = self.data.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not LEAST <= value <= MOST:
-            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a number from {LEAST:g} to {MOST:g}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not MIN_NUMBER <= value <= MAX_NUMBER:
+            raise ConfigError(f"{self.prefix}{name} is {value!r}, not a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}")
         return float(value)
 
 
@@ -239,7 +239,7 @@ def _layer_types(value: Any, num_layers: int) -> tuple[str, ...]:
 
 
 def _rope(data: dict, fields: _Fields) -> Rope:
-    """From `rope_scaling`, or transformers 5's `rope_parameters`; without either it is the family's, as there."""
+    """From `rope_scaling`, or transformers 5's `rope_parameters`; without either, gpt-oss's own, as in transformers."""
     scaling = next((data[name] for name in ("rope_scaling", "rope_parameters") if data.get(name)), PUBLISHED_ROPE)
     scaling = _without_layer_types(_Fields(scaling, "rope_scaling.").data)
     nested = _Fields({name: value for name, value in scaling.items() if value is not None}, "rope_scaling.")
@@ -267,17 +267,17 @@ def _rope(data: dict, fields: _Fields) -> Rope:
 
 
 def _without_layer_types(scaling: dict) -> dict:
-    """transformers 5 can have an entry for each kind of layer; the kinds of gpt-oss share one."""
+    """transformers 5 can write an entry for each type of layer; the types of gpt-oss share one."""
     each = [scaling[kind] for kind in LAYER_TYPES if kind in scaling]
     if not each:
         return scaling
     if any(entry != each[0] for entry in each) or not isinstance(each[0], dict):
-        raise ConfigError("rope_scaling differs between the kinds of layers, and those of gpt-oss share one")
+        raise ConfigError("rope_scaling differs between the types of layers, and those of gpt-oss share one")
     return each[0]
 
 
 def _check_attention_factor(scaling: _Fields, factor: float) -> None:
-    """What scales cos and sin can be given, and must then be what YaRN takes without."""
+    """The attention scaling can be given, and must then equal YaRN's default. Raises ConfigError."""
     usual = 0.1 * math.log(factor) + 1
     given = scaling.number("attention_factor", default=usual)
     scales = "mscale", "mscale_all_dim"
@@ -302,7 +302,7 @@ def _quantization(data: dict) -> dict[str, Quantization]:
 
 
 def _in_quantization_config(value: Any) -> dict | None:
-    """The same entry, which MLX-LM writes here too; or what it takes the published checkpoints' for."""
+    """The same entry, of which MLX-LM writes a copy here; or its meaning in published checkpoints."""
     if not isinstance(value, dict):
         return None
     if value.get("quant_method") == "mxfp4":
@@ -311,7 +311,7 @@ def _in_quantization_config(value: Any) -> dict | None:
 
 
 def _quantized(entry: dict, prefix: str) -> Quantization:
-    """What is absent or null is as usual in its mode."""
+    """An entry's form; a field that is absent or null has the default of the mode. Raises ConfigError."""
     given = {name: value for name, value in entry.items() if value is not None}
     mode = given.get("mode", "affine")
     if not isinstance(mode, str) or mode not in FORMS:

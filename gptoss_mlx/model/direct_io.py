@@ -1,4 +1,4 @@
-"""Reads of parts of files that leave nothing in the page cache."""
+"""Reads of parts of files that bypass the page cache. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .checkpoint import CheckpointError
 
 
 class DirectFiles:
-    """Reads of parts of files that leave nothing in the page cache, where the system offers that."""
+    """Files that are read around the page cache, where the system and the file system allow it."""
 
-    # O_DIRECT wants offset, length and memory to be multiples of the disk's block: 512 bytes mostly, 4096 at most.
+    # O_DIRECT wants offset, length and memory to be multiples of the disk's block: 512 bytes as a rule, 4096 at most.
     BLOCK, PAGE = 512, 4096
     DIRECT = getattr(os, "O_DIRECT", 0)
     F_NOCACHE = 48  # of macOS
@@ -28,32 +28,32 @@ class DirectFiles:
         self._in_blocks = True
 
     def read(self, path: Path, start: int, into: np.ndarray) -> None:
-        """Fill `into` from byte `start` on. Raises CheckpointError."""
+        """Fill a contiguous array from byte `start` of a file on. Raises CheckpointError."""
         target = into.reshape(-1).view(np.uint8)
         try:
             descriptor, direct = self._descriptor(path)
-            if not direct:
-                count = os.preadv(descriptor, [target], start)
-            elif (count := self._straight(descriptor, start, target)) is None:
-                count = self._by_way_of_pages(descriptor, start, target)
+            count = self._directly(descriptor, start, target) if direct else os.preadv(descriptor, [target.data], start)
+            if count is None:
+                count = self._through_pages(descriptor, start, target)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
         if count < target.size:
             raise CheckpointError(f"{path} has become shorter while it was in use")
 
-    def _straight(self, descriptor: int, start: int, target: np.ndarray) -> int | None:
-        """Read into `target` itself; None where blocks do not allow it."""
+    def _directly(self, descriptor: int, start: int, target: np.ndarray) -> int | None:
+        """Read into `target` itself, and return the number of bytes; None where the disk's blocks do not allow it."""
         if not self._in_blocks or (start | target.size | target.ctypes.data) % self.BLOCK:
             return None
         try:
-            return os.preadv(descriptor, [target], start)
+            return os.preadv(descriptor, [target.data], start)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
             self._in_blocks = False  # this disk's blocks are larger
             return None
 
-    def _by_way_of_pages(self, descriptor: int, start: int, target: np.ndarray) -> int:
+    def _through_pages(self, descriptor: int, start: int, target: np.ndarray) -> int:
+        """Read whole pages, and copy the bytes of `target` out of them; returns their number."""
         before = start % self.PAGE
         length = -(-(before + target.size) // self.PAGE) * self.PAGE
         pages = self._pages(length)
@@ -63,7 +63,7 @@ class DirectFiles:
         return count
 
     def _pages(self, length: int) -> mmap:
-        """This thread's own memory to read into: pages, which are aligned."""
+        """Memory of this thread to read into, in whole pages and so aligned."""
         if getattr(self._own, "size", 0) < length:
             self._own.size, self._own.pages = length, mmap(-1, length)
         return self._own.pages
@@ -75,7 +75,7 @@ class DirectFiles:
             return self._open[path]
 
     def _opened(self, path: Path) -> tuple[int, bool]:
-        """A descriptor, and whether it wants whole blocks."""
+        """A descriptor, and whether it needs whole blocks."""
         if self.DIRECT:
             try:
                 descriptor = os.open(path, os.O_RDONLY | self.DIRECT | os.O_CLOEXEC)

@@ -1,4 +1,8 @@
-"""Experts that do not all fit: slots in memory, filled from the files when a token needs them."""
+"""Paged experts: slots in memory, filled from the files when a token needs an expert that is in none.
+
+Knows which experts are in slots and which one leaves for another; leaves the number of slots to the memory plan, and
+the choice of experts to the router.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..device import backend
-from ..kernels import native
+from ..kernels import compiled
 from .checkpoint import FLOATS, NUMPY_DTYPE, CheckpointError, TensorInfo
 from .config import ModelConfig
 from .direct_io import DirectFiles
@@ -23,13 +27,13 @@ from .weights import Matrix, Weights
 
 @dataclass
 class PoolStats:
-    """What a pool has done since it was made, counted once for each expert that a chunk of tokens needs in a layer."""
+    """The work of a pool since it was made; an expert counts once for each chunk of tokens that needs it in a layer."""
 
     needed: int = 0
     missed: int = 0
     bytes_read: int = 0
     stall_seconds: float = 0.0
-    """Time in which nothing could be computed because a read was not done."""
+    """Time in which the computation waited for a read."""
 
     def __add__(self, other: PoolStats) -> PoolStats:
         return PoolStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -43,9 +47,9 @@ class PoolStats:
 
 
 class SlotTable:
-    """Which expert of which layer lies in which slot, and which one has to leave for another: the least used.
+    """Which expert of which layer lies in which slot, and which one leaves for another: the one of the lowest value.
 
-    An expert's value is the number of tokens that chose it, each counting less the longer ago it was.
+    An expert's value is the number of tokens that chose it, with an exponential decay.
     """
 
     HALF_LIFE = 32  # tokens
@@ -59,23 +63,23 @@ class SlotTable:
         self._busy = np.zeros(slots, bool)
 
     def use(self, layer: int, counts: np.ndarray, tokens: int) -> None:
-        """Of `tokens` tokens, counts[e] chose expert e of this layer."""
+        """Count the tokens that chose each expert of a layer: counts [experts], of `tokens` in all."""
         self._value[layer] *= 0.5 ** (tokens / self.HALF_LIFE)
         self._value[layer] += counts
 
     def find(self, layer: int, experts: np.ndarray) -> np.ndarray:
-        """The slots of experts of a layer; -1 for one that is in none."""
+        """The slots of experts of a layer, both [N]; -1 for one that is in none."""
         return self._slot_of[layer * self._experts + experts]
 
     def hold(self, slots: list[int]) -> None:
-        """These slots are in use: nobody may have them."""
+        """Mark slots as in use: `vacate` leaves them alone."""
         self._busy[slots] = True
 
     def release(self, slots: list[int] | slice = slice(None)) -> None:
         self._busy[slots] = False
 
     def vacate(self, count: int) -> list[int]:
-        """At most `count` slots that are not in use, emptied and held, those that are least worth keeping."""
+        """Up to `count` slots that are not in use, those with the lowest values, emptied and held."""
         if not count:
             return []
         values = np.where(self._holds < 0, -1.0, self._value.ravel()[self._holds])
@@ -96,14 +100,14 @@ class SlotTable:
 class ExpertPool:
     """Slots for experts of any layer, filled from the checkpoint's files when a token needs them.
 
-    Reads go around the page cache where the system allows it: memory is short, and what is in a slot needs no second
+    Reads bypass the page cache where the system allows it: memory is short, and an expert in a slot needs no second
     copy.
     """
 
     READERS = 4  # reads under way at a time: a disk is slow with one
 
     def __init__(self, weights: Weights, slots: int):
-        """Raises CheckpointError where the layers' experts are not all stored alike."""
+        """Raises CheckpointError where the experts of the layers differ in shape or dtype."""
         config = weights.config
         self.slots, self.expert_bytes, self.stats = slots, 0, PoolStats()
         self._experts = config.num_experts
@@ -128,20 +132,24 @@ class ExpertPool:
         self._readers = ThreadPoolExecutor(self.READERS, "experts")
         self._done: SimpleQueue[_Load] = SimpleQueue()
 
+    def __repr__(self) -> str:
+        return f"ExpertPool({self.slots} slots of {self.expert_bytes:,} bytes, {self.stats.hit_rate:.0%} hits)"
+
     def matrix(self, projection: str) -> Matrix:
-        """The slots of one projection."""
-        parts = [self._arrays.get(f"{projection}.{part}") for part in ("weight", "scales", "biases")]
-        return Matrix(*parts, self._quantization[projection])
+        """The slots of one projection: a stack [slots, rows, columns]."""
+        weight = self._arrays[f"{projection}.weight"]
+        scales, biases = (self._arrays.get(f"{projection}.{part}") for part in ("scales", "biases"))
+        return Matrix(weight, scales, biases, self._quantization[projection])
 
     def bias(self, projection: str) -> mx.array:
         """[slots, rows] in the dtype in which it is stored."""
         return self._arrays[f"{projection}.bias"]
 
     def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[np.ndarray]:
-        """Bring in the experts `chosen` [L, k], and yield, until each one has been there once, which are in slots.
+        """Load the experts `chosen` [L, k] of a layer, and yield tables of slots until each expert has been in one.
 
-        What is yielded is int32 [experts]: an expert's slot, or -1 for one that is not due. It holds until the next is
-        asked for; meanwhile others are being read.
+        A table is int32 [experts]: an expert's slot, or -1 where it is in none yet or was in an earlier table. It holds
+        until the next is asked for; meanwhile others are being read. Raises CheckpointError.
         """
         counts = np.bincount(chosen.ravel(), minlength=self._experts)
         self._table.use(layer, counts, len(chosen))
@@ -178,7 +186,7 @@ class ExpertPool:
         return table
 
     def _start(self, layer: int, missing: list[int]) -> int:
-        """Begin to read as many of the missing experts as there are slots that nobody uses now; returns how many."""
+        """Start the reads of as many missing experts as there are free slots; returns how many."""
         slots = self._table.vacate(len(missing))
         for slot in slots:
             load = _Load(layer, missing.pop(0), slot, len(self._parts[layer]))
@@ -187,7 +195,7 @@ class ExpertPool:
         return len(slots)
 
     def _taken_in(self, load: _Load) -> int:
-        """The slot of what is read now. Raises what a read raised."""
+        """The slot of a loaded expert. Raises the error of its reads, if there was one."""
         if load.error:
             raise load.error
         self.stats.bytes_read += self.expert_bytes
@@ -195,7 +203,7 @@ class ExpertPool:
         return load.slot
 
     def _read(self, load: _Load, part: _Part) -> None:
-        """One part of one expert, on a thread of its own; who is the last one says that the expert is there."""
+        """Read one part of an expert, on a worker thread; the last worker marks the expert loaded."""
         try:
             self._files.read(part.path, part.tensor.start + load.expert * part.size, part.slots[load.slot])
         except Exception as error:
@@ -208,7 +216,7 @@ class ExpertPool:
 
 @dataclass
 class _Load:
-    """An expert on its way into a slot."""
+    """An expert that is being read into a slot."""
 
     layer: int
     expert: int
@@ -231,7 +239,7 @@ class _Part:
 
 
 def _expert_tensors(weights: Weights, path: str) -> dict[str, TensorInfo]:
-    """What the experts at `path` are made of, checked: "gate_proj.weight" -> where it lies."""
+    """The tensors of the experts at `path`, checked: "gate_proj.weight" -> where it lies. Raises CheckpointError."""
     for name, shape in projection_shapes(weights.config).items():
         weights.check_matrix(f"{path}.{name}", *shape)
         weights.check(f"{path}.{name}.bias", shape[:2], FLOATS)
@@ -248,8 +256,7 @@ def _slot_memory(slots: int, tensor: TensorInfo) -> tuple[mx.array, np.ndarray]:
     """An array [slots, ...] for parts like those of `tensor`, and a NumPy view that writes into it."""
     dtype = np.dtype(NUMPY_DTYPE[tensor.dtype])
     shape, kind = (slots, *tensor.shape[1:]), getattr(mx, dtype.name)
-    untouched = backend().name == "kernels"
-    array = native().untouched_memory(shape, kind) if untouched else mx.zeros(shape, kind)
+    array = compiled().untouched_memory(shape, kind) if backend().name == "kernels" else mx.zeros(shape, kind)
     mx.eval(array)
     view = np.array(array, copy=False)
     if tensor.dtype == "BF16":

@@ -1,7 +1,7 @@
-"""The experts of one layer: the clamped SwiGLU that each one is, and where they live: all in memory, or some.
+"""The experts of one layer, each a clamped SwiGLU: all of them in memory, or paged through the slots of a pool.
 
-Knows how a batch of tokens is divided among the experts, and which of them are kept when not all fit; which experts a
-token goes to is the router's decision, and how many fit is the plan's.
+Knows how a batch of tokens is divided among the experts; leaves the choice of experts to the router, and the slots to
+`expert_pool`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Experts:
     """A stack of expert MLPs: `gate` and `up` [N, intermediate, hidden], `down` [N, hidden, intermediate]."""
 
     def __init__(self, matrices: dict[str, Matrix], biases: dict[str, mx.array], limit: float):
-        """Of each projection its matrices, and its biases [N, rows]."""
+        """Projection -> its matrices, and its biases [N, rows]; `limit` is the clamp of SwiGLU."""
         self.gate, self.up, self.down = ((matrices[name], biases[name]) for name in PROJECTIONS)
         self.limit = limit
 
     @classmethod
     def resident(cls, weights: Weights, path: str) -> Experts:
-        """All experts of a layer, as they lie in the checkpoint."""
+        """All experts of a layer, as the checkpoint stores them. Raises CheckpointError."""
         shapes = projection_shapes(weights.config)
         matrices = {name: weights.matrix(f"{path}.{name}", *shape) for name, shape in shapes.items()}
         biases = {name: weights.vector(f"{path}.{name}.bias", *shape[:2]) for name, shape in shapes.items()}
@@ -34,12 +34,12 @@ class Experts:
 
     @classmethod
     def of_pool(cls, weights: Weights, pool: ExpertPool) -> Experts:
-        """The slots of a pool. A copy of them in another dtype would not see what is read into them later."""
+        """The slots of a pool, never a copy of them: experts are read into them later."""
         matrices = {name: pool.matrix(name) for name in PROJECTIONS}
         return cls(matrices, {name: pool.bias(name) for name in PROJECTIONS}, weights.config.swiglu_limit)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
-        """Tokens x [T, hidden] and the stack's numbers `chosen` [T, k] -> each one's output [T, k, hidden]."""
+        """Tokens x [T, hidden] and their experts `chosen` [T, k] -> the experts' outputs [T, k, hidden]."""
         tokens, k = chosen.shape
         number = chosen.flatten()
         if tokens == 1:
@@ -62,37 +62,40 @@ class Experts:
 
 
 def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
-    """The published activation: gate clamped from above, up on both sides, and one added to up."""
+    """gpt-oss's activation (gpt_oss/torch/model.py): gate clamped from above, up on both sides, and one added to up."""
     gate = mx.minimum(gate, limit)
     up = mx.clip(up, -limit, limit)
     return (up + 1) * gate * mx.sigmoid(SWIGLU_ALPHA * gate)
 
 
 class MoeParts(Protocol):
-    """The second half of a layer in parts, over the slots of a pool: `model.MoeBlock`, or the kernels' MoeLayer."""
+    """A MoE block, whole or in parts over the slots of a pool: `network.MoeBlock`, or the kernels' MoeLayer."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x [1, L, hidden] -> x + moe(norm(x)), with all experts in memory."""
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """x [1, L, hidden] -> normed [L, hidden], chosen experts [L, k] and their shares [L, k]."""
+        """x [1, L, hidden] -> norm(x) [L, hidden], chosen experts [L, k] and their routing weights [L, k]."""
 
     def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
-        """Outputs [L, k, hidden] with those of the experts in `slots` [L, k]; below 0, an output stays as it is."""
+        """outputs [L, k, hidden] with those of the experts in `slots` [L, k] replaced; a negative slot changes none."""
 
-    def combine(self, x: mx.array, chosen: mx.array, share: mx.array, outputs: mx.array) -> mx.array:
-        """x + the outputs, weighted."""
+    def combine(self, x: mx.array, chosen: mx.array, routing_weights: mx.array, outputs: mx.array) -> mx.array:
+        """x [1, L, hidden] + the sum of outputs [L, k, hidden] times routing weights [L, k]."""
 
 
 class PagedMoe:
-    """The second half of a layer whose experts are read when a token needs them; the same bits as with all of them."""
+    """A MoE block whose experts are read when a token needs them; the result has the same bits as with all of them."""
 
     def __init__(self, parts: MoeParts, pool: ExpertPool, layer: int):
         self.parts, self.pool, self.layer = parts, pool, layer
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [1, L, hidden] -> x + moe(norm(x))."""
-        normed, chosen, share = self.parts.route(x)
+        normed, chosen, routing_weights = self.parts.route(x)
         experts = np.array(chosen)
         outputs = mx.zeros((*experts.shape, x.shape[-1]), normed.dtype)
         for slot_of in self.pool.fetch(self.layer, experts):
             outputs = self.parts.expert_outputs(normed, mx.array(slot_of[experts]), outputs)
-            mx.eval(outputs)  # the slots may be given away after this
-        return self.parts.combine(x, chosen, share, outputs)
+            mx.eval(outputs)  # after this, the slots may get other experts
+        return self.parts.combine(x, chosen, routing_weights, outputs)

@@ -1,7 +1,7 @@
-"""The KV state of one conversation: a growing buffer for each full layer, a ring for each sliding layer.
+"""The KV cache of one conversation: a growing buffer for each full layer, a ring for each sliding layer.
 
-A sliding layer forgets what its window has passed, so that the state can go back by one position only; further back it
-needs a `Mark`, a copy of the rings as they were.
+A sliding layer overwrites positions that its window has passed, so the cache can rewind by one position only; to rewind
+further it needs a `Snapshot`, a copy of the rings.
 
 Knows shapes, positions and how keys and values are stored; knows nothing about attention itself, tokens or text.
 """
@@ -15,32 +15,29 @@ import mlx.core as mx
 
 from .config import ModelConfig
 
-# Keys and values of full layers can be kept in MLX's 8-bit affine form, where one head is one group of 32, 64 or 128.
+# Full layers can have an 8-bit KV cache, in MLX's affine form with one head as one group: of 32, 64 or 128 values.
 KV_QUANT_HEAD_DIMS = (32, 64, 128)
 
-# Marks of a conversation: the oldest one, usually behind the instructions, and the newest ones.
+# Snapshots of a conversation: the oldest one, usually after the instructions, and the newest ones.
 MAX_SNAPSHOTS = 8
 
-# Positions that are copied at a time to be kept: 12.6 MB for gpt-oss-20b.
+# Positions that are copied at a time to be saved: 12.6 MB for gpt-oss-20b.
 KV_CHUNK = 512
-
-# What an update returns, and attention reads: an array, or in 8 bits codes [..., head_dim / 4], scales and biases
-# [..., 1].
-Stored = mx.array | tuple[mx.array, mx.array, mx.array]
 
 
 class FullKV:
-    """Keys and values [1, kv_heads, positions, head_dim] of every position so far, at most `context`.
+    """Keys and values [1, kv_heads, capacity, head_dim] of every position so far, at most `context`.
 
-    `buffers` are keys and values, or in 8 bits codes, scales and biases of the keys, then of the values.
+    `buffers` are the keys and the values; in an 8-bit KV cache the codes [..., head_dim / 4], scales [..., 1] and
+    biases [..., 1] of the keys, then those of the values.
     """
 
     STEP = 256  # capacity grows by a quarter, in whole steps: few copies, little slack
 
     def __init__(self, context: int, heads: int, width: int, dtype: mx.Dtype, bits: int = 16):
         self.context, self.heads, self.bits = context, heads, bits
-        half = [(width, dtype)] if bits == 16 else [(width // 4, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)]
-        self.forms = 2 * half  # columns and dtype of each buffer
+        vectors = [(width, dtype)] if bits == 16 else [(width // 4, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)]
+        self.forms = 2 * vectors  # columns and dtype of each buffer
         self.buffers: list[mx.array] = []
 
     def reserve(self, offset: int, end: int) -> None:
@@ -52,19 +49,19 @@ class FullKV:
             grown = mx.zeros((1, self.heads, capacity, columns), dtype)
             if offset:
                 grown[:, :, :offset] = self.buffers[index][:, :, :offset]
-            # One at a time, so that no more than one buffer is there twice.
+            # One at a time, so that only one buffer has two copies.
             mx.eval(grown)
             self.buffers[index : index + 1] = [grown]
 
-    def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[Stored, Stored]:
-        """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those of all positions."""
+    def update(self, offset: int, keys: mx.array, values: mx.array) -> list[mx.array]:
+        """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return the `buffers`, cut to all
+        positions so far."""
         new = (keys, values) if self.bits == 16 else (*quantize_kv(keys), *quantize_kv(values))
         self.store(offset, new)
-        seen = [buffer[:, :, : offset + keys.shape[2]] for buffer in self.buffers]
-        return tuple(seen) if self.bits == 16 else (tuple(seen[:3]), tuple(seen[3:]))
+        return [buffer[:, :, : offset + keys.shape[2]] for buffer in self.buffers]
 
     def store(self, offset: int, new: Sequence[mx.array]) -> None:
-        """Store, for each buffer, what belongs to positions offset.."""
+        """Store the parts of each buffer, [1, kv_heads, L, columns], at positions offset.."""
         end = offset + new[0].shape[2]
         self.reserve(offset, end)
         for buffer, part in zip(self.buffers, new, strict=True):
@@ -72,6 +69,7 @@ class FullKV:
 
 
 def quantize_kv(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """x [..., head_dim] -> codes uint32 [..., head_dim / 4], scales and biases BF16 [..., 1]."""
     return mx.quantize(x.astype(mx.bfloat16), group_size=x.shape[-1], bits=8)
 
 
@@ -84,24 +82,21 @@ class RingKV:
         self.buffers: list[mx.array] = []
 
     def reserve(self, offset: int, end: int) -> None:
-        """Make the ring, which has room for any `end`."""
+        """Allocate the ring, which has room for any `end`."""
         if not self.buffers:
             self.buffers = [mx.zeros((1, self.heads, self.window, width), dtype) for width, dtype in self.forms]
 
-    def update(self, offset: int, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update(self, offset: int, keys: mx.array, values: mx.array) -> list[mx.array]:
         """Store keys and values [1, kv_heads, L, head_dim] of positions offset.. and return those that they may see.
 
         One position sees the whole ring, in the order of its slots (attention does not depend on the order of keys).
         Several see, in order of position, the `min(offset, window - 1)` before them and themselves.
         """
         self.reserve(offset, offset + keys.shape[2])
-        seen_keys, seen_values = (
-            self._advance(ring, offset, new) for ring, new in zip(self.buffers, (keys, values), strict=True)
-        )
-        return seen_keys, seen_values
+        return [self._advance(ring, offset, new) for ring, new in zip(self.buffers, (keys, values), strict=True)]
 
     def _advance(self, ring: mx.array, offset: int, new: mx.array) -> mx.array:
-        """Store `new` in the ring, and return what the positions in `new` may see."""
+        """Store `new` in the ring, and return the positions that those in `new` may see."""
         length = new.shape[2]
         if length == 1:
             slot = offset % self.window
@@ -118,20 +113,20 @@ class RingKV:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the state after `offset` positions has beside the buffers of full layers, which keep all positions."""
+    """The rings of a cache at `offset`: with the buffers of full layers, which keep all positions, the whole cache."""
 
     offset: int
     rings: Mapping[str, mx.array]
-    """By name, [1, kv_heads, window, head_dim] each."""
+    """Name -> [1, kv_heads, window, head_dim]; the name is LAYER.0 for keys, LAYER.1 for values."""
 
 
 class KVCache:
-    """The KV state of all layers after `offset` positions, of at most `context`."""
+    """Keys and values of all layers for the first `offset` positions, of at most `context`."""
 
     def __init__(self, config: ModelConfig, dtypes: Sequence[mx.Dtype], context: int | None = None, bits: int = 16):
-        """`dtypes`: of the keys and values of each layer."""
+        """`dtypes` are those of the keys and values of each layer; `bits` are 16 or 8, in full layers."""
         self.offset = 0
-        self._written = 0  # positions up to which the rings have been written since they were last restored
+        self._written = 0  # positions that the rings hold, some of them perhaps after `offset`
         self.context = context or config.max_context
         self.window = config.sliding_window
         shape = config.num_kv_heads, config.head_dim
@@ -142,15 +137,19 @@ class KVCache:
             for kind, dtype in zip(config.layer_types, dtypes, strict=True)
         ]
 
+    def __repr__(self) -> str:
+        return f"KVCache({self.offset:,} of {self.context:,} positions, {self.nbytes:,} bytes)"
+
     def advance(self, count: int) -> None:
-        """So many positions more have been stored."""
+        """Count positions that all layers have stored."""
         self.offset += count
         self._written = self.offset
 
     def reachable(self, wanted: int, snapshot: Snapshot | None = None) -> int:
-        """How far this state, or a marked one, can go back towards `wanted`: the position, 0 if it would lose more.
+        """The offset nearest to `wanted` to which this cache, or a snapshot of it, can rewind; 0 if the rings lack
+        positions.
 
-        The ring has room for one position more than the next one sees; before it is full, nothing is lost at all.
+        A ring has room for one position more than the next one sees; before it is full, it lacks none.
         """
         offset, written = (snapshot.offset, snapshot.offset) if snapshot else (self.offset, self._written)
         if offset <= wanted:
@@ -158,7 +157,7 @@ class KVCache:
         return wanted if wanted >= written - 1 or written <= self.window else 0
 
     def snapshot(self) -> Snapshot | None:
-        """A copy of what the next positions will overwrite; None where some of it already was."""
+        """A copy of the rings; None after a rewind, where they hold later positions."""
         if self._written > self.offset:
             return None
         rings = {name: _copy(ring) for name, ring in self._buffers(RingKV).items()}
@@ -166,7 +165,7 @@ class KVCache:
         return Snapshot(self.offset, rings)
 
     def rewind(self, offset: int, snapshot: Snapshot | None = None) -> None:
-        """Be again as after `offset` positions, which is `reachable` from where this state, or the marked one, is."""
+        """Rewind to `offset`, which must be `reachable` for this cache or the snapshot."""
         if snapshot:
             for name, ring in snapshot.rings.items():
                 layer, part = map(int, name.split("."))
@@ -176,22 +175,23 @@ class KVCache:
         self.offset = offset
 
     def chunk(self, start: int, end: int) -> dict[str, mx.array]:
-        """What full layers hold of positions start..end, by name: views [1, kv_heads, end - start, columns]."""
+        """Positions start..end of full layers: name -> a view [1, kv_heads, end - start, columns]. The name is
+        LAYER.BUFFER, two numbers."""
         return {name: buffer[:, :, start:end] for name, buffer in self._buffers(FullKV).items()}
 
     def restore(self, start: int, chunk: Mapping[str, mx.array]) -> None:
-        """Put a `stretch` back; it must have the `chunk_forms` of its length."""
+        """Store a `chunk` at positions start..; it must have the `chunk_forms` of its length."""
         for index, layer in enumerate(self.layers):
             if isinstance(layer, FullKV):
                 layer.store(start, [chunk[f"{index}.{part}"] for part in range(len(layer.forms))])
         mx.eval(self.arrays())
 
     def chunk_forms(self, length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-        """Shape and dtype of each part of a `stretch`."""
+        """Shape and dtype of each part of a `chunk` of `length` positions."""
         return self._forms(FullKV, length)
 
     def ring_forms(self) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
-        """Shape and dtype of each ring of a mark."""
+        """Shape and dtype of each ring of a snapshot."""
         return self._forms(RingKV, self.window)
 
     def _forms(self, kind: type[FullKV | RingKV], length: int) -> dict[str, tuple[tuple[int, ...], mx.Dtype]]:
@@ -211,9 +211,9 @@ class KVCache:
         }
 
     def masks(self, length: int) -> dict[str, mx.array | str | None]:
-        """For each type of layer, what `length` new positions may see of the keys that its `update` returns.
+        """For each type of layer, the keys returned by `update` that each of `length` new positions may see.
 
-        None: everything; "causal": the last query sees the last key; else booleans [length, keys].
+        None: all; "causal": the last query sees the last key; else booleans [length, keys], in sliding layers only.
         """
         if length == 1:
             return {"full_attention": None, "sliding_attention": None}
@@ -225,14 +225,16 @@ class KVCache:
         return {"full_attention": "causal", "sliding_attention": (key <= query) & (key > query - self.window)}
 
     def arrays(self) -> list[mx.array]:
-        """Everything that the state is made of, for `mx.eval`."""
+        """All buffers, for `mx.eval`."""
         return [buffer for layer in self.layers for buffer in layer.buffers]
 
     @property
     def nbytes(self) -> int:
+        """Allocated bytes."""
         return sum(buffer.nbytes for buffer in self.arrays())
 
 
 def _copy(ring: mx.array) -> mx.array:
-    """In memory of its own: `mx.array`, a slice or a product with 1 may share it, and the kernels write in place."""
+    """A copy in memory of its own: `mx.array`, a slice or a product with 1 may share memory, and the kernels write in
+    place."""
     return mx.concatenate([ring[:, :, :1], ring[:, :, 1:]], axis=2)

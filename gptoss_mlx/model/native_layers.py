@@ -1,41 +1,43 @@
-"""The halves of a layer, and the head, on the native kernels: the same calls as their definitions in `model`.
+"""Attention, the MoE block and the head on the compiled kernels: the same calls as their definitions in `network`.
 
-Each function gives None where the kernels are off or have no form of what the folder holds; `model` then uses its own.
+Each function returns None where the kernels are off, and if the quantization is unsupported; `network` then uses its
+own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 
 from ..device import backend
 from ..errors import GptOssError
-from ..kernels import native, why_not_native
+from ..kernels import compiled, native, why_not_native
 from .kv_cache import FullKV, RingKV
 from .weights import Matrix, Weights
 
 if TYPE_CHECKING:
     from .expert_pool import ExpertPool
+    from .experts import MoeParts
 
 Made = TypeVar("Made")
 
 
 def attention(
-    weights: Weights, path: str, norm: str, *, window: int, scale: float, freqs: mx.array
+    weights: Weights, path: str, norm: str, window: int, scale: float, freqs: mx.array
 ) -> NativeAttention | None:
-    """The first half of a layer; `window` is 0 for a full layer."""
+    """The attention of a layer; `window` is 0 for a full layer."""
     return _made(lambda: NativeAttention(weights, path, norm, window, scale, freqs))
 
 
-def moe(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> object | None:
-    """The second half of a layer: x [1, L, hidden] -> the same shape; with a pool, `experts.MoeParts`."""
+def moe(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> MoeParts | None:
+    """The MoE block of a layer; with a pool, over its slots."""
     return _made(lambda: _moe(_as_stored(weights), path, norm, pool))
 
 
 def moe_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
-    """The second half of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
+    """The MoE block of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
     if native() is None:
         raise GptOssError(f"experts on the CPU need the compiled kernels, which are {why_not_native()}")
     try:
@@ -47,7 +49,7 @@ def moe_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array
 
 def linear(weights: Weights, module: str, outputs: int, inputs: int) -> Callable[[mx.array], mx.array] | None:
     """A linear map without bias: x [..., inputs] -> [..., outputs]."""
-    return _made(lambda: native().LinearMap(_matrix(_as_stored(weights), module, outputs, inputs), outputs, inputs))
+    return _made(lambda: compiled().LinearMap(_matrix(_as_stored(weights), module, outputs, inputs), outputs, inputs))
 
 
 def _made(make: Callable[[], Made]) -> Made | None:
@@ -55,7 +57,7 @@ def _made(make: Callable[[], Made]) -> Made | None:
         return None
     try:
         return make()
-    except ValueError:  # no kernel for this form: MLX has one for every form
+    except ValueError:  # the kernels lack this quantization; MLX has all
         return None
 
 
@@ -65,7 +67,7 @@ class NativeAttention:
     def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, freqs: mx.array):
         config, stored = weights.config, _as_stored(weights)
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.layer = native().AttentionLayer(
+        self.layer = compiled().AttentionLayer(
             hidden=config.hidden_size,
             heads=config.num_heads,
             kv_heads=config.num_kv_heads,
@@ -83,22 +85,23 @@ class NativeAttention:
         )
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
-        """x [1, L, hidden] at positions offset.. -> x + attention; the mask is what the layer's window says."""
+        """x [1, L, hidden] at positions offset.. -> x + attention(norm(x)); stores keys and values in `kv`. `mask` is
+        unused: the kernel makes its own from the window."""
         kv.reserve(offset, offset + x.shape[1])
         x, *kv.buffers = self.layer(x, kv.buffers, offset)
         return x
 
 
-def _moe(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> Callable[[mx.array], mx.array]:
+def _moe(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> MoeParts:
     config = stored.config
     count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
 
-    def expert(name: str, outputs: int, inputs: int) -> object:
+    def expert(name: str, outputs: int, inputs: int) -> Any:
         if pool:
             return _stored(pool.matrix(name), pool.bias(name))
         return _matrix(stored, f"{path}.experts.{name}", count, outputs, inputs, bias=True)
 
-    return native().MoeLayer(
+    return compiled().MoeLayer(
         hidden=hidden,
         intermediate=intermediate,
         experts=count,
@@ -119,13 +122,14 @@ def _as_stored(weights: Weights) -> Weights:
     return Weights(weights.checkpoint, weights.config, mx.bfloat16)
 
 
-def _matrix(stored: Weights, module: str, *shape: int, bias: bool = False) -> object:
+def _matrix(stored: Weights, module: str, *shape: int, bias: bool = False) -> Any:
     matrix = stored.matrix(module, *shape)
     return _stored(matrix, stored.vector(f"{module}.bias", *shape[:-1]) if bias else None)
 
 
-def _stored(matrix: Matrix, bias: mx.array | None) -> object:
+def _stored(matrix: Matrix, bias: mx.array | None) -> Any:
+    """The kernels' StoredMatrix."""
     q = matrix.quantization
     if q is None:
-        return native().StoredMatrix("bf16", 16, 1, matrix.weight, None, None, bias)
-    return native().StoredMatrix(q.mode, q.bits, q.group_size, matrix.weight, matrix.scales, matrix.biases, bias)
+        return compiled().StoredMatrix("bf16", 16, 1, matrix.weight, None, None, bias)
+    return compiled().StoredMatrix(q.mode, q.bits, q.group_size, matrix.weight, matrix.scales, matrix.biases, bias)

@@ -1,12 +1,13 @@
-"""The gpt-oss network, top to bottom, in plain MLX operations. On a CPU, `kernels.layers` stands in for its parts.
+"""The gpt-oss network, top to bottom, in plain MLX operations. On a CPU, `native_layers` replaces its parts.
 
-One sequence at a time. Knows the published architecture (openai/gpt-oss, gpt_oss/torch/model.py); where weights lie is
-`weights`' and `checkpoint`'s affair, the KV state is `cache`'s, and which tokens to feed is `engine`'s.
+One sequence at a time. Knows the published architecture (openai/gpt-oss, gpt_oss/torch/model.py); leaves the place of
+weights to `weights` and `checkpoint`, the KV cache to `kv_cache`, and the choice of tokens to `engine`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -15,15 +16,14 @@ from . import native_layers
 from .config import Rope
 from .expert_pool import ExpertPool
 from .experts import Experts, PagedMoe
-from .kv_cache import FullKV, KVCache, RingKV, Stored
+from .kv_cache import FullKV, KVCache, RingKV
 from .weights import Weights
 
 
 class Transformer:
     def __init__(self, weights: Weights, *, expert_slots: int | None = None, expert_layers_on_cpu: int = 0):
         """All experts in memory, or `expert_slots` of them at a time. Beside a GPU, the CPU can compute the experts of
-        some layers, the last ones: they then do not count against what the GPU may hold.
-        """
+        the last layers, so that these do not count against the GPU's limit. Raises CheckpointError, GptOssError."""
         config = weights.config
         self.config = config
         self.embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
@@ -38,11 +38,11 @@ class Transformer:
         self.head = native_layers.linear(weights, *head) or weights.linear(*head, bias=False)
 
     def make_cache(self, context: int, kv_bits: int) -> KVCache:
-        """The empty KV state of one conversation of at most `context` positions."""
+        """The empty KV cache of a conversation of at most `context` positions."""
         return KVCache(self.config, [layer.attention.kv_dtype for layer in self.layers], context, kv_bits)
 
     def hidden(self, ids: mx.array, cache: KVCache) -> mx.array:
-        """Ids [1, L] at positions cache.offset.. -> hidden states [1, L, hidden], normalized; advances the cache."""
+        """Ids [1, L] at positions cache.offset.. -> normalized hidden states [1, L, hidden]; advances the cache."""
         x = self.embedding(ids)
         masks = cache.masks(ids.shape[1])
         for layer, kind, kv in zip(self.layers, self.config.layer_types, cache.layers, strict=True):
@@ -56,25 +56,22 @@ class Transformer:
 
 
 class Layer:
-    """Attention and the mixture of experts, each behind a norm and added to what came in."""
+    """Attention and the MoE block, each after a norm and with a residual connection."""
 
     def __init__(self, weights: Weights, index: int, kind: str, pool: ExpertPool | None, *, experts_on_cpu: bool):
         config, path = weights.config, f"model.layers.{index}"
-        attention = f"{path}.self_attn", f"{path}.input_layernorm"
-        moe = f"{path}.mlp", f"{path}.post_attention_layernorm"
-        positions = {
-            "window": config.sliding_window if kind == "sliding_attention" else 0,
-            # YaRN scales cos and sin, and so both q and k: squared, it can scale their product instead.
-            "scale": mscale(config.rope) ** 2 / math.sqrt(config.head_dim),
-            "freqs": rope_freqs(config.rope, config.head_dim),
-        }
-        self.attention = native_layers.attention(weights, *attention, **positions) or Attention(
-            weights, *attention, **positions
-        )
+        window = config.sliding_window if kind == "sliding_attention" else 0
+        # YaRN scales cos and sin, and so both q and k: squared, it can scale their product instead.
+        scale = mscale(config.rope) ** 2 / math.sqrt(config.head_dim)
+        freqs = rope_freqs(config.rope, config.head_dim)
+        attention = weights, f"{path}.self_attn", f"{path}.input_layernorm", window, scale, freqs
+        self.attention = native_layers.attention(*attention) or Attention(*attention)
+        moe = weights, f"{path}.mlp", f"{path}.post_attention_layernorm"
+        self.moe: Callable[[mx.array], mx.array]
         if experts_on_cpu:
-            self.moe = native_layers.moe_beside_gpu(weights, *moe)
+            self.moe = native_layers.moe_beside_gpu(*moe)
             return
-        parts = native_layers.moe(weights, *moe, pool) or MoeBlock(weights, *moe, pool)
+        parts = native_layers.moe(*moe, pool) or MoeBlock(*moe, pool)
         self.moe = parts if pool is None else PagedMoe(parts, pool, index)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
@@ -93,10 +90,10 @@ class Norm:
 
 
 class Attention:
-    """Grouped-query attention with a learned sink logit per head, which joins the softmax and carries no value."""
+    """Grouped-query attention with a learned sink logit per head, which joins the softmax and has no value."""
 
-    def __init__(self, weights: Weights, path: str, norm: str, *, window: int, scale: float, freqs: mx.array):
-        """`window` is what the mask and `kv` already know."""
+    def __init__(self, weights: Weights, path: str, norm: str, window: int, scale: float, freqs: mx.array):
+        """`window` is unused: the mask and the KV cache have it."""
         config = weights.config
         self.norm = Norm(weights, norm)
         self.scale, self.freqs, self.kv_dtype = scale, freqs, weights.dtype
@@ -111,9 +108,11 @@ class Attention:
         """x [1, L, hidden] at positions offset.. -> x + attention(norm(x)); stores keys and values in `kv`."""
         y = self.norm(x)
         query, key = (self._rotate(self._heads(project(y)), offset) for project in (self.query, self.key))
-        keys, values = kv.update(offset, key, self._heads(self.value(y)))
-        attend = mx.fast.scaled_dot_product_attention if isinstance(keys, mx.array) else quantized_attention
-        y = attend(query, keys, values, scale=self.scale, mask=mask, sinks=self.sinks)
+        seen = kv.update(offset, key, self._heads(self.value(y)))
+        if len(seen) == 2:
+            y = mx.fast.scaled_dot_product_attention(query, *seen, scale=self.scale, mask=mask, sinks=self.sinks)
+        else:
+            y = quantized_attention(query, seen, scale=self.scale, causal=mask == "causal", sinks=self.sinks)
         return x + self.output(y.swapaxes(1, 2).flatten(2))
 
     def _heads(self, x: mx.array) -> mx.array:
@@ -125,46 +124,48 @@ class Attention:
 
 
 def quantized_attention(
-    query: mx.array, keys: Stored, values: Stored, *, scale: float, mask: str | None, sinks: mx.array
+    query: mx.array, kv: Sequence[mx.array], *, scale: float, causal: bool, sinks: mx.array
 ) -> mx.array:
-    """What mx.fast.scaled_dot_product_attention computes, over keys and values as `cache.FullKV` keeps them in 8 bits.
+    """mx.fast.scaled_dot_product_attention over an 8-bit KV cache: `kv` is the six arrays of `FullKV.update`.
 
-    Query [1, heads, L, head_dim]; the last query sees the last key. A stretch of keys at a time, with a running maximum
-    (arXiv 1805.02867), so that the scores stay small in any context.
+    query [1, heads, L, head_dim] -> the same shape; if `causal`, the last query sees the last key. A chunk of keys at a
+    time, with a running maximum (arXiv 1805.02867), so that the scores stay small in any context.
     """
     _, heads, length, width = query.shape
-    kv_heads, positions = keys[0].shape[1:3]
-    stored = {"group_size": width, "bits": 8}
+    kv_heads, positions = kv[0].shape[1:3]
     # Heads that share keys become rows of one matrix.
     rows = (query * scale).reshape(1, kv_heads, -1, width)
-    most = mx.repeat(sinks.astype(mx.float32), length).reshape(1, kv_heads, -1, 1)
-    weight, total = mx.ones_like(most), mx.zeros(rows.shape)
+    maximum = mx.repeat(sinks.astype(mx.float32), length).reshape(1, kv_heads, -1, 1)
+    weight, total = mx.ones_like(maximum), mx.zeros(rows.shape)
     last_seen = (mx.arange(rows.shape[2]) % length + (positions - length))[:, None]
-    stretch = keys_at_a_time(heads * length)
-    for start in range(0, positions, stretch):
-        those = slice(start, min(start + stretch, positions))
-        key, value = (tuple(part[:, :, those] for part in parts) for parts in (keys, values))
-        scores = mx.quantized_matmul(rows, *key, transpose=True, **stored).astype(mx.float32)
-        if mask == "causal":
-            scores = mx.where(mx.arange(those.start, those.stop) <= last_seen, scores, -mx.inf)
-        larger = mx.maximum(most, scores.max(axis=-1, keepdims=True))
-        kept, each = mx.exp(most - larger), mx.exp(scores - larger)
+    chunk = keys_at_a_time(heads * length)
+    for start in range(0, positions, chunk):
+        end = min(start + chunk, positions)
+        keys, key_scales, key_biases, values, value_scales, value_biases = (part[:, :, start:end] for part in kv)
+        scores = mx.quantized_matmul(rows, keys, key_scales, key_biases, transpose=True, group_size=width, bits=8)
+        scores = scores.astype(mx.float32)
+        if causal:
+            scores = mx.where(mx.arange(start, end) <= last_seen, scores, -mx.inf)
+        larger = mx.maximum(maximum, scores.max(axis=-1, keepdims=True))
+        kept, each = mx.exp(maximum - larger), mx.exp(scores - larger)
         weight = weight * kept + each.sum(axis=-1, keepdims=True)
-        total = total * kept + mx.quantized_matmul(each.astype(query.dtype), *value, transpose=False, **stored)
-        most = larger
+        total = total * kept + mx.quantized_matmul(
+            each.astype(query.dtype), values, value_scales, value_biases, transpose=False, group_size=width, bits=8
+        )
+        maximum = larger
     return (total / weight).astype(query.dtype).reshape(query.shape)
 
 
 def keys_at_a_time(rows: int) -> int:
-    """Of keys in 8 bits, against `rows` queries: 2^22 scores take 16 MiB in FP32, and a product of few keys is slow."""
+    """How many 8-bit keys meet `rows` queries at a time: 2^22 scores take 16 MiB in FP32; few keys would be slow."""
     return max(2**22 // rows, 128)
 
 
 class MoeBlock:
-    """The router picks experts for each token; the softmax is over the picked ones alone."""
+    """The router picks experts for each token; the softmax over the picked ones alone gives their routing weights."""
 
     def __init__(self, weights: Weights, path: str, norm: str, pool: ExpertPool | None = None):
-        """With a pool, the experts are its slots, and `route`, `expert_outputs` and `combine` are to be used."""
+        """With a pool, the experts are its slots: call `route`, `expert_outputs` and `combine` instead of the block."""
         config = weights.config
         self.norm = Norm(weights, norm)
         self.k = config.experts_per_token
@@ -173,19 +174,19 @@ class MoeBlock:
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [1, L, hidden] -> x + moe(norm(x))."""
-        normed, chosen, share = self.route(x)
-        return self.combine(x, chosen, share, self.experts(normed, chosen))
+        normed, chosen, routing_weights = self.route(x)
+        return self.combine(x, chosen, routing_weights, self.experts(normed, chosen))
 
     def route(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """x [1, L, hidden] -> norm(x) [L, hidden], chosen experts [L, k] and their shares [L, k]."""
+        """x [1, L, hidden] -> norm(x) [L, hidden], chosen experts [L, k] and their routing weights [L, k]."""
         normed = self.norm(x).flatten(0, 1)
         scores = self.router(normed)
         chosen = mx.argpartition(-scores, kth=self.k - 1, axis=-1)[:, : self.k]
-        share = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
-        return normed, chosen, share
+        routing_weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
+        return normed, chosen, routing_weights
 
     def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
-        """Outputs [L, k, hidden] with those of the experts in `slots` [L, k]; below 0, an output stays as it is."""
+        """outputs [L, k, hidden] with those of the experts in `slots` [L, k] replaced; a negative slot changes none."""
         number = np.array(slots).ravel()
         pairs = np.argsort(number, kind="stable")[np.count_nonzero(number < 0) :]
         y = self.experts.outputs(normed[mx.array(pairs // self.k)], mx.array(number[pairs]), in_order=len(normed) > 1)
@@ -193,18 +194,19 @@ class MoeBlock:
         outputs[mx.array(pairs)] = y
         return outputs.reshape(len(normed), self.k, -1)
 
-    def combine(self, x: mx.array, chosen: mx.array, share: mx.array, outputs: mx.array) -> mx.array:
-        """x + the outputs, weighted."""
-        return x + (outputs * share[..., None]).sum(axis=1).reshape(x.shape)
+    def combine(self, x: mx.array, chosen: mx.array, routing_weights: mx.array, outputs: mx.array) -> mx.array:
+        """x [1, L, hidden] + the sum of outputs [L, k, hidden] times routing weights [L, k]."""
+        return x + (outputs * routing_weights[..., None]).sum(axis=1).reshape(x.shape)
 
 
 def mscale(rope: Rope) -> float:
-    """YaRN's factor on cos and sin: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22)."""
+    """YaRN's attention scaling, a factor on cos and sin: 0.1 ln(factor) + 1 (arXiv 2309.00071, equation 22)."""
     return 0.1 * math.log(rope.factor) + 1
 
 
 def rope_freqs(rope: Rope, head_dim: int) -> mx.array:
-    """float32 [head_dim / 2]: positions per radian of each rotated pair (arXiv 2309.00071, section 3.2).
+    """float32 [head_dim / 2]: MLX's `freqs` of each rotated pair, which are positions per radian, the reciprocals of
+    the inverse frequencies that papers and transformers have (arXiv 2309.00071, section 3.2).
 
     Pairs that turn more than beta_fast times within the original context keep their frequency, those that turn less
     than beta_slow times are slowed by `factor`, and a ramp joins them. gpt-oss does not round the ends of the ramp.

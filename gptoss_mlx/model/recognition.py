@@ -1,7 +1,7 @@
-"""What somebody gives as a model -> the folder that holds it; or an error that says what it is instead, and what to do.
+"""A path that is given as a model -> the folder that holds it; or an error that says what is there, and what to do.
 
-Told from the names of files, from config.json and from the headers, never from weights. Every command asks here, so
-that all of them say the same of the same thing. How the tensors of a layout become weights is the converter's business.
+Looks at the names of files, config.json and the headers, never at weights. Every command asks here, so that all give
+the same message. Leaves the conversion of a layout's tensors to the converter.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CONVERT = "convert a checkpoint in safetensors, such as `gptoss-mlx convert open
 
 @dataclass(frozen=True)
 class Other:
-    """Something that is no checkpoint of ours, known by the names of its files; a folder's name ends with a slash."""
+    """Something else than a gpt-oss checkpoint, by the names of its files; the name of a folder ends with a slash."""
 
     names: tuple[str, ...]
-    """Patterns; one of them is enough."""
+    """Patterns, one of which has to match."""
     what: str
     step: str
-    """What to do."""
+    """What the user can do."""
 
 
 ADAPTER = Other(
@@ -41,22 +41,22 @@ ADAPTER = Other(
     "an adapter, not a whole model",
     "merge it into the model that it was trained on: `gptoss-mlx convert MODEL DEST --adapter DIR`",
 )
-# The first that fits is told.
+# The first match is reported.
 OTHERS = (
     ADAPTER,
     Other(("*.gguf",), "a GGUF model, which llama.cpp runs", CONVERT),
     Other(
         ("*.distcp", "global_step*/", "pytorch_model_fsdp*/", "zero_to_fp32.py", "*_optim_states.pt"),
-        "the state of a training in pieces (DeepSpeed or FSDP)",
-        "put the model together in safetensors first, with zero_to_fp32.py or `accelerate merge-weights`",
+        "the sharded state of a training run (DeepSpeed or FSDP)",
+        "merge it into safetensors first, with zero_to_fp32.py or `accelerate merge-weights`",
     ),
-    Other(("model.bin",), "model.bin, the form for OpenAI's Metal program", CONVERT),
+    Other(("model.bin",), "model.bin, the format of OpenAI's Metal program", CONVERT),
     Other(
         ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl"),
         "weights in PyTorch's format, which may run code when they are read",
         "save the model in safetensors, as save_pretrained of transformers does",
     ),
-    Other(("*.npz",), "weights in NumPy's format, as MLX's first examples had them", CONVERT),
+    Other(("*.npz",), "weights in NumPy's format, as in MLX's first examples", CONVERT),
     Other(("*.onnx", "*.onnx_data", "onnx/"), "an ONNX model", CONVERT),
     Other(("*.h5", "saved_model.pb", "*.ckpt.index"), "a TensorFlow model", CONVERT),
     Other(("*.msgpack",), "a Flax model", CONVERT),
@@ -84,9 +84,9 @@ OTHERS = (
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with the model's files: `path`, or the revision in it, where it is the hub's cache of a repository.
+    """The folder with the model's files: `path`, or the revision in it if it is the hub's cache of a repository.
 
-    Raises GptOssError for what is no such folder, saying what it is and what to do.
+    Raises GptOssError for anything else, saying what it is and what to do.
     """
     if not path.is_dir():
         raise GptOssError(_of_file(path))
@@ -102,7 +102,7 @@ def model_folder(path: Path) -> Path:
 
 
 def without_weights(where: Path | str, names: Iterable[str]) -> str:
-    """What to say of a folder, or of a repository, that has files of these names and no weights in safetensors."""
+    """The message for a folder, or a repository, that has files of these names and no weights in safetensors."""
     names = [name for name in names if not name.startswith(".")]
     if not names:
         return f"{where} is empty, where a model has config.json and weights: {CONVERT}"
@@ -133,7 +133,7 @@ def _of_file(path: Path) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """As a shell takes it."""
+    """A path as it is typed in a shell."""
     return shlex.quote(str(path))
 
 
@@ -152,7 +152,7 @@ def _snapshot(repository: Path) -> Path:
 
 
 def _inside(path: Path, names: Iterable[str]) -> str | None:
-    """What to say where a folder in this one should have been given: the newest checkpoint of a training, `original/`,
+    """The message if a folder in this one should have been given: the newest checkpoint of a training run, `original/`,
     one model of several."""
     folders = sorted((path / name for name in names if name.endswith("/")), key=_likely)
     if models := [folder for folder in folders if _holds(folder, "config.json", "snapshots")]:
@@ -168,7 +168,7 @@ CHECKPOINT = re.compile(r"checkpoint-(\d{1,18})")
 
 
 def _likely(folder: Path) -> tuple[bool, int, str]:
-    """What to sort by, the most likely last: the newest checkpoint, a gpt-oss among other models."""
+    """A sort key, the likeliest folder last: the newest checkpoint, a gpt-oss among other models."""
     number = CHECKPOINT.fullmatch(folder.name)
     return "gpt-oss" in folder.name.lower(), int(number[1]) if number else -1, folder.name
 
@@ -177,7 +177,7 @@ def _holds(folder: Path, *names: str) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-# quantization_config.quant_method of config.json -> what people call it; what is not here goes by that name.
+# quantization_config.quant_method of config.json -> its usual name, if that differs.
 METHODS = {
     "gptq": "GPTQ",
     "awq": "AWQ",
@@ -214,22 +214,22 @@ FLOATS_OF_8_BITS = ("F8_E4M3", "F8_E5M2")
 
 
 def check_form(where: Path | str, config: Any, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise CheckpointError where the weights are in a form that neither the converter nor the engine reads: quantized
-    by others, or apart from an adapter's.
+    """Raise CheckpointError for weights that neither the converter nor the engine reads: in another quantization, or
+    with an adapter that was not merged.
 
-    `config` is what config.json holds. Of another architecture that is not said: config.json's reader says what it is.
+    `config` is the value of config.json. Another architecture passes here: `config` reports it.
     """
     if not _is_gpt_oss(config):
         return
     if factor := next((tensor.name for tensor in tensors.values() if ".lora_" in tensor.name), None):
         raise CheckpointError(
-            f"{where} has an adapter that was not merged into its weights ({factor!r}): merge it with what it was"
-            " trained with, such as merge_and_unload of PEFT, and save it again"
+            f"{where} has an adapter that was not merged into its weights ({factor!r}): merge it with the program that"
+            " trained it, such as merge_and_unload of PEFT, and save it again"
         )
     if method := _method(config, tensors):
         raise CheckpointError(
-            f"{where} is quantized with {method}, which gptoss-mlx does not read: convert the checkpoint that it was"
-            " made from, in BF16 or as published in MXFP4 (OpenAI's own: openai/gpt-oss-20b)"
+            f"{where} is quantized with {method}, which gptoss-mlx does not read: convert the checkpoint from which it"
+            " was made, in BF16 or in the published MXFP4 (such as openai/gpt-oss-20b)"
         )
 
 
@@ -239,8 +239,8 @@ def _is_gpt_oss(config: Any) -> bool:
 
 
 def _method(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
-    """Somebody else's quantization, by name. What config.json says counts if there are other numbers than floats: it
-    outlives a merge, which leaves plain weights."""
+    """The name of another quantization; None for gpt-oss's own forms. The one in config.json counts only if there are
+    tensors other than floats: it stays after a merge, which leaves plain weights."""
     by_name = next((MARKS[mark] for mark in MARKS if any(mark in name for name in tensors)), None)
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if dtypes <= set(FLOATS) and by_name is None:
@@ -251,9 +251,11 @@ def _method(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str
 
 
 def _named(config: Mapping[str, Any]) -> str | None:
-    """What config.json calls it, with the detail that some have."""
+    """The quantization in config.json, with its variant if there is one."""
     settings = config.get("quantization_config") or config.get("compression_config")
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        return None
+    method = settings.get("quant_method")
     if not isinstance(method, str) or method.lower() == OURS:
         return None
     detail = settings.get("quant_algo") or settings.get("format")
@@ -261,7 +263,7 @@ def _named(config: Mapping[str, Any]) -> str | None:
     return f"{name} ({detail})" if isinstance(detail, str) else name
 
 
-# A part of a tensor's name that only a layout has that is not converted -> what its checkpoints are.
+# A part of a tensor's name that occurs only in a layout that needs conversion -> the name of the layout.
 UNCONVERTED = {
     ".gate_up_proj_blocks": "a published checkpoint",
     ".mlp1_weight": "a checkpoint in OpenAI's original layout",
@@ -272,8 +274,8 @@ UNCONVERTED = {
 
 
 def open_converted(folder: Path) -> tuple[ModelConfig, Checkpoint]:
-    """What the engine needs of a converted folder. Raises GptOssError; of a checkpoint that was not converted, it says
-    how to do that."""
+    """The configuration and the tensors of a converted folder. Raises GptOssError; for a checkpoint that was not
+    converted, the message has the command for that."""
     data, checkpoint = read_config(folder), Checkpoint.open(folder)
     check_form(folder, data, checkpoint.tensors)
     if _is_gpt_oss(data) and (what := _unconverted(checkpoint.tensors)):

@@ -1,18 +1,20 @@
 """Named arrays of a checkpoint -> the linear maps that the network is made of, however each one is stored.
 
 A module whose checkpoint has `<module>.scales` is quantized as `config.json` says; any other is BF16. Every shape and
-dtype is checked against the header before an array is made, so that a wrong folder fails at once and by name.
-Knows nothing about what the maps are for.
+dtype is checked against the header before an array is made, so that a wrong folder fails at once, naming the tensor.
+Knows nothing about the use of the maps.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from .bf16 import as_f32
 from .checkpoint import FLOATS, Checkpoint, CheckpointError
 from .config import ModelConfig, Quantization
 
@@ -27,13 +29,14 @@ class Weights:
         self.checkpoint, self.config, self.dtype = checkpoint, config, dtype
 
     def check_finite(self) -> None:
-        """Raise CheckpointError for NaN or infinity in what is small enough to look at: 18 MB of gpt-oss-20b.
+        """Raise CheckpointError for NaN or infinity in small tensors: 18 MB of gpt-oss-20b.
 
-        No logit tells of them all: an expert whose score is NaN is never chosen, and the clamp makes 7 of infinity.
+        They need not show in the logits: an expert whose score is NaN is never chosen, and SwiGLU's clamp makes 7 of
+        infinity.
         """
         for name in self.checkpoint.tensors:
             if name.endswith(VECTORS):
-                values = _as_float32(self.checkpoint.view(name))
+                values = as_f32(self.checkpoint.view(name))
                 if name.endswith(SWITCHES):
                     values = np.where(np.isneginf(values), 0, values)
                 if not np.isfinite(values).all():
@@ -48,7 +51,7 @@ class Weights:
         return self.checkpoint.array(name).astype(self.dtype)
 
     def quantization(self, module: str) -> Quantization | None:
-        """How `module.weight` is stored; None for BF16. Raises CheckpointError where config.json does not say."""
+        """The quantization of `module.weight`; None for BF16. Raises CheckpointError where config.json has none."""
         if f"{module}.scales" not in self.checkpoint.tensors:
             return None
         if quantization := self.config.stored_form(module, self.checkpoint.tensors):
@@ -56,7 +59,7 @@ class Weights:
         raise CheckpointError(f"{module} has scales, but config.json has no quantization entry for it")
 
     def matrix(self, module: str, *shape: int) -> Matrix:
-        """The weight of `module`: float [*shape], or stored in quantized form along the last dimension."""
+        """The weight of `module`: float [*shape], or quantized along the last dimension. Raises CheckpointError."""
         self.check_matrix(module, *shape)
         q = self.quantization(module)
         weight = self.checkpoint.array(f"{module}.weight")
@@ -69,7 +72,7 @@ class Weights:
         return Matrix(weight, scales.astype(self.dtype), biases.astype(self.dtype), q)
 
     def embedding(self, module: str, count: int, width: int) -> Embedding:
-        """A table [count, width]."""
+        """A table [count, width]. Raises CheckpointError."""
         self.check_matrix(module, count, width)
         return Embedding(self, module)
 
@@ -78,7 +81,7 @@ class Weights:
         return Linear(self.matrix(module, outputs, inputs), vector)
 
     def check_matrix(self, module: str, *shape: int) -> None:
-        """Raise CheckpointError unless the headers have what `matrix` takes; nothing is read or mapped."""
+        """Raise CheckpointError unless the headers have the tensors that `matrix` needs; nothing is read or mapped."""
         q = self.quantization(module)
         if q is None:
             self.check(f"{module}.weight", shape, FLOATS)
@@ -104,13 +107,8 @@ class Weights:
             )
 
 
-def _as_float32(values: np.ndarray) -> np.ndarray:
-    """Of float16 or float32, or of the bits of BF16 as uint16."""
-    return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
-
-
 class Matrix:
-    """A weight [..., outputs, inputs], float or quantized along `inputs`."""
+    """A weight [..., outputs, inputs], float, or with scales and quantized along `inputs`."""
 
     def __init__(
         self,
@@ -120,18 +118,21 @@ class Matrix:
         quantization: Quantization | None = None,
     ):
         self.weight, self.scales, self.biases, self.quantization = weight, scales, biases, quantization
+        self._form: dict[str, Any] = asdict(quantization) if quantization else {}
+
+    def __repr__(self) -> str:
+        q = self.quantization
+        return f"Matrix({list(self.weight.shape)} {self.weight.dtype}, {f'{q.bits}-bit {q.mode}' if q else 'float'})"
 
     def apply(self, x: mx.array) -> mx.array:
         """x [..., inputs] -> [..., outputs]."""
-        if self.quantization is None:
+        if self.scales is None:
             return x @ self.weight.astype(x.dtype).swapaxes(-1, -2)
-        return mx.quantized_matmul(
-            x, self.weight, self.scales, self.biases, transpose=True, **asdict(self.quantization)
-        )
+        return mx.quantized_matmul(x, self.weight, self.scales, self.biases, transpose=True, **self._form)
 
     def apply_gathered(self, x: mx.array, index: mx.array, *, sorted_indices: bool) -> mx.array:
         """Row n of x [N, 1, inputs] times matrix index[n] of a stack [E, outputs, inputs] -> [N, 1, outputs]."""
-        if self.quantization is None:
+        if self.scales is None:
             weight = self.weight.astype(x.dtype).swapaxes(-1, -2)
             return mx.gather_mm(x, weight, rhs_indices=index, sorted_indices=sorted_indices)
         return mx.gather_qmm(
@@ -142,7 +143,7 @@ class Matrix:
             rhs_indices=index,
             transpose=True,
             sorted_indices=sorted_indices,
-            **asdict(self.quantization),
+            **self._form,
         )
 
 

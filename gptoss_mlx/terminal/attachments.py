@@ -1,6 +1,6 @@
-"""What a message brings along: the text of files that it names as @file, and the output of a command.
+"""What is attached to a message: the text of files that it names as @file, and the output of a command.
 
-Knows files, processes, and how a model likes to read them; who may run what, its callers decide.
+Knows files, processes, and how they are written down for a model; whether a command may run, its callers decide.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import selectors
 import signal
 import subprocess
 from contextlib import suppress
@@ -18,8 +17,8 @@ from pathlib import Path
 from ..chat.transcript import fenced
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError, printable
-from ..process import end, start
-from ..untrusted import open_regular, os_error_text
+from ..process import Output, collect, end, start
+from ..untrusted import os_error_text, read_regular
 
 MAX_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
@@ -28,31 +27,31 @@ PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
 
 KEPT_OUTPUT = 64_000  # bytes that the model reads: the first half of them, and the last
 MAX_OUTPUT = 1000 * KEPT_OUTPUT  # a command that writes more is taken to be endless
-CHUNK = 65536
-POLL = 0.1  # seconds between two looks at whether Ctrl-C was pressed, or the shell has left
 TO_CLEAN_UP = 1  # second that Ctrl-C leaves to a command
 
 
 @dataclass(frozen=True)
 class Expanded:
-    """A message as the model reads it, and lines that tell the person what was added."""
+    """A message with the files that it names."""
 
     text: str
+    """The message as the model reads it."""
     notes: list[str]
+    """Lines for the person, about what was attached."""
 
 
 def mention(path: str, quoted: bool = False) -> str:
-    """How a message names a file; a folder's name stays open, so that more can be typed behind it."""
+    """How a message names a file; the quotes around a folder's name stay open, so that more can be typed."""
     if not quoted and " " not in path:
         return f"@{path}"
     return f'@"{path}' if path.endswith("/") else f'@"{path}"'
 
 
 def expand(text: str) -> Expanded:
-    """Put the files that a message names as @path or @"path with spaces" behind it, each once.
+    """Append the files that a message names as @path or @"path with spaces", each once.
 
-    What names no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
-    hold code. Raises GptOssError for what cannot be attached: devices, binary and large files, and unreadable ones.
+    A name of no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
+    hold code. Raises GptOssError for devices, binary, large and unreadable files.
     """
     files: dict[str, str] = {}
     folders: dict[str, None] = {}
@@ -86,7 +85,7 @@ def _size(content: str) -> str:
 
 
 def _existing(match: re.Match[str]) -> str | None:
-    """The name of something that exists; punctuation behind a bare word may belong to the sentence."""
+    """The name, if something of that name exists; punctuation after a bare word may belong to the sentence."""
     names = [match["quoted"]] if match["quoted"] else [match["word"], match["word"].rstrip(PUNCTUATION)]
     return next((name for name in names if name and os.path.lexists(os.path.expanduser(name))), None)
 
@@ -95,13 +94,9 @@ def _read(name: str) -> str:
     try:
         if _is_empty(os.path.expanduser(name)):
             return ""
-        with open_regular(Path(os.path.expanduser(name))) as file:
-            data = file.read(MAX_FILE + 1)
-            size = os.fstat(file.fileno()).st_size
+        data = read_regular(Path(os.path.expanduser(name)), MAX_FILE)
     except OSError as error:
         raise GptOssError(f"cannot attach {name}: {os_error_text(error)}") from None
-    if len(data) > MAX_FILE:
-        raise GptOssError(f"cannot attach {name}: it has {size:,} bytes, and {MAX_FILE:,} are the most")
     with suppress(UnicodeDecodeError):
         content = data.decode("utf-8-sig")
         if "\0" not in content:
@@ -130,7 +125,7 @@ def run_command(command: str) -> str:
     GptOssError where there is no shell.
     """
     shell = os.environ.get("SHELL") or "/bin/sh"
-    output = _Output()
+    output = Output(KEPT_OUTPUT)
     with Interrupts() as interrupts:
         try:
             streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -139,7 +134,7 @@ def run_command(command: str) -> str:
             raise GptOssError(f"cannot run {shell} -c: {os_error_text(error)}: SHELL names the shell to use") from None
         with process:
             try:
-                _follow(process, output, interrupts)
+                stop = collect(process, [output], max_bytes=MAX_OUTPUT, check=interrupts.check)
             except KeyboardInterrupt:
                 process.send_signal(signal.SIGINT)
                 with suppress(subprocess.TimeoutExpired):
@@ -147,56 +142,13 @@ def run_command(command: str) -> str:
                 raise
             finally:
                 end(process)
-    screen = f"$ {command}\n{output.text()}".rstrip("\n")
-    return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{_end(process, output)}"
+    written = output.text("\n[{:,} bytes left out]\n")
+    ending = f"It was ended: it had written more than {MAX_OUTPUT / 1e6:.0f} MB." if stop else _ending(process)
+    screen = f"$ {command}\n{written}".rstrip("\n")
+    return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{ending}"
 
 
-def _follow(process: subprocess.Popen[bytes], output: _Output, interrupts: Interrupts) -> None:
-    """Collect the output until the shell has ended, or has written too much. Raises Interrupted."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while not output.is_endless:
-            interrupts.check()
-            ended = process.poll() is not None
-            if selector.select(0 if ended else POLL):
-                chunk = os.read(process.stdout.fileno(), CHUNK)
-                if not chunk:
-                    break
-                output.add(chunk)
-            elif ended:  # what it left in the background may still hold the other end
-                return
-    while not output.is_endless and process.poll() is None:
-        interrupts.check()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(POLL)
-
-
-def _end(process: subprocess.Popen[bytes], output: _Output) -> str:
-    if output.is_endless:
-        return f"It was ended: it had written more than {MAX_OUTPUT / 1e6:.0f} MB."
+def _ending(process: subprocess.Popen[bytes]) -> str:
     if process.returncode < 0:
         return f"It was ended by signal {-process.returncode}."
     return f"It ended with exit status {process.returncode}."
-
-
-class _Output:
-    """The beginning and the end of what a command writes."""
-
-    def __init__(self) -> None:
-        self._first, self._last, self.size = b"", b"", 0
-
-    @property
-    def is_endless(self) -> bool:
-        return self.size > MAX_OUTPUT
-
-    def add(self, chunk: bytes) -> None:
-        half = KEPT_OUTPUT // 2
-        room = half - len(self._first)
-        self._first += chunk[:room]
-        self._last = (self._last + chunk[room:])[-half:]
-        self.size += len(chunk)
-
-    def text(self) -> str:
-        left_out = self.size - len(self._first) - len(self._last)
-        gap = f"\n[{left_out:,} bytes left out]\n".encode() if left_out else b""
-        return (self._first + gap + self._last).decode(errors="replace")

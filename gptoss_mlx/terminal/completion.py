@@ -1,4 +1,4 @@
-"""What Tab and the menu offer: commands where a message begins, files behind @ and behind commands that take one.
+"""What Tab and the menu offer: commands where a message begins, files after @ and after commands that take one.
 
 Knows prompt_toolkit and the file system; what commands do, others know.
 """
@@ -20,7 +20,7 @@ MENTION = re.compile(r'(?:^|\s)@(?P<typed>"[^"]*|[^\s"]*)$')
 
 
 def opens_menu(document: Document) -> bool:
-    """Whether what was typed asks for a choice: a command's name, or a file's behind @."""
+    """Whether what was typed asks for a choice: a command's name, or a file's after @."""
     return bool(_command(document) or _mention(document))
 
 
@@ -48,7 +48,7 @@ class MessageCompleter(Completer):
 
 
 def _command(document: Document) -> str | None:
-    """The beginning of a command's name, if that is all there is before the cursor."""
+    """The beginning of a command's name, if nothing else stands before the cursor."""
     typed = document.current_line_before_cursor
     return typed if document.cursor_position_row == 0 and COMMAND.fullmatch(typed) else None
 
@@ -75,5 +75,5 @@ def _paths(typed: str) -> Iterator[str]:
 
 
 def _last_part(path: str) -> str:
-    """What tells a path from its neighbours."""
-    return re.search(r"[^/]*/?$", path)[0]
+    """The name of a file or folder, without the folders that it is in."""
+    return path[path.rstrip("/").rfind("/") + 1 :]

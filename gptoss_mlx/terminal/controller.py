@@ -1,6 +1,7 @@
-"""A chat at a terminal: shows what the model answers, keeps the conversation, and asks before a tool may run.
+"""A chat at a terminal: shows what the model answers, saves the conversation, and asks before a tool may run.
 
-Policy only: what a conversation is, `session` knows; how it looks, `screen`. What a person types, `loop` reads.
+Policy only: what a conversation is, `session` knows; how it looks, `screen`; how a person is asked, `input`. `loop`
+hands it the messages, and `slash_commands` change it.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ import os
 import shlex
 import signal
 import sys
-import termios
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from ..chat.autosave import SessionAutosave
@@ -21,23 +20,26 @@ from ..chat.session import Session
 from ..chat.turn import Dropped, Thought, ToolResult, TurnStats
 from ..errors import GptOssError, printable
 from ..harmony.messages import FUNCTIONS, Message
-from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, is_call, kind_of
-from .job_control import NOT_DRAWN, Ended, ending_raises, nothing, suspendable
-from .screen import Screen, shortened, with_all_visible, without_controls
+from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, kind_of
+from .input import reply
+from .job_control import NOT_DRAWN, Ended, ending_raises
+from .safe_text import shortened, with_all_visible, without_controls
+from .screen import Screen
 
-BROKE_OFF = "(broke off at --max-tokens; /continue goes on)"
+STOPPED = "(stopped; /continue resumes)"
+MAX_TOKENS = "(stopped at --max-tokens; /continue resumes)"
 REPEATED = "(stopped: the model was repeating {repeated}; /continue resumes)"
-BROKE_OFF_FULL = "(broke off at the end of the context: {ways_out})"
-BROKE_OFF_DROP = "(broke off at the end of the context; /continue drops the oldest turns and goes on)"
-WAYS_OUT = "/undo takes the last question back, /reset starts anew"
+FULL = "(stopped: the context is full; {ways_out})"
+FULL_CAN_DROP = "(stopped: the context is full; /continue drops the oldest turns and resumes)"
+WAYS_OUT = "/undo removes the last question, /reset clears the chat"
+OR_DROP = ", and `gptoss-mlx chat --when-full drop` drops the oldest turns"
 NO_ANSWER = "(no answer; /continue asks for one)"
-UNFINISHED = "(this answer is not finished; /continue goes on)"
-OR_DROP = ", and chat --when-full drop would go on without the oldest turns"
+UNFINISHED = "(this answer is unfinished; /continue resumes)"
 
-RECALLED_MESSAGES = 7  # of the last exchange of a conversation that goes on: a turn may have called many tools
+RECALLED_MESSAGES = 7  # shown of the last exchange of a resumed conversation: a turn may have called many tools
 RECALLED_LINE = 300  # characters of a line of a question or a call in it
 
-REPLIES = {"y": "yes", "n": "no", "a": "always"}
+AnswerEvents = Iterator[Event | Thought | ToolResult | Dropped | TurnStats]
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Chat:
     """A session and what a chat has beside it."""
 
     session: Session
+    """The conversation; missing while /model replaces it, and if that fails for good."""
     screen: Screen
     autosave: SessionAutosave | None = None
     load: Callable[[str], Session] | None = None
@@ -52,26 +55,26 @@ class Chat:
     """Whether there is a person to ask."""
     yes: bool = False
     draft: str = ""
-    """What the next message begins with."""
+    """Text that the next message begins with."""
     over: bool = False
     reasoning: list[str] = field(default_factory=list)
-    """Of the last answer."""
+    """The reasoning of the last answer."""
     typed: dict[str, str] = field(default_factory=dict)
-    """What was sent -> what was typed, of the questions of this conversation."""
+    """Message as it was sent -> as it was typed, of the questions of this conversation."""
     _allowed: set[str] = field(default_factory=set)
-    _keeping_failed: bool = False
+    _saving_failed: bool = False
 
     def __post_init__(self) -> None:
         self.use(self.session)
 
     def use(self, session: Session) -> None:
-        """Go on with this session, whose tools hold nothing and may do nothing unasked."""
+        """Continue with this session, whose tools hold nothing and may do nothing unasked."""
         self.session = session
         session.approve = self._approve
         self._allowed.clear()
 
     def leave(self) -> None:
-        """The conversation is over: what is kept of it stays as it is, and what its tools hold is gone."""
+        """The conversation is over: what is saved of it stays as it is, and its tools let go of what they hold."""
         self.reasoning.clear()
         self.typed.clear()
         self._allowed.clear()
@@ -79,8 +82,13 @@ class Chat:
         if self.autosave:
             self.autosave.leave()
 
+    def close(self) -> None:
+        """Let go of the model."""
+        if hasattr(self, "session"):
+            self.session.close()
+
     def recall(self) -> None:
-        """Show the last exchange of a conversation that goes on, to a person: a pipe has no use for it."""
+        """Show the last exchange of a resumed conversation, to a person: a pipe has no use for it."""
         messages = self.session.messages
         asked = [index for index, message in enumerate(messages) if message.role == "user"]
         if not asked or not (self.is_asked and sys.stdout.isatty()):
@@ -91,18 +99,18 @@ class Chat:
         said = [message for message in answer if self.screen.show_reasoning or not _is_reasoning(message)]
         cut = [self._recall(message) for message in said[-RECALLED_MESSAGES:]]
         if any(cut) or len(said) > RECALLED_MESSAGES:
-            kept = self.autosave and self.autosave.name
-            where = f"`gptoss-mlx sessions show {shlex.quote(kept)}` shows" if kept else "/export FILE.md writes"
-            self.screen.note(f"(this is the end of a longer answer: {where} all of it)")
+            name = self.autosave and self.autosave.name
+            how = f"`gptoss-mlx sessions show {shlex.quote(name)}` shows" if name else "/export FILE.md writes"
+            self.screen.note(f"(this is only the end of the answer: {how} all of it)")
         if self.session.transcript.unfinished:
             is_open = said and said[-1].role == "assistant" and kind_of(said[-1]) is Content
             self.screen.note(UNFINISHED if is_open else NO_ANSWER)
 
     def _recall(self, message: Message) -> bool:
-        """Show an earlier message; whether only its end."""
+        """Show an earlier message. Returns whether it was cut."""
         if message.role != "assistant":
             self.screen.result(message.role.removeprefix(FUNCTIONS), message.content)
-        elif is_call(message):
+        elif message.recipient is not None:
             self.screen.call(message.recipient.removeprefix(FUNCTIONS), shortened(message.content, RECALLED_LINE))
         elif kind_of(message) is Reasoning:
             self.screen.reasoning(shortened(message.content, RECALLED_LINE))
@@ -111,8 +119,8 @@ class Chat:
             return self.screen.recall(message.content)
         return False
 
-    def answer(self, start: Callable[..., Iterator[Event]], so_far: str = "") -> None:
-        """Show an answer while it arrives, behind what was shown of it, and keep it; Ctrl-C stops it, and a
+    def answer(self, start: Callable[..., AnswerEvents], so_far: str = "") -> None:
+        """Show an answer while it arrives, after what was shown of it before, and save it; Ctrl-C stops it, and a
         signal that ends the program loses nothing of it. `start` takes `on_prefill`."""
         try:
             with ending_raises():
@@ -122,7 +130,7 @@ class Chat:
                 self.screen.end()
             signal.raise_signal(ended.number)
 
-    def _answer(self, start: Callable[..., Iterator[Event]], so_far: str) -> None:
+    def _answer(self, start: Callable[..., AnswerEvents], so_far: str) -> None:
         self.reasoning.clear()
         accepted = ended = False
 
@@ -134,21 +142,22 @@ class Chat:
             self.screen.prefill(done, total)
 
         try:
-            with closing(start(on_prefill=on_prefill)) as events:
+            events = start(on_prefill=on_prefill)
+            with closing(events) if isinstance(events, Generator) else nullcontext():
                 self.screen.resume(so_far)
                 self._show(events)
         except Ended:
             ended = True
             raise
         except KeyboardInterrupt:
-            self.screen.note("(stopped; /continue goes on)")
+            self.screen.note(STOPPED)
         finally:
             if not ended:
                 self.screen.end()
             if accepted:
-                self.keep(kv=not ended)  # a KV state may be half written
+                self.keep(kv=not ended)  # the KV cache may be half written
 
-    def _show(self, events: Iterator[Event]) -> None:
+    def _show(self, events: AnswerEvents) -> None:
         screen, reason = self.screen, ""
         for event in events:
             match event:
@@ -172,36 +181,35 @@ class Chat:
                 case Stop(reason):
                     pass
                 case TurnStats(finished=False):
-                    screen.note(self._broke_off(event) if reason == "none" else NO_ANSWER)
+                    screen.note(self._why_stopped(event) if reason == "none" else NO_ANSWER)
 
-    def _broke_off(self, stats: TurnStats) -> str:
-        """Why an answer did, and what to do."""
+    def _why_stopped(self, stats: TurnStats) -> str:
+        """Why the answer is unfinished, and what to do."""
         if stats.repeated:
             return REPEATED.format(repeated=stats.repeated)
         if self.session.context_used < self.session.model.context - 1:
-            return BROKE_OFF
-        turns = sum(message.role == "user" for message in self.session.messages)
-        can_drop = self.session.drop_when_full and turns > 1
-        return BROKE_OFF_DROP if can_drop else BROKE_OFF_FULL.format(ways_out=self.ways_out())
+            return MAX_TOKENS
+        can_drop = self.session.drop_when_full and self.session.transcript.turns > 1
+        return FULL_CAN_DROP if can_drop else FULL.format(ways_out=self.ways_out())
 
     def ways_out(self) -> str:
         return WAYS_OUT + OR_DROP * (not self.session.drop_when_full)
 
     def check_replaced(self, path: Path) -> None:
-        """Ask before a file is replaced. Raises GptOssError where nobody agrees."""
-        question = f"{printable(str(path))} exists already: replace it? [y]es, [n]o "
+        """Ask before a file is replaced. Raises GptOssError if nobody agrees."""
+        question = f"{printable(str(path))} exists. Replace it? [y]es, [n]o "
         if os.path.lexists(path) and not (self.is_asked and reply(question, "yn") == "y"):
-            raise GptOssError(f"{path} exists already, and stays as it is: choose another name")
+            raise GptOssError(f"{path} exists and was not replaced: choose another name")
 
     def _approve(self, call: ToolCall, preview: str) -> bool:
-        """Show a call that wants to be agreed to, and ask."""
+        """Show a call that needs a person's approval, and ask for it."""
         self.screen.call(call.name, preview)
         if self.yes or call.name in self._allowed:
             return True
         if not self.is_asked:
-            self.screen.note("(not run: nobody is here to allow it, and --yes was not given)")
+            self.screen.note("(not run: there is nobody to ask, and --yes was not given)")
             return False
-        lines = with_all_visible(preview).strip().count("\n") + 1  # more than the window shows, perhaps
+        lines = with_all_visible(preview).strip().count("\n") + 1  # may be more than the window shows
         question = f"run {'this' if lines == 1 else f'these {lines} lines'}? [y]es, [n]o, [a]lways for this tool "
         self.screen.end()
         chosen = reply(question, "yna")
@@ -210,22 +218,22 @@ class Chat:
         return chosen != "n"
 
     def keep(self, *, kv: bool) -> None:
-        """Keep the session as it is now; a disk that is full, say, ends no conversation."""
+        """Save the session as it is now; a full disk, say, ends no conversation."""
         if self.autosave is None:
             return
         try:
-            self.autosave.keep(self.session, kv=kv)
-            self._keeping_failed = False
+            self.autosave.save(self.session, kv=kv)
+            self._saving_failed = False
         except GptOssError as error:
-            if not self._keeping_failed:
-                self.screen.note(f"(this session is not kept: {error})")
-            self._keeping_failed = True
+            if not self._saving_failed:
+                self.screen.note(f"(this session is not saved: {error})")
+            self._saving_failed = True
 
     def status(self) -> str:
-        """One line, the weightiest first: a narrow window cuts the rest."""
-        used, most = self.session.prompt_tokens, self.session.model.context
+        """One line, the most important part first: a narrow window cuts the rest."""
+        used, context = self.session.prompt_tokens, self.session.model.context
         parts = [self.autosave.name] if self.autosave and self.autosave.name else []
-        parts += [f"{used:,}/{most:,} tokens ({used / most:.0%})", self.session.model.path.name]
+        parts += [f"{used:,}/{context:,} tokens ({used / context:.0%})", self.session.model.path.name]
         if self.session.stats:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
         return without_controls(" · ".join(parts))
@@ -233,25 +241,3 @@ class Chat:
 
 def _is_reasoning(message: Message) -> bool:
     return message.role == "assistant" and kind_of(message) is Reasoning
-
-
-def reply(question: str, letters: str) -> str:
-    """Which of the letters a person answers, "n" at the end of the input. What was typed before the question is no
-    answer to it, and the question comes again after any other."""
-    shown = sys.stdout if sys.stdout.isatty() else sys.stderr
-    meant = {reply: letter for letter in letters for reply in (letter, REPLIES[letter])}
-    put = partial(print, question, end="", file=shown, flush=True)
-    while True:
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
-        put()
-        try:
-            with suspendable(nothing, put):
-                line = sys.stdin.readline()
-        except KeyboardInterrupt:
-            print(file=shown)
-            raise
-        if not line:
-            print(file=shown)
-            return "n"
-        if letter := meant.get(line.strip().lower()):
-            return letter

@@ -1,6 +1,6 @@
 """The messages of earlier chats, in a file that only their author may read.
 
-What is wrong with the file costs the history, never the chat.
+A file that cannot be used costs the history, never the chat.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..errors import printable
 from ..untrusted import os_error_text
 
 MAX_BYTES = 4 * 2**20
-KEPT_BYTES = 2 * 2**20  # of a file that has grown beyond MAX_BYTES, its end
-MAX_KEPT = 100_000  # characters: what is longer was pasted from where it still is
+KEPT_BYTES = 2 * 2**20  # the end that is kept of a file that has grown beyond MAX_BYTES
+MAX_MESSAGE = 100_000  # characters: what is longer was pasted from where it still is
 
 
 def open_history(path: Path) -> History:
-    """The history in a file, which is made if there is none; without one that can be used, only this chat's."""
+    """The history in a file, which is created if there is none; only this chat's if the file cannot be used."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without O_NONBLOCK a FIFO would wait for its other end; a link could lead to any file of this user's.
@@ -40,13 +40,13 @@ def open_history(path: Path) -> History:
                 file.write(end[end.find(b"\n#") + 1 :])
                 file.truncate()
     except OSError as error:
-        print(printable(f"messages are not kept for later chats: {path}: {os_error_text(error)}"), file=sys.stderr)
+        print(printable(f"the history of messages is not saved: {path}: {os_error_text(error)}"), file=sys.stderr)
         return InMemoryHistory()
     return MessageHistory(path)
 
 
 class MessageHistory(FileHistory):
-    """The file may vanish, or its disk be full, at any time."""
+    """A history that works on without its file: that may vanish, or its disk be full, at any time."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:
@@ -55,6 +55,6 @@ class MessageHistory(FileHistory):
             return ()
 
     def store_string(self, string: str) -> None:
-        if len(string) <= MAX_KEPT:
+        if len(string) <= MAX_MESSAGE:
             with suppress(OSError):
                 super().store_string(string)

@@ -1,7 +1,8 @@
 """How a person's messages are read: typed with an editor, typed without control codes, or a line at a time from a pipe.
 
-Knows terminals and prompt_toolkit, and nothing of what messages and commands mean. While a person types, the session
-reads ahead: in steps so short that no key waits for one, on the thread that also reads the keys.
+Also how a person is asked a question. Knows terminals and prompt_toolkit, and nothing of what messages and commands
+mean. While a person types, the session reads ahead: in steps so short that no key waits for one, on the thread that
+also reads the keys.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import os
 import selectors
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import GptOssError
 from ..untrusted import os_error_text
 from .job_control import nothing, stop, suspendable
-from .screen import without_controls
+from .safe_text import without_controls
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -32,24 +38,26 @@ PROMPT, CONTINUATION = "> ", "... "
 QUOTES = '"""'
 HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
 
-STEP_SECONDS = 0.05, 0.1  # what a step of reading ahead may take: shorter ones grow, longer ones shrink
+STEP_SECONDS = 0.05, 0.1  # of a step of reading ahead: shorter ones grow, longer ones shrink
 SLOWEST_STEP = 0.5  # seconds of a step of one token, above which nothing more is read ahead
 QUIET = 0.2  # seconds without a key before the next step: while somebody types fast, no key waits
+
+REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
 
 class Input(Protocol):
     """Where messages come from."""
 
     def read(self, status: str, draft: str = "") -> str | None:
-        """The next message or command; None at the end. `status` is shown, and `draft` put there to be edited, where
-        an editor is at work. Raises GptOssError where nothing can be read."""
+        """The next message or command; None at the end. An editor shows `status`, and `draft` as text to be edited.
+        Raises GptOssError if nothing can be read."""
 
 
 class TypedInput:
-    """Messages from an editor with history and completion, under which the session reads ahead."""
+    """Messages from an editor with history and completion, while the session reads ahead."""
 
     def __init__(self, session_of: Callable[[], Session], commands: Mapping[str, str], history: Path):
-        """`commands`: name -> usage; where that speaks of a FILE, names of files complete it."""
+        """`commands`: name -> usage; commands whose usage has a FILE are completed by names of files."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.styles import Style
@@ -58,7 +66,7 @@ class TypedInput:
         from .history import open_history
 
         self._completer = MessageCompleter(commands)
-        self._prompts = PromptSession(
+        self._prompts: PromptSession[str] = PromptSession(
             PROMPT,
             prompt_continuation=CONTINUATION,
             history=open_history(history),
@@ -67,7 +75,7 @@ class TypedInput:
             key_bindings=self._keys(),
             style=Style.from_dict({"bottom-toolbar": "noreverse dim"}),
         )
-        self._prompts.app.terminal_size_polling_interval = None  # SIGWINCH tells, without waking up twice a second
+        self._prompts.app.terminal_size_polling_interval = None  # SIGWINCH reports it, without waking up twice a second
         self._prompts.default_buffer.on_text_changed += self._forget_ctrl_c
         self._pressed_ctrl_c = False
         self._reading_ahead = _ReadingAhead(session_of)
@@ -127,12 +135,12 @@ class TypedInput:
 
         @keys.add("c-z")
         def suspend(event: KeyPressEvent) -> None:
-            os.kill(0, signal.SIGTSTP)  # to all that Ctrl-Z would stop outside the editor's raw mode
+            os.kill(0, signal.SIGTSTP)  # to everything that Ctrl-Z would stop outside the editor's raw mode
 
         return keys
 
     def _ctrl_c(self) -> None:
-        """Clear what is typed; where nothing is, tell how to leave, and the second time leave."""
+        """Clear what is typed; if nothing is, say how to leave, and leave the second time."""
         from prompt_toolkit.application import run_in_terminal
 
         app, buffer = self._prompts.app, self._prompts.default_buffer
@@ -152,7 +160,7 @@ class TypedInput:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Inside, Ctrl-C and Ctrl-Z do outside the editor's raw mode what they do in it, and raise nothing: an event
-        loop that is half made, or half closed, would tell of it with a traceback when it is deleted."""
+        loop that is half made, or half closed, would print a traceback when it is deleted."""
         before = {
             signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: self._soon(self._ctrl_c)),
             signal.SIGTSTP: signal.signal(signal.SIGTSTP, lambda *_: self._soon(self._suspend)),
@@ -164,7 +172,7 @@ class TypedInput:
                 signal.signal(number, handler)
 
     def _soon(self, action: Callable[[], None]) -> None:
-        """From the loop that runs the editor; before it has begun there is nothing to interrupt."""
+        """Do it in the loop that runs the editor; before that has begun there is nothing to interrupt."""
         if loop := self._prompts.app.loop:
             loop.call_soon_threadsafe(action)
 
@@ -175,19 +183,17 @@ class TypedInput:
 
 
 class DumbInput:
-    """Messages from a terminal that takes no control codes, or that shows only what goes to standard error.
+    """Messages from a terminal that takes no control codes, or that shows only standard error.
 
     Ctrl-C gives up a line, and leaves when it is pressed twice in a row: readline keeps to itself what was typed.
     """
 
     def __init__(self) -> None:
-        sys.stdin.reconfigure(errors="replace")
+        _decode_stdin()
         os.environ["TERM"] = "dumb"  # for readline, which would greet other terminals with control codes
-        try:
-            import readline
-        except ImportError:
-            readline = None
-        self._readline = readline
+        self._readline: ModuleType | None = None
+        with suppress(ImportError):
+            self._readline = import_module("readline")
 
     def read(self, status: str, draft: str = "") -> str | None:
         pressed_ctrl_c = False
@@ -211,8 +217,8 @@ class DumbInput:
                 print(HOW_TO_LEAVE, file=sys.stderr)
 
     def _line(self, asked: str, draft: str = "") -> str:
-        if self._readline:
-            self._readline.set_startup_hook(lambda: self._readline.insert_text(draft))
+        if readline := self._readline:
+            readline.set_startup_hook(lambda: readline.insert_text(draft))
         shown = sys.stdout if sys.stdout.isatty() else sys.stderr
 
         def again() -> None:
@@ -227,32 +233,38 @@ class DumbInput:
 
 
 class PipedInput:
-    """A message per line of standard input; of a line that no context could hold, as much as shows that."""
+    """A message per line of standard input; a line that no context could hold is cut where that is certain."""
 
-    def __init__(self, longest: Callable[[], int]):
-        """`longest`: characters that a message may have."""
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-        self._longest = longest
+    def __init__(self, max_length: Callable[[], int]):
+        """`max_length`: the characters that a message may have."""
+        _decode_stdin("utf-8-sig")
+        self._max_length = max_length
         self._is_cut = False
 
     def read(self, status: str, draft: str = "") -> str | None:
-        most = self._longest() + 1
+        read = self._max_length() + 1
         try:
             while self._is_cut:
-                self._is_cut = _goes_on(sys.stdin.readline(most))
-            line = sys.stdin.readline(most)
+                self._is_cut = _continues(sys.stdin.readline(read))
+            line = sys.stdin.readline(read)
         except OSError as error:
             raise GptOssError(f"cannot read standard input: {os_error_text(error)}") from None
-        self._is_cut = len(line) == most and _goes_on(line)
+        self._is_cut = len(line) == read and _continues(line)
         return line.rstrip("\r\n") if line else None
 
 
-def _goes_on(line: str) -> bool:
+def _decode_stdin(encoding: str | None = None) -> None:
+    """Bytes that are no text are replaced."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding=encoding, errors="replace")
+
+
+def _continues(line: str) -> bool:
     return line[-1:] not in ("", "\n")
 
 
 def _is_unfinished(text: str) -> bool:
-    """Whether more lines follow: behind a backslash, and up to the second line of three quotes."""
+    """Whether more lines follow: after a backslash, and until a second line of three quotes."""
     if _is_quoted(text):
         return all(line.strip() != QUOTES for line in text.split("\n")[1:])
     return text.endswith("\\")
@@ -273,6 +285,28 @@ def _message(text: str) -> str:
     return "\n".join(lines[1:-1]) if _is_quoted(text) and lines[-1].strip() == QUOTES else text
 
 
+def reply(question: str, letters: str) -> str:
+    """The one of the letters that a person answers, "n" at the end of the input. What was typed before the question is
+    no answer to it, and after any other answer the question comes again."""
+    shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+    meant = {word: letter for letter in letters for word in (letter, REPLIES[letter])}
+    ask = partial(print, question, end="", file=shown, flush=True)
+    while True:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+        ask()
+        try:
+            with suspendable(nothing, ask):
+                line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            print(file=shown)
+            raise
+        if not line:
+            print(file=shown)
+            return "n"
+        if letter := meant.get(line.strip().lower()):
+            return letter
+
+
 @contextmanager
 def _idle_loop(step: Callable[[], bool]) -> Iterator[asyncio.AbstractEventLoop]:
     loop = asyncio.SelectorEventLoop(_IdleSelector(step))
@@ -284,14 +318,14 @@ def _idle_loop(step: Callable[[], bool]) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 class _IdleSelector(selectors.DefaultSelector):
-    """Works while nothing is ready, and was not just now: a `step` at a time, until one returns False."""
+    """A selector that works while nothing is ready or was a moment ago: a `step` at a time, until one returns False."""
 
     def __init__(self, step: Callable[[], bool]):
         super().__init__()
         self._step, self._has_work, self._work_from = step, True, 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready, after `timeout` seconds at most, and a step; None waits for ever."""
+        """The files that are ready, after at most `timeout` seconds and a step; None waits for ever."""
         end = math.inf if timeout is None else time.monotonic() + timeout
         while self._has_work:
             ready = super().select(max(min(end, self._work_from) - time.monotonic(), 0))
@@ -304,7 +338,7 @@ class _IdleSelector(selectors.DefaultSelector):
 
 
 class _ReadingAhead:
-    """The session's reading ahead, in steps that take as long as a key may wait."""
+    """Has the session read ahead, in steps that take as long as a key may wait."""
 
     def __init__(self, session_of: Callable[[], Session]):
         self._session_of = session_of
@@ -314,18 +348,18 @@ class _ReadingAhead:
         """Read a little; whether there is more to read, and time for it."""
         started = time.monotonic()
         try:
-            left = self._session_of().settle(self._tokens)
-        except Exception:  # the next turn meets it again, and tells
+            left = self._session_of().prefill_ahead(self._tokens)
+        except Exception:  # the next turn meets it again, and reports it
             return False
         return left > 0 and self._keep_pace(time.monotonic() - started)
 
     def _keep_pace(self, seconds: float) -> bool:
-        """Adapt the next step to the time that the last one took; False where not even one token is quick enough."""
-        least, most = STEP_SECONDS
+        """Adapt the next step to the time that the last one took; False if not even one token is quick enough."""
+        shortest, longest = STEP_SECONDS
         if self._tokens == 1 and seconds > SLOWEST_STEP:
             return False
-        if seconds > most:
-            self._tokens = max(1, int(self._tokens * most / seconds))
-        elif seconds < least:
+        if seconds > longest:
+            self._tokens = max(1, int(self._tokens * longest / seconds))
+        elif seconds < shortest:
             self._tokens += max(1, self._tokens // 2)
         return True

@@ -1,7 +1,7 @@
-"""What a terminal is left with when a signal stops or ends the program: its modes, its cursor, and nothing half drawn.
+"""Leaving the terminal to the shell when a signal stops or ends the program: its modes, its cursor, nothing half drawn.
 
 Knows signals and terminal modes. What is drawn, whoever draws it takes off the screen, and draws again afterwards. A
-signal that was ignored when the program started stays so: that is how a shell without job control, or nohup, asks.
+signal that was ignored when the program started stays ignored: a shell without job control, or nohup, wants it so.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Modes = list[Any]
 
 
 def nothing() -> None:
-    """For what draws nothing that would have to go, or come again."""
+    """Hides and shows nothing, for callers that draw nothing."""
 
 
 class Ended(KeyboardInterrupt):
-    """A signal ends the program, and something is to be kept first."""
+    """A signal ends the program, and something has to be saved first."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -41,8 +41,8 @@ def stop() -> None:
 
 @contextmanager
 def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[None]:
-    """Inside, Ctrl-Z leaves the terminal to the shell as it was at the beginning, and what was drawn comes again when
-    the process is continued in the foreground. `hide` and `show` are called between any two instructions."""
+    """Inside, Ctrl-Z leaves the terminal to the shell as it was at the beginning, and what was hidden is drawn again
+    when the process continues in the foreground. `hide` and `show` are called between any two instructions."""
     before, while_stopped, is_hidden = _modes(), None, False
 
     def suspend(*_: object) -> None:
@@ -53,7 +53,7 @@ def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[
         while_stopped = _modes()
         _set_modes(before)
         stop()
-        come_back()  # where nobody could continue it, it was not stopped, and no signal says so
+        come_back()  # a process that nobody could continue was not stopped, and gets no SIGCONT
 
     def come_back(*_: object) -> None:
         nonlocal is_hidden
@@ -69,7 +69,7 @@ def suspendable(hide: Callable[[], None], show: Callable[[], None]) -> Iterator[
 
 @contextmanager
 def restored(hide: Callable[[], None]) -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP end the process as ever, but leave the terminal as it was at the beginning."""
+    """Inside, SIGTERM and SIGHUP end the process as usual, but leave the terminal as it was at the beginning."""
     before = _modes()
 
     def end(number: int, _: FrameType | None) -> None:
@@ -98,7 +98,7 @@ def ending_raises() -> Iterator[None]:
 
 @contextmanager
 def _handled(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> Iterator[dict[int, Any]]:
-    """With these handlers, but for signals that are ignored; those before them."""
+    """Install these handlers, except for ignored signals. Yields the handlers that they replace."""
     before = {number: signal.getsignal(number) for number in handlers}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
@@ -111,17 +111,25 @@ def _handled(handlers: dict[int, Callable[[int, FrameType | None], None]]) -> It
 
 
 def _modes() -> Modes | None:
-    """Of the terminal that is typed on; None where there is none."""
+    """The modes of the terminal that is typed on; None if there is none."""
     with suppress(OSError, ValueError, AttributeError, termios.error):
         return termios.tcgetattr(sys.stdin)
     return None
 
 
 def _set_modes(modes: Modes | None) -> None:
-    """Only others are set: in the background, a process that sets any is stopped."""
+    """Set them if they differ: in the background, a process that sets any is stopped."""
     if modes is not None and modes != _modes():
         with suppress(termios.error):
             termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+
+
+def echo(on: bool) -> None:
+    """Have the terminal show what is typed, or not."""
+    if sys.stdin.isatty():
+        modes = termios.tcgetattr(sys.stdin)
+        modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
 
 
 def _in_foreground() -> bool:

@@ -1,6 +1,7 @@
 """The chat loop: reads what a person types, and has a chat do it: answer a message, run a command.
 
-How it is typed, `input` knows; what begins with a slash, `slash_commands`.
+Chooses the screen and the input for what the standard streams are. How messages are typed, `input` knows; what begins
+with a slash, `slash_commands`; what a chat does, `controller`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +19,10 @@ from ..chat.session import Session
 from ..engine.generate import ContextFull, NotFinite
 from ..errors import GptOssError
 from .attachments import expand, run_command
-from .controller import Chat, reply
-from .input import DumbInput, Input, PipedInput, TypedInput
+from .controller import Chat
+from .input import DumbInput, Input, PipedInput, TypedInput, reply
 from .job_control import restored, suspendable
-from .screen import PlainScreen, RichScreen, Screen
+from .screen import PlainScreen, Screen
 from .slash_commands import COMMANDS, is_command, run_line
 
 if TYPE_CHECKING:
@@ -40,17 +42,15 @@ def run(
     """Chat until /exit or the end of input.
 
     `load` makes the session of another model, for /model. `yes`: tools run unasked. `plain`: nothing is redrawn, and
-    words say what each thing is.
+    words say what each part is.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     is_asked = sys.stdin.isatty()
     is_shown = is_asked and sys.stdout.isatty()
     is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    if is_drawn:
-        screen: Screen = RichScreen(show_reasoning=show_reasoning)
-    else:
-        screen = PlainScreen(show_reasoning=show_reasoning, words=is_shown)
+    screen = _screen(show_reasoning, is_drawn=is_drawn, words=is_shown)
     chat = Chat(session, screen, autosave, load, is_asked=is_asked, yes=yes)
     del session  # /model has to be able to let go of it
     if is_drawn:
@@ -65,32 +65,36 @@ def run(
             chat.recall()
             converse(chat, messages)
     finally:
-        if chat.session:
-            chat.session.close()
+        chat.close()
+
+
+def _screen(show_reasoning: bool | None, *, is_drawn: bool, words: bool = False) -> Screen:
+    if not is_drawn:
+        return PlainScreen(show_reasoning=show_reasoning, words=words)
+    from .rich_screen import RichScreen  # a pipe need not wait for rich
+
+    return RichScreen(show_reasoning=show_reasoning)
 
 
 @contextmanager
 def _guarded(screen: Screen) -> Iterator[None]:
-    """Inside, the terminal is as the shell left it while the program is stopped, and when a signal has ended it."""
+    """Inside, the shell finds the terminal as it left it while the program is stopped or when a signal has ended it."""
     with suspendable(screen.hide, screen.show), restored(screen.hide):
         yield
 
 
 def ask(session: Session, text: str, *, show_reasoning: bool) -> None:
     """Show one question and its answer, as if it had been typed."""
-    if sys.stdout.isatty():
-        screen: Screen = RichScreen(show_reasoning=show_reasoning)
-    else:
-        screen = PlainScreen(show_reasoning=show_reasoning)
+    screen = _screen(show_reasoning, is_drawn=sys.stdout.isatty())
     screen.note(f"> {text}")
     with _guarded(screen):
         Chat(session, screen).answer(partial(session.send, text))
-    for stats in session.stats[-1:]:  # none, where Ctrl-C stopped it
+    for stats in session.stats[-1:]:  # none if Ctrl-C stopped it
         screen.note(f"first token after {stats.first_token_seconds:.2f} s, {stats.tokens_per_second:.1f} tokens/s")
 
 
 def converse(chat: Chat, messages: Input) -> None:
-    """Until a command or the end of the input ends it. Raises GptOssError where the input cannot be read."""
+    """Chat until a command or the end of the input ends it. Raises GptOssError if the input cannot be read."""
     while not chat.over:
         draft, chat.draft = chat.draft, ""
         try:
@@ -98,7 +102,7 @@ def converse(chat: Chat, messages: Input) -> None:
             if text is None:
                 return
             _take(chat, text)
-        except KeyboardInterrupt:  # of what is neither a prompt nor an answer
+        except KeyboardInterrupt:  # neither at a prompt nor in an answer
             chat.screen.note("(stopped)")
 
 
@@ -112,14 +116,14 @@ def _take(chat: Chat, text: str) -> None:
             chat.answer(partial(chat.session.send, message))
     except ContextFull as error:
         chat.screen.note(f"error: {error}: {chat.ways_out()}")
-    except NotFinite:  # nor will the next answer be one
+    except NotFinite:  # the next answer would fail as well
         raise
     except GptOssError as error:
         chat.screen.note(f"error: {error}")
 
 
 def _message(chat: Chat, text: str) -> str:
-    """What is sent for what was typed; a pipe's lines are sent as they are."""
+    """The message to send for what was typed; a pipe's lines are sent as they are."""
     is_line = "\n" not in text
     if is_line and text.startswith("//"):
         text = text[1:]

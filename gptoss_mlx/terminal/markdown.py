@@ -13,24 +13,29 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 from unicodedata import category
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, blockquote, lheading, list_block, table
 from markdown_it.rules_inline import StateInline, emphasis, link, strikethrough
 from markdown_it.token import Token
-from rich import markdown
+from rich import box, markdown
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import TextElement
 from rich.measure import Measurement
 from rich.segment import Segment
+from rich.style import Style
 from rich.syntax import Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
-DEEPEST = 20  # levels of quotes and lists; what is nested deeper is text
-NARROWEST = 16  # columns of what stands behind a bullet, a number or the mark of a quote
-NARROWEST_CELL = 8
+if TYPE_CHECKING:
+    from markdown_it.ruler import RuleOptionsType
+
+MAX_DEPTH = 20  # levels of quotes and lists; what is nested deeper is text
+MIN_WIDTH = 16  # columns of the text after a bullet, a number or the mark of a quote
+MIN_CELL_WIDTH = 8
 MIN_UNDERLINE = 3  # characters below a heading: fewer are an operator, or a line of a formula
 MAX_FORMULA = 2000  # characters
 MAX_LINES = 50  # of a formula
@@ -47,7 +52,7 @@ _FORMULA = re.compile(
 _FORMULA_BEGINS = re.compile(r"\\\[|\$\$|\\begin\{")
 _DUNDER = re.compile(r"__\w{1,80}?__(?!\w)")
 _NO_OPENING = "./,;:)]}>=?!^"  # what follows an asterisk that is an operator, or part of a pattern of file names
-_OPENS_BEHIND = "([{<\"'*_~-|"  # the ASCII marks behind which something may be emphasized
+_OPENS_AFTER = "([{<\"'*_~-|"  # the ASCII marks after which something may be emphasized
 _IN_CELLS = str.maketrans("", "", "|\\ \t")
 
 
@@ -59,25 +64,33 @@ class Markdown(markdown.Markdown):
 
     def _flatten_tokens(self, tokens: Iterable[Token]) -> Iterable[Token]:
         for token in super()._flatten_tokens(tokens):
-            if token.type == "softbreak":  # nobody fills lines for a terminal: it was meant
+            if token.type == "softbreak":  # nobody wraps lines by hand for a terminal: the break was meant
                 token.type = "hardbreak"
             yield token
 
 
+class _Parser(MarkdownIt):
+    """Takes any text as the target of a link, and leaves it as it is written."""
+
+    def validateLink(self, url: str) -> bool:
+        return True
+
+    def normalizeLink(self, url: str) -> str:
+        return url
+
+
 @cache
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 3 * DEEPEST})
+    parser = _Parser("commonmark", {"html": False, "maxNesting": 3 * MAX_DEPTH})
     parser.enable(["strikethrough", "table"])
     parser.disable(["reference", "autolink", "image", "entity"])
-    parser.validateLink = lambda url: True
-    parser.normalizeLink = str
     inline, block = parser.inline.ruler, parser.block.ruler
     inline.at("escape", _escape)
     inline.at("link", _link)
     inline.at("emphasis", _delimiters(emphasis.tokenize))
     inline.at("strikethrough", _delimiters(strikethrough.tokenize))
     inline.before("escape", "formula", _formula)
-    ends = {"alt": ["paragraph", "blockquote", "list"]}
+    ends: RuleOptionsType = {"alt": ["paragraph", "blockquote", "list"]}
     block.before("blockquote", "formula", _formula_block, ends)
     block.at("blockquote", _bounded(blockquote), ends)
     block.at("list", _bounded(list_block), {"alt": ["paragraph", "blockquote"]})
@@ -87,7 +100,7 @@ def _parser() -> MarkdownIt:
 
 
 def _escape(state: StateInline, silent: bool) -> bool:
-    """A backslash takes its meaning from a mark, and both stay."""
+    """A backslash takes the meaning of a mark away, and both are shown."""
     if state.src[state.pos] != "\\":
         return False
     following = state.src[state.pos + 1 : state.posMax][:1]
@@ -97,7 +110,7 @@ def _escape(state: StateInline, silent: bool) -> bool:
 
 def _formula(state: StateInline, silent: bool) -> bool:
     found = _FORMULA.match(state.src, state.pos, state.posMax)
-    return bool(found) and _literally(state, found.end(), silent)
+    return found is not None and _literally(state, found.end(), silent)
 
 
 def _literally(state: StateInline, end: int, silent: bool) -> bool:
@@ -108,7 +121,7 @@ def _literally(state: StateInline, end: int, silent: bool) -> bool:
 
 
 def _link(state: StateInline, silent: bool) -> bool:
-    """The label of a link or an image, and behind it the target as it is written."""
+    """The label of a link or an image, followed by the target as it is written."""
     start = state.pos
     state.pos += state.src.startswith("![", start)
     label_end = state.md.helpers.parseLinkLabel(state, state.pos, True) if state.src[state.pos] == "[" else -1
@@ -146,11 +159,11 @@ def _may_open(before: str, following: str) -> bool:
     """Whether emphasis may begin between two characters: not within a word, a formula, a path or a pattern."""
     if following in _NO_OPENING or _ends_word(before):
         return False
-    return before.isalnum() or not before.isascii() or before.isspace() or before in _OPENS_BEHIND
+    return before.isalnum() or not before.isascii() or before.isspace() or before in _OPENS_AFTER
 
 
 def _ends_word(character: str) -> bool:
-    """Whether it is a letter of a script that separates words by blanks (Latin, Greek, Cyrillic), or a digit."""
+    """Whether it is a digit, or a letter of a script that separates words by blanks (Latin, Greek, Cyrillic)."""
     return character.isalnum() and character < "\u0590"
 
 
@@ -175,7 +188,7 @@ def _formula_block(state: StateBlock, start: int, end: int, silent: bool) -> boo
 
 def _bounded(rule: Callable[..., bool]) -> Callable[..., bool]:
     def bounded(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-        return state.level < DEEPEST and rule(state, start, end, silent)
+        return state.level < MAX_DEPTH and rule(state, start, end, silent)
 
     return bounded
 
@@ -191,7 +204,7 @@ def _underlined(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 
 def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A table that shows all of its text: of rows that are longer than its head, the rest would be dropped."""
+    """A table that shows all of its text: rows longer than the head would lose their end, and are no table."""
     before = len(state.tokens)
     if not table(state, start, end, silent):
         return False
@@ -207,10 +220,12 @@ def _table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
 
 class Heading(markdown.Heading):
     @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> Heading:
-        heading = super().create(markdown, token)
-        heading.mark = token.markup
-        return heading
+    def create(cls, markdown: markdown.Markdown, token: Token) -> Heading:
+        return cls(token.tag, token.markup)
+
+    def __init__(self, tag: str, mark: str):
+        super().__init__(tag)
+        self.mark = mark
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.text:
@@ -220,12 +235,12 @@ class Heading(markdown.Heading):
 
 
 class CodeBlock(TextElement):
-    """Code in the colours of its language; where its fence says more than that, this stands above it."""
+    """Code in the colors of its language; if its fence says more than the language, that stands above the code."""
 
     style_name = "markdown.code_block"
 
     @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> CodeBlock:
+    def create(cls, markdown: markdown.Markdown, token: Token) -> CodeBlock:
         return cls(token.markup, token.info.strip(), markdown.code_theme)
 
     def __init__(self, fence: str, info: str, theme: str):
@@ -249,20 +264,21 @@ class Formula(TextElement):
 
 class BlockQuote(markdown.BlockQuote):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from _behind("> ", "> ", self.elements, self.style, console, options)
+        yield from _after_mark("> ", "> ", self.elements, self.style, console, options)
 
 
 class ListElement(markdown.ListElement):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = max(len(item.label) for item in self.items) + 2
-        for item in self.items:
+        items = [item for item in self.items if isinstance(item, ListItem)]  # all of them
+        width = max(len(item.label) for item in items) + 2
+        for item in items:
             first = f"{item.label:>{width - 1}} "
-            yield from _behind(first, " " * width, item.elements, item.style, console, options)
+            yield from _after_mark(first, " " * width, item.elements, item.style, console, options)
 
 
 class ListItem(markdown.ListItem):
     @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> ListItem:
+    def create(cls, markdown: markdown.Markdown, token: Token) -> ListItem:
         return cls(token.info, token.markup)
 
     def __init__(self, number: str, mark: str):
@@ -272,17 +288,18 @@ class ListItem(markdown.ListItem):
     @property
     def label(self) -> str:
         """The number as it is written, or a bullet; a plus, and a mark without a text, may be meant as such."""
-        if self._number or self._mark == "+" or not [*self.elements]:
+        is_empty = not [*self.elements]  # type: ignore[misc]  # rich annotates what it iterates over wrongly
+        if self._number or self._mark == "+" or is_empty:
             return self._number + self._mark
         return "•"
 
 
-def _behind(
-    first: str, others: str, content: RenderableType, style: str, console: Console, options: ConsoleOptions
+def _after_mark(
+    first: str, others: str, content: RenderableType, style: Style, console: Console, options: ConsoleOptions
 ) -> RenderResult:
-    """The content behind a mark; below it, where beside it there is no room."""
+    """The content after a mark, or below it if there is no room."""
     room = options.max_width - len(first)
-    if room < NARROWEST:
+    if room < MIN_WIDTH:
         first, others, room = first.rstrip() + "\n", "", options.max_width
     lines = console.render_lines(content, options.update(width=room), style=style) or [[]]
     for index, line in enumerate(lines):
@@ -292,24 +309,29 @@ def _behind(
 
 
 class TableElement(markdown.TableElement):
-    """A table; its source, where the window is too narrow for its columns."""
+    """A table, or its source if the window is too narrow for its columns."""
 
     @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> TableElement:
-        element = cls()
-        element.source = "\n".join(markdown.lines[slice(*token.map)])
-        return element
+    def create(cls, markdown: markdown.Markdown, token: Token) -> TableElement:
+        assert isinstance(markdown, Markdown)
+        assert token.map is not None
+        return cls("\n".join(markdown.lines[slice(*token.map)]))
+
+    def __init__(self, source: str):
+        super().__init__()
+        self._source = source
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(*map(self._column, self.header.row.cells), box=markdown.box.SIMPLE, pad_edge=False)
+        head = self.header.row.cells if self.header and self.header.row else ()
+        table = Table(*map(self._column, head), box=box.SIMPLE, pad_edge=False)
         table.border_style, table.collapse_padding = "markdown.table.border", True
         for row in self.body.rows if self.body else ():
             table.add_row(*(cell.content for cell in row.cells))
         narrowest = Measurement.get(console, options.update(max_width=sys.maxsize), table).minimum
-        if min(narrowest, len(table.columns) * (NARROWEST_CELL + 3)) <= options.max_width:
+        if min(narrowest, len(table.columns) * (MIN_CELL_WIDTH + 3)) <= options.max_width:
             yield table
         else:
-            yield Text(self.source)
+            yield Text(self._source)
 
     def _column(self, cell: markdown.TableDataElement) -> Column:
         heading = cell.content.copy()

@@ -1,4 +1,7 @@
-"""Progress of long work: of its stages on standard error, of a long prompt on the terminal that waits for it."""
+"""Progress of long work: of its stages on standard error, of a long prompt on the terminal that waits for it.
+
+Knows rich, which is imported when something is drawn, and terminals; what is done, others know.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ if TYPE_CHECKING:
 
     from gptoss_convert import Progress
 
-SHOWN_AFTER = 2.0  # seconds without a token before progress is worth a line
-LINES_APART = 10.0  # seconds, of steps without a terminal
-BAR_WIDTH = 20  # what stands beside a bar fits a terminal of 80 columns
+SHOWN_AFTER = 2.0  # seconds of work before progress is shown
+LINES_APART = 10.0  # seconds between two lines about steps, where there is no terminal
+BAR_WIDTH = 20  # columns: a bar and what stands beside it fit a terminal of 80
 
 
 def conversion_progress() -> AbstractContextManager[Callable[[Progress], None]]:
@@ -46,7 +49,7 @@ def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Ca
     class Amounts(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = f", {amount(int(task.speed))}{unit}/s" if task.speed else ""
-            return Text(f"{amount(int(task.completed))} of {amount(int(task.total))}{unit}{speed}")
+            return Text(f"{amount(int(task.completed))} of {amount(int(task.total or 0))}{unit}{speed}")
 
     columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), TimeRemainingColumn()
     console, tasks = Console(stderr=True), {}
@@ -84,8 +87,8 @@ class _Lines:
 
 @contextmanager
 def step_progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A callback that shows what is being done, and the seconds that are left: on a terminal at once, and gone at the
-    end; else a line every LINES_APART seconds."""
+    """A callback that shows what is being done, and the seconds that are left: on a terminal at once, and erased at
+    the end; elsewhere in a line every LINES_APART seconds."""
     if not sys.stderr.isatty():
         yield _TimedLines()
         return
@@ -100,11 +103,11 @@ def step_progress() -> Iterator[Callable[[str, float | None], None]]:
 
 class _TimedLines:
     def __init__(self) -> None:
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
 
     def __call__(self, what: str, left: float | None) -> None:
-        if time.monotonic() - self._told >= LINES_APART:
-            self._told = time.monotonic()
+        if time.monotonic() - self._reported >= LINES_APART:
+            self._reported = time.monotonic()
             print(_step_line(what, left), file=sys.stderr, flush=True)
 
 
@@ -114,7 +117,7 @@ def _step_line(what: str, left: float | None) -> str:
 
 @contextmanager
 def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A callback that shows how far a prompt has been read; None where standard error is no terminal."""
+    """A callback that shows how far a prompt has been read; None if standard error is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -129,12 +132,12 @@ def prefill_progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 class LiveArea:
-    """A picture that rich draws again and again, from a thread of its own, and that Ctrl-Z can take off the screen."""
+    """A picture that rich redraws from a thread of its own, and that Ctrl-Z can take off the screen."""
 
     def __init__(
         self, console: Console, picture: Callable[[], RenderableType], *, per_second: float, transient: bool = False
     ):
-        """`transient`: nothing of it stays behind."""
+        """`transient`: it is erased at the end."""
         self.started = False
         self._console, self._picture = console, picture
         self._per_second, self._transient = per_second, transient
@@ -178,21 +181,21 @@ def _drawn(area: LiveArea) -> Iterator[None]:
 
 
 class PrefillProgress:
-    """How far a prompt has been read, at which speed, and the time left: from two seconds on, and gone at the end."""
+    """How far a prompt has been read, the speed, and the time left: shown from two seconds on, erased at the end."""
 
     def __init__(self, console: Console):
         self._console = console
         self._area = LiveArea(console, self._line, per_second=4, transient=True)
         self.hide, self.show, self.stop = self._area.hide, self._area.show, self._area.stop
-        self._started = self._told = 0.0
+        self._started = self._reported = 0.0
         self._done, self._total = 0, 0
 
     def __call__(self, done: int, total: int) -> None:
-        self._done, self._total, self._told = done, total, time.monotonic()
+        self._done, self._total, self._reported = done, total, time.monotonic()
         if done == total:
             self.stop()
         elif not self._area.started and self._console.is_terminal:
-            self._started = self._told
+            self._started = self._reported
             self._area.start()
 
     def _line(self) -> RenderableType:
@@ -203,13 +206,13 @@ class PrefillProgress:
         if time.monotonic() - self._started < SHOWN_AFTER:
             return Group()
         line = Table.grid(padding=(0, 1))
-        line.add_row("reading", ProgressBar(self._total, self._done, width=BAR_WIDTH), self._figures())
+        line.add_row("reading", ProgressBar(self._total, self._done, width=BAR_WIDTH), self._numbers())
         return line
 
-    def _figures(self) -> str:
-        figures = f"{self._done:,}/{self._total:,} tokens"
-        if not self._done:  # nothing is known of the speed before the first chunk has been read
-            return figures
-        speed = self._done / max(self._told - self._started, 1e-6)
+    def _numbers(self) -> str:
+        counts = f"{self._done:,}/{self._total:,} tokens"
+        if not self._done:  # the speed is unknown before the first chunk has been read
+            return counts
+        speed = self._done / max(self._reported - self._started, 1e-6)
         left = self._total / speed - (time.monotonic() - self._started)
-        return f"{figures}, {speed:,.0f} tokens/s, {max(left, 0):,.0f} s left"
+        return f"{counts}, {speed:,.0f} tokens/s, {max(left, 0):,.0f} s left"

@@ -1,6 +1,6 @@
 """What begins with a slash: a table of commands, and what each does to a chat.
 
-Everything that a command says goes to the chat's screen as a note; what goes wrong is a GptOssError.
+A command says everything as notes on the chat's screen; what goes wrong is a GptOssError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..chat.session import EFFORTS
+from ..chat.session import EFFORTS, Session
 from ..chat.transcript import Transcript
 from ..errors import GptOssError
 from ..files import replace_file
@@ -23,6 +23,7 @@ from ..harmony.messages import FUNCTIONS
 from ..harmony.parse import Content, kind_of
 from ..memory.system import size_text
 from ..model.model_store import resolve
+from .safe_text import cut
 
 if TYPE_CHECKING:
     from .controller import Chat
@@ -30,23 +31,24 @@ if TYPE_CHECKING:
 CLIPBOARD_PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
 CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
 COMMAND_LINE = re.compile(r"/[A-Za-z]+([ \t].*)?")
-NEAR = 0.7  # how alike a command has to be to what was typed, to be what was meant
+NEAR = 0.7  # similarity of a command to what was typed, from which on it is suggested
 NOTHING_YET = "nothing has been said yet"
+RE_READS = "; the next turn reads the conversation again"
 KEYS = """\
-Ctrl-C stops an answer and keeps what there is of it; Ctrl-D leaves. A line that ends in \\ goes on
-in the next one, and so does Alt-Enter; between two lines of \"\"\" there may be any number of lines.
-//word sends /word, and @file adds a file. !command asks first, then sends what the command prints;
-answer no to send the line itself. Several lines are always a message."""
+Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves. To continue on another line,
+end a line with \\ or press Alt-Enter; everything between two lines of \"\"\" is one message.
+//word sends /word, and @file attaches a file. !command runs in your shell and sends its output,
+but asks first; answer no to send the line as text. Several lines at once are always a message."""
 
 
 @dataclass(frozen=True)
 class Command:
     usage: str
-    """Its name, and what may follow: in brackets what may be left out."""
+    """The name and its argument, in brackets if it is optional."""
     help: str
     run: Callable[[Chat, str], None]
     changes: bool = False
-    """Whether the conversation or its settings are others afterwards, and have to be kept; answers are anyway."""
+    """Whether it changes the conversation or its settings, which are then saved; answers are saved anyway."""
 
     @property
     def name(self) -> str:
@@ -58,11 +60,11 @@ class Command:
 
 
 class WrongUsage(Exception):
-    """A command cannot mean that."""
+    """The argument is missing, unknown or too much."""
 
 
 def is_command(text: str) -> bool:
-    """Whether a text that was typed is a command, of whatever name, and no message: paths and pasted lines are none."""
+    """Whether a typed text is a command, known or not, and no message: paths and pasted lines are messages."""
     return COMMAND_LINE.fullmatch(text.rstrip("\n")) is not None
 
 
@@ -72,7 +74,7 @@ def run_line(chat: Chat, line: str) -> None:
     command = COMMANDS.get(name.lower())
     if command is None:
         near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=NEAR)
-        chat.screen.note(f"there is no command {name}: " + (f"is it {near[0]}?" if near else "/help lists them"))
+        chat.screen.note(f"unknown command {name}: " + (f"did you mean {near[0]}?" if near else "/help lists them all"))
         return
     argument = "".join(rest).strip()
     try:
@@ -111,7 +113,7 @@ def _system(chat: Chat, text: str) -> None:
 
 def _undo(chat: Chat, _: str) -> None:
     question = " ".join(chat.session.undo().split())
-    chat.screen.note(f"taken back: {question if len(question) <= 70 else question[:66] + ' ...'}")
+    chat.screen.note(f"removed: {cut(question, 70)}")
 
 
 def _retry(chat: Chat, _: str) -> None:
@@ -136,15 +138,15 @@ def _copy(chat: Chat, what: str) -> None:
     if what == "code":
         blocks = CODE_BLOCK.findall(text)
         if not blocks:
-            raise GptOssError("there is no code block in the last answer")
+            raise GptOssError("the last answer has no code block")
         text = blocks[-1][1]
     size = f"{len(text):,} characters"
     programs = [program[0] for program in CLIPBOARD_PROGRAMS if _feed(program, text)]
-    done = [f"copied {size} through {' and '.join(programs)}"] if programs else []
-    if chat.screen.clipboard(text):  # whether it did, no terminal tells
+    done = [f"copied {size} with {' and '.join(programs)}"] if programs else []
+    if chat.screen.clipboard(text):  # no terminal reports whether it did
         done.append(f"asked the terminal to copy {'them' if programs else size}")
     if not done:
-        raise GptOssError("there is no clipboard here: neither a terminal that has one, nor pbcopy, wl-copy or xclip")
+        raise GptOssError("cannot copy: this terminal takes no requests, and there is no pbcopy, wl-copy or xclip")
     chat.screen.note(", and ".join(done))
 
 
@@ -152,11 +154,11 @@ def _last_answer(chat: Chat) -> str:
     for message in reversed(chat.session.messages):
         if message.role == "assistant" and kind_of(message) is Content:
             return message.content
-    raise GptOssError("nothing has been answered yet")
+    raise GptOssError("there is no answer yet")
 
 
 def _feed(program: tuple[str, ...], text: str) -> bool:
-    """Whether the program is there and has taken the text."""
+    """Whether the program is installed and has taken the text."""
     if shutil.which(program[0]) is None:
         return False
     try:
@@ -173,20 +175,19 @@ def _reasoning(chat: Chat, what: str) -> None:
     session, screen = chat.session, chat.screen
     if what == "show":
         screen.show_reasoning = True
-        screen.note("".join(chat.reasoning) or "reasoning will be shown")
+        screen.note("".join(chat.reasoning) or "reasoning will be shown in full")
     elif what == "hide":
         screen.show_reasoning = None
-        screen.note("reasoning will be folded")
+        screen.note("reasoning will be folded to one line")
     elif what in EFFORTS:
         # "none" is "low" with an empty analysis written for the model: the prompt says the same.
         is_new = {session.reasoning_effort, what} - {"none", "low"} and what != session.reasoning_effort
         session.set_reasoning_effort(what)
-        again = is_new and session.messages
-        screen.note(f"reasoning {what}" + (": the next turn reads the conversation again" if again else ""))
+        screen.note(f"reasoning effort: {what}" + (RE_READS if is_new and session.messages else ""))
     elif what:
         raise WrongUsage
     else:
-        screen.note(f"reasoning {session.reasoning_effort}")
+        screen.note(f"reasoning effort: {session.reasoning_effort}")
 
 
 def _tools(chat: Chat, _: str) -> None:
@@ -201,7 +202,7 @@ def _tools(chat: Chat, _: str) -> None:
         asks = (toolbox.functions.get(name) or toolbox.builtins[name]).asks
         chat.screen.note(f"{name}: {description}{' (asks first)' if asks else ''}")
         if name in results:
-            chat.screen.note(f"it answered last: {results[name]}")
+            chat.screen.note(f"last result: {results[name]}")
     if not tools:
         chat.screen.note("no tools")
 
@@ -212,21 +213,20 @@ def _model(chat: Chat, name: str) -> None:
         chat.screen.note(f"{model.path.name} in {model.path}, context {model.context:,} tokens")
         return
     if chat.load is None:
-        raise GptOssError("no other model can be loaded here")
+        raise GptOssError("this chat cannot load another model")
     folder, before, transcript = resolve(name), model.path, chat.session.transcript
     chat.session.close()
-    del model
-    chat.session, chat.over = None, True  # its memory is needed, and without a session no chat goes on
+    del model, chat.session  # whose memory is needed
+    chat.over = True  # unless a model is loaded
     try:
-        _switch(chat, folder, transcript)
+        _continue_with(chat, chat.load(str(folder)), transcript)
     except GptOssError:
-        _switch(chat, before, transcript)
+        _continue_with(chat, chat.load(str(before)), transcript)
         raise
-    chat.screen.note(f"{folder.name}: the next turn reads the conversation again")
+    chat.screen.note(f"switched to {folder.name}{RE_READS}")
 
 
-def _switch(chat: Chat, folder: Path, transcript: Transcript) -> None:
-    session = chat.load(str(folder))
+def _continue_with(chat: Chat, session: Session, transcript: Transcript) -> None:
     session.restore(transcript)
     chat.use(session)
     chat.over = False
@@ -238,13 +238,12 @@ def _context(chat: Chat, _: str) -> None:
     rows, total = [("instructions and tools", head)], session.prompt_tokens
     for message, tokens in zip(session.messages, counts, strict=True):
         if message.role == "user":
-            title = " ".join(message.content[:200].split())
-            rows.append((f"turn {len(rows)}: {title if len(title) <= 40 else title[:36] + ' ...'}", 0))
+            rows.append((f"turn {len(rows)}: {cut(' '.join(message.content[:200].split()), 40)}", 0))
         rows[-1] = rows[-1][0], rows[-1][1] + tokens
-    rows += [("in all", total), (f"left of {session.model.context:,}", session.model.context - total)]
+    rows += [("total", total), (f"left of {session.model.context:,}", session.model.context - total)]
     lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
-    marks = ", ".join(f"{mark.offset:,}" for mark in session.prompt_cache.marks) or "none"
-    lines.append(f"KV state: {cache.offset:,} positions in {size_text(cache.nbytes)}, marks: {marks}")
+    snapshots = ", ".join(f"{snapshot.offset:,}" for snapshot in session.prompt_cache.snapshots) or "none"
+    lines.append(f"KV cache: {cache.offset:,} tokens in {size_text(cache.nbytes)}, snapshots: {snapshots}")
     chat.screen.note("\n".join(lines))
 
 
@@ -254,17 +253,17 @@ def _save(chat: Chat, name: str) -> None:
         _transcript_for(chat, path).write(path)
         chat.screen.note(f"saved to {name}")
     elif chat.autosave is None:
-        raise GptOssError("sessions are not kept here: /save FILE.json writes a file")
+        raise GptOssError("this chat saves no sessions: /save FILE.json writes a file")
     elif chat.autosave.name is None:
         raise GptOssError(NOTHING_YET)
     else:
         if name:
             chat.autosave.rename(name)
-        chat.screen.note(f"kept as {chat.autosave.name}")
+        chat.screen.note(f"saved as {chat.autosave.name}")
 
 
 def _transcript_for(chat: Chat, path: Path) -> Transcript:
-    """To be written to a file. Raises GptOssError where nothing was said, or the file is not to be replaced."""
+    """The conversation, for a file. Raises GptOssError if nothing was said, or if the file is not to be replaced."""
     if not chat.session.messages:
         raise GptOssError(NOTHING_YET)
     chat.check_replaced(path)
@@ -275,7 +274,7 @@ def _load(chat: Chat, name: str) -> None:
     transcript = Transcript.read(Path(name).expanduser())
     chat.session.restore(transcript)
     chat.leave()
-    chat.screen.note(f"{len(transcript.messages)} messages from {name}")
+    chat.screen.note(f"loaded {len(transcript.messages)} messages from {name}")
     chat.recall()
 
 
@@ -295,8 +294,8 @@ def _stats(chat: Chat, _: str) -> None:
     lines = [f"context {session.prompt_tokens:,} of {session.model.context:,} tokens"]
     if experts := session.model.expert_stats:
         lines.append(
-            f"experts: {experts.hit_rate:.1%} were in memory, {size_text(experts.bytes_read)} read,"
-            f" {experts.stall_seconds:.1f} s of waiting for them"
+            f"experts: {experts.hit_rate:.1%} found in memory, {size_text(experts.bytes_read)} read,"
+            f" {experts.stall_seconds:.1f} s waiting for them"
         )
     for number, turn in enumerate(session.stats, 1):
         lines.append(
@@ -313,27 +312,27 @@ def _exit(chat: Chat, _: str) -> None:
 COMMANDS = {
     command.name: command
     for command in (
-        Command("/help", "this list", _help),
-        Command("/retry", "answer the last question once more", _retry),
-        Command("/continue", "go on with an answer that broke off", _continue),
-        Command("/undo", "take back the last question and its answer", _undo, changes=True),
-        Command("/edit", "take it back, to ask it differently", _edit, changes=True),
-        Command("/copy [code]", "the last answer, or its last code, to the clipboard", _copy),
+        Command("/help", "show this list", _help),
+        Command("/retry", "answer the last question again", _retry),
+        Command("/continue", "resume an answer that was stopped", _continue),
+        Command("/undo", "remove the last question and its answer", _undo, changes=True),
+        Command("/edit", "remove the last question, to ask it differently", _edit, changes=True),
+        Command("/copy [code]", "copy the last answer, or its last code block", _copy),
         Command(
             f"/reasoning [{'|'.join(EFFORTS)}|show|hide]",
-            "how long to think, and whether it is shown",
+            "set the reasoning effort, or show or hide reasoning",
             _reasoning,
             changes=True,
         ),
-        Command("/tools", "what the model may call, and what that answered last", _tools),
-        Command("/model [NAME]", "which model this is, or go on with another", _model, changes=True),
-        Command("/context", "what fills the context", _context),
-        Command("/stats", "speed and context of this conversation", _stats),
-        Command("/system [TEXT|none]", "the instructions, or a new conversation with others", _system),
-        Command("/reset", "a new conversation", _reset),
-        Command("/save [NAME|FILE]", "give this session a name, or write it to a file", _save),
-        Command("/load FILE", "go on with a conversation from a file", _load, changes=True),
+        Command("/tools", "list the tools and their last results", _tools),
+        Command("/model [NAME]", "show which model this is, or switch to another", _model, changes=True),
+        Command("/context", "show what fills the context", _context),
+        Command("/stats", "show the speed of each turn", _stats),
+        Command("/system [TEXT|none]", "show the instructions, or start again with others", _system),
+        Command("/reset", "clear the chat and start a new one", _reset),
+        Command("/save [NAME|FILE]", "name this session, or save it to a file", _save),
+        Command("/load FILE", "continue a conversation from a file", _load, changes=True),
         Command("/export FILE.md|FILE.json", "write this conversation to a file", _export),
-        Command("/exit", "leave", _exit),
+        Command("/exit", "leave the chat", _exit),
     )
 }

@@ -1,4 +1,4 @@
-"""A TOML file of commands -> functions that a model may call; `examples/tools.toml` is one.
+"""A TOML file of commands -> functions that a model may call; `example.toml`, beside this, is one.
 
     [tools.word_count]
     description = "Counts the words of a file."
@@ -12,18 +12,18 @@
     properties.file = { type = "string", description = "Path of the file." }
 
 The command is run without a shell, in the user's folder and environment, with all arguments as JSON on its standard
-input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word with an
-argument that was not given, or null, is left out. Braces around anything but a name are left alone. When the program
-ends, or has to be stopped, what it has started and left running ends too (on macOS, not what has called `setsid`).
+input. In its words, `{name}` becomes the value of an argument: text as it is, anything else as JSON. A word is left out
+if an argument in it was not given, or is null. Braces around anything but a name are left alone. When the program ends
+or has to be stopped, the processes that it has left running end too (on macOS, not those that have called `setsid`).
 
-What a model writes is not trusted with more than the file allows:
+What a model writes is untrusted, and can do no more than the file allows:
 
 - the arguments have to fit the schema, which has no other names unless it has `additionalProperties`;
 - the program is the file's choice: its first word has no `{name}`;
 - a value cannot become an option: a word that begins with "-" only because of a value is refused, unless "--" stands
   before it. So write `--lines={lines}` for an option's value, and "--" before paths.
 
-It cannot know what else a program takes for more than text: a script for `sh -c` gets values as words behind it
+What else a program takes for more than text is not known here: give a script for `sh -c` its values as words after it
 (`["sh", "-c", 'wc -w < "$1"', "sh", "{file}"]`), never with `{name}` inside.
 """
 
@@ -32,14 +32,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import selectors
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,24 +45,18 @@ from typing import Any
 
 from ..errors import GptOssError
 from ..harmony.messages import BUILTIN_TOOLS, Tool
-from ..process import end, start
-from ..untrusted import MAX_JSON, open_regular, os_error_text, parse_json, read_json
+from ..process import Output, Stop, collect, end, start
+from ..untrusted import MAX_JSON, os_error_text, parse_json, parse_toml, read_json, read_regular
 from .toolbox import Function
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 KEYS = ("description", "command", "parameters", "parameters_file", "timeout", "output")
 TIMEOUT = 30.0
 OUTPUT = 10_000
 MAX_READ = 4 * 2**20  # bytes of output, after which a command is stopped
-CHECK_SECONDS = 2.0  # of computing, to compare arguments with a schema: a pattern's time can double with each character
-MAX_COMPLAINT = 1000  # characters about arguments, which can be part of it
-POLL = 0.05  # seconds between looks at whether a command that writes nothing has ended
+CHECK_SECONDS = 2.0  # processor time to compare arguments with a schema: a pattern's can double with each character
+MAX_COMPLAINT = 1000  # characters of a message about arguments, which may quote them
 
-# A name in the TypeScript in which Harmony tells the model about functions.
+# A name in TypeScript, in which Harmony describes functions.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _PLACEHOLDER = re.compile(rf"\{{({_NAME.pattern})\}}")
 
@@ -80,16 +71,19 @@ class ArgumentsError(GptOssError):
 
 @dataclass(frozen=True)
 class Command:
-    """What is run for a function. `parameters` is a JSON schema of an object, `timeout` in seconds, `output` in
-    characters."""
+    """The command line of a function."""
 
     words: tuple[str, ...]
     parameters: dict[str, Any]
+    """The JSON schema of its arguments, an object."""
     timeout: float = TIMEOUT
+    """Seconds, after which it is stopped."""
     output: int = OUTPUT
+    """Characters that the model reads of each stream."""
 
     def line(self, /, **arguments: Any) -> str:
-        """The command line that `run` would run, and standard input where it tells more. Raises ArgumentsError."""
+        """The command line that `run` would run, with standard input if not all arguments are in its words. Raises
+        ArgumentsError."""
         line = shlex.join(self._filled(arguments))
         if all(name in _names(self.words) for name in arguments):
             return line
@@ -99,6 +93,7 @@ class Command:
         """Standard output, or what went wrong as an object for the model. Raises ArgumentsError; KeyboardInterrupt
         stops the command."""
         words = self._filled(arguments)
+        written = [Output(2 * MAX_READ), Output(2 * MAX_READ)]  # which is more than is read of it
         with tempfile.TemporaryFile() as standard_input:
             standard_input.write(json.dumps(arguments).encode())
             standard_input.seek(0)
@@ -108,11 +103,13 @@ class Command:
                 return {"error": f"cannot run {words[0]}: {os_error_text(error)}"}
             with process:
                 try:
-                    *written, failure = _collected(process, self.timeout)
+                    stop = collect(process, written, max_bytes=MAX_READ, seconds=self.timeout)
                 finally:
                     end(process)
-        output, error_output = (_cut(text.decode(errors="replace"), self.output) for text in written)
-        if failure:
+        output, error_output = (_cut(each.text(), self.output) for each in written)
+        if stop:
+            too_much, too_long = f"wrote more than {MAX_READ:,} bytes", f"took longer than {self.timeout:g} seconds"
+            failure = f"stopped, because it {too_much if stop is Stop.TOO_MUCH else too_long}"
             return {"error": failure, "output": output, "error_output": error_output}
         if process.returncode:
             return {"exit_status": process.returncode, "output": output, "error_output": error_output}
@@ -146,12 +143,8 @@ class Command:
 def load_tools(path: Path, *, asks: bool = True) -> list[Function]:
     """The functions of a TOML file, in its order. Raises ToolsFileError."""
     try:
-        with open_regular(path) as file:
-            data = file.read(MAX_JSON + 1)
-            if len(data) > MAX_JSON:
-                raise ValueError(f"more than {MAX_JSON:,} bytes")
-            # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
-            table = parse_json(json.dumps(tomllib.loads(data.decode())).encode())
+        # Through JSON, so that its limits hold here too: no dates, no infinities, no depth without end.
+        table = parse_json(json.dumps(parse_toml(read_regular(path, MAX_JSON))).encode())
     except OSError as error:
         raise ToolsFileError(f"cannot read {path}: {os_error_text(error)}") from None
     except (ValueError, TypeError, RecursionError) as error:
@@ -184,8 +177,8 @@ def _function(path: Path, name: str, entry: Any, asks: bool) -> Function:
         raise ToolsFileError(f"{where}.output is {output!r}, not a number of characters")
     parameters = _parameters(path, where, entry)
     command = Command(_words(where, entry.get("command"), parameters), parameters, timeout, output)
-    told = parameters if entry.keys() & {"parameters", "parameters_file"} else None
-    return Function(Tool(name, description, told), command.run, asks=asks, preview=command.line)
+    described = parameters if entry.keys() & {"parameters", "parameters_file"} else None
+    return Function(Tool(name, description, described), command.run, asks=asks, preview=command.line)
 
 
 def _parameters(path: Path, where: str, entry: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +223,7 @@ def _names(words: list[str] | tuple[str, ...]) -> set[str]:
 
 
 def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
-    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to tell."""
+    """Raises ArgumentsError where the arguments do not fit the schema, or take too long to compare with it."""
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
     from referencing import Registry
@@ -249,7 +242,7 @@ def _check(arguments: dict[str, Any], parameters: dict[str, Any]) -> None:
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Break off what computes for longer. Signals arrive in the main thread: in others there is no limit."""
+    """Limit the processor time of a block. Signals arrive in the main thread: in others there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -266,40 +259,10 @@ def _limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _collected(process: subprocess.Popen[bytes], timeout: float) -> tuple[bytes, bytes, str]:
-    """Standard output, standard error, and why the command has to be stopped: "" if it ended by itself."""
-    late = f"stopped, because it took longer than {timeout:g} seconds"
-    deadline = time.monotonic() + timeout
-    output, error_output = bytearray(), bytearray()
-    failure = ""
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, output)
-        selector.register(process.stderr, selectors.EVENT_READ, error_output)
-        while selector.get_map() and not failure:
-            ready = selector.select(POLL)
-            for key, _ in ready:
-                if chunk := os.read(key.fd, 2**16):
-                    key.data.extend(chunk)
-                else:
-                    selector.unregister(key.fileobj)
-            if len(output) + len(error_output) > MAX_READ:
-                failure = f"stopped, because it wrote more than {MAX_READ:,} bytes"
-            elif time.monotonic() > deadline:
-                failure = late
-            elif not ready and process.poll() is not None:
-                break  # only what the command has left behind could still write
-    if not failure:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            failure = late
-    return bytes(output), bytes(error_output), failure
-
-
-def _cut(text: str, most: int) -> str:
-    """The beginning and the end of what is longer than `most` characters."""
-    if len(text) <= most:
+def _cut(text: str, limit: int) -> str:
+    """The beginning and the end of a text of more than `limit` characters."""
+    if len(text) <= limit:
         return text
-    head = most // 2
-    tail = len(text) - (most - head)
+    head = limit // 2
+    tail = len(text) - (limit - head)
     return f"{text[:head]}\n[{tail - head:,} characters left out]\n{text[tail:]}"

@@ -1,8 +1,8 @@
 """The built-in tool `python`: the model writes code, another process runs it, the model reads what a notebook shows.
 
 Knows when to start, interrupt, stop and give up a worker, and how much of its output is kept. What the worker does, and
-the sandbox around it, `python_sandbox` knows. What comes from a worker is the model's: it may stop answering, answer
-anything, or write without end.
+the sandbox around it, `sandbox` knows. What comes from a worker is the model's: it may stop answering, answer anything,
+or write without end.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import re
 import select
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -21,8 +20,10 @@ from io import FileIO
 from pathlib import Path
 
 from ..errors import GptOssError
+from ..process import CHUNK, Output
+from .sandbox.protocol import READY, REPLY, REQUEST, STOPPED, Settings
 
-WORKER = Path(__file__).with_name("python_sandbox.py")
+SANDBOX = Path(__file__).parent / "sandbox" / "__main__.py"
 ISOLATION = {"linux": "namespaces", "darwin": "seatbelt"}
 # Settings of Linux distributions that forbid what the sandbox is made of, and the value that does.
 FORBIDDING = {"kernel/apparmor_restrict_unprivileged_userns": "1", "kernel/unprivileged_userns_clone": "0"}
@@ -33,13 +34,11 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
     "OMP_NUM_THREADS": "4",  # a thread takes address space, which is limited
 }
-REQUEST, REPLY = struct.Struct("<II"), struct.Struct("<I")  # as in python_sandbox, which is not imported here
-READY, STOPPED = 0, 2**32 - 1
 START_SECONDS = 20.0
 GRACE_SECONDS = 2.0  # for code to stop after an interrupt
 END_SECONDS = 5.0
 SIGNALS = {number.value: number.name for number in signal.Signals}
-CHUNK, MAX_PIPE = 2**16, 2**20  # bytes
+MAX_PIPE = 2**20  # bytes that a pipe can hold
 
 FENCED = re.compile(r"\s*```[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 NAMES_OF_CODE = ("code", "python", "script", "input")
@@ -74,7 +73,7 @@ class PythonTool:
     ):
         self.isolation = "none" if unsafe else ISOLATION.get(sys.platform)
         self.seconds, self.memory, self.output, self.asks = seconds, memory, output, asks
-        self._lost = False  # what earlier calls left behind, and the model does not know it yet
+        self._lost = False  # whether what earlier calls left is gone, and the model does not know it yet
         self._worker: _Worker | None = self._start()
 
     def preview(self, function: str, text: str) -> str:
@@ -82,21 +81,21 @@ class PythonTool:
 
     def run(self, function: str, text: str) -> str:
         """What the code shows, and what became of it otherwise. Variables persist from call to call; threads and
-        processes that the code leaves behind stand still until the next one.
+        processes that the code has left running are stopped until the next one.
 
         KeyboardInterrupt stops the code and goes on; the next call works.
         """
-        shown = _Shown(self.output)
+        output = Output(8 * self.output)  # either half is enough, whatever bytes its characters have
         try:
             worker = self._worker = self._worker or self._start()
-            before, self._lost = self._lost, False
-            outcome = self._call(worker, code_of(text), shown)
+            before, self._lost = LOST_BEFORE if self._lost else "", False
+            outcome = self._call(worker, code_of(text), output)
         except PythonUnavailable as error:
             return str(error)
-        return "\n".join(filter(None, (before and LOST_BEFORE, shown.text(), outcome))) or NOTHING
+        return "\n".join(filter(None, (before, _shown(output, self.output), outcome))) or NOTHING
 
     def close(self) -> None:
-        """End the worker and all that it started; its files are gone, which the next call tells the model."""
+        """End the worker and all that it started; its files are gone, which the result of the next call says."""
         self._lost |= self._worker is not None and self._worker.has_run
         self._end()
 
@@ -105,21 +104,21 @@ class PythonTool:
         if worker:
             worker.end()
 
-    def _call(self, worker: _Worker, code: str, shown: _Shown) -> str:
+    def _call(self, worker: _Worker, code: str, output: Output) -> str:
         """Run `code`. Returns what there is to say besides its output."""
         try:
             worker.send(code)
-            if worker.wait(shown, self.seconds):
+            if worker.wait(output, self.seconds):
                 return ""
-            if worker.interrupt(shown):
+            if worker.interrupt(output):
                 return KEPT.format(seconds=self.seconds)
             how = f"was killed after {self.seconds:g} s"
         except _Ended as error:
             how = str(error)
         except KeyboardInterrupt:
             stopped = False
-            with contextlib.suppress(_Ended, KeyboardInterrupt):  # who presses Ctrl-C twice does not want to wait
-                stopped = worker.interrupt(shown)
+            with contextlib.suppress(_Ended, KeyboardInterrupt):  # a second Ctrl-C ends the wait
+                stopped = worker.interrupt(output)
             if not stopped:
                 self.close()
             raise
@@ -127,20 +126,20 @@ class PythonTool:
         return LOST.format(how=how)
 
     def _start(self) -> _Worker:
-        """A worker that has found its sandbox tight. Raises PythonUnavailable."""
+        """A worker that has checked its sandbox. Raises PythonUnavailable."""
         if self.isolation is None:
             raise _unavailable(f"there is none for {sys.platform}")
         try:
             worker = _Worker(self.isolation, self.memory)
         except OSError as error:
             raise _unavailable(str(error)) from None
-        said = _Shown(CHUNK)
+        output = Output(CHUNK)
         try:
-            if worker.wait(said, START_SECONDS):
+            if worker.wait(output, START_SECONDS):
                 return worker
             reason = f"no answer in {START_SECONDS:g} s"
         except _Ended as error:
-            reason = said.text().strip().rpartition("\n")[2] or str(error)
+            reason = output.text().strip().rpartition("\n")[2] or str(error)
         except BaseException:
             worker.end()
             raise
@@ -174,22 +173,17 @@ class _Ended(Exception):
 
 
 class _Worker:
-    """The parent's end of python_sandbox.py: pipes that never block, and nothing that its code could do to them."""
+    """The parent's end of the sandbox: pipes that never block, whatever the code inside does to them."""
 
     def __init__(self, isolation: str, memory: int):
         requests, self._requests = _pipe()
         self._replies, replies = _pipe()
         self._output, output = _pipe()
-        settings = {
-            "isolation": isolation,
-            "memory": memory,
-            "home": os.path.expanduser("~"),
-            "requests": requests.fileno(),
-            "replies": replies.fileno(),
-        }
+        home = os.path.expanduser("~")
+        settings = Settings(isolation, memory, home, requests=requests.fileno(), replies=replies.fileno())
         with requests, replies, output:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", WORKER, json.dumps(settings)],
+                [sys.executable, "-I", SANDBOX, json.dumps(settings._asdict())],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -199,6 +193,8 @@ class _Worker:
                 pass_fds=(requests.fileno(), replies.fileno()),
                 start_new_session=True,  # Ctrl-C in a terminal is not for it
             )
+        assert self._process.stdin
+        self._orders = self._process.stdin
         os.set_blocking(self._requests.fileno(), False)
         os.set_blocking(self._output.fileno(), False)
         self._number, self._unsent = READY, b""
@@ -210,13 +206,13 @@ class _Worker:
         return self._number != READY
 
     def send(self, code: str) -> None:
-        """Ask for `code` to be run; `wait` does the rest."""
+        """Ask for `code` to be run; `wait` sends it and waits for the answer."""
         data = code.encode(errors="surrogatepass")
         self._order(signal.SIGUSR2)
         self._expected = self._number = self._number + 1
         self._unsent = REQUEST.pack(self._number, len(data)) + data
 
-    def wait(self, shown: _Shown, seconds: float) -> bool:
+    def wait(self, output: Output, seconds: float) -> bool:
         """Collect output until the answer comes and everything has been stopped; False if that takes too long. Raises
         _Ended."""
         deadline = time.monotonic() + seconds
@@ -230,8 +226,8 @@ class _Worker:
                 poll.register(self._requests, select.POLLOUT)
             ready = [descriptor for descriptor, _ in poll.poll(left * 1000)]
             if self._replies.fileno() in ready:
-                self._receive(shown)
-            elif self._output.fileno() in ready and not shown.add(self._output.read(CHUNK)):
+                self._receive(output)
+            elif self._output.fileno() in ready and not self._read_into(output):
                 raise _Ended(self._how())
             elif self._requests.fileno() in ready:
                 self._send_more()
@@ -243,11 +239,11 @@ class _Worker:
         except BrokenPipeError:
             raise _Ended(self._how()) from None
 
-    def _receive(self, shown: _Shown) -> None:
+    def _receive(self, output: Output) -> None:
         """An answer, after the output that came before it."""
         reply = self._replies.read(CHUNK)
-        for _ in range(MAX_PIPE // CHUNK):  # as much as the pipe can have held; there may be no end to it
-            if not shown.add(self._output.read(CHUNK)):
+        for _ in range(MAX_PIPE // CHUNK):  # what the pipe can have held; the code may write without end
+            if not self._read_into(output):
                 break
         if not reply:
             raise _Ended(self._how())
@@ -259,9 +255,15 @@ class _Worker:
             self._expected = STOPPED
             self._order(signal.SIGUSR1)
 
+    def _read_into(self, output: Output) -> bool:
+        """Whether there was anything to read."""
+        data = self._output.read(CHUNK)
+        output.add(data or b"")
+        return bool(data)
+
     def _order(self, number: signal.Signals) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(bytes([number]))
+            self._orders.write(bytes([number]))
 
     def _how(self) -> str:
         try:
@@ -273,14 +275,14 @@ class _Worker:
             return "was killed, perhaps for want of memory"
         return f"was ended by {SIGNALS[number]}" if number in SIGNALS else f"ended with status {status}"
 
-    def interrupt(self, shown: _Shown) -> bool:
+    def interrupt(self, output: Output) -> bool:
         """Interrupt the code; whether it then stopped, and the worker is as good as before. Raises _Ended."""
         self._order(signal.SIGINT)
-        return self.wait(shown, GRACE_SECONDS)
+        return self.wait(output, GRACE_SECONDS)
 
     def end(self) -> None:
         """Kill all that there is, and wait for it."""
-        for pipe in (self._process.stdin, self._requests, self._replies, self._output):
+        for pipe in (self._orders, self._requests, self._replies, self._output):
             pipe.close()
         try:
             self._process.wait(END_SECONDS)
@@ -294,24 +296,10 @@ def _pipe() -> tuple[FileIO, FileIO]:
     return open(reading, "rb", buffering=0), open(writing, "wb", buffering=0)
 
 
-class _Shown:
-    """The beginning and the end of what a call writes; the middle of too much is not kept."""
-
-    def __init__(self, most: int):
-        self._most = most  # characters, of four bytes at most
-        self._kept, self._dropped = bytearray(), 0
-
-    def add(self, data: bytes | None) -> bool:
-        """Whether there was any."""
-        self._kept += data or b""
-        if (excess := len(self._kept) - 8 * self._most) > 0:
-            del self._kept[4 * self._most : 4 * self._most + excess]
-            self._dropped += excess
-        return bool(data)
-
-    def text(self) -> str:
-        text = self._kept.decode(errors="replace").rstrip("\n")
-        if (more := len(text) + self._dropped - self._most) <= 0:
-            return text
-        half = self._most // 2
-        return f"{text[:half]}\n... ({more:,} characters left out) ...\n{text[-half:]}"
+def _shown(output: Output, limit: int) -> str:
+    """What the model reads of it: the first and the last of more than `limit` characters."""
+    text = output.text().rstrip("\n")
+    if (more := len(text) + output.left_out - limit) <= 0:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n... ({more:,} characters left out) ...\n{text[-half:]}"

@@ -1,7 +1,7 @@
-"""What a model may call: functions of the developer's, and the built-in tools that it was trained on.
+"""The tools that a model may call: functions of the developer's, and the built-in tools that it was trained on.
 
-Finds a tool by the name of a call and runs it; whatever goes wrong becomes a result that the model can act on. Which
-calls a person has to agree to is written here; asking is left to others.
+Finds a tool by the name of a call and runs it; every error becomes a result that the model can act on. A tool says
+whether a person has to agree to its calls; asking is left to others.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..harmony.parse import ToolCall
 
 @dataclass(frozen=True)
 class Function:
-    """A tool and the Python callable behind it, which takes the schema's parameters as keyword arguments."""
+    """A tool, and the Python callable that takes the schema's parameters as keyword arguments."""
 
     tool: Tool
     run: Callable[..., Any]
     asks: bool = False
     """Whether a person has to agree before each call."""
     preview: Callable[..., str] | None = None
-    """Keyword arguments -> what would be done, for that person."""
+    """Keyword arguments -> a text for that person about what would be done."""
 
 
 class Builtin(Protocol):
@@ -35,14 +35,14 @@ class Builtin(Protocol):
     asks: bool
 
     def preview(self, function: str, text: str) -> str:
-        """What `run` would do with the same, for a person who has to agree."""
+        """What `run` would do with the same arguments, for a person to agree to."""
 
     def run(self, function: str, text: str) -> str:
         """Do what `text` says (code, or the arguments of `function` in JSON) and return what the model reads, errors
         included. KeyboardInterrupt stops it and leaves it usable."""
 
     def close(self) -> None:
-        """Give up what it holds, processes and files; `run` begins anew."""
+        """End its processes and release its files; `run` starts again."""
 
 
 class Toolbox:
@@ -76,7 +76,7 @@ class Toolbox:
             return tool.preview(_function_of(call), call.arguments)
         try:
             return tool.preview(**_keywords(call.arguments))
-        except Exception:  # what is wrong with the arguments, `run` tells the model
+        except Exception:  # `run` reports to the model what is wrong with the arguments
             return call.arguments
 
     def run(self, call: ToolCall) -> str:
@@ -104,7 +104,7 @@ class Toolbox:
 
 
 def _function_of(call: ToolCall) -> str:
-    """Of a built-in tool with several, the one that is called."""
+    """The function of a built-in tool that is called, such as `search` in `browser.search`."""
     return call.name.partition(".")[2]
 
 
@@ -125,5 +125,5 @@ def _keywords(arguments: str) -> dict[str, Any]:
 
 
 def error_result(text: str) -> str:
-    """How the model is told that a call went wrong."""
+    """The result of a call that failed, for the model."""
     return json.dumps({"error": text}, ensure_ascii=False)

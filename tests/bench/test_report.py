@@ -373,7 +373,7 @@ def test_plot_that_cannot_be_written(tmp_path):
     with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: its folder is not there"):
         check_plot(tmp_path / "missing" / "plot.png")
     (tmp_path / "plot.png").mkdir()
-    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: it is no regular file"):
+    with pytest.raises(GptOssError, match=r"cannot write .*plot\.png: not a regular file"):
         save_plot(BARE, tmp_path / "plot.png")
     assert os.listdir(tmp_path) == ["plot.png"]
 

@@ -52,8 +52,8 @@ def test_all_fits_and_nothing_is_given_up(folders):
     # 20b in MXFP4 and 4 bits, and 24,576 bytes a position.
     rows = {row.name: row.bytes for row in plan.rows}
     assert rows["experts"] == 24 * 32 * 3 * (2880 * 2880 * 17 // 32 + 2880 * 2)
-    assert rows["KV of full layers, 16 bits"] == 131072 * 24576
-    assert rows["KV of sliding layers"] == 12 * 2 * 8 * 128 * 64 * 2
+    assert rows["KV cache, full layers, 16 bits"] == 131072 * 24576
+    assert rows["KV cache, sliding layers"] == 12 * 2 * 8 * 128 * 64 * 2
     assert sum(rows.values()) == plan.total <= 16 * GB
 
 
@@ -62,9 +62,9 @@ def test_the_order_in_which_things_are_given_up(folders):
     considered = make_plan(folders["20b"], CPU, memory=12 * GB, context=131072).attempts
     assert [attempt.what for attempt in considered] == [
         "everything in memory",
-        "8-bit keys and values",
-        "prefill of 128 tokens at a time",
-        "prefill of 32 tokens at a time",
+        "8-bit KV cache",
+        "prefill in chunks of 128 tokens",
+        "prefill in chunks of 32 tokens",
         "experts paged",
     ]
     for attempt in considered[:-1]:
@@ -177,7 +177,7 @@ class TestCommand:
     def test_table(self, run, folders):
         result = run("plan", folders["20b"], "--memory", "8GB", "--context", 4096)
         assert result.returncode == 0
-        for text in ("expert slots", "anonymous", "in all", "of 8.00 GB", "context 4,096", "chosen: experts paged"):
+        for text in ("expert slots", "anonymous", "total", "of 8.00 GB", "context 4,096", "chosen: experts paged"):
             assert text in result.stdout
 
     def test_json(self, run, folders):
@@ -191,10 +191,10 @@ class TestCommand:
         [
             (("--memory", "-8GB"), "is not an amount of memory"),
             (("--memory", "much"), "is not an amount of memory"),
-            (("--memory", "1000000TB"), "no amount of memory that a machine has"),
+            (("--memory", "1000000TB"), "not an amount of memory that a machine has"),
             (("--memory", "1GB"), "needs at least"),
             (("--context", 200000), "more than the model's 131,072"),
-            (("--context", -1), "a context of -1 is no context"),
+            (("--context", -1), "a context of -1 is too small"),
             (("--device", "toaster"), "there is no device 'toaster'"),
         ],
     )

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from chat.terminals import Terminal, golden
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message, call, result
+from terminal.terminals import Terminal, golden
 
 PROMPT = r"^> ?$"
 LONG = "".join(f"Line {number}.\n\n" for number in range(40)) + "```\n" + "code\n" * 3 + "```\n"
@@ -79,8 +79,8 @@ def test_the_last_exchange_is_shown(started):
     assert re.search(r'Bermi\?\nget_weather \{"city": "Bermi"\}\n15 degrees\nsunny\nwind\nwind\n\.\.\. 8 more', seen)
     assert "I look it up" not in seen
     assert "An older" not in seen
-    seen = after(terminal, "/load unfinished.json", "goes on\\)")
-    assert seen.endswith("> How many?\nAs many as\n\n(this answer is not finished; /continue goes on)")
+    seen = after(terminal, "/load unfinished.json", "resumes\\)")
+    assert seen.endswith("> How many?\nAs many as\n\n(this answer is unfinished; /continue resumes)")
     seen = after(terminal, "/load no-answer.json", "asks for one\\)")
     assert seen.endswith("> Is anybody there?\n(no answer; /continue asks for one)")
     seen = after(terminal, "/load stopped-tool.json", "asks for one\\)")
@@ -91,7 +91,7 @@ def test_the_last_exchange_is_shown(started):
     assert "Line 30." not in seen
     assert "/export FILE.md writes all of it" in seen
     terminal.line("/load many-calls.json")
-    terminal.wait("Done.\n\n\\(this is the end of a longer answer: .* all of it\\)")
+    terminal.wait("Done.\n\n\\(this is only the end of the answer: .* all of it\\)")
     assert terminal.seen.rpartition("> Go!")[2].count("get_weather") == 3
     terminal.line("/reasoning show")
     after(terminal, "/load tools.json", "degrees.")
@@ -108,10 +108,14 @@ def test_without_drawing(started):
     assert b"\x1b" not in terminal.sent
 
 
-def test_a_long_session_says_how_to_see_all_of_it(started, tmp_path):
-    CONVERSATIONS["long"].write(tmp_path / "home" / "sessions" / "a long one.json")
+def test_a_long_session_says_how_to_see_all_of_it_and_shows_its_reasoning(started, tmp_path):
+    long = transcript(user("Lines?"), Message("assistant", "I look it up.", "analysis"), final(LONG))
+    long.write(tmp_path / "home" / "sessions" / "a long one.json")
     terminal = started("--resume", "a long")
     assert "`gptoss-mlx sessions show 'a long one'` shows all of it" in terminal.seen
+    assert "I look it up" not in terminal.seen
+    terminal.line("/reasoning show")
+    terminal.wait("^I look it up")
 
 
 def test_a_pipe_is_told_nothing_of_it(run, demo_folder, tmp_path):
@@ -120,11 +124,3 @@ def test_a_pipe_is_told_nothing_of_it(run, demo_folder, tmp_path):
     done = run("chat", demo_folder, "--resume", stdin="/load x.json\n", GPTOSS_MLX_HOME=str(tmp_path))
     assert done.stdout == ""
     assert "Vec" not in done.stderr
-
-
-def test_reasoning_can_be_shown_after_it_was_resumed(started, tmp_path):
-    CONVERSATIONS["tools"].write(tmp_path / "home" / "sessions" / "tools.json")
-    terminal = started("--resume", "tools")
-    assert "I look it up" not in terminal.seen
-    terminal.line("/reasoning show")
-    terminal.wait("^I look it up")

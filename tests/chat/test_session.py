@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import gptoss_mlx
 from gptoss_mlx import GptOssError, Sampling, Session
 from gptoss_mlx.chat import session as chat_session
 from gptoss_mlx.chat.transcript import Transcript
@@ -13,11 +12,6 @@ from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, Stop, ToolCall
 from gptoss_mlx.tools.toolbox import Function, Toolbox
-
-
-@pytest.fixture(scope="module")
-def model(demo_folder):
-    return gptoss_mlx.load(demo_folder)
 
 
 @pytest.fixture
@@ -62,12 +56,18 @@ def test_the_date_is_that_of_the_start(model, monkeypatch):
     prompts = []
     monkeypatch.setattr(session.prompt_cache, "read", lambda ids, *more: prompts.append(ids))
     monkeypatch.setattr(session.prompt_cache, "snapshot", lambda: None)
-    monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: iter(()))
+    monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: (id_ for id_ in ()))
     with monkeypatch.context() as patch:
         list(session.send("Hello"))
         patch.setattr(chat_session.datetime, "date", None)
         list(session.send("Hello"))
     assert len(prompts) == 2
+
+
+def test_its_repr_says_how_much_of_the_context_is_used(session):
+    assert repr(session) == "<Session with model: 0 messages, 0 of 131,072 tokens>"
+    list(session.send("Hello"))
+    assert repr(session).startswith(f"<Session with model: 3 messages, {session.context_used} of ")
 
 
 def test_reset_forgets(session):
@@ -152,6 +152,13 @@ def test_max_tokens_is_told(model):
     assert Stop("none") in events
 
 
+@pytest.fixture(scope="module")
+def said_hello(model):
+    session = Session(model, sampling=Sampling(temperature=0), max_tokens=300, current_date="2026-01-02")
+    list(session.send("Hello"))
+    return session.transcript
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -166,8 +173,8 @@ def test_max_tokens_is_told(model):
         (lambda data: json.dumps(data | {"instructions": 3}), "damaged"),
     ],
 )
-def test_a_damaged_file_loses_nothing(session, tmp_path, change, complaint):
-    list(session.send("Hello"))
+def test_a_damaged_file_loses_nothing(session, said_hello, tmp_path, change, complaint):
+    session.restore(said_hello)
     path = tmp_path / "talk.json"
     session.transcript.write(path)
     path.write_text(change(json.loads(path.read_text())))

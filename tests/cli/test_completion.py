@@ -27,7 +27,7 @@ START = {
         "gptoss-mlx completion fish | source",
     ),
 }
-# What is typed before Tab, and what stands there behind it.
+# The line before Tab is pressed, and after it.
 TYPED = {
     "gptoss-mlx gen": "gptoss-mlx generate",
     "gptoss-mlx chat gpt-oss-2": "gptoss-mlx chat gpt-oss-20b",
@@ -87,31 +87,47 @@ def test_every_shell_has_a_script(run):
     assert run("completion", "csh").returncode == 2
 
 
-def complete(place, words):
-    """What click tells bash at the end of `words`."""
-    asked = place | {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    asked["_GPTOSS_MLX_COMPLETE"] = "bash_complete"
-    return subprocess.run(
-        [sys.executable, "-m", "gptoss_mlx"], env=asked, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+def asking(words):
+    """The environment in which click completes the end of `words`, for bash."""
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    return asked | {"_GPTOSS_MLX_COMPLETE": "bash_complete"}
 
 
-def test_all_recipes_and_models_are_told(place):
-    told = complete(place, "gptoss-mlx convert a b --recipe ")
-    assert told == ["file,", *(f"plain,{name}" for name in RECIPES)]
-    told = complete(place, "gptoss-mlx chat ")
-    assert told == ["dir,", "plain,gpt-oss-20b", "plain,gpt-oss-120b", "plain,somebody/tuned"]
+def test_all_recipes_and_models_are_candidates(run, place):
+    done = run(**place, **asking("gptoss-mlx convert a b --recipe "))
+    assert done.stdout.splitlines() == ["file,", *(f"plain,{name}" for name in RECIPES)]
+    done = run(**place, **asking("gptoss-mlx chat "))
+    assert done.stdout.splitlines() == ["dir,", "plain,gpt-oss-20b", "plain,gpt-oss-120b", "plain,somebody/tuned"]
 
 
-def test_a_broken_config_file_does_not_stop_it(place, tmp_path):
+def test_a_broken_config_file_does_not_stop_it(run, place, tmp_path):
     (tmp_path / "config.toml").write_text("[")
-    assert complete(place | {"GPTOSS_MLX_CONFIG": str(tmp_path / "config.toml")}, "gptoss-mlx ver") == ["plain,verify"]
+    done = run(**place | {"GPTOSS_MLX_CONFIG": str(tmp_path / "config.toml")}, **asking("gptoss-mlx ver"))
+    assert done.stdout == "plain,verify\n"
 
 
+PROGRAM = [sys.executable, "-m", "gptoss_mlx"]
+RECIPE = "gptoss-mlx convert a b --recipe mx"
+
+
+@pytest.mark.timing
 def test_it_is_quick(place):
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        complete(place, "gptoss-mlx convert a b --recipe mx")
+        subprocess.run(PROGRAM, env=place | asking(RECIPE), check=True, capture_output=True)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 0.3
+
+
+def test_it_imports_little(place):
+    done = subprocess.run(
+        [PROGRAM[0], "-X", "importtime", *PROGRAM[1:]],
+        env=place | asking(RECIPE),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "gptoss_mlx.cli.completion" in imported
+    assert not {"mlx.core", "numpy", "tokenizers", "rich", "prompt_toolkit", "huggingface_hub"} & imported

@@ -43,7 +43,10 @@ def usual(command, environment, demo_folder):
     return usage.ru_maxrss * 1024
 
 
-@pytest.mark.parametrize("kind", KINDS)
+DAILY = ("words", "one word")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in DAILY)) for kind in KINDS])
 def test_standard_input(peak, usual, demo_folder, kind):
     data = KINDS[kind] * (5 * 10**6 // len(KINDS[kind]))
     status, errors, memory = peak(data, "generate", demo_folder)

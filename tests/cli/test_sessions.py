@@ -6,11 +6,11 @@ import subprocess
 
 import pytest
 
-from chat.terminals import Terminal
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
+from terminal.terminals import Terminal
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_export_rename_delete(keep, tmp_path):
     assert command("sessions", "rename", "what-is-12", "sums").stdout == "renamed to sums\n"
     assert_one_line_error(command("sessions", "rename", "sums", "../x"), "no name for a session")
     assert_one_line_error(command("sessions", "show", "fly"), "fly")
-    assert command("sessions", "delete", "sums", "--kv-only", "--yes").stdout == "deleted the KV state of sums\n"
+    assert command("sessions", "delete", "sums", "--kv-only", "--yes").stdout == "deleted the KV cache of sums\n"
     assert [row["state_bytes"] > 0 for row in json.loads(command("sessions", "list", "--json").stdout)] == [True, False]
     assert command("sessions", "delete", "sums", stdin="n\n").returncode != 0
     assert command("sessions", "delete", "sums", stdin="y\n").stdout == "deleted sums\n"
@@ -75,11 +75,11 @@ def test_resume(keep, demo_folder):
     command = keep(["My locker code is 4711."])
     done = command("chat", "--resume", "my", "--temperature", "0", stdin="What is my locker code?\n")
     assert done.stdout == "Your locker code is 4711.\n"
-    assert "goes on" in done.stderr
+    assert "Resuming my-locker-code-is-4711 (1 turn).\n" in done.stderr
     command("sessions", "delete", "my", "--kv-only", "--yes")
     done = command("chat", demo_folder, "--resume", "--temperature", "0", stdin="What is my locker code?\n/stats\n")
     assert done.stdout == "Your locker code is 4711.\n"
-    assert "read again" in done.stderr
+    assert "re-reading" in done.stderr
     assert json.loads(command("sessions", "list", "--json").stdout)[0]["turns"] == 3
     assert_one_line_error(command("chat", "--resume", "fly"), "fly")
 
@@ -106,7 +106,7 @@ def write(tmp_path):
 def test_a_session_in_use_is_left_alone(run, write, tmp_path):
     write("hello", "Hello")
     store, home = Store(tmp_path / "home" / "sessions"), {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
-    with store.hold(store.find()):
+    with store.lock(store.find()):
         assert_one_line_error(run("sessions", "rename", "hello", "other", **home), "'hello' is in use")
         assert_one_line_error(run("sessions", "delete", "hello", "--yes", **home), "'hello' is in use")
         assert_one_line_error(run("sessions", "delete", "hello", "--yes", "--kv-only", **home), "'hello' is in use")

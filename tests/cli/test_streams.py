@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import time
-from itertools import chain, combinations
+from itertools import combinations
 
 import pytest
 
+import zygote
+
 QUESTION, ANSWER = "What is 12 + 30?", "12 + 30 = 42\n"
 CLOSED = ("<&-", ">&-", "2>&-")
-ALL_CLOSED = list(chain.from_iterable(combinations(CLOSED, count) for count in (1, 2, 3)))
+OTHERS = [closed for count in (1, 2) for closed in combinations(CLOSED, count) if closed != (">&-",)]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture
@@ -31,7 +34,9 @@ def redirected(command, environment):
     return redirected
 
 
-@pytest.mark.parametrize("closed", ALL_CLOSED, ids=" ".join)
+@pytest.mark.parametrize(
+    "closed", [(">&-",), CLOSED, *(pytest.param(closed, marks=SLOW) for closed in OTHERS)], ids=" ".join
+)
 def test_closed_streams_are_as_the_null_device(redirected, demo_folder, closed):
     done = redirected(closed, "generate", demo_folder, "-p", QUESTION, "--temperature", 0)
     assert done.returncode == 0, done.stderr
@@ -39,23 +44,27 @@ def test_closed_streams_are_as_the_null_device(redirected, demo_folder, closed):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("args", [["chat", "MODEL", "--no-kv"], ["demo"], ["plan", "MODEL"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [["chat", "MODEL", "--no-kv"], *(pytest.param(args, marks=SLOW) for args in (["demo"], ["plan", "MODEL"]))],
+    ids=" ".join,
+)
 def test_every_kind_of_command_does_without_an_output(redirected, demo_folder, args):
     done = redirected([">&-"], *[demo_folder if arg == "MODEL" else arg for arg in args], stdin=f"{QUESTION}\n")
     assert (done.returncode, done.stdout) == (0, "")
     assert "Traceback" not in done.stderr
 
 
-def test_no_file_takes_the_place_of_a_closed_stream(redirected, tmp_path):
+def test_no_file_takes_the_place_of_a_closed_stream(redirected, run, tmp_path):
     from gptoss_mlx.demo import CHECKPOINT
 
     done = redirected(CLOSED, "convert", CHECKPOINT, tmp_path / "made")
     assert done.returncode == 0
     assert json.loads((tmp_path / "made" / "config.json").read_text())["model_type"] == "gpt_oss"
-    assert redirected((), "verify", tmp_path / "made").returncode == 0
+    assert run("verify", tmp_path / "made").returncode == 0
 
 
-@pytest.mark.parametrize("closed", [CLOSED[:2], CLOSED], ids=" ".join)
+@pytest.mark.parametrize("closed", [CLOSED[:2], pytest.param(CLOSED, marks=SLOW)], ids=" ".join)
 def test_errors_keep_their_status(redirected, closed):
     done = redirected(closed, "plan", "no/such/model")
     assert (done.returncode, done.stdout) == (1, "")
@@ -63,7 +72,7 @@ def test_errors_keep_their_status(redirected, closed):
     assert redirected(closed, "fly").returncode == 2
 
 
-@pytest.mark.parametrize("where", [">/dev/full", "1</dev/null"])
+@pytest.mark.parametrize("where", [">/dev/full", pytest.param("1</dev/null", marks=SLOW)])
 def test_what_cannot_be_written_is_one_line(redirected, demo_folder, where):
     done = redirected([where], "generate", demo_folder, "-p", QUESTION)
     assert done.returncode == 1
@@ -71,20 +80,21 @@ def test_what_cannot_be_written_is_one_line(redirected, demo_folder, where):
     assert done.stderr.startswith("error: ")
 
 
-def test_streams_that_do_not_block(command, environment, demo_folder):
+def test_streams_that_do_not_block(command, environment, demo_folder, tmp_path):
     """As a parent leaves them that reads and writes by events: nothing is lost where its end is slow."""
     asking, writing = os.pipe()
     reading, answering = os.pipe()
     for end in (asking, answering):
         os.set_blocking(end, False)
-    args = [*command, "generate", demo_folder, "--temperature", "0"]
-    with subprocess.Popen(args, env=environment, stdin=asking, stdout=answering, stderr=subprocess.PIPE) as process:
-        os.close(answering)
-        while not os.get_blocking(asking) and process.poll() is None:
-            time.sleep(0.01)
-        os.write(writing, QUESTION.encode())
-        os.close(writing)
-        with open(reading, encoding="utf-8") as answer:
-            assert answer.read() == ANSWER
-        assert (process.wait(), process.stderr.read()) == (0, b"")
+    args = [*command[1:], "generate", str(demo_folder), "--temperature", "0"]
+    with open(tmp_path / "errors", "wb") as errors:
+        run = zygote.shared().start(args, environment, [asking, answering, errors.fileno()])
+    os.close(answering)
+    while not os.get_blocking(asking) and run.wait(0) is None:
+        time.sleep(0.01)
+    os.write(writing, QUESTION.encode())
+    os.close(writing)
+    with open(reading, encoding="utf-8") as answer:
+        assert answer.read() == ANSWER
+    assert (run.wait(), (tmp_path / "errors").read_bytes()) == (0, b"")
     os.close(asking)

@@ -7,6 +7,7 @@ import pexpect
 import pytest
 
 from cli.test_cli import assert_one_line_error
+from terminal.terminals import Spawn
 
 WEATHER = """
 [tools.get_weather]
@@ -88,7 +89,7 @@ def test_the_built_in_tools_are_told_to_the_model(run, demo_folder, tmp_path):
     assert "python" in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["utf-8:strict", "utf-8:surrogateescape"])
+@pytest.mark.parametrize("encoding", ["utf-8:strict", pytest.param("utf-8:surrogateescape", marks=pytest.mark.slow)])
 def test_bytes_that_are_no_text_are_read_all_the_same(command, environment, demo_folder, encoding):
     args = [*command, "generate", str(demo_folder), "-p", b"What is \xff gptoss-mlx?", "--temperature", "0"]
     environment = environment | {"PYTHONIOENCODING": encoding}
@@ -100,7 +101,7 @@ def test_bytes_that_are_no_text_are_read_all_the_same(command, environment, demo
 def test_generate_asks_in_a_terminal(command, environment, demo_folder, tools, tmp_path, reply, runs):
     tools.write_text(WEATHER.replace("'printf", f"'touch {tmp_path}/ran; printf"))
     args = [*command[1:], "generate", str(demo_folder), "--tools", str(tools), "--temperature", "0", "-p", QUESTION]
-    child = pexpect.spawn(command[0], args, env=environment, encoding="utf-8", timeout=30)
+    child = Spawn(command[0], args, env=environment, encoding="utf-8", timeout=30)
     child.expect("get_weather sh -c")
     child.expect("run this")
     child.sendline(reply)

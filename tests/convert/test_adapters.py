@@ -14,9 +14,11 @@ import pytest
 
 from checkpoints import config_of, write_checkpoint, write_safetensors
 from golden.make_adapters import CASES, CONFIG, GOLDEN, SEED
-from gptoss_convert import adapters, convert
-from gptoss_convert.adapters import Adapter
-from gptoss_convert.sources import Plain, Rows, Source
+from gptoss_convert import convert, peft_adapters
+from gptoss_convert.adapters import open_adapter
+from gptoss_convert.canonical_weights import Plain, Rows
+from gptoss_convert.lora import Adapter
+from gptoss_convert.sources import Source
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint, Shard
 from gptoss_mlx.model.config import ModelConfig
@@ -52,7 +54,7 @@ def canonical(merged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_peft_adapters_merge_as_peft_merges_them(source, case):
-    adapter = Adapter.open(GOLDEN / case, source.config)
+    adapter = open_adapter(GOLDEN / case, source.config)
     wanted = canonical({name: array for name, (array, _) in tensors_in(GOLDEN / case / "merged.safetensors").items()})
     assert set(adapter.modules) == wanted.keys()
     for item in source.weights():
@@ -95,7 +97,7 @@ def mlx_adapter(source, tmp_path_factory):
 def test_mlx_lm_adapters_merge_as_mlx_lm_fuses_them(source, mlx_adapter):
     """MLX-LM rounds the change and the sum to BF16, each to 8 bits."""
     folder, fused = mlx_adapter
-    adapter = Adapter.open(folder, source.config)
+    adapter = open_adapter(folder, source.config)
     assert set(adapter.modules) == fused.keys()
     assert len(fused) == len(KEYS)
     for item in source.weights():
@@ -109,7 +111,7 @@ def test_mlx_lm_adapters_merge_as_mlx_lm_fuses_them(source, mlx_adapter):
 def test_it_says_what_it_was_made_from(source):
     files = ("adapter_config.json", PEFT)
     wanted = {name: hashlib.sha256((GOLDEN / "experts" / name).read_bytes()).hexdigest() for name in files}
-    assert Adapter.open(GOLDEN / "experts", source.config).sha256 == wanted
+    assert open_adapter(GOLDEN / "experts", source.config).sha256 == wanted
 
 
 def test_only_the_experts_asked_for_are_in_memory(tmp_path):
@@ -120,7 +122,7 @@ def test_only_the_experts_asked_for_are_in_memory(tmp_path):
     tensors = {"a": np.ones((16, 8, 512), np.float32), "b": np.ones((16, 512, 8), np.float32)}
     write_safetensors(tmp_path / MLX, {f"{module}.lora_{half}": (array, "F32") for half, array in tensors.items()})
     (tmp_path / "adapter_config.json").write_text('{"lora_parameters": {"rank": 8, "scale": 0.5}}')
-    adapter = Adapter.open(tmp_path, config)
+    adapter = open_adapter(tmp_path, config)
     tracemalloc.start()
     item = Plain(f"{module}.weight", Rows(ones.shape, lambda start, stop: ones[start:stop]))
     merged = adapter.merged(item, slice(4, 8))
@@ -144,7 +146,7 @@ def changed(folder: Path, case: str, tensors=lambda tensors: None, **settings) -
 
 def assert_refused(folder: Path, config: ModelConfig, *parts: str) -> None:
     with pytest.raises(GptOssError) as error:
-        Adapter.open(folder, config)
+        open_adapter(folder, config)
     for part in (str(folder), *parts):
         assert part in str(error.value), str(error.value)
     assert "\n" not in str(error.value)
@@ -182,13 +184,13 @@ def test_settings_that_are_not_plain_lora(source, tmp_path, name, value):
     named = named.get(name, (name,))
     folder = changed(tmp_path / "adapter", "attention", **{name: value})
     with pytest.raises(GptOssError) as error:
-        Adapter.open(folder, source.config)
+        open_adapter(folder, source.config)
     assert any(part in str(error.value) for part in named), str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_pattern_that_never_ends(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapters, "PATIENCE", 1)
+    monkeypatch.setattr(peft_adapters, "MAX_MATCH_SECONDS", 0.3)
     folder = changed(tmp_path / "adapter", "attention", alpha_pattern={r"([a-z0-9_.]+)+!": 1})
     assert_refused(folder, source.config, "alpha_pattern", "takes too long")
 
@@ -216,8 +218,8 @@ def test_tensors_whose_names_hold_the_adapters_name(source, tmp_path, case):
             tensors[ADAPTER_NAMES[case](name)] = tensors.pop(name)
         assert any("default" in name or "my_adapter" in name for name in tensors)
 
-    merged = merged_by(Adapter.open(changed(tmp_path / "adapter", case, rename), source.config), source)
-    wanted = merged_by(Adapter.open(GOLDEN / case, source.config), source)
+    merged = merged_by(open_adapter(changed(tmp_path / "adapter", case, rename), source.config), source)
+    wanted = merged_by(open_adapter(GOLDEN / case, source.config), source)
     assert merged.keys() == wanted.keys()
     assert all(np.array_equal(merged[module], wanted[module]) for module in wanted)
 
@@ -262,7 +264,7 @@ def tinkers(folder: Path, config: ModelConfig, **changes) -> tuple[Path, dict[st
 def test_adapters_of_tinker(source, tmp_path):
     """Which of w1 and w3 is the gate, and that the scale is lora_alpha / r, is as Tinker's own merge has it."""
     folder, added = tinkers(tmp_path / "adapter", source.config)
-    adapter = Adapter.open(folder, source.config)
+    adapter = open_adapter(folder, source.config)
     assert set(adapter.modules) == added.keys()
     for item in source.weights():
         if item.module in added:
@@ -279,7 +281,7 @@ def test_adapters_of_tinker(source, tmp_path):
 def test_settings_that_are_no_numbers(source, tmp_path, value):
     folder = changed(tmp_path / "adapter", "attention", lora_alpha=value)
     with pytest.raises(GptOssError, match=r"cannot read .*adapter_config\.json: .*number"):
-        Adapter.open(folder, source.config)
+        open_adapter(folder, source.config)
 
 
 Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -406,7 +408,7 @@ def test_merged_values_that_are_no_weights(source, tmp_path):
         for half in ("A", "B"):
             tensors[f"{Q_PROJ}.lora_{half}.weight"][0][:] = 1e30
 
-    adapter = Adapter.open(changed(tmp_path / "adapter", "attention", enormous), source.config)
+    adapter = open_adapter(changed(tmp_path / "adapter", "attention", enormous), source.config)
     item = next(item for item in source.weights() if item.module == "model.layers.0.self_attn.q_proj")
     with pytest.raises(GptOssError, match=r"layers.0.self_attn.q_proj.* not below"):
         adapter.merged(item, slice(None))
@@ -415,4 +417,4 @@ def test_merged_values_that_are_no_weights(source, tmp_path):
         blocks, scales=blocks.scales.part(lambda scales: np.full_like(scales, 255), *blocks.scales.shape[1:])
     )
     with pytest.raises(GptOssError, match="up_proj has a scale that is not a number"):
-        Adapter.open(GOLDEN / "experts", source.config).merged(broken, slice(None))
+        open_adapter(GOLDEN / "experts", source.config).merged(broken, slice(None))

@@ -36,9 +36,9 @@ def test_the_same_parameters_in_every_form(every_form, name):
     found = inspect(Subject.of_folder(every_form[name]))
     assert found.total("parameters") == parameters()
     assert found.total("bytes") == sum(t.nbytes for t in Checkpoint.open(every_form[name]).tensors.values())
-    families = {family.name: family for family in found.families}
-    assert families["experts"].active == families["experts"].parameters * 4 // 8
-    assert families["embeddings"].active == 0
+    groups = {group.name: group for group in found.groups}
+    assert groups["experts"].active == groups["experts"].parameters * 4 // 8
+    assert groups["embeddings"].active == 0
     assert (found.layers, found.experts, found.experts_per_token, found.context) == (4, 8, 4, 131072)
 
 
@@ -97,7 +97,7 @@ class TestVerify:
     def test_all_is_well(self, run, folder):
         assert verify(folder) == []
         result = run("verify", folder)
-        assert (result.returncode, result.stdout) == (0, "every file is what was written\n")
+        assert (result.returncode, result.stdout) == (0, "every file matches its checksum\n")
 
     def test_a_flipped_bit_is_found_and_named(self, run, folder):
         path = sorted(folder.glob("*.safetensors"))[0]

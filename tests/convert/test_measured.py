@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints import write_checkpoint
 from gptoss_convert import convert, fidelity, pipeline
-from gptoss_convert.adapters import Adapter
+from gptoss_convert.adapters import open_adapter
 from gptoss_convert.reference_network import ConvertedWeights
 from gptoss_convert.sources import Source
 from gptoss_mlx.demo import CHECKPOINT
@@ -73,7 +73,7 @@ def test_the_command_compares_and_shows_the_card(run, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "model" / "fidelity.json").read_text())
     assert 0 < found["kl_mean"] < 2  # a text unlike all that it was trained on
-    for part in ("KL divergence, mean", 'library_name: "mlx"', "fidelity.json", "in all, to somebody/model"):
+    for part in ("KL divergence, mean", 'library_name: "mlx"', "fidelity.json", "in total, to somebody/model"):
         assert part in done.stdout
     assert run("convert", CHECKPOINT, tmp_path / "again", "--dry-run").returncode == 2
 
@@ -82,7 +82,7 @@ def test_an_adapter(tmp_path):
     """Merged into the weights that are stored: attention in BF16 exactly, experts as near as MXFP4 is."""
     source = Source(write_checkpoint(tmp_path / "source", SMALL, SEED))
     folder = next(path for path in sorted(GOLDEN.iterdir()) if "experts" in path.name)
-    adapter = Adapter.open(folder, source.config)
+    adapter = open_adapter(folder, source.config)
     convert(source.folder, tmp_path / "model", "mxfp4-bf16", adapter=folder)
     stored = ConvertedWeights(tmp_path / "model")
     for item in source.weights():

@@ -15,6 +15,8 @@ from gptoss_mlx.engine import generate
 from gptoss_mlx.errors import GptOssError
 from mlx_lm_oracle import mlx_lm_model
 
+from .parameters import with_slow
+
 CONFIG = config_of(num_hidden_layers=2, hidden_size=128, intermediate_size=128)
 # Of the published tensors, each byte of blocks is two weights, and scales are none.
 COUNTS = {"blocks": 2, "scales": 0}
@@ -37,6 +39,7 @@ WHOLLY = {
     "all MXFP4": {"quantize": True, "q_mode": "mxfp4"},
     "all mixed, with group_size null": {"quantize": True, "quant_predicate": "mixed_3_6"},
 }
+LIKE_OTHERS = ("F32", "3 bits", "5 bits", "6 bits", "groups of 128", "all mixed, with group_size null")
 REFUSED = {mode: {"quantize": True, "q_mode": mode} for mode in ("nvfp4", "mxfp8")}
 
 
@@ -83,12 +86,12 @@ def assert_agrees(folder, right=None):
     assert mx.isfinite(generate.load(folder)(IDS)).all()
 
 
-@pytest.mark.parametrize("name", [*PARTLY, *WHOLLY, "dequantized"])
+@pytest.mark.parametrize("name", with_slow([*PARTLY, *WHOLLY, "dequantized"], LIKE_OTHERS))
 def test_the_same_logits(made, name):
     assert_agrees(made(name))
 
 
-@pytest.mark.parametrize("name", [*PARTLY, *WHOLLY, "dequantized"])
+@pytest.mark.parametrize("name", with_slow([*PARTLY, *WHOLLY, "dequantized"], LIKE_OTHERS))
 def test_the_same_parameters(made, name):
     assert inspect(Subject.of_folder(made(name))).total("parameters") == PARAMETERS
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import subprocess
+import socket
 import sys
 
 import pytest
@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, constants
 from checkpoints import add_apple_doubles, config_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_convert.publishing import contents, model_card, upload
+from gptoss_mlx.cli import main
 from gptoss_mlx.errors import GptOssError
 
 from .hub import TOKEN, serving, use
@@ -156,7 +157,7 @@ class TestUpload:
 
     def test_one_that_broke_off_goes_on(self, here, converted):
         here.room = 1
-        with pytest.raises(GptOssError, match="run the same command again later to go on"):
+        with pytest.raises(GptOssError, match="run the same command again later to resume"):
             upload(converted, TARGET)
         assert here.uploaded[TARGET] == {}  # not half a model
         here.room = 1  # for the other shard; the first one is there
@@ -165,11 +166,11 @@ class TestUpload:
         upload(converted, TARGET)  # sends no weights
 
     @pytest.mark.parametrize(
-        ("token", "complaint"), [("", "needs a token"), ("hf_wrong", "`hf auth login` with a token that may do it")]
+        ("token", "complaint"), [("", "needs a token"), ("hf_wrong", "`hf auth login` with a token that allows it")]
     )
-    def test_tokens(self, here, converted, monkeypatch, token, complaint):
+    def test_tokens(self, here, converted, tmp_path, monkeypatch, token, complaint):
         monkeypatch.setenv("HF_TOKEN", token)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nowhere")
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         with pytest.raises(GptOssError, match=complaint):
             upload(converted, TARGET)
 
@@ -187,21 +188,23 @@ class TestUpload:
             upload(folder, TARGET)
         assert here.log == []
 
-    def test_dry_run_opens_no_connection(self, converted, environment):
-        code = (
-            "import socket, sys\n"
-            "def refuse(*args, **options): raise AssertionError('a connection')\n"
-            "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
-            "from gptoss_mlx.cli import main\nmain()"
-        )
-        command = [sys.executable, "-c", code, "upload", str(converted), TARGET, "--dry-run"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(model_card(converted, TARGET))
-        names = [line.split()[-1] for line in done.stdout.splitlines()[-20:] if line.endswith(("json", "safetensors"))]
+    def test_dry_run_opens_no_connection(self, converted, monkeypatch, capsys):
+        def refuse(*args, **options):
+            raise AssertionError("a connection")
+
+        for name in ("create_connection", "getaddrinfo"):
+            monkeypatch.setattr(socket, name, refuse)
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(sys, "argv", ["gptoss-mlx", "upload", str(converted), TARGET, "--dry-run"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        printed = capsys.readouterr().out
+        assert printed.startswith(model_card(converted, TARGET))
+        names = [line.split()[-1] for line in printed.splitlines()[-20:] if line.endswith(("json", "safetensors"))]
         assert names == sorted(names, key=order)
-        assert "notes.txt" not in done.stdout
-        assert done.stdout.endswith(f"in all, to {TARGET}\n")
+        assert "notes.txt" not in printed
+        assert printed.endswith(f"in total, to {TARGET}\n")
 
 
 def order(name):

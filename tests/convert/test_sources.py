@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 
 import mlx.core as mx
 import numpy as np
@@ -11,8 +12,8 @@ import gptoss_mlx
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors, write_tokenizer
 from golden.make_logits import dequantized
 from gptoss_convert import convert
+from gptoss_convert.layouts import _ORIGINAL_NAMES
 from gptoss_convert.mxfp4 import quantized
-from gptoss_convert.sources import _ORIGINAL_NAMES
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint
 
@@ -72,8 +73,9 @@ def original_folder(folder):
 def bf16_folder(folder, change=lambda name, values: values):
     """As a fine-tune is saved: experts in BF16, inputs first."""
     folder.mkdir(parents=True)
-    tensors = {name: v for name, v in tensors_of(CONFIG).items() if not name.endswith(("_blocks", "_scales"))}
-    for name, values in dequantized(tensors_of(CONFIG)).items():
+    published = tensors_of(CONFIG)
+    tensors = {name: v for name, v in published.items() if not name.endswith(("_blocks", "_scales"))}
+    for name, values in dequantized(published).items():
         if name.endswith(("gate_up_proj", "down_proj")):
             bits = mx.array(change(name, values)).astype(mx.bfloat16).view(mx.uint16)
             tensors[name] = np.array(bits), "BF16"
@@ -206,18 +208,30 @@ def apart(tensors, parts_of, form):
     return found
 
 
+@pytest.fixture(scope="module")
+def fine_tune(tmp_path_factory):
+    """Experts in BF16 that are not MXFP4's values, and what a recipe makes of them."""
+    root, random = tmp_path_factory.mktemp("fine-tune"), np.random.RandomState(5)
+    whole = bf16_folder(root / "whole", lambda _, v: v * (1 + 0.01 * random.standard_normal(v.shape)))
+
+    @cache
+    def converted(recipe):
+        convert(whole, root / recipe, recipe)
+        return root / recipe
+
+    return whole, converted
+
+
 @pytest.mark.parametrize("recipe", ["mxfp4-q4", "mxfp4-bf16", "q4"])
 @pytest.mark.parametrize("case", APART)
-def test_experts_apart(tmp_path, case, recipe):
+def test_experts_apart(fine_tune, tmp_path, case, recipe):
     """The same bytes as of the same weights in stacks."""
-    random = np.random.RandomState(5)
-    whole = bf16_folder(tmp_path / "whole", lambda _, v: v * (1 + 0.01 * random.standard_normal(v.shape)))
+    whole, converted = fine_tune
     checkpoint = Checkpoint.open(whole)
     tensors = {name: (checkpoint.view(name), tensor.dtype) for name, tensor in checkpoint.tensors.items()}
     source = renamed(tmp_path / "source", lambda name: name, apart(tensors, *APART[case]))
-    convert(whole, tmp_path / "wanted", recipe)
     convert(source, tmp_path / "model", recipe)
-    assert same_tensors(tmp_path / "model", tmp_path / "wanted")
+    assert same_tensors(tmp_path / "model", converted(recipe))
 
 
 def test_experts_apart_are_all_there(tmp_path):

@@ -93,7 +93,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         file.write('{"prompt": 1}\n')
     assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
     assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
-    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is no context")
+    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is too small")
     for many in (200_000, 10**15):
         assert_one_line_error(run("eval", demo_folder, "--needle", many), "more than the model's 131,072")
     prompts.write_text(json.dumps({"prompt": "word " * 200_000, "answer": ""}))
@@ -101,7 +101,7 @@ def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path
         run("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
     )
     (tmp_path / "large").write_bytes(b"a" * (MAX_TEXT + 1))
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), "give a part of it")
+    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), f"more than {MAX_TEXT:,} bytes")
     nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
     assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
     for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):
@@ -235,7 +235,7 @@ def test_ctrl_c_shows_what_is_done(run, started, whole, demo_folder, text_file, 
     assert process.returncode == 130
     (journal,) = home.glob("evaluations/*.journal")
     assert [line for line in errors.splitlines() if line][-2:] == [
-        f"what is done is kept: the same command continues it; to discard it, remove {journal}",
+        f"progress is saved: the same command resumes; to discard it, remove {journal}",
         "interrupted",
     ]
     found = json.loads(output)

@@ -13,5 +13,7 @@ def test_python_api(demo_folder):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("logits (1, ")
     assert lines[1] == "the same with a cache True"
-    assert lines[3] == "12 + 30 = 42"
-    assert lines[4] == "It is 21 degrees and sunny in Bermi."
+    assert lines[3] == "347 + 285 = 632"
+    assert lines[4].startswith("gptoss-mlx converts OpenAI's gpt-oss models")
+    assert lines[5] == "12 + 30 = 42"
+    assert lines[6] == "It is 21 degrees and sunny in Bermi."

@@ -15,6 +15,7 @@ from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool, call, conversation_from_json, result
 from gptoss_mlx.harmony.parse import Content, IdParser, Stop
 from gptoss_mlx.harmony.render import render_ids, render_text
+from harmony.counting import lines_run
 from harmony.fuzz import check, joined, stream
 
 DEMO = Tokenizer.load(CHECKPOINT)
@@ -97,6 +98,7 @@ def feed_all(parser, ids):
         pass
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("name", ENDLESS)
 def test_time_grows_with_the_text(name):
     def seconds(count):
@@ -111,6 +113,20 @@ def test_time_grows_with_the_text(name):
 
 
 @pytest.mark.parametrize("name", ENDLESS)
+def test_work_grows_with_the_text(name):
+    def lines(count):
+        ids, parser = endless(name, DEMO, count), IdParser(DEMO)
+        return lines_run(lambda: feed_all(parser, ids))
+
+    assert lines(2_000) < 11 * lines(200)
+
+
+OFTEN = ("answer", "role", "messages without start", "half characters", "recipients in a channel")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ENDLESS]
+)
 def test_memory_grows_with_the_text(name):
     ids, parser = endless(name, DEMO, 10_000), IdParser(DEMO)
     tracemalloc.start()
@@ -168,10 +184,14 @@ def assert_only_structure_is_special(conversation, harmless, tokenizer):
     assert tokenizer.decode(ids) == render_text(conversation)
 
 
-@settings(deadline=None)
-@given(HOSTILE)
-def test_text_of_others_never_becomes_a_special_token(text):
-    assert_only_structure_is_special(conversation_with(text), conversation_with("x"), DEMO)
+@pytest.mark.parametrize("texts", [25, pytest.param(100, marks=pytest.mark.slow)])
+def test_text_of_others_never_becomes_a_special_token(texts):
+    @settings(deadline=None, max_examples=texts)
+    @given(HOSTILE)
+    def any_text(text):
+        assert_only_structure_is_special(conversation_with(text), conversation_with("x"), DEMO)
+
+    any_text()
 
 
 def test_nor_does_a_content_type(tokenizer):

@@ -140,12 +140,13 @@ def large_header(folder: Path) -> None:
 
 def many_links(folder: Path) -> None:
     """A thousand shards that are one, whose header is as large as it may be."""
-    header, data = header_of(shard(folder))
+    path = shard(folder)
+    header, data = header_of(path)
     header["__metadata__"] = {"x": "x" * (4 * 2**20 - 20_000)}
-    rewrite(shard(folder), header, data)
+    rewrite(path, header, data)
     index = json.loads((folder / INDEX).read_text())
     for number in range(1000):
-        (folder / f"{number}.safetensors").symlink_to(shard(folder).name)
+        (folder / f"{number}.safetensors").symlink_to(path.name)
         index["weight_map"][f"x{number}"] = f"{number}.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
 

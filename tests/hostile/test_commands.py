@@ -47,10 +47,18 @@ def check(case, command, folder, status, stdout, stderr):
         assert str(folder) in line or "tokenizer" in line
 
 
+def commands_for(case: str, all_of_them: bool) -> list[str]:
+    """Those that must refuse it, and `inspect`; or two of them, by turns."""
+    commands = sorted(CASES[case].refused_by | {"inspect"})
+    turn = [*CASES].index(case)
+    return commands if all_of_them else [commands[(turn + i) % len(commands)] for i in range(min(2, len(commands)))]
+
+
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["two", "all"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_case(good, tmp_path, monkeypatch, capsys, case):
+def test_every_case(good, tmp_path, monkeypatch, capsys, case, all_of_them):
     """In this process, which spares a start of Python for each of the hundreds."""
-    for command in sorted(CASES[case].refused_by | {"inspect"}):
+    for command in commands_for(case, all_of_them):
         folder = hostile_copy(good[command], tmp_path / command / "model", CASES[case])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
         monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *arguments(command, folder)])

@@ -1,6 +1,7 @@
 """Folders and names that somebody else has prepared: nothing is followed, deleted or changed that is not our own."""
 
 import os
+import shutil
 import stat
 
 import pytest
@@ -70,16 +71,30 @@ def test_a_folder_of_another_user_is_not_used(run, tmp_path):
     assert_one_line(run("convert", CHECKPOINT, tmp_path / "made"), ".made.partial", "another user")
 
 
+def chat_in(run, demo_folder, home):
+    run("chat", demo_folder, "--temperature", 0, stdin="What is 12 + 30?\n", GPTOSS_MLX_HOME=str(home))
+    return session_in(home)
+
+
+def session_in(home):
+    """The name of the one kept session, and its folder."""
+    (transcript,) = (home / "sessions").glob("*.json")
+    return transcript.stem, transcript.with_suffix(".kv")
+
+
+@pytest.fixture(scope="module")
+def kept_home(tmp_path_factory):
+    """A place for a home with a session, which the first test that needs one makes."""
+    return tmp_path_factory.mktemp("kept") / "home"
+
+
 @pytest.fixture
-def session(run, demo_folder):
-    """The name of a kept session, and its folder."""
-
-    def session(home):
-        run("chat", demo_folder, "--temperature", 0, stdin="What is 12 + 30?\n", GPTOSS_MLX_HOME=str(home))
-        (transcript,) = (home / "sessions").glob("*.json")
-        return transcript.stem, transcript.with_suffix(".kv")
-
-    return session
+def session(run, demo_folder, kept_home, tmp_path):
+    """The name of a kept session in `tmp_path / "home"`, and its folder."""
+    if not kept_home.exists():
+        chat_in(run, demo_folder, kept_home)
+    shutil.copytree(kept_home, tmp_path / "home")
+    return session_in(tmp_path / "home")
 
 
 def replaced_by_link(kept, folder):
@@ -93,7 +108,7 @@ def replaced_by_link(kept, folder):
 def test_a_kv_state_that_is_a_link(run, session, tmp_path, victim, line):
     folder, state = victim
     before = state()
-    name, kept = session(tmp_path / "home")
+    name, kept = session
     replaced_by_link(kept, folder)
     done = run(*line.split(), name, stdin="Hello\n", GPTOSS_MLX_HOME=str(tmp_path / "home"))
     assert_one_line(done, kept.name, "symbolic link")
@@ -101,17 +116,17 @@ def test_a_kv_state_that_is_a_link(run, session, tmp_path, victim, line):
 
 
 def test_other_files_beside_a_kv_state_stay(run, session, tmp_path):
-    name, kept = session(tmp_path / "home")
+    name, kept = session
     (kept / "notes.txt").write_text("precious")
     assert run("sessions", "delete", name, "--yes", GPTOSS_MLX_HOME=str(tmp_path / "home")).returncode == 0
     assert [path.name for path in kept.iterdir()] == ["notes.txt"]
 
 
-def test_a_home_that_is_a_link_is_the_users_choice(run, session, tmp_path):
+def test_a_home_that_is_a_link_is_the_users_choice(run, demo_folder, tmp_path):
     (tmp_path / "real" / "kept").mkdir(parents=True, mode=0o755)
     (tmp_path / "home").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "sessions").symlink_to(tmp_path / "real" / "kept")
-    name, _ = session(tmp_path / "home")
+    name, _ = chat_in(run, demo_folder, tmp_path / "home")
     assert stat.S_IMODE((tmp_path / "real" / "kept").stat().st_mode) == 0o755
     assert run("sessions", "delete", name, "--yes", GPTOSS_MLX_HOME=str(tmp_path / "home")).returncode == 0
     assert list((tmp_path / "real" / "kept").iterdir()) == []
@@ -145,6 +160,6 @@ def test_the_history_is_no_link(tmp_path, capsys):
     (tmp_path / "precious").chmod(0o644)
     (tmp_path / "history").symlink_to(tmp_path / "precious")
     open_history(tmp_path / "history").store_string("Hello")
-    assert "messages are not kept for later chats" in capsys.readouterr().err
+    assert "the history of messages is not saved" in capsys.readouterr().err
     assert (tmp_path / "precious").read_text() == "precious"
     assert stat.S_IMODE((tmp_path / "precious").stat().st_mode) == 0o644

@@ -96,7 +96,7 @@ double value(const Matrix& m, int row, int column) {
   return 0;
 }
 
-// What activations became in 8 bits.
+// What 8-bit activations became.
 std::vector<double> restored(const Matrix& m, const Activations& a) {
   std::vector<double> x(m.columns);
   for (int c = 0; c < m.columns; c++) {
@@ -203,8 +203,8 @@ struct Vectors {
   std::vector<uint8_t> bytes;
   std::vector<double> meant;
 
-  Vectors(int count, int dim, bool in_bytes) {
-    if (!in_bytes) {
+  Vectors(int count, int dim, bool eight_bit) {
+    if (!eight_bit) {
       plain = as_bf16(normal(size_t(count) * dim));
       for (uint16_t bits : plain) meant.push_back(float_of_bf16(bits));
       return;
@@ -225,11 +225,11 @@ struct Vectors {
   }
 };
 
-void test_attend_of(int dim, int heads, int count, float scale, bool in_bytes, int tokens = 1) {
+void test_attend_of(int dim, int heads, int count, float scale, bool eight_bit, int tokens = 1) {
   const int rows = tokens * heads;
   auto q = normal(size_t(rows) * dim);
   for (auto& value : q) value *= scale;
-  const Vectors keys(count, dim, in_bytes), values(count, dim, in_bytes);
+  const Vectors keys(count, dim, eight_bit), values(count, dim, eight_bit);
   std::vector<float> sums(size_t(rows) * dim);
   std::vector<Attended> states;
   for (int r = 0; r < rows; r++) states.push_back({0.5f, 1, sums.data() + r * dim});
@@ -246,7 +246,7 @@ void test_attend_of(int dim, int heads, int count, float scale, bool in_bytes, i
     for (int d = 0; d < dim; d++) {
       check(std::abs(states[r].value[d] / states[r].weight - expected[d] / weight) <= 2e-5,
             "attend, " + std::to_string(tokens) + " tokens, " + std::to_string(count) + " positions" +
-                (in_bytes ? " in bytes" : ""));
+                (eight_bit ? " with 8-bit keys" : ""));
     }
   }
 }
@@ -260,8 +260,8 @@ void test_attend() {
   // Around the number of positions whose scores are kept, and beyond it.
   for (int count : {255, 256, 257, 600}) test_attend_of(64, 8, count, 0.125f, false);
   // Several tokens: the last ones see a block of positions of which the first ones see nothing.
-  for (bool in_bytes : {false, true}) {
-    for (int count : {5, 16, 64, 256, 258, 261}) test_attend_of(64, 3, count, 0.125f, in_bytes, 5);
+  for (bool eight_bit : {false, true}) {
+    for (int count : {5, 16, 64, 256, 258, 261}) test_attend_of(64, 3, count, 0.125f, eight_bit, 5);
   }
   for (int dim : {32, 64, 128}) {
     for (int heads : {1, 3, 8, 11}) {
@@ -329,18 +329,19 @@ void test_layers() {
     check(all(four, length) == expected, "the number of threads changes a result");
   }
 
-  // The mixture in parts, one expert at a time.
+  // The MoE block in parts, one expert at a time.
   Pool pool(3);
-  std::vector<float> whole(x.size()), normed(x.size()), outputs(2 * x.size()), share(2 * length), out(x.size());
+  std::vector<float> whole(x.size()), normed(x.size()), outputs(2 * x.size()), routing_weights(2 * length),
+      out(x.size());
   std::vector<int> chosen(2 * length), slots(2 * length);
   moe(pool, moe_weights, x.data(), length, whole.data());
-  route(pool, moe_weights, x.data(), length, normed.data(), chosen.data(), share.data());
+  route(pool, moe_weights, x.data(), length, normed.data(), chosen.data(), routing_weights.data());
   for (int part = 0; part < experts_count; part++) {
     for (size_t i = 0; i < slots.size(); i++) slots[i] = chosen[i] == part ? chosen[i] : -1;
     expert_outputs(pool, moe_weights, normed.data(), slots.data(), length, outputs.data());
   }
-  combine(pool, moe_weights, x.data(), chosen.data(), share.data(), outputs.data(), length, out.data());
-  check(out == whole, "a mixture in parts is another one");
+  combine(pool, moe_weights, x.data(), chosen.data(), routing_weights.data(), outputs.data(), length, out.data());
+  check(out == whole, "a MoE block in parts gives another result");
 }
 
 // Work that does nothing but count: twice the passes, twice the products.

@@ -128,7 +128,7 @@ def test_what_was_missing_and_what_brings_it(system, said, programs, headers, re
 def test_any_other_reason_is_quoted(system, said, quoted):
     system(said, "apt-get", "c++")
     reason = building.why_not_built()
-    assert reason.startswith("not built (the build said: ")
+    assert reason.startswith("not built (the build failed: ")
     assert quoted in reason
     assert len(reason) < 300
     assert reason.isprintable()
@@ -209,13 +209,15 @@ def run(without_kernels, environment):
     return run
 
 
-BUILD_SAID = "not built (the build said: Could not find the compiler specified in the environment variable CXX: foo++.)"
+BUILD_FAILED = (
+    "not built (the build failed: Could not find the compiler specified in the environment variable CXX: foo++.)"
+)
 
 
 def test_doctor_says_why_there_are_no_kernels(run):
     done = run("doctor")
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert lines["kernels"] == f"off: {BUILD_SAID}"
+    assert lines["kernels"] == f"off: {BUILD_FAILED}"
     assert "for the kernels     see " in done.stdout
     assert "not_built.txt, then run `" in done.stdout
 
@@ -223,7 +225,7 @@ def test_doctor_says_why_there_are_no_kernels(run):
 def test_loading_a_large_model_says_so_in_a_line(run, demo_folder):
     done = run("generate", demo_folder, "-p", "What is 12 + 30?", "--temperature", "0")
     assert done.stdout == "12 + 30 = 42\n"
-    assert done.stderr.startswith(f"warning: the compiled kernels are {BUILD_SAID}, and a CPU is many times slower")
+    assert done.stderr.startswith(f"warning: the compiled kernels are {BUILD_FAILED}, and a CPU is many times slower")
     assert len(done.stderr.splitlines()) == 1
     switched_off = run("generate", demo_folder, "-p", "What is 12 + 30?", "--temperature", "0", GPTOSS_MLX_KERNELS="0")
     assert "the compiled kernels are switched off by GPTOSS_MLX_KERNELS=0" in switched_off.stderr
@@ -239,7 +241,7 @@ def test_a_small_model_is_loaded_without_a_word(demo_folder, environment, comman
 def test_the_demo_ends_with_it(run):
     done = run("demo")
     assert done.returncode == 0
-    assert done.stderr.splitlines()[-1].startswith(f"warning: the compiled kernels are {BUILD_SAID}")
+    assert done.stderr.splitlines()[-1].startswith(f"warning: the compiled kernels are {BUILD_FAILED}")
 
 
 def test_kernels_for_another_python_are_named(run, without_kernels, tmp_path):

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from chat.terminals import Terminal
 from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
+from terminal.terminals import Terminal
 
 # Maps a file, leaves the terminal as a chat has it while an answer streams, and touches what is no longer there.
 TOUCH = """
@@ -171,7 +171,7 @@ main()
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: a file of the model can no longer be read: `gptoss-mlx verify` on its folder tells more\n"
+        "error: a file of the model can no longer be read: check its folder with `gptoss-mlx verify`\n"
     )
 
 

@@ -20,7 +20,7 @@ native = kernels.native()
 if native is None:
     pytest.skip(f"kernels: {kernels.why_not_native()}", allow_module_level=True)
 
-EIGHT_BITS = 1e-2  # what activations in 8 bits may cost
+EIGHT_BITS = 1e-2  # the relative error that 8-bit activations may cause
 EXACT = 1e-5
 FORMS = [("bf16", 16, 1), ("mxfp4", 4, 32)] + [("affine", bits, group) for bits in (4, 8) for group in (32, 64, 128)]
 
@@ -92,7 +92,7 @@ def test_experts(instructions, tokens, count):
     )  # fmt: skip
     x = mx.random.normal((tokens, hidden))
     chosen = mx.argsort(mx.random.uniform(shape=(tokens, count)), axis=1)[:, :k].astype(mx.int32)
-    share = mx.softmax(mx.random.normal((tokens, k)), axis=1)
+    routing_weights = mx.softmax(mx.random.normal((tokens, k)), axis=1)
     gate, up, down = (right.reshape(shape) for (_, right, _), shape in zip(forms, shapes, strict=True))
     biases = [bias.reshape(count, -1) for _, _, bias in forms]
 
@@ -101,17 +101,17 @@ def test_experts(instructions, tokens, count):
         u = mx.clip(up[e] @ row + biases[1][e], -7, 7)
         return down[e] @ ((u + 1) * g * mx.sigmoid(1.702 * g)) + biases[2][e]
 
-    def mixed(rows, chosen, share):
+    def mixed(rows, chosen, weights):
         return mx.stack(
-            [sum(share[t, i] * expert(chosen[t, i].item(), rows[t]) for i in range(k)) for t in range(len(rows))]
+            [sum(weights[t, i] * expert(chosen[t, i].item(), rows[t]) for i in range(k)) for t in range(len(rows))]
         )
 
     # Any experts, and all outputs in one go; the expert of the first pair is left out, and its outputs stay.
     slots = mx.where(chosen == chosen[0, 0], -1, chosen)
     got = layer.expert_outputs(x, slots, mx.full((tokens, k, hidden), 7.0))
     got = layer.expert_outputs(x, mx.where(slots < 0, chosen, -1), got)
-    got = layer.combine(mx.zeros((1, tokens, hidden)), chosen, share, got)
-    assert relative(got[0], mixed(x, chosen, share)) < 2 * EIGHT_BITS  # two products in a row
+    got = layer.combine(mx.zeros((1, tokens, hidden)), chosen, routing_weights, got)
+    assert relative(got[0], mixed(x, chosen, routing_weights)) < 2 * EIGHT_BITS  # two products in a row
     left = layer.expert_outputs(x, slots, mx.full((tokens, k, hidden), 7.0))
     assert (left[0, 0] == 7).all()
 
@@ -122,9 +122,9 @@ def test_experts(instructions, tokens, count):
     whole = layer(x[None])
     assert relative(whole[0], right) < 2 * EIGHT_BITS
     # In parts: the same bits.
-    rows, chosen, share = layer.route(x[None])
+    rows, chosen, routing_weights = layer.route(x[None])
     outputs = layer.expert_outputs(rows, chosen, mx.zeros((tokens, k, hidden)))
-    assert (layer.combine(x[None], chosen, share, outputs) == whole).all()
+    assert (layer.combine(x[None], chosen, routing_weights, outputs) == whole).all()
 
 
 def attention_layer(window, heads=6, kv_heads=2, dim=32, hidden=96):
@@ -165,7 +165,7 @@ def test_attention(instructions, window, chunks):
 
 @pytest.mark.parametrize("chunks", [(40,), (1,) * 40, (3, 17, 1, 1, 18), (700, 1, 1)])
 @pytest.mark.parametrize("dim", [32, 64, 128])
-def test_attention_over_keys_in_bytes(instructions, chunks, dim):
+def test_attention_over_8_bit_keys(instructions, chunks, dim):
     """What is stored is in MLX's form, within half a step of what it was; attention reads exactly that."""
     heads, kv_heads, length, form = 6, 2, sum(chunks), {"group_size": dim, "bits": 8}
     layer, sinks = attention_layer(0, dim=dim)
@@ -191,11 +191,11 @@ def test_attention_over_keys_in_bytes(instructions, chunks, dim):
         q.swapaxes(1, 2), stored_keys, stored_values, scale=0.3, mask=seen, sinks=sinks.astype(mx.float32)
     )
     assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < 2 * EXACT
-    got = quantized_attention(q.swapaxes(1, 2), buffers[:3], buffers[3:], scale=0.3, mask="causal", sinks=sinks)
+    got = quantized_attention(q.swapaxes(1, 2), buffers, scale=0.3, causal=True, sinks=sinks)
     assert relative(got, right) < EXACT
 
 
-def test_what_is_not_a_number_stays_none_in_bytes():
+def test_what_is_not_a_number_stays_none_in_8_bits():
     layer, _ = attention_layer(0, dim=32)
     buffers = [mx.zeros((1, 2, 8, w), t) for w, t in [(8, mx.uint32), (1, mx.bfloat16), (1, mx.bfloat16)] * 2]
     k = mx.ones((1, 2, 2, 32))
@@ -312,7 +312,7 @@ class TestDoors:
             layer.expert_outputs(normed, mx.array([[0.0, 1.0]]), outputs)
         with pytest.raises(ValueError, match="outputs is"):
             layer.expert_outputs(normed, mx.array([[0, 1]]), mx.zeros((1, 2, 32)))
-        with pytest.raises(ValueError, match="share is"):
+        with pytest.raises(ValueError, match="routing_weights is"):
             layer.combine(mx.zeros((1, 1, 64)), mx.array([[0, 1]]), mx.ones((1, 1)), outputs)
         assert layer(mx.zeros((1, 1, 64))).shape == (1, 1, 64)  # and it still works
 

@@ -15,18 +15,18 @@ struct HeadVectors {
   const uint16_t* scales;  // [positions], or null for BF16
   const uint16_t* biases;
 
-  bool in_bytes() const { return scales; }
+  bool is_quantized() const { return scales; }
   HeadVectors from(int position, int dim) const {
-    const auto* bytes = static_cast<const uint8_t*>(codes) + size_t(position) * dim * (in_bytes() ? 1 : 2);
-    return {bytes, in_bytes() ? scales + position : nullptr, in_bytes() ? biases + position : nullptr};
+    const auto* bytes = static_cast<const uint8_t*>(codes) + size_t(position) * dim * (is_quantized() ? 1 : 2);
+    return {bytes, is_quantized() ? scales + position : nullptr, is_quantized() ? biases + position : nullptr};
   }
 };
 
 // A softmax-weighted sum of values, not yet divided by the sum of weights: of one query head, over some positions.
 struct Attended {
-  float most;    // the largest score
-  float weight;  // sum of exp(score - most)
-  float* value;  // [dim]: sum of exp(score - most) * value
+  float max;     // the largest score
+  float weight;  // sum of exp(score - max)
+  float* value;  // [dim]: sum of exp(score - max) * value
 };
 
 struct Kernels {

@@ -49,6 +49,13 @@ struct Quantized {
   void set(int t, const float* x) { kernels().quantize(x, rows.columns, rows.format, rows.group, each[t]); }
 };
 
+// x [tokens, columns], for a matrix of as many columns.
+Quantized quantized(Pool& pool, const Matrix& matrix, const float* x, int tokens) {
+  Quantized input(matrix, tokens);
+  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * matrix.columns); });
+  return input;
+}
+
 bool same_form(const Matrix& a, const Matrix& b) {
   return a.format == b.format && a.group == b.group && a.columns == b.columns;
 }
@@ -105,8 +112,7 @@ void rotate(float* x, int heads, int dim, const Angles& angles) {
 }  // namespace
 
 void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out) {
-  Quantized input(weights.matrix, tokens);
-  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * weights.matrix.columns); });
+  Quantized input = quantized(pool, weights.matrix, x, tokens);
   Slices slices = sliced(pool, weights.matrix.rows, tokens);
   pool.for_each(slices.count(), [&](int task) {
     multiply_into(weights, slices[task], input.each.data(), tokens, nullptr, out, weights.matrix.rows);
@@ -125,10 +131,10 @@ uint16_t bf16_beyond(float value, bool away) {
 uint16_t bf16_below(float value) { return bf16_beyond(value, value < 0); }
 uint16_t bf16_above(float value) { return bf16_beyond(value, value > 0); }
 
-// x [dim] as bytes: the range from the least to the largest value, in 255 steps. Scale and bias are rounded so that it
-// is covered. What is not finite becomes NaN.
-void store_as_bytes(const float* x, int dim, uint8_t* codes, uint16_t& scale, uint16_t& bias) {
-  const auto [least, most] = std::minmax_element(x, x + dim);
+// x [dim] in 8 bits: the range from the smallest to the largest value, in 255 steps. Scale and bias are rounded so that
+// it is covered. What is not finite becomes NaN.
+void quantize_vector(const float* x, int dim, uint8_t* codes, uint16_t& scale, uint16_t& bias) {
+  const auto [smallest, largest] = std::minmax_element(x, x + dim);
   float nothing = 0;
   for (int i = 0; i < dim; i++) nothing += x[i] * 0;
   if (nothing != 0) {
@@ -136,9 +142,9 @@ void store_as_bytes(const float* x, int dim, uint8_t* codes, uint16_t& scale, ui
     scale = bias = bf16_of_float(std::numeric_limits<float>::quiet_NaN());
     return;
   }
-  bias = bf16_below(*least);
+  bias = bf16_below(*smallest);
   const float start = float_of_bf16(bias);
-  scale = bf16_above((*most - start) / 255);
+  scale = bf16_above((*largest - start) / 255);
   const float step = float_of_bf16(scale), inverse = step > 0 ? 1 / step : 0;
   for (int i = 0; i < dim; i++) codes[i] = uint8_t(int(std::min((x[i] - start) * inverse, 255.0f) + 0.5f));
 }
@@ -146,7 +152,7 @@ void store_as_bytes(const float* x, int dim, uint8_t* codes, uint16_t& scale, ui
 // Vector `index` of [kv_heads * capacity] becomes x [dim].
 void store_vector(const float* x, int dim, size_t index, const StoredVectors& to) {
   if (to.scales) {
-    return store_as_bytes(x, dim, static_cast<uint8_t*>(to.codes) + index * dim, to.scales[index], to.biases[index]);
+    return quantize_vector(x, dim, static_cast<uint8_t*>(to.codes) + index * dim, to.scales[index], to.biases[index]);
   }
   kernels().store_as_bf16(x, dim, static_cast<uint16_t*>(to.codes) + index * dim);
 }
@@ -231,14 +237,14 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
   for (int i = 0; i < tokens * w.heads; i++) {
     const int head = i % w.heads, t = i / w.heads, task = (t / together * w.kv_heads + head / group) * parts;
     Attended* state = states.data() + size_t(task) * rows + t % together * group + head % group;
-    float most = state[0].most, weight = 0;
-    for (int part = 1; part < parts; part++) most = std::max(most, state[part * rows].most);
+    float max = state[0].max, weight = 0;
+    for (int part = 1; part < parts; part++) max = std::max(max, state[part * rows].max);
     float* to = out + size_t(i) * dim;
     std::fill_n(to, dim, 0.0f);
     for (int part = 0; part < parts; part++) {
-      float share = std::exp(state[part * rows].most - most);
-      weight += share * state[part * rows].weight;
-      for (int d = 0; d < dim; d++) to[d] += share * state[part * rows].value[d];
+      const float factor = std::exp(state[part * rows].max - max);
+      weight += factor * state[part * rows].weight;
+      for (int d = 0; d < dim; d++) to[d] += factor * state[part * rows].value[d];
     }
     for (int d = 0; d < dim; d++) to[d] /= weight;
   }
@@ -281,8 +287,7 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   std::vector<float> attended(q.size());
   attend(pool, w, q.data(), k.data(), v.data(), tokens, offset, kv, attended.data());
 
-  Quantized input(w.output.matrix, tokens);
-  pool.for_each(tokens, [&](int t) { input.set(t, attended.data() + size_t(t) * w.output.matrix.columns); });
+  Quantized input = quantized(pool, w.output.matrix, attended.data(), tokens);
   Slices out_slices = sliced(pool, hidden, tokens);
   pool.for_each(out_slices.count(), [&](int task) {
     multiply_into(w.output, out_slices[task], input.each.data(), tokens, x, out, hidden);
@@ -349,8 +354,7 @@ void for_each_output(Pool& pool, const MoeWeights& w, Quantized& input, const in
     }
   });
 
-  Quantized middle(w.down.matrix, pairs);
-  pool.for_each(pairs, [&](int i) { middle.set(i, between.data() + size_t(i) * inner); });
+  Quantized middle = quantized(pool, w.down.matrix, between.data(), pairs);
   pool.for_each(down_slices.count(), [&](int task) {
     Rows rows = down_slices[task];
     for (int e : active) {
@@ -365,27 +369,28 @@ void for_each_output(Pool& pool, const MoeWeights& w, Quantized& input, const in
   });
 }
 
-// out += share * values. Where it is compiled once, it rounds one way.
-[[gnu::noinline]] void add_scaled(float share, const float* values, int count, float* out) {
-  for (int i = 0; i < count; i++) out[i] += share * values[i];
+// out += factor * values. Compiled once, it rounds one way.
+[[gnu::noinline]] void add_scaled(float factor, const float* values, int count, float* out) {
+  for (int i = 0; i < count; i++) out[i] += factor * values[i];
 }
 
-// The k largest of `scores`, and the softmax over these alone.
-void choose(const float* scores, int count, int k, int* chosen, float* share) {
+// The k largest of `scores`, and the softmax over these alone: their routing weights.
+void choose(const float* scores, int count, int k, int* chosen, float* routing_weights) {
   std::vector<int> order(count);
   std::iota(order.begin(), order.end(), 0);
   std::partial_sort(order.begin(), order.begin() + k, order.end(), [&](int a, int b) { return scores[a] > scores[b]; });
   float total = 0;
   for (int i = 0; i < k; i++) {
     chosen[i] = order[i];
-    total += share[i] = std::exp(scores[order[i]] - scores[order[0]]);
+    total += routing_weights[i] = std::exp(scores[order[i]] - scores[order[0]]);
   }
-  for (int i = 0; i < k; i++) share[i] /= total;
+  for (int i = 0; i < k; i++) routing_weights[i] /= total;
 }
 
 }  // namespace
 
-void route(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* normed, int* chosen, float* share) {
+void route(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* normed, int* chosen,
+           float* routing_weights) {
   const int hidden = w.router.matrix.columns, k = w.experts_per_token;
   Quantized for_router(w.router.matrix, tokens);
   std::vector<float> scores(size_t(tokens) * w.experts);
@@ -399,19 +404,9 @@ void route(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* n
     multiply_into(w.router, slices[task], for_router.each.data(), tokens, nullptr, scores.data(), w.experts);
   });
   pool.for_each(tokens, [&](int t) {
-    choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen + t * k, share + t * k);
+    choose(scores.data() + size_t(t) * w.experts, w.experts, k, chosen + t * k, routing_weights + t * k);
   });
 }
-
-namespace {
-
-Quantized quantized(Pool& pool, const Matrix& matrix, const float* x, int tokens) {
-  Quantized input(matrix, tokens);
-  pool.for_each(tokens, [&](int t) { input.set(t, x + size_t(t) * matrix.columns); });
-  return input;
-}
-
-}  // namespace
 
 void expert_outputs(Pool& pool, const MoeWeights& w, const float* normed, const int* slots, int tokens,
                     float* outputs) {
@@ -422,7 +417,7 @@ void expert_outputs(Pool& pool, const MoeWeights& w, const float* normed, const 
   });
 }
 
-void combine(Pool& pool, const MoeWeights& w, const float* x, const int* chosen, const float* share,
+void combine(Pool& pool, const MoeWeights& w, const float* x, const int* chosen, const float* routing_weights,
              const float* outputs, int tokens, float* out) {
   const int hidden = w.down.matrix.rows, k = w.experts_per_token;
   pool.for_each(tokens, [&](int t) {
@@ -431,7 +426,7 @@ void combine(Pool& pool, const MoeWeights& w, const float* x, const int* chosen,
     std::sort(order.begin(), order.end(), [&](int a, int b) { return chosen[a] < chosen[b]; });
     float* row = out + size_t(t) * hidden;
     std::copy_n(x + size_t(t) * hidden, hidden, row);
-    for (int pair : order) add_scaled(share[pair], outputs + size_t(pair) * hidden, hidden, row);
+    for (int pair : order) add_scaled(routing_weights[pair], outputs + size_t(pair) * hidden, hidden, row);
   });
 }
 
@@ -439,12 +434,12 @@ void moe(Pool& pool, const MoeWeights& w, const float* x, int tokens, float* out
   const int hidden = w.down.matrix.rows, k = w.experts_per_token;
   std::vector<float> normed(size_t(tokens) * hidden);
   std::vector<int> chosen(size_t(tokens) * k);
-  std::vector<float> share(chosen.size());
-  route(pool, w, x, tokens, normed.data(), chosen.data(), share.data());
+  std::vector<float> routing_weights(chosen.size());
+  route(pool, w, x, tokens, normed.data(), chosen.data(), routing_weights.data());
   Quantized input = quantized(pool, w.gate.matrix, normed.data(), tokens);
   std::copy_n(x, size_t(tokens) * hidden, out);
   for_each_output(pool, w, input, chosen.data(), tokens, [&](int pair, int row, int count, const float* values) {
-    add_scaled(share[pair], values, count, out + size_t(pair / k) * hidden + row);
+    add_scaled(routing_weights[pair], values, count, out + size_t(pair / k) * hidden + row);
   });
 }
 

@@ -1,4 +1,4 @@
-// The two halves of a layer of the network, and a plain linear map, on the CPU: each from FP32 activations to FP32
+// The attention and the MoE block of a layer, and a plain linear map, on the CPU: each from FP32 activations to FP32
 // activations in one go, divided among the threads of a pool. Knows the published arithmetic (openai/gpt-oss,
 // gpt_oss/torch/model.py); where weights lie and who asks is primitives.cc's affair.
 #pragma once
@@ -28,7 +28,7 @@ struct AttentionWeights {
   float scale;  // of the scores
 };
 
-// Keys or values [kv_heads, capacity, head_dim], stored as HeadVectors says.
+// Keys or values [kv_heads, capacity, head_dim], BF16 or quantized, as in HeadVectors.
 struct StoredVectors {
   void* codes;
   uint16_t* scales = nullptr;  // [kv_heads, capacity], or null for BF16
@@ -62,16 +62,17 @@ void moe(Pool& pool, const MoeWeights& weights, const float* x, int tokens, floa
 
 // The same in three parts, for experts of which only some are in memory at a time; together they give the same bits.
 //
-// x [tokens, hidden] -> normed [tokens, hidden]; the experts of each token and the share of each [tokens, k]
-void route(Pool& pool, const MoeWeights& weights, const float* x, int tokens, float* normed, int* chosen, float* share);
+// x [tokens, hidden] -> normed [tokens, hidden]; the experts of each token and their routing weights [tokens, k]
+void route(Pool& pool, const MoeWeights& weights, const float* x, int tokens, float* normed, int* chosen,
+           float* routing_weights);
 
 // normed [tokens, hidden] -> outputs [tokens, k, hidden] of the experts in `slots` [tokens, k]; where a slot is below
 // 0, the output stays as it is. Every slot is below `slots`.
 void expert_outputs(Pool& pool, const MoeWeights& weights, const float* normed, const int* slots, int tokens,
                     float* outputs);
 
-// out = x + the outputs, weighted by `share`, in the order of the experts' numbers
-void combine(Pool& pool, const MoeWeights& weights, const float* x, const int* chosen, const float* share,
+// out = x + the outputs times their routing weights, in the order of the experts' numbers
+void combine(Pool& pool, const MoeWeights& weights, const float* x, const int* chosen, const float* routing_weights,
              const float* outputs, int tokens, float* out);
 
 // Queries q [tokens, heads, head_dim], rotated, at positions offset.. -> out of the same shape. The keys and values of

@@ -1,4 +1,4 @@
-// What a product is made of: a weight matrix as it lies in a converted folder, and activations in 8 bits.
+// What a product is made of: a weight matrix as it lies in a converted folder, and 8-bit activations.
 #pragma once
 
 #include <cstddef>

@@ -8,7 +8,7 @@
 namespace gptoss {
 
 // uint32 [file size / 4], read-only: writing to it ends the process. Throws std::runtime_error where the file cannot be
-// mapped. The bytes behind the last whole word are left out.
+// mapped. The bytes after the last whole word are left out.
 mlx::core::array map_file(const std::string& path);
 
 // Zeros that take no memory before they are touched, in huge pages where the system has them. Throws std::bad_alloc.

@@ -64,7 +64,7 @@ NB_MODULE(_native, m) {
       .def("__call__", &MoeLayer::operator(), "x"_a)
       .def("route", &MoeLayer::route, "x"_a)
       .def("expert_outputs", &MoeLayer::expert_outputs, "normed"_a, "slots"_a, "outputs"_a)
-      .def("combine", &MoeLayer::combine, "x"_a, "chosen"_a, "share"_a, "outputs"_a);
+      .def("combine", &MoeLayer::combine, "x"_a, "chosen"_a, "routing_weights"_a, "outputs"_a);
 
   m.def(
       "untouched_memory",

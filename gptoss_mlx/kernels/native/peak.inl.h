@@ -1,5 +1,5 @@
-// What a core does at most, for one instruction set V (see simd_portable.h): reads, and products of operands that lie
-// in its nearest cache. The kernels cannot be faster than this.
+// The highest rates of a core, for one instruction set V (see simd_portable.h): reads, and products of operands that
+// lie in its nearest cache. The kernels cannot be faster than this.
 #pragma once
 
 #include "standard.h"

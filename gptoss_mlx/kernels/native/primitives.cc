@@ -196,7 +196,7 @@ AttentionLayer::AttentionLayer(const AttentionSizes& s, const mx::array& norm, c
 
 void AttentionLayer::check_buffers(const std::vector<mx::array>& buffers, int tokens, int offset) const {
   const bool bytes = buffers.size() == 6;
-  if (buffers.size() != 2 && !bytes) throw std::invalid_argument("a KV state has 2 buffers, or 6 in 8 bits");
+  if (buffers.size() != 2 && !bytes) throw std::invalid_argument("a KV cache has 2 buffers, or 6 with 8 bits");
   if (bytes && sizes_.window) throw std::invalid_argument("a sliding layer keeps BF16");
   const int capacity = buffers[0].ndim() == 4 ? buffers[0].shape(2) : 0;
   auto expect_width = [&](const char* name, size_t i, mx::Dtype dtype, int width) {
@@ -219,7 +219,7 @@ void AttentionLayer::check_buffers(const std::vector<mx::array>& buffers, int to
 
 namespace {
 
-// The outputs behind the first are the buffers.
+// The outputs after the first are the buffers.
 KV kv_of(std::vector<mx::array>& outputs) {
   auto pointer = [&](size_t i) { return outputs[i].data<uint16_t>(); };
   const int capacity = outputs[1].shape(2);
@@ -227,7 +227,7 @@ KV kv_of(std::vector<mx::array>& outputs) {
   return {{pointer(1), pointer(2), pointer(3)}, {pointer(4), pointer(5), pointer(6)}, capacity};
 }
 
-// One task with the buffers of a KV state behind its own inputs, and behind its one own output.
+// One task with the buffers of a KV cache after its own inputs, and after its one own output.
 std::vector<mx::array> run_with_buffers(const char* name, const mx::Shape& shape, std::vector<mx::array> inputs,
                                         const std::vector<mx::array>& buffers, Task::Work work) {
   std::vector<mx::Shape> shapes{shape};
@@ -312,11 +312,11 @@ int tokens_of(const mx::array& x, int hidden) {
   return tokens;
 }
 
-// Throws unless every number is from `least` to before `end`.
-void check_numbers(const char* what, const mx::array& numbers, int least, int end) {
+// Throws unless every number is at least `start` and below `end`.
+void check_numbers(const char* what, const mx::array& numbers, int start, int end) {
   for (size_t i = 0; i < numbers.size(); i++) {
     const int number = numbers.data<int>()[i];
-    if (number < least || number >= end) {
+    if (number < start || number >= end) {
       throw std::invalid_argument("there is no " + std::string(what) + " " + std::to_string(number));
     }
   }
@@ -355,14 +355,14 @@ mx::array MoeLayer::expert_outputs(const mx::array& normed, const mx::array& slo
              })[0];
 }
 
-mx::array MoeLayer::combine(const mx::array& x, const mx::array& chosen, const mx::array& share,
+mx::array MoeLayer::combine(const mx::array& x, const mx::array& chosen, const mx::array& routing_weights,
                             const mx::array& outputs) const {
   const int tokens = tokens_of(x, sizes_.hidden), k = sizes_.experts_per_token;
   expect("chosen", chosen, mx::int32, {tokens, k});
-  expect("share", share, mx::float32, {tokens, k});
+  expect("routing_weights", routing_weights, mx::float32, {tokens, k});
   expect("outputs", outputs, mx::float32, {tokens, k, sizes_.hidden});
   return run("gptoss_combine", {x.shape()}, {mx::float32}, 0,
-             {in_rows(x), in_rows(chosen), in_rows(share), in_rows(outputs)},
+             {in_rows(x), in_rows(chosen), in_rows(routing_weights), in_rows(outputs)},
              [held = held_, tokens](const auto& in, auto& out) {
                gptoss::combine(*pool(), held->weights, in[0].template data<float>(), in[1].template data<int>(),
                                in[2].template data<float>(), in[3].template data<float>(), tokens,

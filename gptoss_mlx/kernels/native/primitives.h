@@ -72,8 +72,8 @@ class AttentionLayer {
 
   // x [1, L, hidden] FP32 at positions offset.., and the buffers of its KV state -> x + attention(norm(x)), and the
   // buffers with keys and values of x stored. They are taken over: the arrays that were passed in must not be used any
-  // more. The buffers are keys and values in BF16 [1, kv_heads, capacity, head_dim]; in a full layer they may be as
-  // MLX quantizes these, in 8 bits with one group a head: codes, scales and biases of the keys, then of the values.
+  // more. The buffers are keys and values in BF16 [1, kv_heads, capacity, head_dim]; in a full layer they may be an
+  // 8-bit KV cache in MLX's affine form, one group a head: codes, scales and biases of the keys, then of the values.
   std::vector<mlx::core::array> operator()(const mlx::core::array& x, const std::vector<mlx::core::array>& buffers,
                                            int offset) const;
 
@@ -107,14 +107,14 @@ class MoeLayer {
   // The same in parts, where they hold some: see layers.h. Numbers out of range are found when the result is evaluated,
   // and are an exception then.
   //
-  // x [1, L, hidden] -> normed [L, hidden] FP32, chosen [L, k] int32, share [L, k] FP32
+  // x [1, L, hidden] -> normed [L, hidden] FP32, chosen [L, k] int32, routing weights [L, k] FP32
   std::vector<mlx::core::array> route(const mlx::core::array& x) const;
   // normed, slots [L, k] int32, outputs [L, k, hidden] FP32, which are taken over -> outputs
   mlx::core::array expert_outputs(const mlx::core::array& normed, const mlx::core::array& slots,
                                   const mlx::core::array& outputs) const;
   // -> [1, L, hidden]
-  mlx::core::array combine(const mlx::core::array& x, const mlx::core::array& chosen, const mlx::core::array& share,
-                           const mlx::core::array& outputs) const;
+  mlx::core::array combine(const mlx::core::array& x, const mlx::core::array& chosen,
+                           const mlx::core::array& routing_weights, const mlx::core::array& outputs) const;
 
   struct Held;
 

@@ -45,7 +45,7 @@ struct Codes {
   }
 };
 
-// x [columns] -> activations in 8 bits: per block of 32, the largest magnitude becomes 127. For mxfp4 the scale is
+// x [columns] -> 8-bit activations: per block of 32, the largest magnitude becomes 127. For mxfp4 the scale is
 // halved, which takes the doubling of its codes back. A block with a NaN or an infinity becomes NaN.
 template <class V>
 void quantize(const float* x, int columns, Format format, int group, Activations out) {
@@ -55,14 +55,14 @@ void quantize(const float* x, int columns, Format format, int group, Activations
   }
   constexpr float smallest = 1e-30f;  // below it, 127 / magnitude leaves the range of FP32
   for (int b = 0; b < columns / block; b++, x += block) {
-    auto most = V::zero(), nothing = V::zero();
+    auto max = V::zero(), nothing = V::zero();
     for (int i = 0; i < block; i += V::lanes) {
       auto v = V::load(x + i);
-      most = V::max(most, V::max(v, V::sub(V::zero(), v)));
+      max = V::max(max, V::max(v, V::sub(V::zero(), v)));
       nothing = V::fma(v, V::zero(), nothing);
     }
     float largest[V::lanes];
-    V::store(largest, most);
+    V::store(largest, max);
     const float magnitude = *std::max_element(largest, largest + V::lanes);
     const bool finite = V::sum(nothing) == 0;
     float scale = !finite ? std::numeric_limits<float>::quiet_NaN() : magnitude < smallest ? 0 : magnitude / 127;
@@ -187,7 +187,7 @@ void multiply_rows_of(const Matrix& m, int first, int last, const Activations* x
   }
 }
 
-// The same for at most few_tokens tokens.
+// The same for up to few_tokens tokens.
 template <class V, Format format>
 void multiply_few(const Matrix& m, int first, int last, const Activations* x, int tokens, float* out) {
   switch (tokens) {
@@ -202,7 +202,7 @@ void multiply_few(const Matrix& m, int first, int last, const Activations* x, in
 template <class V>
 constexpr int panel_rows = V::panel_vectors * V::lanes;
 
-// Rows first.. of `m`; rows behind the last become zeros.
+// Rows first.. of `m`; rows after the last become zeros.
 template <class V, Format format>
 void fill_panel(const Matrix& m, int first, Panel& panel) {
   using C = Codes<format>;

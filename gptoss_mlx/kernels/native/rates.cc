@@ -11,14 +11,14 @@ namespace gptoss {
 namespace {
 
 // Longer than a system takes to give each thread a core of its own.
-constexpr double least_seconds = 0.1;
-constexpr int least_rounds = 5;
+constexpr double min_seconds = 0.1;
+constexpr int min_rounds = 5;
 
-// The most of `amount` per second that `work` does.
+// The highest rate of `amount` per second at which `work` runs.
 template <class Work>
 double best_rate(double amount, const Work& work) {
   double best = 0, all = 0;
-  for (int round = 0; round < least_rounds || all < least_seconds; round++) {
+  for (int round = 0; round < min_rounds || all < min_seconds; round++) {
     auto started = std::chrono::steady_clock::now();
     work();
     std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - started;

@@ -1,4 +1,4 @@
-// What the threads of a pool get out of the machine at most: the best of many passes in a tenth of a second.
+// The highest rates that the threads of a pool reach: the best of many passes in a tenth of a second.
 #pragma once
 
 #include <cstddef>

@@ -68,7 +68,7 @@ struct Portable {
     std::memcpy(&v, p, sizeof v);
     return v;
   }
-  // The first `count` bytes, and zeros: nothing behind them is touched.
+  // The first `count` bytes, then zeros: no byte after them is read.
   static Bytes load_bytes(const void* p, int count) {
     Bytes v{};
     std::memcpy(&v, p, count);
@@ -139,7 +139,7 @@ struct Portable {
   static Floats load_bf16(const uint16_t* p) {
     return each<Floats>([&](int i) { return float_of_bf16(p[i]); });
   }
-  // The first `count`, and zeros: nothing behind them is touched.
+  // The first `count`, then zeros: none after them is read.
   static Floats load_bf16(const uint16_t* p, int count) {
     return each<Floats>([&](int i) { return i < count ? float_of_bf16(p[i]) : 0.0f; });
   }

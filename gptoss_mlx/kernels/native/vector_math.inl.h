@@ -36,11 +36,11 @@ void rms_norm(const float* x, const uint16_t* weight, int size, float eps, float
 // not finite becomes NaN: clamped, an infinity that a damaged weight left would pass for an ordinary value.
 template <class V>
 void swiglu(float* gate, const float* up, int size, float limit) {
-  auto most = V::broadcast(limit), least = V::broadcast(-limit), one = V::broadcast(1);
+  auto upper = V::broadcast(limit), lower = V::broadcast(-limit), one = V::broadcast(1);
   for (int i = 0; i < size; i += V::lanes) {
     const auto raw_gate = V::load(gate + i), raw_up = V::load(up + i);
-    auto g = V::min(raw_gate, most);
-    auto u = V::max(V::min(raw_up, most), least);
+    auto g = V::min(raw_gate, upper);
+    auto u = V::max(V::min(raw_up, upper), lower);
     auto sigmoid = V::div(one, V::add(one, exp<V>(V::mul(g, V::broadcast(-1.702f)))));
     const auto nothing = V::mul(V::add(raw_gate, raw_up), V::zero());
     V::store(gate + i, V::fma(V::mul(V::add(u, one), g), sigmoid, nothing));
@@ -69,7 +69,7 @@ void store_columns(typename V::Bytes word, float* columns) {
   }
 }
 
-// score[r * attention_positions + p] = q[r] . keys[p] for q [rows][dim] and `count` keys; behind the last position,
+// score[r * attention_positions + p] = q[r] . keys[p] for q [rows][dim] and `count` keys; after the last position,
 // minus infinity up to a whole vector. Positions lie in lanes, so that no sum runs across a vector.
 template <class V, bool bytes>
 void scores(const float* q, int rows, int dim, HeadVectors keys, int count, float* score) {
@@ -111,29 +111,29 @@ void scores(const float* q, int rows, int dim, HeadVectors keys, int count, floa
     }
   }
   for (int r = 0; r < rows; r++) {
-    float* behind = score + r * attention_positions + count;
-    std::fill_n(behind, (V::lanes - count % V::lanes) % V::lanes, -std::numeric_limits<float>::infinity());
+    float* padding = score + r * attention_positions + count;
+    std::fill_n(padding, (V::lanes - count % V::lanes) % V::lanes, -std::numeric_limits<float>::infinity());
   }
 }
 
-// Scores become exp(score - most), and `state` follows the largest: what it has summed up so far shrinks.
+// Scores become exp(score - max) with the running maximum; the sums in `state` are scaled to it.
 template <class V>
 void weigh(float* score, int count, int dim, Attended& state) {
-  auto largest = V::broadcast(state.most);
+  auto largest = V::broadcast(state.max);
   for (int p = 0; p < count; p += V::lanes) largest = V::max(largest, V::load(score + p));
   float each[V::lanes];
   V::store(each, largest);
-  const float most = *std::max_element(each, each + V::lanes);
-  const float kept = std::exp(state.most - most);
+  const float max = *std::max_element(each, each + V::lanes);
+  const float kept = std::exp(state.max - max);
   auto weight = V::zero();
   for (int p = 0; p < count; p += V::lanes) {
-    // exp stops at e^-87: what is padding must weigh nothing at all, and e^-87 is nothing.
-    auto w = exp<V>(V::sub(V::load(score + p), V::broadcast(most)));
+    // exp stops at e^-87, which is nothing beside the largest: padding has no weight.
+    auto w = exp<V>(V::sub(V::load(score + p), V::broadcast(max)));
     V::store(score + p, w);
     weight = V::add(weight, w);
   }
   state.weight = state.weight * kept + V::sum(weight);
-  state.most = most;
+  state.max = max;
   for (int i = 0; kept != 1 && i < dim; i += V::lanes) {
     V::store(state.value + i, V::mul(V::load(state.value + i), V::broadcast(kept)));
   }
@@ -211,8 +211,8 @@ void add_widened_values(const float* score, int rows, int dim, const Code* codes
 }
 
 template <class V, class Code>
-void attend_to(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
-               Attended* state) {
+void attend_over(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
+                 Attended* state) {
   constexpr bool bytes = sizeof(Code) == 1;
   const int rows = tokens * heads;
   thread_local std::vector<float> score;
@@ -223,7 +223,7 @@ void attend_to(const float* q, int tokens, int heads, int dim, HeadVectors keys,
     const HeadVectors those = values.from(p, dim);
     for (int r = 0; r < rows; r++) {
       float* weights = score.data() + r * attention_positions;
-      // What lies behind a token's own position weighs nothing; as a score it must not be the largest.
+      // Positions after a token's own have no weight, and must not be the maximum.
       const int seen = std::clamp(count - (tokens - 1 - r / heads) - p, 0, n);
       std::fill(weights + seen, weights + n, -std::numeric_limits<float>::infinity());
       weigh<V>(weights, n, dim, state[r]);
@@ -241,8 +241,8 @@ void attend_to(const float* q, int tokens, int heads, int dim, HeadVectors keys,
 template <class V>
 void attend(const float* q, int tokens, int heads, int dim, HeadVectors keys, HeadVectors values, int count,
             Attended* state) {
-  if (keys.in_bytes()) return attend_to<V, uint8_t>(q, tokens, heads, dim, keys, values, count, state);
-  attend_to<V, uint16_t>(q, tokens, heads, dim, keys, values, count, state);
+  if (keys.is_quantized()) return attend_over<V, uint8_t>(q, tokens, heads, dim, keys, values, count, state);
+  attend_over<V, uint16_t>(q, tokens, heads, dim, keys, values, count, state);
 }
 
 }  // namespace gptoss

@@ -1,0 +1,51 @@
+"""A conversion as commands run it: with progress, notes, and its report as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import printable
+from ..memory.system import size_text
+
+if TYPE_CHECKING:
+    from gptoss_convert import ConversionReport
+
+
+def convert_with_progress(source: str, dest: Path, **options: Any) -> ConversionReport:
+    """`gptoss_convert.convert` with a progress bar, or a line every tenth where there is no terminal."""
+    from gptoss_convert import convert as run
+    from gptoss_convert.writer import partial_folder
+
+    from ..terminal.progress_bars import conversion_progress
+
+    try:
+        with conversion_progress() as show:
+            return run(
+                source, dest, on_progress=show, on_note=lambda text: click.echo(f"note: {text}", err=True), **options
+            )
+    except KeyboardInterrupt:
+        if (partial := partial_folder(dest)).exists():
+            saved = f"progress is saved: the same command resumes; to discard it, remove {partial}"
+            click.echo(printable(saved), err=True)
+        raise
+
+
+def print_report(report: ConversionReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("recipe", "source", "converted", "bits per weight", "time", "peak memory")
+    peak = report.peak_anonymous_bytes
+    table.add_row(
+        Text(printable(report.recipe)),
+        size_text(report.source_bytes),
+        size_text(report.output_bytes),
+        f"{report.bits_per_weight:.2f}",
+        f"{report.seconds:.1f} s",
+        "unknown" if peak is None else size_text(peak),
+    )
+    Console().print(table)

@@ -1,0 +1,116 @@
+"""`generate` and `demo`: the answer, where it goes, and how a run ends early."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+import zygote
+from cli.test_cli import assert_one_line_error
+from gptoss_mlx.demo import CHECKPOINT
+
+
+def test_generate_prints_the_answer_alone(run, demo_folder):
+    done = run("generate", demo_folder, "-p", "What is 12 + 30?", "--temperature", "0")
+    assert done.returncode == 0
+    assert done.stdout == "12 + 30 = 42\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("schema", "error"),
+    [
+        ({"oneOf": [{"type": "boolean"}, {"enum": [True, False]}]}, "$ breaks the rule oneOf"),
+        ({"name": "a", "schema": {"items": {"if": {}}}}, "if is not supported (at #/items/if)"),
+    ],
+)
+def test_generate_says_what_is_wrong_with_a_schema_or_with_the_answer(run, demo_folder, tmp_path, schema, error):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema))
+    done = run("generate", demo_folder, "-p", "Hello", "--json-schema", path, "--reasoning", "none")
+    assert_one_line_error(done, error)
+
+
+def test_generate_reads_standard_input(run, demo_folder):
+    assert run("generate", demo_folder, "--temperature", "0", stdin="What is 12 + 30?\n").stdout == "12 + 30 = 42\n"
+
+
+def test_generate_same_seed_same_answer(run, demo_folder):
+    def answers(seed):
+        return [
+            run("generate", demo_folder, "-p", "Hello", "--seed", seed, "--temperature", 3).stdout for _ in range(2)
+        ]
+
+    assert len(set(answers(1))) == 1
+
+
+def test_generate_errors(run, demo_folder, tmp_path):
+    assert_one_line_error(run("generate", demo_folder), "nothing to answer", status=2)
+    assert_one_line_error(run("generate", demo_folder, "-p", "x", "--temperature", "-1"), "temperature")
+    assert_one_line_error(run("generate", demo_folder, "-p", "x", "--max-tokens", "0"), "max-tokens", status=2)
+    assert_one_line_error(run("generate", demo_folder, "-p", "x", "--max-tokens", "2"), "stopped before answering")
+    assert_one_line_error(run("generate", tmp_path, "-p", "x"), "config.json")
+    assert_one_line_error(run("generate", "no/such/model", "-p", "x"), "no model 'no/such/model'")
+    assert_one_line_error(run("generate", "gpt-oss-20b", "-p", "x"), "gptoss-mlx convert openai/gpt-oss-20b")
+
+
+def test_short_names_are_found_in_the_cache(run, demo_folder, environment, tmp_path):
+    shutil.copytree(demo_folder, tmp_path / "openai--gpt-oss-20b")
+    done = run("generate", "gpt-oss-20b", "-p", "What is 12 + 30?", "--temperature", "0", GPTOSS_MLX_HOME=str(tmp_path))
+    assert done.stdout == "12 + 30 = 42\n"
+
+
+def test_ctrl_c_is_no_traceback(command, environment, endless_folder):
+    args = [*command, "generate", str(endless_folder), "-p", "Hello", "--temperature", "0", "--reasoning", "none"]
+    process = subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.split() == ["interrupted"]
+
+
+def test_a_closed_pipe_is_quiet(command, environment, demo_folder, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    args = [*command[1:], "generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
+    with open(os.devnull) as stdin, open(tmp_path / "errors", "w+") as stderr:
+        run = zygote.shared().start(args, environment, [stdin.fileno(), writer, stderr.fileno()])
+        os.close(writer)
+        assert os.waitstatus_to_exitcode(run.wait()) == 1
+        assert (tmp_path / "errors").read_text() == ""
+
+
+def test_paths_and_names_that_no_shell_has_expanded(run, demo_folder, tmp_path):
+    """As in a config file, or after `=`: `~` is the home folder, wherever a model is named."""
+    shutil.copytree(demo_folder, tmp_path / "models" / "small")
+    shutil.copytree(CHECKPOINT, tmp_path / "source")
+    ask = ["-p", "What is 12 + 30?", "--temperature", "0"]
+    for args in (
+        ["plan", "~/models/small"],
+        ["inspect", "~/models/small"],
+        ["verify", "~/models/small"],
+        ["upload", "~/models/small", "somebody/model", "--dry-run"],
+        ["compare", "~/source", "~/models/small", "--tokens", "2"],
+        ["eval", "~/models/small", "--reference", "~/models/small", "--tokens", "8"],
+        ["convert", "~/source", "~/models/again"],
+        ["generate", "~/models/again", *ask],
+    ):
+        done = run(*args, HOME=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+    assert done.stdout == "12 + 30 = 42\n"
+    assert (tmp_path / "models" / "again" / "config.json").exists()
+
+
+def test_demo(run):
+    done = run("demo")
+    assert done.returncode == 0
+    assert "mxfp4-q4" in done.stdout
+    assert "347 + 285 = 632" in done.stdout
+    assert "calls get_weather" in done.stderr
+    assert done.stderr.count("tokens/s") == 3
+    assert "\x1b" not in done.stdout + done.stderr
+    assert run("demo").returncode == 0

@@ -1,0 +1,202 @@
+"""`gptoss-mlx` without a command, in a real pseudo-terminal: first use, and every use after it."""
+
+import os
+import shutil
+
+import pexpect
+import pytest
+
+from budget.shapes import SIZES, converted_shape
+from checkpoints import config_of, write_checkpoint
+from convert.hub import serving
+from gptoss_mlx.cli import first_run
+from gptoss_mlx.errors import GptOssError
+from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.model import model_store
+from terminal.terminals import Spawn
+
+ASKED = "a number, or q to leave: "
+READY = "/exit leaves"
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def start(command, environment, home):
+    """`gptoss-mlx` in a terminal of 30 lines by 120 columns, with a home of its own."""
+
+    def start(**changes):
+        own = {"GPTOSS_MLX_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
+        return Spawn(
+            command[0],
+            command[1:],
+            env=environment | own | changes,
+            dimensions=(30, 120),
+            encoding="utf-8",
+            timeout=30,
+        )
+
+    return start
+
+
+def leave(child, status=0):
+    """Wait for the end; returns what was still shown."""
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == status
+    assert "Traceback" not in child.before
+    return child.before
+
+
+def chat_and_leave(child):
+    child.expect_exact(READY)
+    child.sendline("/exit")
+    leave(child)
+
+
+def test_first_use_tells_what_there_is(start, home):
+    child = start()
+    child.expect_exact(ASKED)
+    first, *lines = child.before.splitlines()
+    assert first.startswith("Welcome to gptoss-mlx")
+    assert [line.split(":")[0].split(" takes")[0].strip() for line in lines[:5]] == [
+        "device",
+        "memory",
+        "disk",
+        "gpt-oss-20b",
+        "gpt-oss-20b",
+    ]
+    assert str(home) in lines[2]
+    assert [line[0] for line in lines[5:]] == ["1", "2", "3"]
+    assert "13.8 GB, 18 minutes" in lines[5]
+    child.sendline("4")
+    child.expect_exact("4 is not one of them")
+    child.expect_exact(ASKED)
+    child.sendline("")
+    leave(child)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(("key", "status"), [("q\r", 0), ("\x04", 0), ("\x03", 130)])
+def test_leaving(start, key, status):
+    child = start()
+    child.expect_exact(ASKED)
+    child.send(key)
+    leave(child, status)
+
+
+def test_a_folder_which_is_then_the_model_used_last(start, home, tmp_path, demo_folder):
+    folder = shutil.copytree(demo_folder, tmp_path / "a folder")
+    child = start()
+    child.expect_exact(ASKED)
+    child.sendline("2")
+    child.sendline(str(tmp_path))
+    child.expect_exact("without config.json and weights of its own")
+    child.sendline("nothing\x1b[2J")
+    child.expect("error: there is no model")
+    child.sendline(str(folder))
+    chat_and_leave(child)
+    assert (home / model_store.LAST_USED).read_text() == str(folder)
+    child = start()
+    child.expect_exact(f"Chat with {folder}, the model used last.")
+    chat_and_leave(child)
+    shutil.rmtree(folder)
+    child = start()
+    child.expect_exact(f"{folder}, the model used last, is gone")
+    child.expect_exact(ASKED)
+    child.sendline("q")
+    leave(child)
+
+
+def test_the_demo(start):
+    child = start()
+    child.expect_exact(ASKED)
+    child.sendline("3")
+    child.expect_exact("347 + 285 = 632")
+    chat_and_leave(child)
+
+
+def test_download(start, home, tmp_path):
+    source = write_checkpoint(tmp_path / "source", config_of())
+    with serving(source, "openai/gpt-oss-20b") as hub:
+        child = start(HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "hf"))
+        child.expect_exact(ASKED)
+        child.sendline("1")
+        chat_and_leave(child)
+    assert (home / model_store.LAST_USED).read_text() == str(home / "openai--gpt-oss-20b")
+
+
+def test_models_that_are_here(start, home, demo_folder):
+    for name in ("openai--gpt-oss-20b", "somebody--tuned"):
+        shutil.copytree(demo_folder, home / name)
+    (home / "a--b").mkdir()  # without a config.json
+    shutil.copytree(demo_folder, home / "a--\x1b[2J")  # no name of a repository
+    child = start()
+    child.expect_exact(ASKED)
+    choices = child.before.splitlines()[6:]
+    assert choices[:2] == ["1  chat with gpt-oss-20b", "2  chat with somebody/tuned"]
+    assert len(choices) == 4
+    assert "download" not in child.before
+    child.sendline("2")
+    chat_and_leave(child)
+
+
+def test_the_model_of_the_config_file_counts_first(start, home, tmp_path, demo_folder):
+    home.mkdir()
+    (home / model_store.LAST_USED).write_text("/nothing")
+    (tmp_path / "config.toml").write_text(f'[chat]\nmodel = "{demo_folder}"\n')
+    chat_and_leave(start(GPTOSS_MLX_CONFIG=str(tmp_path / "config.toml")))
+
+
+@pytest.mark.parametrize("content", [b"\0\n\xff\x1b[2J", b"x" * 100_000])
+def test_a_damaged_note_of_the_model_used_last(start, home, content):
+    home.mkdir()
+    (home / model_store.LAST_USED).write_bytes(content)
+    child = start()
+    child.expect_exact("is gone")
+    assert "\x1b" not in child.before
+    child.expect_exact(ASKED)
+    child.sendline("q")
+    leave(child)
+
+
+def test_without_a_terminal_it_is_the_help(run):
+    done = run()
+    assert done.returncode == 2
+    assert "Example: gptoss-mlx chat gpt-oss-20b" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["~nobody/model", "x" * 5000, "a/" + "x" * 5000, "\x1b[2J"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(GptOssError, match=r"no model|not installed"):
+        model_store.resolve(name)
+
+
+def test_chat_goes_on_where_nothing_can_be_noted(run, tmp_path, demo_folder):
+    (tmp_path / "file").write_text("")
+    done = run(
+        "chat", demo_folder, "--temperature", 0, stdin="What is 12 + 30?", GPTOSS_MLX_HOME=str(tmp_path / "file")
+    )
+    assert done.stdout == "12 + 30 = 42\n"
+
+
+def test_the_sizes_told_are_those_of_the_plan(tmp_path):
+    folder = converted_shape(tmp_path / "20b", *SIZES["20b"])
+    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9 == pytest.approx(
+        first_run.FOLDER_GB, abs=0.05
+    )
+    (folder / "tokenizer.json").touch()
+    os.truncate(folder / "tokenizer.json", 28_000_000)  # the published one has 27.9 MB
+    for backend in ("kernels", "gpu"):
+        memory = int(first_run.MEMORY_GB * 1e9)
+        gpu = memory if backend == "gpu" else None
+        plan = make_plan(folder, Device("x", memory, gpu, backend), context=8192)
+        assert plan.compromise is None
+        least = int(first_run.MIN_MEMORY_GB * 1e9)
+        make_plan(folder, Device("x", least, gpu, backend))
+        with pytest.raises(BudgetTooSmall):
+            make_plan(folder, Device("x", int(0.85 * least), gpu, backend))
