@@ -212,7 +212,7 @@ class _Bench:
         The first turn reads the context, from the smallest depth to the greatest. What the runs of later turns leave
         behind at a smaller depth stays in the context of a greater one: tokens too, if others.
         """
-        mark = self.cache.mark()
+        mark = self.cache.snapshot()
         with replaying(self.model, self.wanted.replay) if self.wanted.replay else nullcontext():
             for depth, points in groupby(self.wanted.points, lambda point: point.depth):
                 mark = self._deepened(mark, depth)
@@ -253,7 +253,7 @@ class _Bench:
 
         self.model.prefill(ids, self.cache, on_progress=check)
         self.agenda.read(len(ids), time.perf_counter() - started)
-        return self.cache.mark()
+        return self.cache.snapshot()
 
     def _series_of(self, point: Point, mark: Snapshot) -> _Series:
         if point.kind == "prefill":

@@ -33,7 +33,7 @@ def profile(
 
     `check` is called again and again, and may raise.
     """
-    depth, mark, network = cache.offset, cache.mark(), model.network
+    depth, mark, network = cache.offset, cache.snapshot(), model.network
     masks = cache.masks(1)
 
     def attention(x: mx.array) -> mx.array:
