@@ -10,7 +10,6 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES, convert
 from gptoss_mlx import kernels
@@ -21,6 +20,7 @@ from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
 from gptoss_mlx.model.kv_cache import KVCache
+from memory.shapes import SIZES, converted_shape
 
 WINDOW, HEADS, KV_HEADS, WIDTH, EXPERTS, CHOSEN = 16, 4, 2, 64, 8, 4
 CONFIG = config_of(sliding_window=WINDOW)

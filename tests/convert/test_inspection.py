@@ -6,7 +6,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, tensors_of
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.inspection import BINS, Subject, inspect, statistics
@@ -16,6 +15,7 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
 from gptoss_mlx.model.kv_cache import KVCache
+from memory.shapes import SIZES, converted_shape
 
 CONFIG = config_of()
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from budget.shapes import converted_shape
 from checkpoints import write_tokenizer
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx import GptOssError
@@ -25,6 +24,7 @@ from gptoss_mlx.evaluation import held_out
 from gptoss_mlx.evaluation.journal import CHECKSUM, EvaluationJournal, line_of
 from gptoss_mlx.evaluation.needle import MIN_CONTEXT, ROOM, make_needle
 from gptoss_mlx.evaluation.prompts import Asking
+from memory.shapes import converted_shape
 
 LINES = [
     {"prompt": "What is 12 + 30?", "answer": "12 + 30 = 42", "part": "sums"},

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden logits: transformers' GptOssForCausalLM in FP32 on random checkpoints, for tests/test_model.py.
+"""Golden logits: transformers' GptOssForCausalLM in FP32 on random checkpoints, for tests/model/test_network.py.
 
     python tests/golden/make_logits.py            (needs torch and transformers; writes tests/golden/logits.npz)
 

@@ -129,6 +129,7 @@ def test_another_fault_is_as_ever(touch):
     assert b"error" not in terminal.sent
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kernels", ["1", "0"])
 def test_a_chat_whose_model_is_cut_short(command, environment, endless_folder, tmp_path, kernels):
     model = shutil.copytree(endless_folder, tmp_path / "model")
@@ -193,8 +194,8 @@ main()
     [
         ["generate", "MODEL", "-p", "Hello"],
         ["chat", "MODEL"],
-        ["bench", "MODEL", "--prompt", "8", "--generate", "2"],
-        ["eval", "MODEL", "--text", "TEXT"],
+        pytest.param(["bench", "MODEL", "--prompt", "8", "--generate", "2"], marks=pytest.mark.slow),
+        pytest.param(["eval", "MODEL", "--text", "TEXT"], marks=pytest.mark.slow),
         ["compare", "SOURCE", "MODEL"],
         ["inspect", "SOURCE", "--tensor", "model.norm.weight"],
     ],
