@@ -3,6 +3,7 @@
 import json
 import struct
 from collections import Counter
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def folder(request, source, tmp_path_factory) -> Path:
     return folder
 
 
+@cache
 def workload_of(folder: Path, kv_bits: int) -> Workload:
     model = load(folder, EngineConfig(context=4096, kv_bits=kv_bits, prefill_chunk=512))
     return Workload(Checkpoint.open(folder).tensors, model.config, model.make_cache())

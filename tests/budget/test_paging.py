@@ -15,7 +15,7 @@ from budget.cgroup import run_limited, why_not
 from budget.shapes import PUBLISHED, converted_shape
 from checkpoints import config_of, write_checkpoint
 from conversations import Generator
-from evaluate import BARS, examine
+from evaluate import THRESHOLDS, examine
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, Session, kernels, load
 from gptoss_mlx.chat.turn import Dropped, TurnStats
@@ -208,7 +208,7 @@ def test_8_bits_cost_little(demo_folder, computing):
 def test_8_bits_recall_as_well(demo_folder):
     model = load(demo_folder, replace(WHOLE, kv_bits=8))
     outcomes = [ok for _, ok, _ in examine(model, Tokenizer.load(demo_folder), "recall", 25)]
-    assert sum(outcomes) >= BARS["recall"] * len(outcomes)
+    assert sum(outcomes) >= THRESHOLDS["recall"] * len(outcomes)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

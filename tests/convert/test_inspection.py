@@ -104,7 +104,7 @@ class TestVerify:
         data = bytearray(path.read_bytes())
         data[-100] ^= 4
         path.write_bytes(data)
-        assert verify(folder) == [f"{path.name} is not what was written: its SHA-256 differs"]
+        assert verify(folder) == [f"{path.name} has changed since it was written: its SHA-256 differs"]
         result = run("verify", folder)
         assert result.returncode == 1
         assert path.name in result.stdout
@@ -113,7 +113,7 @@ class TestVerify:
     def test_files_that_lack_or_do_not_belong(self, folder):
         path = sorted(folder.glob("*.safetensors"))[0]
         path.rename(folder / "other.safetensors")
-        assert verify(folder) == [f"{path.name} is missing", "other.safetensors is not part of the conversion"]
+        assert verify(folder) == [f"{path.name} is missing", "other.safetensors does not belong to the conversion"]
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": {"../../etc/passwd": "0"}}', '{"sha256": {"a": 1}}'])
     def test_provenance_lies(self, folder, text):

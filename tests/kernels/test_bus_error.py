@@ -10,7 +10,7 @@ import pytest
 
 from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
-from terminal.terminals import Terminal
+from terminal.terminals import Terminal, wait_for_an_answer
 
 # Maps a file, leaves the terminal as a chat has it while an answer streams, and touches what is no longer there.
 TOUCH = """
@@ -134,10 +134,9 @@ def test_a_chat_whose_model_is_cut_short(command, environment, endless_folder, t
     model = shutil.copytree(endless_folder, tmp_path / "model")
     arguments = ["chat", str(model), "--temperature", "0"]
     terminal = Terminal([*command, *arguments], environment, GPTOSS_MLX_KERNELS=kernels)
-    terminal.wait("/help")
+    terminal.wait("^> ?$")
     terminal.line("Hello")
-    while terminal.child.getecho():  # until it answers
-        terminal.read_until(lambda: True, 1)
+    wait_for_an_answer(terminal)
     for shard in model.glob("*.safetensors"):
         os.truncate(shard, 0)
     if kernels == "0":  # MLX has read the model, but for the embeddings, whose rows are looked up in the file
