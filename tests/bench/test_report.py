@@ -141,7 +141,7 @@ def test_more_than_the_limit_is_explained():
     speed = decode(128, 0, 50.0)
     assert speed.share > 1
     (line,) = tables.warnings(replace(FULL, speeds=[speed, FULL.speeds[0]]))
-    assert line.startswith("above its limit: decode 128 at 0. What the machine gives swings")
+    assert line.startswith("above its limit: decode 128 at 0. The machine's rates swing")
 
 
 def test_a_disturbed_run_says_so():

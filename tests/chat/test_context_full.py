@@ -68,5 +68,5 @@ class TestWhenTheContextIsFull:
         assert "the context is full: the" in result.stderr
         assert result.stdout.splitlines()[-1] == "125 + 250 = 375"
         refused = run("chat", demo_folder, *options, 300, stdin="".join(questions[:8]) + "What is 1 + 1? " * 100)
-        assert "broke off at the end of the context" in refused.stderr
-        assert "exceed this run's context of 300: /undo takes" in refused.stderr
+        assert "stopped: the context is full" in refused.stderr
+        assert "exceed this run's context of 300: /undo removes" in refused.stderr

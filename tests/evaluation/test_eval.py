@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import zygote
 from checkpoints import write_tokenizer
 from cli.test_cli import assert_one_line_error
 from gptoss_mlx import GptOssError
@@ -81,7 +82,7 @@ def test_everything_at_once(run, demo_folder, prompts, environment):
 def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path):
     assert_one_line_error(run("eval"), "MODEL", status=2)
     assert_one_line_error(run("eval", demo_folder, "--needle", "12,x"), "'12,x'", status=2)
-    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "1024 at least", status=2)
+    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "at least 1024", status=2)
     assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "no"), "cannot read", "No such file")
     assert_one_line_error(run("eval", demo_folder, "--reference", endless_folder), "another vocabulary")
     (tmp_path / "short.txt").write_text("a")
@@ -164,14 +165,14 @@ def started(environment):
 
 
 @pytest.fixture(scope="module")
-def whole(zygote, environment, demo_folder, text_file, tmp_path_factory):
+def whole(environment, demo_folder, text_file, tmp_path_factory):
     """What an evaluation that is not interrupted prints, with and without a reference."""
     home = str(tmp_path_factory.mktemp("whole"))
 
     @cache
     def whole(reference: bool) -> str:
         words = ["eval", *options_of(demo_folder, text_file, reference), "--format", "json"]
-        return zygote.run(words, "", environment | {"GPTOSS_MLX_HOME": home}, timeout=100).stdout
+        return zygote.shared().run(words, "", environment | {"GPTOSS_MLX_HOME": home}, timeout=100).stdout
 
     return whole
 
