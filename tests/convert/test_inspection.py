@@ -46,7 +46,7 @@ def test_the_same_parameters_in_every_form(every_form, name):
 def test_bytes_per_token_are_those_of_the_roofline(every_form, name):
     config = ModelConfig.load(every_form[name])
     cache = KVCache(config, [mx.bfloat16] * config.num_layers)
-    token = Workload(Checkpoint.open(every_form[name]), config, cache).decode(0, 1).bytes
+    token = Workload(Checkpoint.open(every_form[name]).tensors, config, cache).decode(0, 1).bytes
     own_keys_and_values = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
     wanted = token - own_keys_and_values
     assert abs(inspect(Subject.of_folder(every_form[name])).total("bytes_per_token") - wanted) <= 8
