@@ -80,7 +80,7 @@ def test_everything_at_once(run, demo_folder, prompts, environment):
 def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path):
     assert_one_line_error(run("eval"), "MODEL", status=2)
     assert_one_line_error(run("eval", demo_folder, "--needle", "12,x"), "'12,x'", status=2)
-    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "1024 at least", status=2)
+    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "at least 1024", status=2)
     assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "no"), "cannot read", "No such file")
     assert_one_line_error(run("eval", demo_folder, "--reference", endless_folder), "another vocabulary")
     (tmp_path / "short.txt").write_text("a")
