@@ -33,7 +33,7 @@ test-kernels:
 
 # What takes gigabytes, or is timed, runs alone.
 test-all: test test-kernels
-	$(VENV)/bin/python -m pytest -m "slow or timing"
+	$(VENV)/bin/python -m pytest -m "slow or timing" --hypothesis-profile=thorough
 
 lint: $(TEST)
 	$(VENV)/bin/ruff check .

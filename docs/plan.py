@@ -30,7 +30,7 @@ TOKENIZER_BYTES = 28_080_000  # about the size of gpt-oss's tokenizer.json
 def printed() -> str:
     """The plan, in lines of at most 120 columns."""
     sys.path.append(str(ROOT / "tests"))
-    from budget.shapes import SIZES, converted_shape
+    from memory.shapes import SIZES, converted_shape
 
     with tempfile.TemporaryDirectory() as folder:
         model = converted_shape(Path(folder) / "gpt-oss-20b", *SIZES["20b"])

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What the fit of affine weights leaves and takes, beside MLX's rounding: `python examples/quantization_error.py`.
+"""Error and speed of the converter's affine quantization, compared with MLX's: `python examples/quantization_error.py`.
 
-Weights are of a normal distribution, in groups of 64. The error is the root mean square, as a share of MLX's where its
-scales and biases are in FP32, and in BF16 as a folder stores them.
+The weights are normally distributed, in groups of 64. Errors are root mean squares, divided by the error of MLX with
+scales and biases in FP32, and in BF16 as folders store them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ROWS, COLUMNS, GROUP = 2048, 2880, 64
 ROUNDS = 3
 
 
-def error_of_ours(values: np.ndarray, bits: int) -> float:
+def converter_error(values: np.ndarray, bits: int) -> float:
     weight, *parts = affine.quantized(values, GROUP, bits)
     return _rms(values - affine.dequantized(weight, *map(bf16_to_f32, parts), GROUP, bits))
 
 
-def error_of_mlx(values: np.ndarray, bits: int, dtype: mx.Dtype) -> float:
+def mlx_error(values: np.ndarray, bits: int, dtype: mx.Dtype) -> float:
     parts = mx.quantize(mx.array(values).astype(dtype), group_size=GROUP, bits=bits)
     weight, scales, biases = parts[0], *(part.astype(mx.float32) for part in parts[1:])
     return _rms(values - np.array(mx.dequantize(weight, scales, biases, group_size=GROUP, bits=bits)))
 
 
 def nanoseconds(values: np.ndarray, quantize: Callable[[], object]) -> float:
-    """For a weight, in 4 bits: the least of some rounds."""
+    """Time for each weight: the shortest of ROUNDS runs."""
     seconds = []
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -48,16 +48,16 @@ def _rms(values: np.ndarray) -> float:
 
 def main() -> None:
     values = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32)
-    print("bits  of MLX's error, FP32  BF16")
+    print("bits  error / MLX's, FP32  BF16")
     for bits in (2, 3, 4, 5, 6, 8):
-        ours = error_of_ours(values, bits)
-        shares = (ours / error_of_mlx(values, bits, dtype) for dtype in (mx.float32, mx.bfloat16))
-        print(f"{bits:4}  {next(shares):21.3f}  {next(shares):.3f}")
-    print(f"ours         {nanoseconds(values, lambda: affine.quantized(values, GROUP, 4)):.1f} ns a weight")
+        error = converter_error(values, bits)
+        fp32, bf16 = (error / mlx_error(values, bits, dtype) for dtype in (mx.float32, mx.bfloat16))
+        print(f"{bits:4}  {fp32:21.3f}  {bf16:.3f}")
+    print(f"converter       {nanoseconds(values, lambda: affine.quantized(values, GROUP, 4)):.1f} ns a weight")
     with kernels.off():
         print(f"without kernels {nanoseconds(values, lambda: affine.quantized(values, GROUP, 4)):.1f} ns a weight")
     array = mx.array(values)
-    print(f"MLX's rounding {nanoseconds(values, lambda: mx.eval(mx.quantize(array, GROUP, 4))):.1f} ns a weight")
+    print(f"mx.quantize     {nanoseconds(values, lambda: mx.eval(mx.quantize(array, GROUP, 4))):.1f} ns a weight")
 
 
 if __name__ == "__main__":

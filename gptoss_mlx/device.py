@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from . import kernels
@@ -191,6 +190,8 @@ class Runtime:
 
 
 def runtime() -> Runtime:
+    from importlib.metadata import version
+
     native = kernels.native() if backend().name == "kernels" else None
     return Runtime(
         version=version("gptoss-mlx"),

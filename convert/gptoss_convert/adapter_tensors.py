@@ -24,7 +24,7 @@ Known = TypeVar("Known")
 
 @dataclass(frozen=True)
 class FactorForm:
-    """How the two factors of one kind of weight are stored: what is along their axes, and the sides they become."""
+    """How two factors of one kind of weight are stored: the meaning of their axes, and how they give left and right."""
 
     a: tuple[str, ...]
     b: tuple[str, ...]
@@ -34,7 +34,7 @@ class FactorForm:
 
 @dataclass(frozen=True)
 class Pair:
-    """The names of a weight's two tensors, and the path that they share."""
+    """The names of a weight's two factors, and the path that they share."""
 
     path: str
     a: str
@@ -42,13 +42,14 @@ class Pair:
 
 
 def pairs_of(names: Iterable[str], prefix: str, halves: tuple[tuple[str, str], ...]) -> list[Pair]:
-    """Every name is half of a pair `prefix` + path + one of `halves`, or the adapter is refused."""
+    """Pair the factors, which are called `prefix` + path + one of `halves`. Raises AdapterError for any other name, and
+    for half a pair."""
     names = dict.fromkeys(names)
     pairs: dict[Pair, None] = {}
     for name in names:
         both = next((both for both in halves if name.endswith(both)), None)
         if both is None or not name.startswith(prefix):
-            raise AdapterError(f"{name!r} is no tensor of a LoRA adapter: only plain LoRA can be merged")
+            raise AdapterError(f"{name!r} is not a tensor of a plain LoRA adapter, and only those can be merged")
         stem = next(name.removesuffix(half) for half in both if name.endswith(half))
         pairs[Pair(stem.removeprefix(prefix), *(stem + half for half in both))] = None
     for pair in pairs:
@@ -74,6 +75,7 @@ def low_ranks_of(
 
 
 def sizes_of(shape: tuple[int, ...], rank: int) -> dict[str, int]:
+    """Axis of a factor -> its size, for a weight [rows, columns] or [experts, rows, columns]."""
     *experts, rows, columns = shape
     count = experts[0] if experts else 1
     return {"experts": count, "rows": rows, "columns": columns, "rank": rank, "ranks": rank * count}
@@ -120,6 +122,7 @@ def canonical_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def known_weight(weights: Mapping[str, Known], path: str, name: str) -> Known:
+    """The entry of a path. Raises AdapterError, for the tensor `name`, where the model has no such weight."""
     if path not in weights:
         raise AdapterError(f"{name!r} changes what this model does not have: it is an adapter of another model")
     return weights[path]

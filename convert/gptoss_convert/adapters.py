@@ -1,6 +1,6 @@
 """A folder with a LoRA adapter -> `lora.Adapter`, which fits the model; MLX-LM's layout is read here.
 
-The layouts are told apart by the file that holds the tensors:
+The layouts are distinguished by the file that holds the tensors:
 
 PEFT, Tinker  adapter_model.safetensors: see `peft_adapters`
 MLX-LM        adapters.safetensors: a [inputs, rank] and b [rank, outputs], under the canonical names

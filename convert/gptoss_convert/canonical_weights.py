@@ -22,7 +22,7 @@ TOO_LARGE_FLOAT = np.float32(2.0**60)
 
 @dataclass(frozen=True)
 class Rows:
-    """A tensor, or a part of one, that is read from its file where it is asked for rows (of the first axis)."""
+    """A tensor, or a part of one, whose rows (along the first axis) are read from its file on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[int, int], np.ndarray]
@@ -35,7 +35,7 @@ class Rows:
         start, stop, _ = rows.indices(len(self))
         return self.read(start, stop)
 
-    def stretch(self, start: int, stop: int) -> Rows:
+    def between(self, start: int, stop: int) -> Rows:
         """Only rows start..stop."""
         return Rows((stop - start, *self.shape[1:]), lambda a, b: self.read(start + a, start + b))
 
@@ -46,13 +46,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plain:
-    """A tensor of plain numbers as its file has them: BF16, which are its bits in uint16, F16 or F32."""
+    """A tensor of plain numbers in the dtype of its file: F16, F32, or BF16 as bits in uint16."""
 
     name: str
     values: Rows
 
     def read(self, rows: slice) -> np.ndarray:
-        """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded. Raises ConvertError for what is no weight."""
+        """uint16 [rows, ...]: BF16, to which F16 and F32 are rounded.
+
+        Raises ConvertError for NaN, infinity and huge values.
+        """
         stored = self._checked(rows)
         return stored if stored.dtype == np.uint16 else f32_to_bf16(stored)
 
@@ -96,7 +99,7 @@ class Blocks:
     scales: Rows
 
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Blocks and scales of these experts. Raises ConvertError for what is no scale."""
+        """Blocks and scales of these experts. Raises ConvertError for a scale that is not a number."""
         blocks, scales = self.blocks[rows], self.scales[rows]
         if (scales == NOT_A_NUMBER).any():
             raise ConvertError(f"{self.module} has a scale that is not a number (E8M0 255): the source is corrupt")

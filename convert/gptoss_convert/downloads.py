@@ -1,7 +1,7 @@
 """The shards of a source: all in a folder, or in a repository of the hub, from which they arrive one after the other.
 
-A conversion waits for a shard before it reads it, and says when it has done with it: what was downloaded for it alone
-is then deleted, so that a model needs the disk of its result and of a shard or two, not of itself twice.
+A conversion waits for a shard before it reads it, and releases it after its last use: what was downloaded for it is
+then deleted, so that a model needs the disk of its result and of a shard or two, not of itself twice.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def provider_of(name: str | Path, revision: str | None, scratch: Path, keep: boo
 
 
 class LocalFolder:
-    """All is here, and stays."""
+    """All files are here, and stay."""
 
     def __init__(self, folder: Path, revision: str | None):
         self.source = Source(folder)

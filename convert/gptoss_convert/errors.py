@@ -1,4 +1,4 @@
-"""What a conversion is refused for."""
+"""The error of a conversion that cannot be done."""
 
 from gptoss_mlx.errors import GptOssError
 

@@ -1,4 +1,4 @@
-"""A repository of the hub at one commit: what it holds, parts of its files by range, whole files that are checked.
+"""A repository of the hub at one commit: its list of files, parts of files by range, and whole files, checked.
 
 Over the huggingface_hub library, which knows the user's token, endpoint, cache and offline mode. Every failure becomes
 a GptOssError of one line. Knows nothing of conversion. Import it where the hub is used: the library takes a while.

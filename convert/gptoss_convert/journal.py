@@ -1,6 +1,7 @@
-"""What an interrupted conversion has done: a small file in its unfinished folder, so that the same command goes on.
+"""The record of an interrupted conversion: a small file in its unfinished folder, so that the same command resumes.
 
-The file is replaced as a whole, and only after what it speaks of has reached the disk. Knows nothing about tensors.
+The file is replaced as a whole, and only after the work that it records has reached the disk. Knows nothing about
+tensors.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ class ConversionJournal:
     """Steps of a conversion and checksums of files, for the conversion that `key` describes."""
 
     def __init__(self, folder: Path, key: dict[str, Any]):
-        """Takes up what `folder` says of the same conversion; begins anew where it says nothing, or of another one."""
+        """Reads the record in `folder`; starts an empty one where there is none, or that of another conversion."""
         self.path, self.key = folder / NAME, json.loads(json.dumps(key))
         self.done = 0
         """Steps whose output is on the disk."""
         self.digests: dict[str, str] = {}
         """SHA-256 of whole files, by name."""
         self.found = False
-        """Whether there was one for this conversion."""
+        """Whether there was a record of this conversion."""
         self._lock = threading.Lock()
         self._load()
 
@@ -40,7 +41,7 @@ class ConversionJournal:
             pass
 
     def forget(self) -> None:
-        """Begin anew: what was done is of no use."""
+        """Start an empty record: earlier work cannot be used."""
         self.done, self.digests, self.found = 0, {}, False
         self.path.unlink(missing_ok=True)
 

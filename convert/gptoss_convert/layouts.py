@@ -1,6 +1,6 @@
 """The layouts of gpt-oss checkpoints: which tensors each one has, and which canonical weights they hold.
 
-Known layouts, all safetensors, told apart by the names in their headers:
+Known layouts, all safetensors, distinguished by the names in their headers:
 
 published   what the hub has (GptOssForCausalLM): experts in MXFP4, gate and up interleaved
 original    what OpenAI's own code reads (the folder `original/`): other names, q, k and v stacked, a config of its own
@@ -8,7 +8,7 @@ plain       fine-tunes saved with the experts as plain numbers, inputs first
 apart       each expert of its own as plain numbers, a linear layer or three (outputs first, as such layers are); where
             gate and up are in one, they are interleaved
 
-Names may have in them what training tools put there: see `published_name`. Knows nothing of files.
+Training tools put words of their own into names: see `published_name`. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Form = tuple[str, tuple[int, ...]]  # dtype and shape of a tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """What one kind of checkpoint holds, and how it becomes canonical weights."""
+    """The tensors of one kind of checkpoint, and how they become canonical weights."""
 
     name: str
     mark: str
-    """A part of a name that only this layout has."""
+    """A part of tensor names that only this layout has."""
     tensors: Callable[[ModelConfig], dict[str, Form]]
     weights: Callable[[str, Callable[[str], Rows], ModelConfig], Iterator[Plain | Blocks]]
     """A tensor's name, and what gives tensors by name -> the canonical weights that begin with this tensor."""
@@ -62,7 +62,7 @@ def _published_weights(name: str, tensor: Callable[[str], Rows], config: ModelCo
 
 
 def _outputs(stack: Rows, rows: slice) -> Rows:
-    """Of each expert in a stack [E, outputs, ...] these outputs."""
+    """These outputs of each expert in a stack [E, outputs, ...]."""
     _, outputs, *rest = stack.shape
     count = len(range(*rows.indices(outputs)))
     return stack.part(lambda values: values[:, rows], count, *rest)
@@ -87,7 +87,7 @@ def _original_weights(name: str, tensor: Callable[[str], Rows], config: ModelCon
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         start = 0
         for letter, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield Plain(published.replace("qkv", letter), tensor(name).stretch(start, start + rows))
+            yield Plain(published.replace("qkv", letter), tensor(name).between(start, start + rows))
             start += rows
     elif name.endswith(".blocks"):
         of = {published: name, published.replace("_blocks", "_scales"): name.replace(".blocks", ".scales")}
@@ -260,7 +260,7 @@ _EXPERT_NAMES = (
 
 
 def published_name(name: str) -> str:
-    """The published name of a tensor whose name has in it what training tools put there; others as they are."""
+    """A tensor's published name, without what training tools put into names; other names are returned unchanged."""
     parts = [part for part in name.split(".") if part not in WRAPPERS]
     while parts[:1] == ["model"]:
         del parts[0]

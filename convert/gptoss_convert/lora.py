@@ -60,7 +60,7 @@ class Adapter:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The canonical modules whose weights it changes."""
+        """The canonical modules whose weights the adapter changes."""
         return tuple(self._deltas)
 
     @cached_property
@@ -74,8 +74,8 @@ class Adapter:
     def merged(self, item: Plain | Blocks, rows: slice) -> np.ndarray:
         """A weight that it changes -> float32 [rows, columns], or [experts, rows, columns] of stacked experts.
 
-        `rows` are of the weight's first axis: a matrix's rows, or experts. Twice the result is the most that is ever in
-        memory. Raises AdapterError for values that are no weights.
+        `rows` are of the weight's first axis: a matrix's rows, or experts. Takes memory for twice the result. Raises
+        AdapterError for NaN, infinity and huge values.
         """
         delta = self._deltas[item.module]
         values = item.as_f32(rows) if delta.base is None else as_f32(delta.base[rows])
@@ -99,7 +99,7 @@ class Merged:
     adapter: Adapter
 
     def as_f32(self, rows: slice) -> np.ndarray:
-        """float32 [rows, ...]. Raises ConvertError for what is no weight."""
+        """float32 [rows, ...]. Raises ConvertError for NaN, infinity and huge values."""
         return self.adapter.merged(self.item, rows)
 
     @property

@@ -184,9 +184,9 @@ def _peft_scales(settings: Mapping[str, Any], modules: Iterable[str]) -> dict[st
         raise AdapterError("target_parameters is malformed")
 
     def key(module: str) -> str:
-        """What PEFT calls it: the parameter, where it was given that."""
-        is_given = any(f".{module}.weight".endswith(f".{target}") for target in parameters)
-        return f"{module}.weight" if is_given else module
+        """PEFT's name of it: the parameter's, if that was a target."""
+        is_target = any(f".{module}.weight".endswith(f".{target}") for target in parameters)
+        return f"{module}.weight" if is_target else module
 
     keys = {module: key(module) for module in modules}
     ranks = _peft_setting(settings, "r", "rank_pattern", keys.values())
@@ -210,7 +210,7 @@ def _peft_setting(settings: Mapping[str, Any], name: str, exceptions: str, keys:
     return {key: general if n is None else values[n] for key, n in zip(keys, found, strict=True)}
 
 
-# As PEFT matches. In a process of its own, because a regular expression can take forever, and can be stopped there.
+# Matches as PEFT does; in a process of its own, because a regular expression can take forever and has to be stopped.
 MATCHING = r"""
 import json, re, sys
 patterns, keys = json.load(sys.stdin)
@@ -221,7 +221,7 @@ MAX_MATCH_SECONDS = 20  # seconds; all keys of gpt-oss-120b take none
 
 
 def _first_matches(patterns: list[str], keys: list[str], setting: str) -> list[int | None]:
-    """For each key, which of the patterns matches it first."""
+    """For each key, the number of the first pattern that matches."""
     text = json.dumps([patterns, keys])
     command = [sys.executable, "-I", "-c", MATCHING]
     try:
@@ -229,7 +229,7 @@ def _first_matches(patterns: list[str], keys: list[str], setting: str) -> list[i
     except subprocess.TimeoutExpired:
         raise AdapterError(f"{setting} has a pattern that takes too long: {shown(patterns)}") from None
     if done.returncode:
-        raise AdapterError(f"{setting} has a pattern that is no regular expression: {shown(patterns)}")
+        raise AdapterError(f"{setting} has a pattern that is not a regular expression: {shown(patterns)}")
     return json.loads(done.stdout)
 
 

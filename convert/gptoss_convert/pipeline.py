@@ -1,6 +1,6 @@
 """Source -> recipe -> writer, a few megabytes at a time, with progress, checksums and a report.
 
-Knows the order of things, what is kept when one goes wrong, and how to resume; what a weight becomes is `quantize`'s.
+Knows the order of steps, what is kept when one fails, and how to resume; what a weight becomes is `quantize`'s.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
 CALIBRATION_TOKENS = 4096  # at most
 ENDOFTEXT = "<|endoftext|>"
-IMPORTANCE = "importance.npz"  # what a calibration found, while the folder is unfinished
+IMPORTANCE = "importance.npz"  # the result of a calibration, while the folder is unfinished
 FIXED_NAMES = (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *AUXILIARY_FILES)
 # The names in an unfinished folder, with those that a Mac adds.
 OWN_NAMES = re.compile(
     r"model-\d{5}-of-\d{5}\.safetensors|source-[0-9a-f]+|journal\.json|\.\w{8}\.partial|\._.*|\.DS_Store|"
     + "|".join(map(re.escape, FIXED_NAMES))
 )
-DURABLE = 512 * 2**20  # bytes after which what was done is put on record
+DURABLE = 512 * 2**20  # bytes after which finished work is put on record
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,15 @@ def convert(
             provider = provider_of(source, revision, partial, keep_source)
             stop_ids = _stop_ids(provider.source)
             if not stop_ids:
-                lack = f"{source} has no tokenizer.json, and {dest} will not chat without one"
+                lack = f"{source} has no tokenizer.json"
                 if verify or calibration is not None:
-                    raise ConvertError(f"{lack}, nor can a text be read: `hf download {TOKENIZER_FROM}` brings it")
-                on_note(f"{lack}: when it is converted, run `hf download {TOKENIZER_FROM} --local-dir {dest}`")
+                    raise ConvertError(f"{lack}, without which no text can be read: `hf download {TOKENIZER_FROM}`")
+                command = f"hf download {TOKENIZER_FROM} --local-dir {dest}"
+                on_note(f"{lack}, which chatting needs: after the conversion, run `{command}`")
             if verify and not (keep_source or Path(source).expanduser().is_dir()):
-                raise ConvertError("a result is compared with its source, which has to stay for it: add --keep-source")
+                raise ConvertError(
+                    "the comparison reads the source again, so the download must be kept: add --keep-source"
+                )
             if adapter is not None:
                 provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
             conversion = _Conversion(
@@ -165,7 +168,7 @@ def _stop_ids(source: Source) -> list[int]:
 
 
 class _Conversion:
-    """One source on its way into one folder: units in the order of the files that they come from."""
+    """One source on its way into one folder, unit by unit in the order of the source files."""
 
     def __init__(
         self,
@@ -188,7 +191,7 @@ class _Conversion:
         units = list(source.units())
         weights = [item for unit in units for item in unit.weights]
         if pattern := recipe.unused_pattern([item.module for item in weights]):
-            raise ConvertError(f"the recipe {recipe.name}: no module of this model is called {pattern}")
+            raise ConvertError(f"the recipe {recipe.name}: no module of this model matches {pattern}")
         self.rounded = rounded_to_bf16(units, recipe)
         # A shard's path sorts as its place among the shards.
         self.units = sorted(units, key=lambda unit: max(unit.files))
@@ -202,11 +205,11 @@ class _Conversion:
         self.journal = ConversionJournal(folder, self._key())
         self._finished = 0
         self._touched: set[Path] = set()
-        """Files written since the last record was asked for."""
+        """Files written since the last record was requested."""
         self._stopped = False
 
     def _key(self) -> dict[str, object]:
-        """All that decides the bytes of the result, and of the source what tells that it has not changed."""
+        """All that decides the bytes of the result, and what shows that the source has not changed."""
         return {
             "tool": tool(),
             "source": self.provider.identity,
@@ -219,26 +222,25 @@ class _Conversion:
         }
 
     def run(self) -> Fidelity | None:
+        """Do all that is left to do. After a ConvertError nothing is kept; after any other, finished units are."""
         try:
             done = self._resume()
             calibrate = self.calibration is not None and not (self.folder / IMPORTANCE).is_file()
             needed = set(self.source.shards) if calibrate or self.verify else self._files_from(self._finished)
             arriving = self.provider.begin(
-                sorted(needed),
-                lambda *bytes: self.on_progress(Progress("download", *bytes)),
+                sorted(needed), lambda *bytes: self.on_progress(Progress("download", *bytes))
             )
-            _check_space(
-                self.folder, self.writer.total - done + (sum(arriving) if calibrate else max(arriving, default=0))
-            )
+            shards = sum(arriving) if calibrate else max(arriving, default=0)
+            _check_space(self.folder, self.writer.total - done + shards)
             if any(arriving):
-                self.journal.record(self._finished)  # so that what comes stays, whatever happens
+                self.journal.record(self._finished)  # so that downloads stay, whatever happens
             if self.calibration is not None:
                 if calibrate:
                     self._calibrate(self.calibration)
                 self.importance = dict(np.load(self.folder / IMPORTANCE))
             self._convert(done, settle=any(arriving))
             self._wait()
-            self._write_the_rest()
+            self._write_other_files()
             fidelity = self._compare() if self.verify else None
         except ConvertError:
             self._stop()
@@ -291,7 +293,7 @@ class _Conversion:
         self.writer.close()
 
     def _files_from(self, number: int) -> set[Path]:
-        """Those that the units from this one on come from."""
+        """The source files of this unit and those after it."""
         return {file for unit in self.units[number:] for file in unit.files}
 
     def _resume(self) -> int:
@@ -305,7 +307,7 @@ class _Conversion:
         return sum(tensor.nbytes for unit in self.units[: self._finished] for tensor in self._planned(unit))
 
     def _convert(self, done: int, settle: bool) -> None:
-        """After `done` bytes; with `settle`, no new shard is begun before those that are done with are released."""
+        """Convert all after the first `done` bytes; with `settle`, a new shard waits until used ones are released."""
         recorded = done
         total = sum(tensor.nbytes for unit in self.units for tensor in self._planned(unit))
         begun: set[Path] = set()
@@ -340,7 +342,7 @@ class _Conversion:
         return [tensor for item in unit.weights for tensor in planned_of(item, self.recipe)]
 
     def _recorded(self) -> Future[None]:
-        """Have on record what is done, when it is on the disk."""
+        """Put finished units on record, as soon as they are on the disk."""
         touched, self._touched = self._touched, set()
         return self._recording.submit(self._record, self._finished, touched)
 
@@ -354,7 +356,7 @@ class _Conversion:
                 self.provider.release(path)
 
     def _hash(self, path: Path) -> None:
-        """Have a whole file hashed, once, beside what else is done."""
+        """Hash a whole file in the background, once."""
         label = self._label(path)
         if label not in self._hashed and label not in self.journal.digests:
             self._to_hash += path.stat().st_size
@@ -370,11 +372,11 @@ class _Conversion:
         self.journal.add_digest(label, sha256(path, read))
 
     def _label(self, path: Path) -> str:
-        """Of a file in the journal: names of shards occur on both sides."""
+        """A file's name in the journal: source and result may have shards of the same name."""
         return path.name if path.parent == self.folder else f"source/{path.name}"
 
     def _wait(self) -> None:
-        """Until all is hashed and on the disk."""
+        """Wait until all is hashed and on the disk."""
         for path in self.source.shards:
             self._hash(path)
         for future in self._waiting:
@@ -383,8 +385,8 @@ class _Conversion:
             future.result()
         self.on_progress(Progress("checksums", self._to_hash, self._to_hash))
 
-    def _write_the_rest(self) -> None:
-        """What is not weights: last config.json, without which nothing loads."""
+    def _write_other_files(self) -> None:
+        """Write all but the weights; config.json comes last, because nothing loads without it."""
         for path in self.auxiliary_files:
             shutil.copyfile(path, self.folder / path.name)
         digests = {path: self.journal.digests[self._label(path)] for path in (*self.source.shards, *self.writer.paths)}

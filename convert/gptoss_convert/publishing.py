@@ -67,7 +67,7 @@ def upload(folder: Path, repository: str, on_file: Callable[[str, int], None] = 
     if wrong := verify(folder):
         raise GptOssError(f"{folder} is damaged, and was not uploaded: {wrong[0]}; convert it again")
     if get_token() is None:
-        raise GptOssError("an upload needs a token that may write: `hf auth login`")
+        raise GptOssError("an upload needs a token with write access: run `hf auth login`")
     if not sys.stderr.isatty():
         disable_progress_bars()
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -82,7 +82,7 @@ def upload(folder: Path, repository: str, on_file: Callable[[str, int], None] = 
 
 
 def model_card(folder: Path, repository: str) -> str:
-    """The README.md, in Markdown behind YAML, of a converted folder in `repository`. Raises GptOssError."""
+    """The README.md, in Markdown after YAML, of a converted folder in `repository`. Raises GptOssError."""
     found = inspect(Subject.of_folder(folder))
     if found.provenance is None:
         raise GptOssError(f"{folder} has no {PROVENANCE}: it was not converted by gptoss-mlx")
@@ -160,7 +160,9 @@ def _fidelity(path: Path) -> str:
     found = json_object(path, read_json(path))
     names = ["tokens", *(name for name, _ in RESULTS.values())]
     if strange := [name for name in names if not isinstance(found.get(name), int | float)]:
-        raise GptOssError(f"{path} has no number {strange[0]!r}: make it anew, or remove it")
+        raise GptOssError(
+            f"{path} has no number {strange[0]!r}: write it again with `gptoss-mlx compare --json`, or remove it"
+        )
     rows = [(label, form.format(found[name])) for label, (name, form) in RESULTS.items()]
     return f"## Fidelity\n\nOn {found['tokens']:,} tokens of a text, in FP32:\n\n" + _table(("", ""), rows)
 

@@ -26,7 +26,7 @@ from .sources import Unit, Weight
 from .writer import SHARD_LIMIT, Planned, Writer
 
 CHUNK = 2**23  # weights per step: one published expert; large enough for full speed, small enough to forget
-# Fields of a source's config.json that do not hold for what was made of it, or say elsewhere what `published` says.
+# Fields of a source's config.json that do not hold for the result, or repeat what `ModelConfig.published` writes.
 DROPPED_FIELDS = (
     "quantization",
     "quantization_config",
@@ -46,7 +46,7 @@ def quantization_of(item: Weight, recipe: Recipe) -> Quantization | None:
 
 
 def rounded_to_bf16(units: Sequence[Unit], recipe: Recipe) -> dict[str, list[str]]:
-    """What a source has in F16 or F32, and the recipe leaves unquantized: dtype -> names."""
+    """Weights in F16 or F32 that the recipe does not quantize: dtype -> names."""
     others = [dtype for dtype in FLOATS if dtype != "BF16"]
     items = {dtype: [item for unit in units if dtype in unit.dtypes for item in unit.weights] for dtype in others}
     names = {dtype: [each.name for each in items[dtype] if quantization_of(each, recipe) is None] for dtype in others}
@@ -122,7 +122,8 @@ def _stored(values: np.ndarray, q: Quantization | None, importance: np.ndarray |
 def converted_config(raw_config: Mapping[str, Any], weights: Iterable[Weight], recipe: Recipe) -> dict[str, Any]:
     """A published config.json with MLX-LM's quantization entry: a default, and the modules that differ from it.
 
-    Whatever spelling came in, the published one is written: MLX-LM takes a field that it does not find for the usual.
+    Fields are written as the published ones are, however the source spells them: MLX-LM replaces a missing field by its
+    default.
     """
     default = recipe.default
     used = {item.module: quantization_of(item, recipe) for item in weights}

@@ -4,7 +4,7 @@ The folder is what `gptoss-mlx convert` makes of the published checkpoint, tenso
 and is gone at the end. It has no tokenizer. Its routers spread tokens almost evenly over the experts, which is the
 worst case where experts are paged: a routing trace makes that real.
 
-Knows how the weights are drawn; which tensors there are, and how they lie in files, is `gptoss_convert`'s affair.
+Knows how the weights are drawn; which tensors there are, and how they lie in files, is known to other modules.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def parse_shape(text: str) -> RandomShape:
 def random_folder(
     shape: RandomShape, recipe: str = DEFAULT_RECIPE, on_progress: OnProgress = no_progress
 ) -> Iterator[Path]:
-    """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C; what is killed
+    """A folder of this shape, converted with `recipe`, that is deleted at the end, also after Ctrl-C; a killed process
     leaves it, below random-weights-*.
 
     It lies below TMPDIR if that is set, else where converted models are kept or, if that has too little room, where the

@@ -45,7 +45,7 @@ Weight = Plain | Blocks | Merged
 
 @dataclass(frozen=True)
 class Unit:
-    """Weights that come from the same tensors, the files that hold these, and their dtypes."""
+    """Weights that come from the same tensors, with the files and dtypes of these."""
 
     weights: tuple[Weight, ...]
     files: frozenset[Path]
@@ -70,7 +70,7 @@ class Source:
         # Gate and up are alternate rows of the same tensors, and are converted in turns.
         self._read = lru_cache(maxsize=2)(self.checkpoint.read)
         self.layout = _layout_of(self.checkpoint)
-        # What is not stored because it is the same as another tensor.
+        # Tensors that are not stored because they are the same as another one.
         self._stored_as = {}
         if self.raw_config.get("tie_word_embeddings") is True and HEAD not in self.checkpoint.tensors:
             self._stored_as = {HEAD: EMBEDDING}
@@ -88,15 +88,17 @@ class Source:
         return sorted(set(self.checkpoint.file_of.values()))
 
     def auxiliary_file(self, name: str) -> Path | None:
-        """A file beside the weights; an `original/` folder has the tokenizer's above it."""
+        """A file beside the weights; an `original/` folder has those of the tokenizer above it."""
         found = next((folder / name for folder in self._folders if (folder / name).is_file()), None)
         if found and not _is_at_home(found):
-            raise CheckpointError(f"{found} is a link that leaves its folder: what it leads to is not for others")
+            raise CheckpointError(
+                f"{found} is a link to a file outside its folder, which is not copied: replace the link by the file"
+            )
         return found
 
     @property
     def _folders(self) -> tuple[Path, ...]:
-        """Where the files beside the weights are looked for."""
+        """The folders that may hold auxiliary files."""
         return (self.folder, self.folder.parent) if self.layout is ORIGINAL else (self.folder,)
 
     @property
@@ -104,13 +106,13 @@ class Source:
         return any(lexists(folder / TOKENIZER) for folder in self._folders)
 
     def tokenizer(self) -> Tokenizer:
-        """The source's own. Raises ConvertError where there is none, and for what is not one of this model."""
+        """The source's tokenizer. Raises ConvertError where there is none, or it does not fit this model."""
         folder = next((folder for folder in self._folders if lexists(folder / TOKENIZER)), self.folder)
         try:
             tokenizer = Tokenizer.load(folder)
             largest = max(tokenizer.largest_id, *map(tokenizer.special, HARMONY))
         except GptOssError as error:
-            raise ConvertError(f"{error}; `hf download {TOKENIZER_FROM}` brings the published one") from None
+            raise ConvertError(f"{error}; `hf download {TOKENIZER_FROM}` gets the published one") from None
         if largest >= self.config.vocab_size:
             raise ConvertError(
                 f"{folder / TOKENIZER} has the id {largest:,}, and the model a vocabulary of"
@@ -119,12 +121,12 @@ class Source:
         return tokenizer
 
     def weights(self) -> Iterator[Weight]:
-        """Every weight of the model, layer by layer; nothing has been read yet."""
+        """Every weight of the model, layer by layer; none is read yet."""
         for unit in self.units():
             yield from unit.weights
 
     def units(self) -> Iterator[Unit]:
-        """The same, with the files that each comes from."""
+        """The same weights, with the files that they come from."""
         for name in self.tensors:
             files: set[Path] = set()
             dtypes: set[str] = set()
@@ -154,7 +156,7 @@ def _renamed(checkpoint: Checkpoint) -> Checkpoint:
     names: dict[str, str] = {}
     for name in checkpoint.tensors:
         if (other := names.setdefault(published_name(name), name)) != name:
-            raise CheckpointError(f"{checkpoint.folder} has the same tensor twice: {other!r} and {name!r}")
+            raise CheckpointError(f"{checkpoint.folder} has the same tensor twice: {other!r} and {name!r}: remove one")
     return checkpoint.renamed(names)
 
 
@@ -178,7 +180,7 @@ def published_config(folder: Path) -> dict[str, Any]:
 
 
 def as_published(data: Any) -> Any:
-    """The same of what a config.json holds."""
+    """The same for the content of a config.json."""
     if not isinstance(data, dict) or "model_type" in data or "num_experts" not in data:
         return data
     return _translated(data)
@@ -217,7 +219,7 @@ def _check(checkpoint: Checkpoint, wanted: dict[str, Form], layout: str) -> None
             f"{checkpoint.folder} is not a gpt-oss checkpoint in the {layout} layout: it lacks {_some(missing)}"
         )
     if unknown := [tensor.name for name, tensor in found.items() if name not in wanted]:
-        raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not: {_some(unknown)}")
+        raise CheckpointError(f"{checkpoint.folder} has tensors that gpt-oss does not have: {_some(unknown)}")
     for name, (dtype, shape) in wanted.items():
         if found[name].shape != shape:
             raise CheckpointError(

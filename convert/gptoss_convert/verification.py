@@ -12,8 +12,8 @@ from gptoss_mlx.provenance import PROVENANCE, provenance_of
 
 
 def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Check every shard; returns what is wrong, a line each, printable. Raises GptOssError where nothing says what is
-    right."""
+    """Check every shard; returns a printable line for each fault. Raises GptOssError where there are no checksums to
+    compare with."""
     folder = model_folder(folder)
     if (made := provenance_of(folder)) is None:
         open_converted(folder)  # says what else it is
@@ -24,7 +24,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
         raise GptOssError(f"{folder / PROVENANCE} names {strange[0]!r}, which is not a file name")
     here = {path.name for path in folder.glob("[!.]*.safetensors")}
     wrong = [f"{name} is missing" for name in wanted if name not in here]
-    wrong += [f"{name} is not part of the conversion" for name in sorted(here - wanted.keys())]
+    wrong += [f"{name} does not belong to the conversion" for name in sorted(here - wanted.keys())]
     total = sum((folder / name).stat().st_size for name in here & wanted.keys() if (folder / name).is_file())
     done = 0
 
@@ -36,7 +36,7 @@ def verify(folder: Path, on_progress: Callable[[int, int], None] = lambda done, 
     for name in sorted(here & wanted.keys()):
         try:
             if sha256(folder / name, read) != wanted[name]:
-                wrong.append(f"{name} is not what was written: its SHA-256 differs")
+                wrong.append(f"{name} has changed since it was written: its SHA-256 differs")
         except OSError as error:
             wrong.append(f"{name} cannot be read: {error.strerror}")
     return [printable(line) for line in wrong]

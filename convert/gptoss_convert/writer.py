@@ -183,7 +183,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 def partial_folder(dest: Path) -> Path:
-    """Where a conversion to `dest` grows."""
+    """The hidden folder in which a conversion to `dest` writes."""
     dest = dest.absolute()
     return dest.parent / f".{dest.name}.partial"
 
@@ -192,7 +192,7 @@ def partial_folder(dest: Path) -> Path:
 def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterator[Path]:
     """A hidden folder beside `dest` that takes its name when the block succeeds.
 
-    If the block fails, the folder stays where it holds a journal, for the next run to go on, and goes where it does
+    If the block fails, the folder stays if it holds a journal, for the next run to resume, and is removed if it does
     not. Raises GptOssError where `dest` exists or another run is making it, and where the hidden folder is a link,
     another user's, or holds a name that `is_ours` does not know: nothing in it is touched then.
     """
@@ -206,7 +206,7 @@ def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterato
         raise GptOssError(f"cannot write {partial}: {os_error_text(error)}") from None
     try:
         if strange := [path.name for path in partial.iterdir() if not is_ours(path.name)]:
-            raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it away")
+            raise GptOssError(f"{partial} holds {strange[0]}, which no conversion has written: move it elsewhere")
         if lock(descriptor) is False:
             raise GptOssError(f"another conversion to {dest} is running")
         sweep(partial)

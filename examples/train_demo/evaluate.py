@@ -27,13 +27,13 @@ class Part:
     """Held-out samples of a task, and the share of them that has to be answered right, where one was promised."""
 
     task: str
-    bar: float | None = None
+    threshold: float | None = None
     instructions: Instructing = plain_instructions
     of_result: bool = False
     """Whether what is said of a call's result is judged, instead of the call."""
 
 
-EXAM = {
+HELD_OUT = {
     "arithmetic": Part("arithmetic", 0.95),
     "recall": Part("recall", 0.95),
     "tool call": Part("tool call", 0.98),
@@ -59,24 +59,24 @@ EXAM = {
     "follow-up": Part("follow-up"),
     "echo": Part("echo"),
 }
-BARS = {name: part.bar for name, part in EXAM.items() if part.bar is not None}
+THRESHOLDS = {name: part.threshold for name, part in HELD_OUT.items() if part.threshold is not None}
 
 
 def samples(name: str, count: int) -> list[Sample]:
     """The first `count` samples of a part: always the same ones."""
-    generator = Generator(SEED, held_out=True, instructions=EXAM[name].instructions)
-    return [generator.sample(EXAM[name].task) for _ in range(count)]
+    generator = Generator(SEED, held_out=True, instructions=HELD_OUT[name].instructions)
+    return [generator.sample(HELD_OUT[name].task) for _ in range(count)]
 
 
 def prompt_of(name: str, sample: Sample) -> list[str]:
     """The pieces of a prompt: of a sample, or where a call's result is judged, of what follows the result."""
-    segments = sample.segments[: 3 if EXAM[name].of_result else 1]
+    segments = sample.segments[: 3 if HELD_OUT[name].of_result else 1]
     return [piece for segment in segments for piece in segment]
 
 
 def answer_of(name: str, sample: Sample) -> str | Call:
     """What the reply has to be."""
-    if EXAM[name].of_result or "name" not in sample.expected:
+    if HELD_OUT[name].of_result or "name" not in sample.expected:
         return sample.expected["answer"]
     return Call(sample.expected["name"], sample.expected["arguments"])
 
@@ -91,15 +91,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=200, help="prompts of each part")
-    parser.add_argument("--parts", nargs="+", choices=EXAM, default=list(EXAM), metavar="PART")
+    parser.add_argument("--parts", nargs="+", choices=HELD_OUT, default=list(HELD_OUT), metavar="PART")
     parser.add_argument("--show-wrong", action="store_true")
     args = parser.parse_args()
     model, tokenizer = load(args.folder), Tokenizer.load(args.folder)
     for name in args.parts:
         outcomes = list(examine(model, tokenizer, name, args.count))
         right = sum(ok for _, ok, _ in outcomes)
-        bar = f"  bar {BARS[name]:.0%}" if name in BARS else ""
-        print(f"{name:34} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{bar}", flush=True)
+        threshold = f"  threshold {THRESHOLDS[name]:.0%}" if name in THRESHOLDS else ""
+        print(f"{name:34} {right}/{len(outcomes)} = {right / len(outcomes):.1%}{threshold}", flush=True)
         if args.show_wrong:
             for sample, ok, reply in outcomes:
                 if not ok:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each recipe costs the demo model: a table in Markdown, of sizes, of predictions and of the exam.
+"""What each recipe costs the demo model: a table in Markdown, of sizes, of predictions and of the held-out evaluation.
 
 `python examples/train_demo/recipes.py [CHECKPOINT] --count 200`. KL, perplexity and the share of equal likeliest tokens
 are of held-out conversations with their markup, every token of them; the rest is `evaluate.py`'s.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from conversations import Generator
-from evaluate import EXAM, SEED, examine
+from evaluate import HELD_OUT, SEED, examine
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.fidelity import predictions
 from gptoss_convert.sources import Source
@@ -24,7 +24,7 @@ from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
 
 TOKENS = 8192  # of conversations
-PARTS = ("arithmetic", "recall", "tool call", "tool result", "tools unused", "project")  # of the exam
+PARTS = ("arithmetic", "recall", "tool call", "tool result", "tools unused", "project")  # of the evaluation
 
 
 def held_out_ids(tokenizer: Tokenizer) -> np.ndarray:
@@ -32,7 +32,7 @@ def held_out_ids(tokenizer: Tokenizer) -> np.ndarray:
     generator = Generator(SEED, held_out=True)
     ids: list[int] = []
     while len(ids) <= TOKENS:
-        for task in dict.fromkeys(EXAM[name].task for name in PARTS):
+        for task in dict.fromkeys(HELD_OUT[name].task for name in PARTS):
             ids += encode([piece for segment in generator.sample(task).segments for piece in segment], tokenizer)
     return np.array(ids[: TOKENS + 1])
 

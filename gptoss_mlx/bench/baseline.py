@@ -1,7 +1,7 @@
 """The results of an earlier run, from its JSON, and what has changed since on the same machine with the same model.
 
 Versions and commits may differ: what they have changed is the question. The verdict is on tokens per second alone; the
-bandwidth that the memory gave in both runs is shown beside it, because on a shared machine it swings.
+bandwidth of the memory in both runs is shown beside it, because on a shared machine it swings.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ INCHES = (12, 5)
 DOTS_PER_INCH = 150
 MAX_LINE = 110  # of the title, in characters
 
-# Okabe and Ito's, which people who do not see all colours tell apart too. The markers are fewer, so that where the
-# colours begin again they come with other markers.
+# Okabe and Ito's, which colour-blind people can distinguish too. The markers are fewer, so that colours that are used
+# again come with other markers.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 NEUTRAL = "#444444"
@@ -48,7 +48,7 @@ def check_plot(path: Path) -> None:
         raise GptOssError(f"cannot draw {path}: a plot is a .png or a .svg file")
     if not os.access(path.parent, os.W_OK):
         raise GptOssError(f"cannot write {path}: its folder is not there, or you may not write into it")
-    # It tells of fonts and of folders that it cannot write, which is nothing to whoever wants a plot.
+    # Its messages on fonts, and on folders that it cannot write, do not help whoever wants a plot.
     logging.getLogger("matplotlib").setLevel(logging.CRITICAL)
     try:
         import matplotlib.figure  # noqa: F401
@@ -105,7 +105,7 @@ def _draw_speed(axes: Axes, results: Results) -> None:
             axes.errorbar(depths, medians, errors, color=color, marker=marker, markersize=5, capsize=3, label=label)
         )
         if limits := [(speed.depth, speed.limit) for speed in speeds if speed.limit]:
-            # Of a single depth a line is not to be seen: its limit is a dash.
+            # A line at a single depth cannot be seen: its limit is a dash.
             axes.plot(*zip(*limits, strict=True), color=color, linestyle="--", linewidth=1, marker="_", markersize=14)
     if any(speed.limit for speed in results.speeds):
         shown += axes.plot([], [], color=NEUTRAL, linestyle="--", linewidth=1, label="limit of each")

@@ -151,7 +151,7 @@ def limits(results: Results) -> TextTable | None:
         return "" if value is None else number(value / 1e9)
 
     return as_table(
-        "Limit: the work of one run, and what the machine gave beside it",
+        "Limit: the work of one run, and the machine's rates beside it",
         results.speeds,
         [
             ("what", lambda speed: speed.name),
@@ -293,7 +293,7 @@ def warnings(results: Results) -> list[str]:
         lines.append("disturbed: on battery")
     if above := [speed.name for speed in results.speeds if (speed.share or 0) > 1]:
         lines.append(
-            f"above its limit: {', '.join(above)}. What the machine gives swings, and what stays in a cache is not read"
+            f"above its limit: {', '.join(above)}. The machine's rates swing, and what stays in a cache is not read"
             " again"
         )
     if not results.finished:

@@ -10,17 +10,17 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..chat.autosave import SessionAutosave
 from ..chat.session import Session
-from ..chat.turn import Dropped, Thought, ToolResult, TurnStats
+from ..chat.turn import Dropped, Thought, ToolResult, TurnEvent, TurnEvents, TurnStats
 from ..errors import GptOssError, printable
 from ..harmony.messages import FUNCTIONS, Message
-from ..harmony.parse import Content, Event, Preamble, Reasoning, Stop, ToolCall, kind_of
+from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall, kind_of
 from .input import reply
 from .job_control import NOT_DRAWN, Ended, ending_raises
 from .safe_text import shortened, with_all_visible, without_controls
@@ -38,8 +38,6 @@ UNFINISHED = "(this answer is unfinished; /continue resumes)"
 
 RECALLED_MESSAGES = 7  # shown of the last exchange of a resumed conversation: a turn may have called many tools
 RECALLED_LINE = 300  # characters of a line of a question or a call in it
-
-AnswerEvents = Iterator[Event | Thought | ToolResult | Dropped | TurnStats]
 
 
 @dataclass
@@ -119,7 +117,7 @@ class Chat:
             return self.screen.recall(message.content)
         return False
 
-    def answer(self, start: Callable[..., AnswerEvents], so_far: str = "") -> None:
+    def answer(self, start: Callable[..., TurnEvents], so_far: str = "") -> None:
         """Show an answer while it arrives, after what was shown of it before, and save it; Ctrl-C stops it, and a
         signal that ends the program loses nothing of it. `start` takes `on_prefill`."""
         try:
@@ -130,7 +128,7 @@ class Chat:
                 self.screen.end()
             signal.raise_signal(ended.number)
 
-    def _answer(self, start: Callable[..., AnswerEvents], so_far: str) -> None:
+    def _answer(self, start: Callable[..., TurnEvents], so_far: str) -> None:
         self.reasoning.clear()
         accepted = ended = False
 
@@ -142,8 +140,7 @@ class Chat:
             self.screen.prefill(done, total)
 
         try:
-            events = start(on_prefill=on_prefill)
-            with closing(events) if isinstance(events, Generator) else nullcontext():
+            with closing(start(on_prefill=on_prefill)) as events:
                 self.screen.resume(so_far)
                 self._show(events)
         except Ended:
@@ -157,7 +154,7 @@ class Chat:
             if accepted:
                 self.keep(kv=not ended)  # the KV cache may be half written
 
-    def _show(self, events: AnswerEvents) -> None:
+    def _show(self, events: Iterable[TurnEvent]) -> None:
         screen, reason = self.screen, ""
         for event in events:
             match event:

@@ -1,4 +1,4 @@
-"""What a model may call: functions, commands, a browser, Python."""
+"""The tools that a model may call: functions, commands, a browser, Python."""
 
 from pathlib import Path
 

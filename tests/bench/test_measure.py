@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import statistics
 import sys
 import time
@@ -12,13 +11,15 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from gptoss_mlx.bench import machine, measure
+from gptoss_mlx import kernels
+from gptoss_mlx.bench import first_token, machine, measure, stages
 from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
 from gptoss_mlx.bench.measure import GREEDY
 from gptoss_mlx.bench.results import Point, Rates
+from gptoss_mlx.cli.loading import use_threads
 from gptoss_mlx.engine.generate import load
 from gptoss_mlx.engine.interrupts import Interrupts
 from gptoss_mlx.errors import GptOssError
@@ -45,6 +46,7 @@ def bench_of(demo_folder, monkeypatch):
     """Make what measures, on a machine whose rates take no time to find; each run does its work once."""
     monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
     monkeypatch.setattr(measure, "MIN_SECONDS", 0)
+    monkeypatch.setattr(stages, "ROUNDS", 1)
     told = []
 
     def make(wanted: BenchmarkSpec, energy=None, paged: bool = False) -> measure._Bench:
@@ -122,7 +124,7 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
     monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
     monkeypatch.setattr(measure, "RATES_APART", 0)
-    bench = bench_of(replace(WANTED, repeat=3))
+    bench = bench_of(replace(WANTED, repeat=3, depths=(0,)))
     bench.measure()
     turns = [what for what, _ in bench.told if ", run " in what]
     assert turns == [f"{speed.name}, run {n} of 3" for n in (1, 2, 3) for speed in bench.speeds]
@@ -130,7 +132,7 @@ def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, mon
         assert series._at_a_time > 1
         assert len(series._runs) == 3
         assert len(series.rates) == 3
-    decode = bench.series[3]
+    decode = bench.series[1]
     assert len(decode._parts) == 3 * decode._at_a_time * 24
     assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
 
@@ -193,11 +195,11 @@ def test_energy_is_that_of_the_runs_that_count(bench_of):
 
 
 def test_experts_are_counted_without_the_warm_up(bench_of):
-    bench = bench_of(replace(WANTED, depths=(0,), prompts=(30,)), paged=True)
+    bench = bench_of(replace(WANTED, depths=(0,), prompts=(30,), generate=(6,)), paged=True)
     bench.measure()
     prefill, decode = bench.speeds
     layers, k = bench.model.config.num_layers, bench.model.config.experts_per_token
-    assert decode.experts.needed == WANTED.repeat * (24 + 1) * layers * k  # each run begins with a token of its own
+    assert decode.experts.needed == WANTED.repeat * (6 + 1) * layers * k  # each run begins with a token of its own
     assert prefill.experts.needed > 0
     assert decode.experts.bytes_read == decode.experts.missed * bench.model.network.pool.expert_bytes
     assert bench.ids[:5] != measure._random_ids(bench.model.config)[:5]  # text
@@ -212,6 +214,13 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
     assert all(stage.seconds >= 0 for stage in found.stages)
     assert abs(sum(stage.bytes for stage in found.stages) - bench.workload.decode(300, 1).bytes) <= 2
     assert bench.cache.offset == 300
+
+
+@pytest.mark.timing
+def test_a_profile_takes_as_long_as_a_token(bench_of, monkeypatch):
+    monkeypatch.setattr(stages, "ROUNDS", 5)
+    bench = bench_of(replace(WANTED, depths=(300,), profile=True))
+    bench.measure()
     step = token = 9.0
     for _ in range(30):
         step = min(step, bench.profile().seconds)
@@ -222,7 +231,7 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
 
 
 def test_a_profile_of_paged_experts_has_no_rest(bench_of):
-    bench = bench_of(replace(WANTED, depths=(0,), profile=True), paged=True)
+    bench = bench_of(replace(WANTED, depths=(0,), prompts=(), generate=(2,), profile=True), paged=True)
     bench.measure()
     found = bench.profile()
     assert [stage.name for stage in found.stages] == ["attention", "head", "experts"]
@@ -237,6 +246,7 @@ def test_a_profile_can_be_interrupted(bench_of):
         bench.profile()
 
 
+@pytest.mark.timing
 def test_speeds_are_those_of_a_bare_loop(bench_of):
     """By turns in one process, each behind a run that warms up: nothing of the bench is in what it times."""
     bench = bench_of(replace(WANTED, prompts=(512,), generate=(64,), depths=(0,), repeat=1))
@@ -298,6 +308,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.timing
 def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch):
     """On the smallest model: what is done for each token, and what the threads do while a token is computed, as a share
     of one core's time."""
@@ -331,6 +342,11 @@ def test_overhead_is_below_a_hundredth_of_what_is_timed(demo_folder, monkeypatch
 
 
 class TestColdStarts:
+    @pytest.fixture(autouse=True)
+    def one(self, monkeypatch):
+        """A process each, for all but those that a command starts."""
+        monkeypatch.setattr(first_token, "STARTS", 1)
+
     @pytest.fixture
     def heard(self, tmp_path, monkeypatch):
         """What each new process was started with, noted as it starts."""
@@ -344,7 +360,8 @@ class TestColdStarts:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
-    def test_a_start_is_all_of_it(self, demo_folder):
+    def test_a_start_is_all_of_it(self, demo_folder, monkeypatch):
+        monkeypatch.setattr(first_token, "STARTS", STARTS)
         load_seconds, first = cold_starts(plan_of(demo_folder), 8)
         assert load_seconds.runs == first.runs == STARTS
         assert 0 < load_seconds.median < first.median
@@ -353,20 +370,25 @@ class TestColdStarts:
     def test_settings_reach_it(self, demo_folder, heard, paged):
         plan = plan_of(demo_folder, paged=paged)
         cold_starts(plan, 8)
-        assert len(heard()) == STARTS
+        assert len(heard()) == 1
         for words, _ in heard():
             settings = json.loads(words[-2])
             assert settings["expert_slots"] == plan.settings.expert_slots
             assert settings["context"] == plan.settings.context
 
-    def test_threads_of_the_command_line(self, run, demo_folder, heard):
-        path = os.environ["PYTHONPATH"]
-        sizes = ("--prompt", 4, "--generate", 0, "--depth", 0, "--repeat", 1, "--format", "json")
-        done = run("bench", demo_folder, *sizes, "--threads", 1, PYTHONPATH=path)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["setup"]["threads"] in (1, None)
+    def test_threads_of_the_command_line(self, demo_folder, heard, monkeypatch):
+        monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
+        before = kernels.native() and kernels.native().threads()
+        spec = BenchmarkSpec(prompts=(4,), generate=(), depths=(0,), repeat=1)
+        try:
+            use_threads(1)
+            results = measure.measure(plan_of(demo_folder), spec, "bench", lambda *progress: None)
+        finally:
+            if before:
+                kernels.set_threads(before)
+        assert results.setup.threads in (1, None)
         children = [threads for words, threads in heard() if "gptoss_mlx.bench.first_token" in words]
-        assert children in (["1"] * STARTS, [None] * STARTS)  # None without kernels
+        assert children in (["1"], [None])  # None without kernels
 
     def test_what_fails_there_is_one_line(self, demo_folder, tmp_path):
         plan = plan_of(demo_folder)
@@ -380,11 +402,12 @@ class TestColdStarts:
         assert cold_starts(plan_of(demo_folder), 8)
 
 
-def test_nothing_of_the_rates_is_in_the_memory(run, demo_folder):
+@pytest.mark.parametrize("paged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_nothing_of_the_rates_is_in_the_memory(run, demo_folder, paged):
     """They read 512 MB, or 64 MB where memory is short, that are none of the model's."""
-    sizes = ("--prompt", 4, "--generate", 4, "--depth", 0, "--repeat", 1, "--no-start", "--format", "json")
-    for options in ((), ("--memory", plan_of(demo_folder, paged=True).device.memory, "--context", 1024)):
-        memory = json.loads(run("bench", demo_folder, *sizes, *options).stdout)["memory"]
-        assert memory["peak"] is None or max(memory["anonymous"], memory["mapped"]) < memory["peak"]
-        # Half of the least that they read is room for what Python takes more on some machines.
-        assert memory["peak"] is None or memory["peak"] <= memory["planned"] + 2**25
+    sizes = ("--prompt", 4, "--generate", 0, "--depth", 0, "--repeat", 1, "--no-start", "--format", "json")
+    options = ("--memory", plan_of(demo_folder, paged=True).device.memory, "--context", 1024) if paged else ()
+    memory = json.loads(run("bench", demo_folder, *sizes, *options).stdout)["memory"]
+    assert memory["peak"] is None or max(memory["anonymous"], memory["mapped"]) < memory["peak"]
+    # Half of the least that they read is room for what Python takes more on some machines.
+    assert memory["peak"] is None or memory["peak"] <= memory["planned"] + 2**25

@@ -29,6 +29,7 @@ def independent(tmp_path_factory) -> list[str]:
     return [str(program), str(kernels.native().threads())]
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("near", [ROUGHLY, pytest.param(NEAR, marks=pytest.mark.slow)])
 def test_rates_are_those_of_an_independent_program(independent, near):
     ours, theirs = [0.0] * 3, [0.0] * 3
@@ -45,6 +46,7 @@ def test_rates_are_those_of_an_independent_program(independent, near):
     assert all(1 - near < ratio < 1 / (1 - near) for ratio in compared), (ours, theirs)
 
 
+@pytest.mark.timing
 def test_rates_grow_with_the_threads():
     if kernels.native() is None or (before := kernels.native().threads()) < 2:
         pytest.skip("needs the kernels and two cores")

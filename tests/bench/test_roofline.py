@@ -3,13 +3,13 @@
 import json
 import struct
 from collections import Counter
+from functools import cache
 from math import prod
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import RECIPES, convert
 from gptoss_mlx import kernels
@@ -20,6 +20,7 @@ from gptoss_mlx.memory.plan import EngineConfig
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
 from gptoss_mlx.model.kv_cache import KVCache
+from memory.shapes import SIZES, converted_shape
 
 WINDOW, HEADS, KV_HEADS, WIDTH, EXPERTS, CHOSEN = 16, 4, 2, 64, 8, 4
 CONFIG = config_of(sliding_window=WINDOW)
@@ -46,6 +47,7 @@ def folder(request, source, tmp_path_factory) -> Path:
     return folder
 
 
+@cache
 def workload_of(folder: Path, kv_bits: int) -> Workload:
     model = load(folder, EngineConfig(context=4096, kv_bits=kv_bits, prefill_chunk=512))
     return Workload(Checkpoint.open(folder).tensors, model.config, model.make_cache())

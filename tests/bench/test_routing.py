@@ -18,9 +18,9 @@ from gptoss_mlx.bench import routing
 from gptoss_mlx.bench.routing import RoutingTrace, recording, replaying
 from gptoss_mlx.memory.plan import EngineConfig
 
-WHOLE = EngineConfig(context=1024, kv_bits=16, prefill_chunk=48)
+WHOLE = EngineConfig(context=1024, kv_bits=16, prefill_chunk=24)
 PAGED = replace(WHOLE, expert_slots=11)  # of 32
-IDS = random.Random(4).choices(range(250), k=160)
+IDS = random.Random(4).choices(range(250), k=64)
 
 
 @pytest.fixture(scope="module")
@@ -230,11 +230,12 @@ def test_headers_that_lie(tmp_path):
             RoutingTrace.load(path)
 
 
-def test_any_broken_byte_gives_one_line_or_a_trace(tmp_path):
+@pytest.mark.parametrize("many", [200, pytest.param(3000, marks=pytest.mark.slow)])
+def test_any_broken_byte_gives_one_line_or_a_trace(tmp_path, many):
     path, chance = tmp_path / "broken.trace", random.Random(1)
     write_trace(path)
     good = path.read_bytes()
-    for _ in range(1500):
+    for _ in range(many):
         data = bytearray(good)
         for _ in range(chance.randint(1, 3)):
             data[chance.randrange(len(data))] = chance.randrange(256)

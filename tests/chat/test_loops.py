@@ -117,7 +117,7 @@ def test_generate_ends_with_an_error(stuck_folder, monkeypatch, capsys, environm
     assert out.startswith("!\"#$%&'!\"#$%&'")
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert lines == [
-        "error: the model was repeating the same 7 tokens, and was stopped: try --repetition-penalty 1.1, or another"
+        "error: stopped, because the model was repeating the same 7 tokens: try --repetition-penalty 1.1, or another"
         " --seed"
     ]
 

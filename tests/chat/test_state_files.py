@@ -240,12 +240,12 @@ from gptoss_mlx import GptOssError, Sampling, Session, load
 from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0))
-keeper = SessionAutosave(Store(Path(sys.argv[2])))
+autosave = SessionAutosave(Store(Path(sys.argv[2])))
 list(session.send("Hello"))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # of one file, in bytes
 try:
-    keeper.save(session, kv=True)
+    autosave.save(session, kv=True)
 except GptOssError as error:
     print(error)
 """

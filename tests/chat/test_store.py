@@ -28,15 +28,15 @@ def test_states_are_bounded_and_the_oldest_go_first(model, store):
         brief_talk(model, autosave, [question])
         autosave.leave()
         time.sleep(0.02)
-    sizes = [kept.state_bytes for kept in store]
+    sizes = [entry.state_bytes for entry in store]
     assert all(sizes)
     session, _, autosave = resumed(model, store, kv_limit=sizes[0] + sizes[1])
     autosave.save(session, kv=True)
-    assert [kept.state_bytes > 0 for kept in store] == [True, True, False]
+    assert [entry.state_bytes > 0 for entry in store] == [True, True, False]
     autosave.leave()
     session, _, autosave = resumed(model, store, kv_limit=10)
     autosave.save(session, kv=True)
-    assert not any(kept.state_bytes for kept in store)
+    assert not any(entry.state_bytes for entry in store)
     assert len(list(store)) == 3
     autosave.leave()
     session, positions, autosave = resumed(model, store, kv_limit=None)
@@ -47,31 +47,31 @@ def test_states_are_bounded_and_the_oldest_go_first(model, store):
 
 
 def test_names(model, store):
-    keepers = [SessionAutosave(store) for _ in range(3)]
-    for autosave in keepers[:2]:
+    autosaves = [SessionAutosave(store) for _ in range(3)]
+    for autosave in autosaves[:2]:
         brief_talk(model, autosave, ["What is 12 + 30?"])
-    assert [autosave.name for autosave in keepers] == ["what-is-12-30", "what-is-12-30-2", None]
+    assert [autosave.name for autosave in autosaves] == ["what-is-12-30", "what-is-12-30-2", None]
     with pytest.raises(GptOssError, match="nothing has been said"):
-        keepers[2].rename("x")
+        autosaves[2].rename("x")
     for wrong in ("", "../x", ".x", "a/b", "x" * 81, "-x", "𐐀" * 80):
         with pytest.raises(GptOssError, match="no name for a session"):
-            keepers[0].rename(wrong)
+            autosaves[0].rename(wrong)
     with pytest.raises(GptOssError, match="already"):
-        keepers[0].rename("what-is-12-30-2")
-    keepers[0].rename("Sums, small")
+        autosaves[0].rename("what-is-12-30-2")
+    autosaves[0].rename("Sums, small")
     session = make_session(model)
     list(session.send("Hello"))
-    keepers[0].save(session, kv=True)
+    autosaves[0].save(session, kv=True)
     assert store.find("Sums").state_bytes > 0
     assert store.find("Sums").name == "Sums, small"
     with pytest.raises(GptOssError, match="no session 'fly'"):
         store.find("fly")
-    keepers[2].save(session, kv=False)
-    assert keepers[2].name == "hello"
-    keepers[2].leave()
-    with store.lock(store.find("hello")) as held:
-        held.delete()
-    assert [kept.name for kept in store] == ["Sums, small", "what-is-12-30-2"]
+    autosaves[2].save(session, kv=False)
+    assert autosaves[2].name == "hello"
+    autosaves[2].leave()
+    with store.lock(store.find("hello")) as lock:
+        lock.delete()
+    assert [entry.name for entry in store] == ["Sums, small", "what-is-12-30-2"]
 
 
 def test_letters_that_are_the_same_to_some_disks(model, store):
@@ -84,7 +84,7 @@ def test_letters_that_are_the_same_to_some_disks(model, store):
     with pytest.raises(GptOssError, match="already"):
         other.rename("Hello")
     autosave.rename("Hello")
-    assert {kept.name for kept in store} == {"Hello", "hello-2"}
+    assert {entry.name for entry in store} == {"Hello", "hello-2"}
 
 
 def test_the_longest_name_can_be_used(model, store):
@@ -137,21 +137,21 @@ def test_a_file_system_without_locks(model, store, monkeypatch):
 
 def test_what_was_deleted_or_renamed_while_it_was_waited_for(store):
     """The lock is that of the folder which is there now."""
-    held = store.new("Hello")
+    lock = store.new("Hello")
     opened, real = [], os.open
 
     def delete_after_opening(path, *args, **options):
         descriptor = real(path, *args, **options)
-        if path == held.entry.state and not opened:
+        if path == lock.entry.state and not opened:
             opened.append(descriptor)
-            held.delete()
+            lock.delete()
         return descriptor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", delete_after_opening)
-        again = store.lock(held.entry)
+        again = store.lock(lock.entry)
     with pytest.raises(GptOssError, match="in use"):
-        store.lock(held.entry)
+        store.lock(lock.entry)
     again.release()
 
 
@@ -164,7 +164,7 @@ def test_nothing_stays_of_a_question_that_was_taken_back(model, store):
     assert list(store.folder.iterdir()) == []
     list(session.send("Hello"))
     autosave.save(session, kv=True)
-    assert [kept.name for kept in store] == ["hello"]
+    assert [entry.name for entry in store] == ["hello"]
 
 
 def test_states_in_use_stay_and_states_of_nobody_go(model, store):
@@ -176,38 +176,38 @@ def test_states_in_use_stay_and_states_of_nobody_go(model, store):
     (store.folder / "file.kv").write_text("x")
     brief_talk(model, second, ["What is 12 + 30?"])
     assert not nobody.exists()
-    assert [kept.state_bytes > 0 for kept in store] == [False, True]
+    assert [entry.state_bytes > 0 for entry in store] == [False, True]
 
 
 def test_files_of_the_system_are_nobodys_sessions(model, store):
     autosave = SessionAutosave(store)
     session = brief_talk(model, autosave, QUESTIONS[:1])
     autosave.leave()
-    names = [kept.name for kept in store]
+    names = [entry.name for entry in store]
     add_apple_doubles(store.folder)
-    assert [kept.name for kept in store] == names
+    assert [entry.name for entry in store] == names
     assert store.taken() == set(names)
     again, positions, _ = resumed(model, store)
     assert again.transcript == session.transcript
     assert positions == session.prompt_cache.snapshots[-1].offset
 
 
-def _removed(kept):
-    shutil.rmtree(kept.transcript.parent)
+def _removed(entry):
+    shutil.rmtree(entry.transcript.parent)
 
 
-def _without_state(kept):
-    shutil.rmtree(kept.state)
+def _without_state(entry):
+    shutil.rmtree(entry.state)
 
 
-def _state_is_a_file(kept):
-    shutil.rmtree(kept.state)
-    kept.state.write_text("x")
+def _state_is_a_file(entry):
+    shutil.rmtree(entry.state)
+    entry.state.write_text("x")
 
 
-def _transcript_is_a_folder(kept):
-    kept.transcript.unlink()
-    kept.transcript.mkdir()
+def _transcript_is_a_folder(entry):
+    entry.transcript.unlink()
+    entry.transcript.mkdir()
 
 
 @pytest.mark.parametrize("damage", [_removed, _without_state, _state_is_a_file, _transcript_is_a_folder])
@@ -243,8 +243,8 @@ def test_only_the_owner_can_read(model, store):
     store.folder.mkdir(mode=0o755)
     autosave = SessionAutosave(store)
     session = brief_talk(model, autosave, ["Hello"])
-    kept = store.find()
-    kept.transcript.chmod(0o644)
+    entry = store.find()
+    entry.transcript.chmod(0o644)
     autosave.save(session, kv=True)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (store.folder, *store.folder.rglob("*"))}
     assert set(modes.values()) == {0o700, 0o600}

@@ -113,17 +113,17 @@ from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store
 store = Store(Path(sys.argv[2]))
-kept = next(iter(store), None)
-keeper = SessionAutosave(store, kept)
+entry = next(iter(store), None)
+autosave = SessionAutosave(store, entry)
 session = Session(load(sys.argv[1]), sampling=Sampling(temperature=0), max_tokens=40)
-if kept:
-    keeper.resume(session)
+if entry:
+    autosave.resume(session)
 print(len(session.messages), flush=True)
 while True:
     question = f"What is {len(session.messages)} + 1?"
-    for event in session.send(question, on_prefill=lambda *step: keeper.save(session, kv=False)):
+    for event in session.send(question, on_prefill=lambda *step: autosave.save(session, kv=False)):
         print("-", flush=True)
-    keeper.save(session, kv=True)
+    autosave.save(session, kv=True)
     print(len(session.messages), flush=True)
 """
 

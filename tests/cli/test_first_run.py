@@ -6,13 +6,13 @@ import shutil
 import pexpect
 import pytest
 
-from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, write_checkpoint
 from convert.hub import serving
 from gptoss_mlx.cli import first_run
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
 from gptoss_mlx.model import model_store
+from memory.shapes import SIZES, converted_shape
 from terminal.terminals import Spawn
 
 ASKED = "a number, or q to leave: "

@@ -303,7 +303,7 @@ def test_tensors_that_do_not_fit(source, tmp_path):
     magnitude = f"{Q_PROJ}.lora_magnitude_vector"
     refused(3, "attention", lambda t: t.update({magnitude: (np.ones(4, np.float32), "F32")}), magnitude)
     bare = f"{Q_PROJ.removeprefix('base_model.')}.lora_A.weight"
-    refused(4, "attention", rename(f"{Q_PROJ}.lora_A.weight", bare), bare, "no tensor of a LoRA adapter")
+    refused(4, "attention", rename(f"{Q_PROJ}.lora_A.weight", bare), bare, "not a tensor of a plain LoRA adapter")
     refused(5, "attention", put(f"{Q_PROJ}.lora_A.weight", np.nan), f"{Q_PROJ}.lora_A.weight", "not a number")
     refused(6, "patterns", put(f"{Q_PROJ.replace('.q', '.k')}.lora_B.weight", np.inf), "k_proj", "not a number")
     refused(7, "experts", put(f"{EXPERTS}.lora_B.weight", 0x7F80), f"{EXPERTS}.lora_B.weight", "not a number")

@@ -174,8 +174,11 @@ def test_what_is_written_is_what_was_read(spelling):
         ({"rope_scaling": SCALING | {"attention_factor": 1.0}}, "attention factor"),
         ({"rope_scaling": SCALING | {"mscale": 1.0, "mscale_all_dim": 1.0}}, "attention factor"),
         ({"rope_scaling": SCALING | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_scaling": {"full_attention": SCALING, "sliding_attention": {"rope_type": "default"}}}, "kinds of"),
-        ({"rope_scaling": {"full_attention": None}}, "kinds of"),
+        (
+            {"rope_scaling": {"full_attention": SCALING, "sliding_attention": {"rope_type": "default"}}},
+            "types of layers",
+        ),
+        ({"rope_scaling": {"full_attention": None}}, "types of layers"),
         ({"swiglu_alpha": 1.0}, "swiglu_alpha"),
     ],
 )

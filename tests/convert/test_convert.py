@@ -207,7 +207,7 @@ def assert_refused(source, dest, *parts):
     assert not list(dest.parent.glob(f".{dest.name}*"))
 
 
-def test_foreign_and_damaged_sources(source, tmp_path):
+def test_sources_of_other_models_and_damaged_ones(source, tmp_path):
     dest = tmp_path / "dest"
     folder = copy(source, tmp_path / "truncated")
     shard = max(folder.glob("*.safetensors"))
@@ -219,7 +219,7 @@ def test_foreign_and_damaged_sources(source, tmp_path):
     shard.unlink()
     assert_refused(folder, dest, shard.name, "incomplete")
 
-    folder = copy(source, tmp_path / "foreign")
+    folder = copy(source, tmp_path / "llama")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"model_type": "llama"}))
     assert_refused(folder, dest, "llama")
 
@@ -309,7 +309,7 @@ def test_links_to_files_of_the_user_are_not_copied(source, tmp_path):
     secret.write_text("nobody's business")
     folder = copy(source, tmp_path / "linked")
     (folder / "LICENSE").symlink_to(secret)
-    assert_refused(folder, tmp_path / "dest", "LICENSE", "leaves its folder")
+    assert_refused(folder, tmp_path / "dest", "LICENSE", "outside its folder")
     (folder / "LICENSE").unlink()
     (tmp_path / "cache" / "blobs").mkdir(parents=True)
     secret.rename(tmp_path / "cache" / "blobs" / "b")

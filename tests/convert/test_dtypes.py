@@ -191,7 +191,7 @@ def test_floats_of_8_bits_are_named_as_a_quantization(tmp_path):
     tensors = {each: stored(v, "BF16") if kind == "BF16" else (v, kind) for each, (v, kind) in ALL.items()}
     name = "model.layers.0.mlp.router.weight"
     tensors[name] = np.zeros(ALL[name][0].shape, np.uint8), "F8_E4M3"
-    with pytest.raises(GptOssError, match=r"is quantized with FP8 \(F8_E4M3\), .*: convert the checkpoint that it was"):
+    with pytest.raises(GptOssError, match=r"is quantized with FP8 \(F8_E4M3\), .*: convert the checkpoint from which"):
         convert(write(tmp_path / "source", tensors), tmp_path / "model")
 
 

@@ -6,7 +6,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from budget.shapes import SIZES, converted_shape
 from checkpoints import config_of, tensors_of
 from gptoss_convert import RECIPES, convert
 from gptoss_convert.inspection import BINS, Subject, inspect, statistics
@@ -16,6 +15,7 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.config import ModelConfig
 from gptoss_mlx.model.kv_cache import KVCache
+from memory.shapes import SIZES, converted_shape
 
 CONFIG = config_of()
 
@@ -104,7 +104,7 @@ class TestVerify:
         data = bytearray(path.read_bytes())
         data[-100] ^= 4
         path.write_bytes(data)
-        assert verify(folder) == [f"{path.name} is not what was written: its SHA-256 differs"]
+        assert verify(folder) == [f"{path.name} has changed since it was written: its SHA-256 differs"]
         result = run("verify", folder)
         assert result.returncode == 1
         assert path.name in result.stdout
@@ -113,7 +113,7 @@ class TestVerify:
     def test_files_that_lack_or_do_not_belong(self, folder):
         path = sorted(folder.glob("*.safetensors"))[0]
         path.rename(folder / "other.safetensors")
-        assert verify(folder) == [f"{path.name} is missing", "other.safetensors is not part of the conversion"]
+        assert verify(folder) == [f"{path.name} is missing", "other.safetensors does not belong to the conversion"]
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": {"../../etc/passwd": "0"}}', '{"sha256": {"a": 1}}'])
     def test_provenance_lies(self, folder, text):

@@ -90,7 +90,7 @@ def test_the_result_is_what_mlx_lm_computes(source, tmp_path, text):
         (PLAIN.replace('head = "bf16"', "head = { bits = 4.0, group_size = 64 }"), "head is"),
         (PLAIN.replace('head = "bf16"', "head = { bits = 4 }"), "head is"),
         (PLAIN + "modules = 3", "not a table"),
-        (PLAIN + "[modules]\n'model.layers.9.*' = 'mxfp4'", "no module of this model is called model.layers.9"),
+        (PLAIN + "[modules]\n'model.layers.9.*' = 'mxfp4'", "no module of this model matches model.layers.9"),
     ],
 )
 def test_refused(source, tmp_path, text, complaint):

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from conversations import Generator, training_samples
-from evaluate import BARS, SEED, examine, samples
+from evaluate import SEED, THRESHOLDS, examine, samples
 from generator import LEAD_INS, held_out
 from gptoss_mlx import load
 from gptoss_mlx.demo import CHECKPOINT
@@ -56,21 +56,21 @@ def model(demo_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", BARS)
+@pytest.mark.parametrize("part", THRESHOLDS)
 def test_held_out_prompts(model, demo_folder, part):
     outcomes = list(examine(model, Tokenizer.load(demo_folder), part, COUNTS.get(part, 20)))
     right = sum(ok for _, ok, _ in outcomes)
     wrong = [(sample.conversation.messages[-1].content, reply) for sample, ok, reply in outcomes if not ok]
-    assert right >= BARS[part] * len(outcomes), wrong
+    assert right >= THRESHOLDS[part] * len(outcomes), wrong
 
 
 def test_a_few_held_out_prompts_of_each_part(model, demo_folder):
-    """By the same bars, which so few answers can meet together only."""
+    """By the same thresholds, which so few answers can meet together only."""
     tokenizer, wrong = Tokenizer.load(demo_folder), []
-    for part in BARS:
+    for part in THRESHOLDS:
         outcomes = examine(model, tokenizer, part, FEW)
         wrong += [(part, sample.conversation.messages[-1].content, reply) for sample, ok, reply in outcomes if not ok]
-    assert len(wrong) <= FEW * sum(1 - bar for bar in BARS.values()), wrong
+    assert len(wrong) <= FEW * sum(1 - threshold for threshold in THRESHOLDS.values()), wrong
 
 
 def test_recall_reaches_back_more_than_300_tokens(demo_folder):
@@ -94,7 +94,7 @@ def test_examined_questions_are_never_trained(count):
 
 
 @pytest.mark.parametrize("part", DIGESTS)
-def test_the_same_exam_every_time(part):
+def test_the_same_prompts_every_time(part):
     drawn = [(sample.segments, sample.expected) for sample in samples(part, 50)]
     assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest().startswith(DIGESTS[part])
 

@@ -202,6 +202,15 @@ def test_paths_in_the_documents_exist():
                 assert (ROOT / text).exists(), f"{name(page)} names {text}"
 
 
+def test_modules_in_the_architecture_exist():
+    """`engine/sampling.py` is one of gptoss_mlx; and every folder has its row."""
+    page, package = ROOT / "docs" / "architecture.md", ROOT / "gptoss_mlx"
+    modules = [text for text in code(page) if re.fullmatch(r"[a-z_]+/([a-z_]+\.py)?", text)]
+    assert [text for text in modules if not ((package / text).exists() or (ROOT / text).exists())] == []
+    folders = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert folders <= set(modules)
+
+
 def test_nothing_is_left_of_fences():
     """Every fence is closed, so that the checks above see every block."""
     assert [name(page) for page in PAGES if "```" in prose(page)] == []

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from evaluate import BARS, EXAM, prompt_of, samples
-from export_exam import COUNT, lines
+from evaluate import HELD_OUT, THRESHOLDS, prompt_of, samples
+from export_held_out import COUNT, lines
 from gptoss_mlx import GptOssError, load
 from gptoss_mlx.demo import HELD_OUT as HELD_OUT_FILE
 from gptoss_mlx.demo import HELD_OUT_THRESHOLDS
@@ -158,8 +158,8 @@ def test_the_held_out_prompts_are_what_its_script_writes(tokenizer):
     with gzip.open(HELD_OUT_FILE) as file:
         shipped = [json.loads(line) for line in file]
     assert shipped == list(lines())
-    assert json.loads(HELD_OUT_THRESHOLDS.read_text()) == BARS
-    pieces = [encode(prompt_of(part, sample), tokenizer) for part in BARS for sample in samples(part, COUNT)]
+    assert json.loads(HELD_OUT_THRESHOLDS.read_text()) == THRESHOLDS
+    pieces = [encode(prompt_of(part, sample), tokenizer) for part in THRESHOLDS for sample in samples(part, COUNT)]
     assert [tokenizer.encode_markup(line["rendered"]) for line in shipped] == pieces
     assert HELD_OUT_FILE.stat().st_size < 250_000
-    assert set(BARS) <= set(EXAM)
+    assert set(THRESHOLDS) <= set(HELD_OUT)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden adapters: what PEFT saves for a small gpt-oss, and what its merge_and_unload makes of the weights, in FP32.
+"""Golden adapters: those that PEFT saves for a small gpt-oss, and the weights that its merge_and_unload gives, in FP32.
 
     python tests/golden/make_adapters.py [CASE ...] (needs torch, transformers and peft; writes tests/golden/adapters/)
 
@@ -45,13 +45,13 @@ def _as_published(model) -> None:
 
 
 def _inputs_taken_for_outputs(model) -> None:
-    """What PEFT 0.19.1 and later meet in transformers 4, which does not say that experts are stored inputs first."""
+    """As PEFT 0.19.1 and later see transformers 4, which does not say that experts are stored inputs first."""
     for layer in model.model.layers:
         layer.mlp.experts.is_transposed = False
 
 
 def _experts_as_linear_layers(model) -> None:
-    """What Unsloth trains in 4 bits: a linear layer for each expert."""
+    """As Unsloth trains in 4 bits: a linear layer for each expert."""
     import torch
 
     def linear(weight):
@@ -66,7 +66,7 @@ def _experts_as_linear_layers(model) -> None:
 
 
 def _experts_as_networks(model) -> None:
-    """What LLM Compressor makes of the experts, and vLLM takes: three linear layers for each, gate and up apart."""
+    """As LLM Compressor saves experts and vLLM loads them: three linear layers for each, gate and up apart."""
     import torch
 
     def linear(weight):
@@ -90,12 +90,12 @@ def _another_head(model) -> None:
 @dataclass(frozen=True)
 class Case:
     settings: dict[str, Any]
-    """Of LoraConfig."""
+    """The arguments of LoraConfig."""
     dtype: str = "float32"
     model: Callable[[Any], None] = _as_published
-    """What is peculiar in the installation, in training and when merging."""
+    """Changes the model as a peculiar installation does, in training and when merging."""
     trained: Callable[[Any], None] = _as_published
-    """What is peculiar in the model that was trained."""
+    """Changes only the model that is trained."""
 
 
 CASES = {

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Golden logits: transformers' GptOssForCausalLM in FP32 on random checkpoints, for tests/test_model.py.
+"""Golden logits: transformers' GptOssForCausalLM in FP32 on random checkpoints, for tests/model/test_network.py.
 
     python tests/golden/make_logits.py            (needs torch and transformers; writes tests/golden/logits.npz)
 
 The checkpoints are those of tests/checkpoints.py. Before anything is written, this script makes sure that the cases can
-tell a wrong model from a right one: each of SABOTAGES must move the logits of at least one case by a hundred times the
-test's tolerance.
+distinguish a wrong model from a right one: each of SABOTAGES must move the logits of at least one case by a hundred
+times the test's tolerance.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +42,13 @@ def main() -> None:
             print(f"{name:24} {label:28} moves the logits by {moved:.1e}", flush=True)
     for label, moved in worst.items():
         if moved < 100 * TOLERANCE:
-            raise SystemExit(f"no case notices: {label} (moves the logits by {moved:.1e})")
+            raise SystemExit(f"no case detects: {label} (moves the logits by {moved:.1e})")
     np.savez_compressed(GOLDEN, made_by=np.array(f"transformers {transformers.__version__}"), **golden)
     print(f"{GOLDEN.name}: {GOLDEN.stat().st_size} bytes")
 
 
-def oracle(config: dict, seed: int):
+def oracle(config: dict[str, Any], seed: int) -> Any:
+    """The model of transformers in FP32, with the weights of a random checkpoint."""
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -57,7 +59,7 @@ def oracle(config: dict, seed: int):
     return model
 
 
-def logits_of(model, ids: list[int]) -> np.ndarray:
+def logits_of(model: Any, ids: list[int]) -> np.ndarray:
     import torch
 
     with torch.no_grad():
@@ -92,7 +94,7 @@ def _rounded_yarn_range(model) -> None:
     rotary.__init__(config)
 
 
-def _no_concentration(model) -> None:
+def _no_mscale(model) -> None:
     model.model.rotary_emb.attention_scaling = 1.0
 
 
@@ -118,7 +120,7 @@ def _no_router_bias(model) -> None:
 SABOTAGES = {
     "without sinks": _no_sinks,
     "with a rounded YaRN range": _rounded_yarn_range,
-    "without YaRN's concentration": _no_concentration,
+    "without YaRN's attention scaling": _no_mscale,
     "with a window of one more": _window_longer_by_one,
     "without the SwiGLU clamps": _no_clamp,
     "with one expert less": _one_expert_less,

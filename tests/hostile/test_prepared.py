@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.evaluation.journal import Journal
+from gptoss_mlx.evaluation.journal import EvaluationJournal
 from gptoss_mlx.evaluation.text import LogProbabilities
 from gptoss_mlx.terminal.history import open_history
 
@@ -145,7 +145,7 @@ def test_the_note_of_the_last_model_is_no_link(run, demo_folder, tmp_path):
 def test_files_of_an_evaluation_are_no_links(monkeypatch, tmp_path):
     monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
     (tmp_path / "precious").write_text("precious")
-    journal, predictions = Journal({}), LogProbabilities(tmp_path / "predictions", [[1, 2, 3, 4]], 10)
+    journal, predictions = EvaluationJournal({}), LogProbabilities(tmp_path / "predictions", [[1, 2, 3, 4]], 10)
     journal.path.parent.mkdir()
     for path in (journal.path, predictions.path):
         path.symlink_to(tmp_path / "precious")

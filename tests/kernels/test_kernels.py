@@ -163,8 +163,11 @@ def test_attention(instructions, window, chunks):
     assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < EXACT
 
 
-@pytest.mark.parametrize("chunks", [(40,), (1,) * 40, (3, 17, 1, 1, 18), (700, 1, 1)])
-@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize(
+    ("chunks", "dim"),
+    [(chunks, dim) for chunks in [(40,), (1,) * 40, (3, 17, 1, 1, 18)] for dim in (32, 64, 128)]
+    + [((700, 1, 1), 64), *(pytest.param((700, 1, 1), dim, marks=pytest.mark.slow) for dim in (32, 128))],
+)
 def test_attention_over_8_bit_keys(instructions, chunks, dim):
     """What is stored is in MLX's form, within half a step of what it was; attention reads exactly that."""
     heads, kv_heads, length, form = 6, 2, sum(chunks), {"group_size": dim, "bits": 8}
@@ -231,24 +234,49 @@ def test_every_recipe_runs_on_the_kernels(folders, recipe, instructions):
     assert np.median(error) < 0.06
 
 
-def test_the_same_words_as_without_kernels(demo_folder, instructions):
-    """The embedded model says the same: 95 of 100 greedy answers, and nearly the same distributions."""
-    model, tokenizer, count = gptoss_mlx.load(demo_folder), Tokenizer.load(demo_folder), 8
+@pytest.fixture(scope="module")
+def exact_answers(demo_folder):
+    """Without kernels: prompts of the demo's tasks, greedy answers, and ids of right ones with log-probabilities."""
     with kernels.off():
         exact = gptoss_mlx.load(demo_folder)
-    generator = Generator(5, held_out=True)
-    samples = [
-        generator.sample(task) for task in ("arithmetic", "project", "recall", "tool call") for _ in range(count // 4)
-    ]
-    same, divergences = 0, []
-    for sample in samples:
-        prompt = encode(sample.segments[0], tokenizer)
-        answers = [list(m.generate(prompt, sampling=Sampling(temperature=0), max_tokens=24)) for m in (model, exact)]
-        same += answers[0] == answers[1]
-        ids = mx.array([prompt + encode(sample.segments[1], tokenizer)])
-        logits = [m(ids)[0] for m in (model, exact)]
-        got, right = (np.array(each - mx.logsumexp(each, axis=-1, keepdims=True)) for each in logits)
-        divergences.append((np.exp(right) * (right - got)).sum(-1)[len(prompt) - 1 :].mean())
+    generator, tokenizer, made = Generator(5, held_out=True), Tokenizer.load(demo_folder), []
+
+    def answers(count):
+        while len(made) < count:
+            segments = generator.sample(("arithmetic", "tool call", "project", "recall")[len(made) % 4]).segments
+            prompt = encode(segments[0], tokenizer)
+            answer = list(exact.generate(prompt, sampling=Sampling(temperature=0), max_tokens=24))
+            ids = mx.array([prompt + encode(segments[1], tokenizer)])
+            made.append((prompt, answer, ids, log_probabilities(exact, ids)))
+        return made[:count]
+
+    return answers
+
+
+def log_probabilities(model, ids):
+    logits = model(ids)[0]
+    return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        (native.available_kernels()[0], 2),
+        *(pytest.param(name, 8, marks=pytest.mark.slow) for name in native.available_kernels()),
+    ],
+)
+def test_the_same_words_as_without_kernels(demo_folder, exact_answers, name, count):
+    """The embedded model says the same: 95 of 100 greedy answers, and nearly the same distributions."""
+    before = native.kernels_in_use()
+    native.use_kernels(name)
+    try:
+        model, same, divergences = gptoss_mlx.load(demo_folder), 0, []
+        for prompt, answer, ids, right in exact_answers(count):
+            same += list(model.generate(prompt, sampling=Sampling(temperature=0), max_tokens=24)) == answer
+            divergence = (np.exp(right) * (right - log_probabilities(model, ids))).sum(-1)
+            divergences.append(divergence[len(prompt) - 1 :].mean())
+    finally:
+        native.use_kernels(before)
     assert same >= 0.95 * count
     assert np.mean(divergences) < 1e-3
 

@@ -152,6 +152,16 @@ class Terminal:
         return False
 
 
+def wait_for_an_answer(terminal: Terminal) -> None:
+    """Until something but the status line stands below the question "Hello", or that has scrolled away."""
+
+    def is_answered() -> object:
+        scrolled = b"Hello\r\n" in terminal.sent and "> Hello" not in terminal.seen
+        return scrolled or re.search(r"> Hello\n\s*(?!.* tokens)\S", terminal.seen)
+
+    assert terminal.read_until(is_answered, 30, at_rest=False), terminal.seen
+
+
 def golden(name: str, terminal: Terminal) -> None:
     """The screen is, or becomes, the one that is kept, apart from what varies."""
     path = GOLDEN / f"{name}.txt"

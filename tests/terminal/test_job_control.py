@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_mlx.chat.transcript import Transcript
-from terminal.terminals import Terminal
+from terminal.terminals import Terminal, wait_for_an_answer
 
 HERE = Path(__file__).parent
 PROMPT = "^> ?$"
@@ -199,16 +199,6 @@ def test_bars_and_spinners_that_are_ended(job, tmp_path, what, name):
     os.kill(group_of(terminal), getattr(signal, name))
     terminal.wait(f"shell: ended {int(getattr(signal, name))} echoes lines")
     assert not terminal.screen.cursor.hidden
-
-
-def wait_for_an_answer(terminal):
-    """Until there is something below the question that is no status line, or so much that the question is gone."""
-
-    def is_answered():
-        scrolled = b"Hello\r\n" in terminal.sent and "> Hello" not in terminal.seen
-        return scrolled or re.search(r"> Hello\n\s*(?!.* tokens)\S", terminal.seen)
-
-    assert terminal.read_until(is_answered, 30, at_rest=False), terminal.seen
 
 
 @pytest.mark.parametrize(("name", "plain"), [("SIGTERM", False), ("SIGHUP", False), ("SIGTERM", True)])

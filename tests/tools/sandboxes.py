@@ -100,15 +100,22 @@ def ctrl_c_when_it_writes():
 
 def parent_of(pid: int) -> int | None:
     """None for a process that has ended meanwhile."""
+    fields = stat_of(pid)
+    return int(fields[1]) if fields else None
+
+
+def stat_of(pid: int) -> list[str]:
+    """State, parent and more; nothing for a process that has ended meanwhile."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
+        return []
 
 
 def are_stopped(processes: dict[int, str]) -> bool:
-    states = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in processes}
+    """Whether those that have not ended meanwhile are stopped."""
+    states = {pid: fields[0] for pid in processes if (fields := stat_of(pid))}
     stopped = {pid for pid, state in states.items() if state in "TZ"}
     # A shell that has called vfork waits in D until its child, which is stopped, has called exec.
     waiting = {parent_of(pid) for pid in stopped}
-    return all(pid in stopped or (state == "D" and pid in waiting) for pid, state in states.items())
+    return bool(stopped) and all(pid in stopped or (state == "D" and pid in waiting) for pid, state in states.items())

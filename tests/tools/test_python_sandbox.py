@@ -99,7 +99,7 @@ def test_no_network(sandbox):
 
 @linux
 def test_no_unix_sockets_of_others(sandbox, tmp_path):
-    for address in ("\0gptoss-mlx-test", str(tmp_path / "agent")):
+    for address in (f"\0gptoss-mlx-test-{os.getpid()}", str(tmp_path / "agent")):
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(address)
             server.listen()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the exam that `gptoss-mlx eval --demo` holds: `python examples/train_demo/export_exam.py`.
+"""Write the held-out prompts of `gptoss-mlx eval --demo`: `python examples/train_demo/export_held_out.py`.
 
-The first COUNT prompts of each part that has a bar, rendered, with their answers; and the bars.
+The first COUNT prompts of each part that has a threshold, rendered, with their answers; and the thresholds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from evaluate import BARS, answer_of, prompt_of, samples
+from evaluate import THRESHOLDS, answer_of, prompt_of, samples
 from gptoss_mlx.demo import HELD_OUT, HELD_OUT_THRESHOLDS
 from gptoss_mlx.evaluation.prompts import Call
 
@@ -19,7 +19,7 @@ COUNT = 20  # of each part: half a minute in all
 
 
 def lines() -> Iterator[dict[str, Any]]:
-    for part in BARS:
+    for part in THRESHOLDS:
         for sample in samples(part, COUNT):
             answer = answer_of(part, sample)
             if isinstance(answer, Call):
@@ -30,7 +30,7 @@ def lines() -> Iterator[dict[str, Any]]:
 def main() -> None:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines())
     HELD_OUT.write_bytes(gzip.compress(text.encode(), mtime=0))
-    HELD_OUT_THRESHOLDS.write_text(json.dumps(BARS, indent=1) + "\n", encoding="utf-8")
+    HELD_OUT_THRESHOLDS.write_text(json.dumps(THRESHOLDS, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which experts to keep: misses of several policies on routing traces, and of the best that knows the future.
 
-python tests/budget/policies.py [CONVERTED_FOLDER ...]
+python tests/memory/policies.py [CONVERTED_FOLDER ...]
 
 Traces: 400 tokens of a 20b shape (24 layers, 32 experts, 4 a token), drawn by chance, and what the models in the
 folders given route while they read. A pool of 20 slots for 32 experts is about what 8 GB leave.

@@ -1,6 +1,6 @@
 """The budget at full size: a converted 20b folder under limits that the kernel enforces, and a long conversation.
 
-GPTOSS_MLX_FULL_SIZE=FOLDER pytest -m slow tests/budget -s      (FOLDER: gpt-oss-20b with recipe mxfp4-q4)
+GPTOSS_MLX_FULL_SIZE=FOLDER pytest -m slow tests/memory -s      (FOLDER: gpt-oss-20b with recipe mxfp4-q4)
 
 With LLAMA_BENCH, the program, and LLAMA_GGUF, the same model for it, llama.cpp runs beside it under 8 GiB.
 Each test prints its figures.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from budget.cgroup import Limited, run_limited, why_not
 from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.memory.plan import Device, make_plan
 from gptoss_mlx.memory.system import proc_bytes
+from memory.cgroup import Limited, run_limited, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FILL = Path(__file__).with_name("fill.py")

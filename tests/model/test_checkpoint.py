@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptoss_mlx.model import checkpoint
 from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError, read_header
 
 
@@ -138,3 +139,25 @@ def test_index_lies(folder, weight_map, complaint):
 def test_no_weights_at_all(tmp_path):
     with pytest.raises(CheckpointError, match="neither"):
         Checkpoint.open(tmp_path)
+
+
+def test_windows_on_a_file_are_whole_pages(demo_folder, monkeypatch):
+    """As Metal adopts them: each tensor in a buffer of its own, of whole pages."""
+    sizes = []
+
+    def adopt(pages, copy):
+        assert copy is False
+        assert pages.ctypes.data % 4096 == 0  # the largest page that this machine can promise
+        assert pages.nbytes % checkpoint.METAL_PAGE == 0
+        sizes.append(pages.nbytes)
+        return mx.array(pages)
+
+    monkeypatch.setattr(mx, "from_dlpack", adopt)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.DeviceType.gpu))
+    opened = Checkpoint.open(demo_folder)
+    for name in opened.tensors:
+        bits = opened.array(name)
+        bits = bits.view(mx.uint16) if bits.dtype == mx.bfloat16 else bits
+        assert np.array_equal(np.array(bits), opened.view(name))
+    largest = max(tensor.nbytes for tensor in opened.tensors.values())
+    assert max(sizes) <= largest + 2 * checkpoint.METAL_PAGE

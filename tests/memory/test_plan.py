@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from budget.cgroup import run_limited, why_not
-from budget.shapes import SIZES, converted_shape
 from gptoss_mlx import GptOssError
 from gptoss_mlx.memory.plan import DEVICES, BudgetTooSmall, Device, make_plan
 from gptoss_mlx.memory.system import available, parse_size, size_text, total
+from memory.cgroup import run_limited, why_not
+from memory.shapes import SIZES, converted_shape
 
 GB = 10**9
 CPU = Device("a test", 64 * GB, None, "kernels")

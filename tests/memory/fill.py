@@ -1,6 +1,6 @@
 """A process that fills what its plan allows: prefills, touches the KV state of the whole context, decodes; prints JSON.
 
-python tests/budget/fill.py FOLDER --memory 8GiB [--context N] [--prefill 2048] [--decode 64] [--routing ROUTING]
+python tests/memory/fill.py FOLDER --memory 8GiB [--context N] [--prefill 2048] [--decode 64] [--routing ROUTING]
     [--policy lru]
 
 ROUTING is the model's own, "random" (each expert as likely as any other), or "skewed" (80 % of the mass on half of the
