@@ -111,9 +111,10 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @click.option("--submit", is_flag=True, help="Also write a report to paste into an issue.")
 @pass_model_options
 def bench(model: str, model_options: ModelOptions, **given: Any) -> None:
-    """Measure MODEL on this machine: start, prefill, decode and memory, each beside what the machine allows.
+    """Measure the speed and memory of MODEL on this machine.
 
-    Ctrl-C ends it and prints what is done.
+    Reports start, prefill, decode and memory, each beside what the machine allows. Ctrl-C ends it and prints what is
+    done.
     """
     context = click.get_current_context()  # not as a parameter: that name is an option's
     options = BenchOptions(

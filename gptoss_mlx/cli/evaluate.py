@@ -96,11 +96,11 @@ class EvalOptions:
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
 )
 def evaluate(model: str, model_options: ModelOptions, **given: Any) -> None:
-    """Measure what MODEL predicts and answers: by default, the perplexity of a built-in text.
+    """Measure how well MODEL predicts a text and answers prompts.
 
-    The text is cut into windows, each read by itself; the second half of each counts, as in llama.cpp's perplexity.
-    The same command with the same memory plan gives the same results, and continues where it was interrupted: --memory
-    fixes the plan. Without --context, the plan has room for what is asked.
+    By default, the perplexity of a built-in text. The text is cut into windows, each read by itself; the second half of
+    each counts, as in llama.cpp's perplexity. The same command with the same memory plan gives the same results, and
+    resumes where it was interrupted: --memory fixes the plan. Without --context, the plan has room for what is asked.
 
     \b
     A line of --prompts:

@@ -53,6 +53,11 @@ def test_every_command_is_listed():
     assert set(COMMANDS) - {"sessions"} == (set(cli.commands) - groups) | below
 
 
+def test_the_list_of_commands_is_not_cut_off(run):
+    _, listed = run("--help", COLUMNS="80").stdout.split("Commands:")
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example(run, name):
     done = run(*name.split(), "--help")
