@@ -238,7 +238,7 @@ def make_plan(
 def _candidates(
     sizes: MemoryEstimate, device: Device, wanted: int, kv_bits: int | None
 ) -> Iterator[tuple[str, EngineConfig]]:
-    """Settings to try, the most comfortable first, each with the words for its difference from the one before."""
+    """Settings to try, the best first, each with the words for its difference from the one before."""
     min_bits = kv_bits or (8 if sizes.config.head_dim in KV_QUANT_HEAD_DIMS else 16)
     longest, *shorter = device.traits.prefill_chunks
     context = wanted

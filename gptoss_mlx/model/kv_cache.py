@@ -26,7 +26,7 @@ KV_CHUNK = 512
 
 
 class FullKV:
-    """Keys and values [1, kv_heads, capacity, head_dim] of every position so far, at most `context`.
+    """Keys and values [1, kv_heads, capacity, head_dim] of every position so far, up to `context`.
 
     `buffers` are the keys and the values; in an 8-bit KV cache the codes [..., head_dim / 4], scales [..., 1] and
     biases [..., 1] of the keys, then those of the values.
@@ -121,7 +121,7 @@ class Snapshot:
 
 
 class KVCache:
-    """Keys and values of all layers for the first `offset` positions, of at most `context`."""
+    """Keys and values of all layers for the first `offset` positions, of up to `context`."""
 
     def __init__(self, config: ModelConfig, dtypes: Sequence[mx.Dtype], context: int | None = None, bits: int = 16):
         """`dtypes` are those of the keys and values of each layer; `bits` are 16 or 8, in full layers."""

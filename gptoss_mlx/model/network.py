@@ -38,7 +38,7 @@ class Transformer:
         self.head = native_layers.linear(weights, *head) or weights.linear(*head, bias=False)
 
     def make_cache(self, context: int, kv_bits: int) -> KVCache:
-        """The empty KV cache of a conversation of at most `context` positions."""
+        """The empty KV cache of a conversation of up to `context` positions."""
         return KVCache(self.config, [layer.attention.kv_dtype for layer in self.layers], context, kv_bits)
 
     def hidden(self, ids: mx.array, cache: KVCache) -> mx.array:

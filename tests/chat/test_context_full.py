@@ -17,6 +17,11 @@ def model(demo_folder):
     return load(demo_folder, EngineConfig(context=CONTEXT, kv_bits=16, prefill_chunk=64))
 
 
+@pytest.fixture(scope="module")
+def short(demo_folder):
+    return load(demo_folder, EngineConfig(context=300, kv_bits=16, prefill_chunk=64))
+
+
 class TestWhenTheContextIsFull:
     def session(self, model, **more):
         return Session(model, sampling=Sampling(temperature=0), max_tokens=120, instructions="Be kind.", **more)
@@ -30,17 +35,18 @@ class TestWhenTheContextIsFull:
             assert session.context_used <= CONTEXT
             text = "".join(event.text for event in events if isinstance(event, Content))
             right += text == f"{a} + {2 * a} = {3 * a}"
-            # What was dropped leaves no trace: the answer, right or not, is that of a conversation that begins here.
-            fresh = self.session(model).send(f"What is {a} + {2 * a}?")
-            assert text == "".join(event.text for event in fresh if isinstance(event, Content))
+            if dropped:
+                # Dropped turns leave no trace: the answer, right or not, is that of a conversation that begins here.
+                fresh = self.session(model).send(f"What is {a} + {2 * a}?")
+                assert text == "".join(event.text for event in fresh if isinstance(event, Content))
             assert isinstance(events[-1], TurnStats)
         assert right == len(TURNS)
         assert dropped > 0
         assert session.messages[0].role == "user"
         assert session.instructions == "Be kind."
 
-    def test_or_refused(self, model):
-        session = self.session(model)
+    def test_or_refused(self, short):
+        session = self.session(short)
 
         def talk():
             for a in TURNS:
@@ -53,8 +59,8 @@ class TestWhenTheContextIsFull:
             list(session.send("What is 1 + 1? " * 200))
         assert session.messages == kept
 
-    def test_one_message_that_is_too_long_is_refused(self, model):
-        session = self.session(model, drop_when_full=True)
+    def test_one_message_that_is_too_long_is_refused(self, short):
+        session = self.session(short, drop_when_full=True)
         list(session.send("What is 1 + 2?"))
         kept = session.messages
         with pytest.raises(ContextFull):
@@ -62,11 +68,18 @@ class TestWhenTheContextIsFull:
         assert session.messages == kept
 
     def test_in_the_chat(self, run, demo_folder):
-        questions = [f"What is {a} + {2 * a}?\n" for a in TURNS]
-        options = ("--temperature", 0, "--max-tokens", 120, "--context")
-        result = run("chat", demo_folder, *options, CONTEXT, "--when-full", "drop", stdin="".join(questions))
+        questions = "".join(f"What is {a} + {2 * a}?\n" for a in range(110, 116))
+        options = ("--temperature", 0, "--max-tokens", 120, "--context", 250)
+        result = run("chat", demo_folder, *options, "--when-full", "drop", stdin=questions)
         assert "the context is full: the" in result.stderr
+<<<<<<< HEAD
         assert result.stdout.splitlines()[-1] == "125 + 250 = 375"
         refused = run("chat", demo_folder, *options, 300, stdin="".join(questions[:8]) + "What is 1 + 1? " * 100)
         assert "stopped: the context is full" in refused.stderr
         assert "exceed this run's context of 300: /undo removes" in refused.stderr
+=======
+        assert result.stdout.splitlines()[-1] == "115 + 230 = 345"
+        refused = run("chat", demo_folder, *options, stdin=questions + "What is 1 + 1? " * 100)
+        assert "broke off at the end of the context" in refused.stderr
+        assert "exceed this run's context of 250: /undo takes" in refused.stderr
+>>>>>>> h7

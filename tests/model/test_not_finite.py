@@ -54,7 +54,7 @@ def refusal(folder, ids):
 
 
 @pytest.mark.usefixtures("computing")
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", ["nan", "inf", pytest.param("-inf", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "name",
     [

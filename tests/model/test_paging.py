@@ -193,3 +193,12 @@ def test_a_slice_of_120b_runs_paged(tmp_path):
     assert not mx.isnan(logits).any()
     assert model.expert_stats.missed > 0
     assert model.network.pool.expert_bytes == 3 * (PUBLISHED["hidden_size"] ** 2 * 17 // 32 + 2880 * 2)
+
+
+def test_what_is_printed_of_a_model(folders):
+    model = load(folders["mxfp4-q4"], replace(WHOLE, expert_slots=8))
+    pool, opened = model.network.pool, Checkpoint.open(folders["mxfp4-q4"])
+    assert repr(pool) == f"ExpertPool(8 slots of {pool.expert_bytes:,} bytes, 100% hits)"
+    assert repr(pool.matrix("up_proj")) == "Matrix([8, 192, 32] mlx.core.uint32, 4-bit mxfp4)"
+    assert repr(model.make_cache()) == "KVCache(0 of 4,096 positions, 0 bytes)"
+    assert repr(opened).startswith(f"Checkpoint('{folders['mxfp4-q4']}', {len(opened.tensors)} tensors, ")

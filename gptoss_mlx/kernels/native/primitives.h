@@ -70,7 +70,7 @@ class AttentionLayer {
                  const StoredMatrix& key, const StoredMatrix& value, const StoredMatrix& output,
                  const mlx::core::array& sinks, const mlx::core::array& freqs);
 
-  // x [1, L, hidden] FP32 at positions offset.., and the buffers of its KV state -> x + attention(norm(x)), and the
+  // x [1, L, hidden] FP32 at positions offset.., and the buffers of its KV cache -> x + attention(norm(x)), and the
   // buffers with keys and values of x stored. They are taken over: the arrays that were passed in must not be used any
   // more. The buffers are keys and values in BF16 [1, kv_heads, capacity, head_dim]; in a full layer they may be an
   // 8-bit KV cache in MLX's affine form, one group a head: codes, scales and biases of the keys, then of the values.
