@@ -10,7 +10,7 @@ import pytest
 
 from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
-from terminal.terminals import Terminal, wait_for_an_answer
+from terminal.terminals import Terminal
 
 # Maps a file, leaves the terminal as a chat has it while an answer streams, and touches what is no longer there.
 TOUCH = """
@@ -149,15 +149,6 @@ main()
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("kernels", ["1", "0"])
-<<<<<<< HEAD
-def test_a_chat_whose_model_is_cut_short(command, environment, endless_folder, tmp_path, kernels):
-    model = shutil.copytree(endless_folder, tmp_path / "model")
-    arguments = ["chat", str(model), "--temperature", "0"]
-    terminal = Terminal([*command, *arguments], environment, GPTOSS_MLX_KERNELS=kernels)
-    terminal.wait("^> ?$")
-    terminal.line("Hello")
-    wait_for_an_answer(terminal)
-=======
 def test_a_chat_whose_model_is_cut_short(environment, endless_folder, tmp_path, kernels):
     model, prefilled = shutil.copytree(endless_folder, tmp_path / "model"), tmp_path / "prefilled"
     command = [sys.executable, "-c", ANSWERING, "chat", str(model), "--temperature", "0"]
@@ -165,7 +156,6 @@ def test_a_chat_whose_model_is_cut_short(environment, endless_folder, tmp_path, 
     terminal.wait("/help")
     terminal.line("Hello")
     assert terminal.read_until(prefilled.exists, 100, at_rest=False)  # now it answers, endlessly
->>>>>>> h7
     for shard in model.glob("*.safetensors"):
         os.truncate(shard, 0)
     if kernels == "0":  # MLX has read the model, but for the embeddings, whose rows are looked up in the file
