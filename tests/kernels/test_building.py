@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gptoss_mlx
+import zygote
 from gptoss_mlx import kernels
 from gptoss_mlx.kernels import building
 
@@ -218,7 +219,7 @@ def test_doctor_says_why_there_are_no_kernels(run):
     done = run("doctor")
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["kernels"] == f"off: {BUILD_FAILED}"
-    assert "for the kernels     see " in done.stdout
+    assert "to enable them      see " in done.stdout
     assert "not_built.txt, then run `" in done.stdout
 
 
@@ -232,9 +233,9 @@ def test_loading_a_large_model_says_so_in_a_line(run, demo_folder):
     assert "unset it" in switched_off.stderr
 
 
-def test_a_small_model_is_loaded_without_a_word(demo_folder, zygote, environment):
+def test_a_small_model_is_loaded_without_a_word(demo_folder, environment):
     words = ["generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
-    done = zygote.run(words, "", environment | {"GPTOSS_MLX_KERNELS": "0"}, timeout=100)
+    done = zygote.shared().run(words, "", environment | {"GPTOSS_MLX_KERNELS": "0"}, timeout=100)
     assert (done.stdout, done.stderr) == ("12 + 30 = 42\n", "")
 
 
@@ -260,7 +261,7 @@ def test_kernels_that_cannot_be_loaded_say_so(run, without_kernels, tmp_path):
     (folder / f"gptoss_mlx/kernels/_native{suffix}").write_bytes(b"no library")
     done = run("doctor", folder=folder)
     assert "off: not loadable: " in done.stdout
-    assert "for the kernels     run `" in done.stdout
+    assert "to enable them      run `" in done.stdout
 
 
 def test_kernels_for_another_mlx_are_refused(monkeypatch):

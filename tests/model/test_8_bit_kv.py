@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints import config_of, write_checkpoint
 from conversations import Generator
-from evaluate import BARS, examine
+from evaluate import THRESHOLDS, examine
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, kernels, load
 from gptoss_mlx.engine.generate import ContextFull
@@ -49,7 +49,7 @@ def test_8_bits_cost_little(demo_folder, computing, tasks, each):
 def test_8_bits_recall_as_well(demo_folder, count):
     model = load(demo_folder, replace(WHOLE, kv_bits=8))
     outcomes = [ok for _, ok, _ in examine(model, Tokenizer.load(demo_folder), "recall", count)]
-    assert sum(outcomes) >= BARS["recall"] * len(outcomes)
+    assert sum(outcomes) >= THRESHOLDS["recall"] * len(outcomes)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
