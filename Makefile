@@ -1,6 +1,8 @@
 # `make demo` and `make test` on a machine that has python3 (3.10 or later) and a package index.
 
 PYTHON ?= python3
+# Without its caches, every process of the tests would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 DEMO := $(VENV)/installed-demo
 TEST := $(VENV)/installed-test
@@ -22,7 +24,7 @@ demo: $(DEMO)
 	@$(VENV)/bin/gptoss-mlx demo
 
 test: $(TEST)
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 test-timing: $(TEST)
 	$(VENV)/bin/python -m pytest -m timing

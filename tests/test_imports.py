@@ -1,6 +1,7 @@
 """The house: a module imports from its own floor or one below it, and no two modules import each other."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -41,6 +42,7 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
+@cache
 def imports_of(module: str) -> set[str]:
     """The project's modules that it imports, anywhere in it, also for types alone."""
     path, found = MODULES[module], set()
