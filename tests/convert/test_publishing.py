@@ -77,7 +77,9 @@ def online(run, hub, tmp_path):
 class TestCard:
     def test_front_matter(self, converted):
         data = ModelCard(model_card(converted, TARGET)).data
-        assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "mlx", "text-generation")
+        shown = data.to_dict()
+        wanted = {"license": "apache-2.0", "library_name": "mlx", "pipeline_tag": "text-generation"}
+        assert {name: shown[name] for name in wanted} == wanted
         assert data.base_model == SOURCE
         assert data.base_model_relation == "quantized"
         assert data.tags == ["mlx", "gpt-oss", "mxfp4-q4"]
