@@ -110,7 +110,9 @@ def test_sliding_layers_stop_growing(small):
         assert lengths == [16] * 4 if kind == "sliding_attention" else lengths[-1] >= 400
 
 
-@pytest.mark.parametrize("recipe", ["mxfp4-q4", "mxfp4-q8", "mxfp4-bf16", "q4"])
+@pytest.mark.parametrize(
+    "recipe", ["mxfp4-q4", "q4", *(pytest.param(each, marks=pytest.mark.slow) for each in ("mxfp4-q8", "mxfp4-bf16"))]
+)
 @pytest.mark.parametrize(("length", "count"), [(160, 8), pytest.param(300, 64, marks=pytest.mark.slow)])
 def test_mlx_lm_agrees_on_the_same_folder(folder_of, recipe, length, count):
     folder = folder_of(config_of(), recipe=recipe)
