@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import statistics
 import sys
 import time
@@ -124,17 +125,33 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
     monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
     monkeypatch.setattr(measure, "RATES_APART", 0)
+    warm_up, warm_ups = measure._Series.warm_up, []
+
+    def recorded(series):
+        warm_ups.append(warm_up(series))
+        return warm_ups[-1]
+
+    monkeypatch.setattr(measure._Series, "warm_up", recorded)
     bench = bench_of(replace(WANTED, repeat=3, depths=(0,)))
     bench.measure()
     turns = [what for what, _ in bench.told if ", run " in what]
     assert turns == [f"{speed.name}, run {n} of 3" for n in (1, 2, 3) for speed in bench.speeds]
-    for series in bench.series:
-        assert series._at_a_time > 1
+    for series, (tokens, seconds) in zip(bench.series, warm_ups, strict=True):
+        one_run = seconds * series.point.tokens / tokens
+        assert series._at_a_time == max(1, math.ceil(measure.MIN_SECONDS / one_run))
         assert len(series._runs) == 3
         assert len(series.rates) == 3
     decode = bench.series[1]
     assert len(decode._parts) == 3 * decode._at_a_time * 24
     assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
+
+
+@pytest.mark.timing
+def test_runs_on_the_demo_are_short(bench_of, monkeypatch):
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
+    bench = bench_of(replace(WANTED, repeat=1, depths=(0,)))
+    bench.measure()
+    assert all(series._at_a_time > 1 for series in bench.series)
 
 
 def test_what_is_done_is_there_when_it_is_broken_off(bench_of, monkeypatch):
