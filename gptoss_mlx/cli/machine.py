@@ -53,7 +53,7 @@ def doctor(as_test: bool) -> None:
     failed = 0
     for check in self_test.self_test():
         failed += not check.passed
-        click.echo(f"{check.name:20}{'pass' if check.passed else 'FAIL'}: {check.detail}")
+        click.echo(f"{check.name:24}{'pass' if check.passed else 'FAIL'}: {check.detail}")
     if failed:
         raise GptOssError(f"{failed} of the checks failed")
 

@@ -94,7 +94,8 @@ def with_text(name: str, text: str | bytes) -> Callable[[Path], None]:
 
 def with_json(name: str, **fields: Any) -> Callable[[Path], None]:
     def changed(folder: Path) -> None:
-        (folder / name).write_text(text_of(json.loads((folder / name).read_text()) | fields))
+        path = folder / name
+        path.write_text(text_of((json.loads(path.read_text()) if path.exists() else {}) | fields))
 
     return changed
 

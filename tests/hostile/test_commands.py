@@ -27,7 +27,10 @@ def good(tmp_path_factory):
 
 def arguments(command, folder):
     name, *options = command.split()
-    more = {"convert": [folder.parent / "made"], "generate": ["-p", "x", "--max-tokens", "2"]}.get(name, options)
+    more = {
+        "convert": [folder.parent / "made"],
+        "generate": ["-p", "x", "--max-tokens", "2", "--temperature", "0"],
+    }.get(name, options)
     return [name, *map(str, [folder, *more])]
 
 
