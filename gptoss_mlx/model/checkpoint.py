@@ -11,9 +11,10 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -342,6 +343,32 @@ class Checkpoint:
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows that. Raises CheckpointError."""
         return self._shards[name].arrays[self.tensors[name].name]
+
+    def are_adjacent(self, names: Sequence[str]) -> bool:
+        """Whether these tensors follow each other in one file, and differ in nothing but their first dimension."""
+        places = [
+            (self.file_of[name], tensor.dtype, tensor.shape[1:], tensor.start, tensor.end)
+            for name in names
+            if (tensor := self.tensors.get(name))
+        ]
+        return len(places) == len(names) and all(
+            (*form, end) == (*next_form, next_start)
+            for (*form, _, end), (*next_form, next_start, _) in pairwise(places)
+        )
+
+    def joined(self, names: Sequence[str]) -> mx.array:
+        """Tensors that `are_adjacent`, one after the other along the first dimension. Raises CheckpointError."""
+        import mlx.core as mx
+
+        if len(names) == 1:
+            return self.array(names[0])
+        first, last = self.tensors[names[0]], self.tensors[names[-1]]
+        shard = self._shards[names[0]]
+        if shard.windows is None:
+            return mx.concatenate([self.array(name) for name in names])
+        rows = sum(self.tensors[name].shape[0] for name in names)
+        joined = TensorInfo(first.name, first.dtype, (rows, *first.shape[1:]), first.start, last.end)
+        return _view_of(shard.path, shard.windows, joined)
 
     @property
     def is_mapped(self) -> bool:
