@@ -9,6 +9,8 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_mlx import device, load
 from gptoss_mlx.memory.plan import EngineConfig
+from gptoss_mlx.model.experts import swiglu
+from gptoss_mlx.model.network import attention_weights
 from model.launches import fast_operations, launches
 
 
@@ -82,3 +84,22 @@ def test_a_folder_in_another_order(folder, tmp_path):
     tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in mx.load(str(path)).items()}
     mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(sorted(tensors.items())))
     assert 22 < ours(tmp_path) < of_mlx_lm(folder)
+
+
+@pytest.mark.slow  # MLX calls a C++ compiler for each chain
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_fused_chains_compute_the_same(dtype):
+    """To the bit: each step is rounded as it is where a kernel of its own computes it."""
+    mx.random.seed(2)
+
+    def drawn(*shape):
+        return mx.random.normal(shape).astype(dtype) * 5
+
+    swiglu_of = drawn(4, 1, 96), drawn(4, 1, 96), drawn(4, 1, 96), drawn(4, 1, 96), 7.0
+    assert mx.array_equal(swiglu(*swiglu_of), swiglu.__wrapped__(*swiglu_of))
+    products, terms = drawn(1, 2, 8, 30), mx.random.normal((1, 2, 8, 1))
+    unseen = mx.arange(30) > mx.arange(8)[:, None]
+    for hidden in (None, unseen):
+        weights_of = products, 0.125, hidden, drawn(1, 2, 8, 1), terms
+        assert mx.allclose(attention_weights(*weights_of), attention_weights.__wrapped__(*weights_of), rtol=1e-2)
