@@ -113,7 +113,7 @@ class Attention:
         query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], y[:, self.heads + self.kv_heads :]
         seen = kv.update(offset, key, value)
         if len(seen) == 2:
-            y = mx.fast.scaled_dot_product_attention(query, *seen, scale=self.scale, mask=mask, sinks=self.sinks)
+            y = attention(query, *seen, scale=self.scale, mask=mask, sinks=self.sinks)
         else:
             y = quantized_attention(query, seen, scale=self.scale, causal=mask == "causal", sinks=self.sinks)
         return self.output.added_to(x, y.swapaxes(1, 2).flatten(2))
@@ -124,6 +124,29 @@ class Attention:
 
     def _rotate(self, x: mx.array, offset: int) -> mx.array:
         return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.freqs)
+
+
+def attention(
+    query: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array | str | None, sinks: mx.array
+) -> mx.array:
+    """mx.fast.scaled_dot_product_attention, in parts where Metal would keep the scores of all keys.
+
+    It has a kernel for more than 8 queries, and one for so few that the heads that share keys make at most 32 rows of
+    them (mlx/backend/metal/scaled_dot_product_attention.cpp): 4 queries of gpt-oss.
+    """
+    length, at_a_time = query.shape[2], max(32 * keys.shape[1] // query.shape[1], 1)
+    starts = range(0, length, at_a_time if length <= 8 else length)
+    parts = []
+    for start in starts:
+        end = min(start + starts.step, length)
+        # With "causal", the last query of a part sees the last of its keys.
+        seen = keys.shape[2] - (length - end if mask == "causal" else 0)
+        part_mask = mask[start:end] if isinstance(mask, mx.array) else mask
+        part = mx.fast.scaled_dot_product_attention(
+            query[:, :, start:end], keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=part_mask, sinks=sinks
+        )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
 
 def quantized_attention(

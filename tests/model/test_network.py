@@ -13,6 +13,7 @@ from gptoss_mlx import GptOssError, Sampling, kernels
 from gptoss_mlx.engine import generate
 from gptoss_mlx.engine.generate import ContextFull
 from gptoss_mlx.model.checkpoint import CheckpointError
+from gptoss_mlx.model.network import attention
 from mlx_lm_oracle import mlx_lm_model
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")
@@ -223,3 +224,25 @@ def test_stop_ids_that_nobody_lists_are_the_published_ones(folder_of, tmp_path, 
     (folder / "generation_config.json").unlink()
     (folder / "generation_config.json").write_text(text)
     assert load(folder).stop_ids == generate.PUBLISHED_STOP_IDS
+
+
+@pytest.mark.parametrize("form", ["causal", "window", None])
+@pytest.mark.parametrize("length", [1, 4, 5, 8, 9, 20])
+def test_attention_of_few_queries_in_parts(monkeypatch, form, length):
+    """The same as at once; and Metal has a kernel for each part."""
+    mx.random.seed(3)
+    query, keys, values = (mx.random.normal((1, heads, n, 64)) for heads, n in ((16, length), (2, 30), (2, 30)))
+    sinks = mx.random.normal((16,))
+    mask = mx.random.uniform(shape=(length, 30)) > 0.3 if form == "window" else form
+    at_once = mx.fast.scaled_dot_product_attention
+    right = at_once(query, keys, values, scale=0.2, mask=mask, sinks=sinks)
+    lengths = []
+
+    def counted(query, *arguments, **options):
+        lengths.append(query.shape[2])
+        return at_once(query, *arguments, **options)
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", counted)
+    assert relative(attention(query, keys, values, scale=0.2, mask=mask, sinks=sinks), right) < 1e-5
+    assert sum(lengths) == length
+    assert all(part <= 4 or part > 8 for part in lengths)
