@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -202,7 +201,7 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
         record_routing(plan, spec, options.record_routing)
     with step_progress() as show:
         results = measure(plan, spec, _command(context), show)
-    _print_results(results, options.form)
+    _print(results, options.form)
     _save_results(results, options)
     if earlier and results.speeds:
         _print_changes(context, results, earlier, options)
@@ -241,16 +240,16 @@ def _command(context: click.Context) -> str:
     return shlex.join(["gptoss-mlx", "bench", *words])
 
 
-def _print_results(results: Results, form: str) -> None:
-    if form == "table":
-        from ..bench.report import print_results
-
-        print_results(results)
-        return
+def _print(found: Results | Comparison, form: str) -> None:
     from ..bench import formats
 
+    if form == "table":
+        from ..bench.report import print_report
+
+        print_report(formats.report_of(found))
+        return
     shown = {"json": formats.as_json, "csv": formats.as_csv, "markdown": formats.as_markdown}
-    click.echo(shown[form](results), nl=False)
+    click.echo(shown[form](found), nl=False)
 
 
 def _save_results(results: Results, options: BenchOptions) -> None:
@@ -271,12 +270,13 @@ def _print_changes(context: click.Context, results: Results, earlier: Results, o
     """Print what has changed since the baseline; exit with 1 where a speed has fallen too far."""
     from rich.console import Console
 
-    from ..bench import baseline, report
+    from ..bench import baseline
+    from ..bench.report import print_report
 
     changes = baseline.compare_with_baseline(results, earlier, options.fail_below)
     differences = baseline.setting_differences(results.setup, earlier.setup)
-    report.print_changes(changes, differences, Console(stderr=options.form != "table"))
-    if results.finished and baseline.any_below(changes):
+    print_report(baseline.report(changes, differences), Console(stderr=options.form != "table"))
+    if results.finished and any(change.below for change in changes):
         context.exit(1)
 
 
@@ -297,11 +297,11 @@ def _compare(context: click.Context, folder: Path, options: BenchOptions) -> boo
             raise
     except GptOssError:
         if comparison is not None:
-            _print_comparison(comparison, options.form)
+            _print(comparison, options.form)
         raise
     if comparison is None:  # there is a pair at least
         return False
-    _print_comparison(comparison, options.form)
+    _print(comparison, options.form)
     return comparison.ours.finished
 
 
@@ -318,18 +318,6 @@ def _peer(folder: Path, options: BenchOptions) -> Peer:
 
 def _print_progress(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _print_comparison(comparison: Comparison, form: str) -> None:
-    from ..bench import formats, report
-
-    if form == "table":
-        report.print_comparison(comparison)
-    elif form == "json":
-        click.echo(json.dumps(comparison.as_dict(), indent=1))
-    else:
-        shown = {"csv": formats.comparison_as_csv, "markdown": formats.comparison_as_markdown}
-        click.echo(shown[form](comparison), nl=False)
 
 
 COMMANDS = (bench,)

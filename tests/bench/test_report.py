@@ -19,7 +19,7 @@ from rich.console import Console
 from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode
 from gptoss_mlx.bench import formats, tables
 from gptoss_mlx.bench.plot import check_plot, save_plot
-from gptoss_mlx.bench.report import print_results
+from gptoss_mlx.bench.report import print_report
 from gptoss_mlx.bench.results import Percentiles, Rates, Spread
 from gptoss_mlx.errors import GptOssError
 
@@ -29,7 +29,7 @@ every = pytest.mark.parametrize("results", EXAMPLES.values(), ids=EXAMPLES)
 
 def printed(results, width=80):
     console = Console(file=io.StringIO(), width=width)
-    print_results(results, console)
+    print_report(tables.report(results), console)
     return console.file.getvalue()
 
 
@@ -121,14 +121,14 @@ def test_percentiles_of_few_tokens_are_not_their_most():
     assert Percentiles.of(list(range(1, 201))) == Percentiles(100.5, 180, 198, 200)
     assert tables.tokens(
         replace(FULL, speeds=[replace(decode(2, 0, 5.0), token_seconds=Percentiles.of([0.1, 0.3]))])
-    ).rows == [("decode 2 at 0", "200", "300")]
+    ).rows == [["decode 2 at 0", "200", "300"]]
 
 
 def test_where_limits_come_from():
     once = replace(FULL, speeds=[replace(FULL.speeds[0], rates=Rates(2e12, 600e12, 600e12))])
-    (line,) = tables.limit_line(replace(once, machine=replace(FULL.machine, device="NVIDIA H100")))
-    assert line == "limit: 2,000 GB/s read, 600 Top/s in BF16, measured beside each"
-    assert tables.limit_line(BARE) == []
+    table = tables.speeds(replace(once, machine=replace(FULL.machine, device="NVIDIA H100")))
+    assert table.note == "limit: 2,000 GB/s read, 600 Top/s in BF16, measured beside each"
+    assert tables.speeds(BARE).note == ""
 
 
 def test_a_limit_takes_all_rates():
@@ -186,16 +186,16 @@ def test_json_says_all(results):
 @every
 def test_csv_has_a_row_for_each_speed(results):
     rows = list(csv.DictReader(io.StringIO(formats.as_csv(results))))
-    assert [(row["kind"], int(row["tokens"]), int(row["depth_tokens"])) for row in rows] == [
+    assert [(row["kind"], int(row["tokens"]), int(row["depth"])) for row in rows] == [
         (speed.kind, speed.tokens, speed.depth) for speed in results.speeds
     ]
-    assert list(rows[0]) == [*formats.RUN_COLUMNS, *formats.SPEED_COLUMNS]
+    assert list(rows[0]) == formats.SPEED_COLUMNS.split()
     for row, speed in zip(rows, results.speeds, strict=True):
         assert None not in row  # as many cells as names
-        assert float(row["median_tokens_per_second"]) == speed.tokens_per_second.median
+        assert float(row["tokens_per_second.median"]) == speed.tokens_per_second.median
         assert row["limit_tokens_per_second"] == ("" if speed.limit is None else str(speed.limit))
-        assert row["experts_missed"] == (str(speed.experts.missed) if speed.experts else "")
-        assert row["processor"] == results.machine.processor
+        assert row["experts.missed"] == (str(speed.experts.missed) if speed.experts else "")
+        assert row["machine.processor"] == results.machine.processor
         assert row["finished"] == str(int(results.finished))
 
 
@@ -208,7 +208,7 @@ def test_csv_of_several_runs_goes_together():
 def test_csv_holds_no_formula():
     for name in ("=1+1", "+1", "-1", "@SUM(A1)"):
         text = formats.as_csv(replace(FULL, model=replace(FULL.model, name=name)))
-        assert next(csv.DictReader(io.StringIO(text)))["model"] == f"'{name}"
+        assert next(csv.DictReader(io.StringIO(text)))["model.name"] == f"'{name}"
 
 
 def markdown_tables(text):
