@@ -67,7 +67,7 @@ def of_packages(system: Path = SYSTEM) -> Meter | None:
     steps = [step for zone in packages + memory if (step := _zone(zone))]
     if not packages or len(steps) < len(packages + memory):
         return None
-    return Meter("CPU package and memory" if memory else "CPU package", lambda: _sum(step() for step in steps))
+    return Meter("CPU package and memory" if memory else "CPU package", lambda: sum_if_known(step() for step in steps))
 
 
 def of_battery(system: Path = SYSTEM) -> Meter | None:
@@ -77,7 +77,9 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
     def watts() -> float | None:
         if power_source(system) != "battery":
             return None
-        return _sum(_watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging")
+        return sum_if_known(
+            _watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging"
+        )
 
     step = _steps(watts, lambda before, now, seconds: (before + now) / 2 * seconds)  # as if it changed evenly
     return Meter("whole machine, from the battery", step) if step else None
@@ -150,7 +152,7 @@ def _steps(read: Callable[[], float | None], joules: Callable[[float, float, flo
     return step
 
 
-def _sum(parts: Iterable[float | None]) -> float | None:
+def sum_if_known(parts: Iterable[float | None]) -> float | None:
     """None where a part is not known."""
     known = list(parts)
     return None if None in known else sum(filter(None, known))

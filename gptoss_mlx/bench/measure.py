@@ -30,22 +30,11 @@ from ..memory.plan import MemoryEstimate, MemoryPlan
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import Snapshot
-from .energy import Meter, meter
+from .energy import Meter, meter, sum_if_known
 from .facts import WARM_UP, BenchmarkSpec, facts_of, has_tokenizer, planned_by_context, reads_text, setup_of
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
-from .results import (
-    Memory,
-    Percentiles,
-    Point,
-    Profile,
-    Rates,
-    Results,
-    Speed,
-    Spread,
-    Start,
-    Work,
-)
+from .results import Memory, Percentiles, Point, Profile, Rates, Results, Speed, Spread, Start, Work
 from .roofline import Workload, mean_rates, measured_rates
 from .routing import recording, replaying
 from .stages import profile
@@ -72,26 +61,23 @@ def measure(plan: MemoryPlan, spec: BenchmarkSpec, command: str, on_progress: On
             f" {'more --memory' if asked else f'--context {spec.context}'}, or less --depth, --prompt or --generate"
         )
     watch, estimate = Watch(), MemoryEstimate(Path(plan.model))
-    start: Start | None = None
-    bench: _Bench | None = None
-    found: Profile | None = None
     finished = False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
+        if spec.start:
+            on_progress("starting new processes", None)
+            with interrupts.at_once():
+                cold = cold_starts(plan, spec.first_prompt)
+        on_progress("loading", None)
+        bench = _Bench(plan, spec, estimate, memory, interrupts, energy, on_progress)
         try:
             if spec.start:
-                on_progress("starting new processes", None)
-                with interrupts.at_once():
-                    load_seconds, cold = cold_starts(plan, spec.first_prompt)
-            on_progress("loading", None)
-            bench = _Bench(plan, spec, estimate, memory, interrupts, energy, on_progress)
-            if spec.start:
-                start = Start(spec.first_prompt, load_seconds, cold, bench.warm_starts())
+                bench.start = Start(spec.first_prompt, *cold, bench.warm_starts())
             bench.measure()
             if spec.profile:
-                found = bench.profile()
+                bench.take_profile()
             finished = True
         except KeyboardInterrupt:
-            if not bench or not (start or bench.speeds):
+            if not (bench.start or bench.speeds):
                 raise
         seen = memory.max()
     return Results(
@@ -101,17 +87,10 @@ def measure(plan: MemoryPlan, spec: BenchmarkSpec, command: str, on_progress: On
         conditions=watch.conditions(),
         model=facts_of(Path(plan.model), estimate),
         setup=setup_of(plan, spec, energy.covers if energy else None),
-        memory=Memory(
-            anonymous=seen.anonymous if seen else None,
-            mapped=seen.mapped if seen else None,
-            peak=seen.peak if seen else None,
-            planned=plan.total,
-            by_context=planned_by_context(plan, estimate),
-            gpu=seen.gpu if seen else None,
-        ),
-        start=start,
+        memory=Memory(plan.total, planned_by_context(plan, estimate), **(vars(seen) if seen else {})),
+        start=bench.start,
         speeds=bench.speeds,
-        profile=found,
+        profile=bench.profile,
         finished=finished,
     )
 
@@ -127,8 +106,8 @@ class _Series:
         self._at_a_time = 1
         self._runs: list[float] = []  # seconds of the work, once
         self._parts: list[float] = []
-        self._experts: PoolStats | None = None
-        self._joules: float | None = 0.0
+        self._experts = PoolStats()
+        self._joules: list[float | None] = []
         self.rates: list[Rates] = []
 
     def warm_up(self) -> tuple[int, float]:
@@ -146,12 +125,9 @@ class _Series:
             self._number += 1
             parts += self._work_off(self._number, self.point.tokens)
         spent = energy.joules() if energy else None
-        if self._joules is None or joules is None or spent is None:
-            self._joules = None
-        else:
-            self._joules += spent - joules
+        self._joules.append(None if joules is None or spent is None else spent - joules)
         if stats and before:
-            self._experts = stats - before if self._experts is None else self._experts + (stats - before)
+            self._experts += stats - before
         self._parts += parts
         self._runs.append(sum(parts) / self._at_a_time)
         return self._at_a_time * self.point.tokens, sum(parts)
@@ -160,16 +136,16 @@ class _Series:
         """None before the first run has ended."""
         if not self._runs:
             return None
-        done = self.point.tokens * self._at_a_time * len(self._runs)
+        done, joules = self.point.tokens * self._at_a_time * len(self._runs), sum_if_known(self._joules)
         return Speed(
             *self.point,
             tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self._runs]),
             work=self.work,
             rates=mean_rates(self.rates),
             token_seconds=Percentiles.of(self._parts) if self.point.kind == "decode" else None,
-            experts=self._experts,
+            experts=self._experts if self._experts.needed else None,
             # A counter that did not move was too slow to say.
-            joules_per_token=self._joules / done if self._joules else None,
+            joules_per_token=joules / done if joules else None,
         )
 
 
@@ -194,6 +170,8 @@ class _Bench:
         self.agenda = _Agenda(spec, on_progress)
         self.room = plan.device.memory - plan.total
         self.series: list[_Series] = []
+        self.start: Start | None = None
+        self.profile: Profile | None = None
         self._look_at_rates()
 
     @property
@@ -233,10 +211,10 @@ class _Bench:
                 self._turn(number, self.series)
         self.cache.rewind(snapshot.offset, snapshot)
 
-    def profile(self) -> Profile:
-        """Profile a step at the greatest depth."""
+    def take_profile(self) -> None:
+        """Of a step at the greatest depth."""
         self.agenda.next("profile")
-        return profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
+        self.profile = profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
 
     def _turn(self, number: int, all_series: list[_Series]) -> None:
         """One run of each point, beside the machine's rates."""
@@ -312,7 +290,7 @@ class _Agenda:
 
     def __init__(self, spec: BenchmarkSpec, on_progress: OnProgress):
         self._runs = dict.fromkeys(spec.points, 1 + spec.repeat)  # with the one that warms up
-        self._to_read = max(spec.depths) + ((1 + STARTS) * spec.first_prompt if spec.start else 0)
+        self._to_read = max(spec.depth) + ((1 + STARTS) * spec.first_prompt if spec.start else 0)
         self._seconds: dict[str, float] = {}
         self._on_progress = on_progress
 

@@ -184,9 +184,9 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
     from ..terminal.progress_bars import step_progress
 
     spec = BenchmarkSpec(
-        prompts=options.prompt,
+        prompt=options.prompt,
         generate=options.generate,
-        depths=options.depth,
+        depth=options.depth,
         repeat=options.repeat,
         start=options.start,
         profile=options.profile,
