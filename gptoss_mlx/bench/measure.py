@@ -102,23 +102,25 @@ class _Series:
         """`work_off`, given the number of a run and a count of tokens, does the work once with the tokens of that run,
         and returns the seconds of its parts: of each token, where they come one by one."""
         self.point, self.work, self._work_off = point, work, work_off
+        self.seconds = 0.0
+        """Seconds of the last run, or, before the first, of one as the warm-up was."""
+        self.rates: list[Rates] = []
         self._number = 0
         self._at_a_time = 1
-        self._runs: list[float] = []  # seconds of the work, once
+        self.runs: list[float] = []
+        """Seconds of the work, once."""
         self._parts: list[float] = []
         self._experts = PoolStats()
         self._joules: list[float | None] = []
-        self.rates: list[Rates] = []
 
-    def warm_up(self) -> tuple[int, float]:
-        """Returns its tokens and seconds."""
+    def warm_up(self) -> None:
         tokens = WARM_UP if self.point.kind == "decode" else self.point.tokens
-        seconds = sum(self._work_off(0, tokens))
-        self._at_a_time = max(1, math.ceil(MIN_SECONDS / (seconds * self.point.tokens / tokens)))
-        return tokens, seconds
+        seconds = sum(self._work_off(0, tokens)) * self.point.tokens / tokens
+        self._at_a_time = max(1, math.ceil(MIN_SECONDS / seconds))
+        self.seconds = self._at_a_time * seconds
 
-    def run(self, stats: PoolStats | None, energy: Meter | None) -> tuple[int, float]:
-        """Returns its tokens and seconds; `stats` are those of the model."""
+    def run(self, stats: PoolStats | None, energy: Meter | None) -> None:
+        """`stats` are those of the model."""
         before, joules = replace(stats) if stats else None, energy.joules() if energy else None
         parts = []
         for _ in range(self._at_a_time):
@@ -129,17 +131,17 @@ class _Series:
         if stats and before:
             self._experts += stats - before
         self._parts += parts
-        self._runs.append(sum(parts) / self._at_a_time)
-        return self._at_a_time * self.point.tokens, sum(parts)
+        self.seconds = sum(parts)
+        self.runs.append(self.seconds / self._at_a_time)
 
     def speed(self) -> Speed | None:
         """None before the first run has ended."""
-        if not self._runs:
+        if not self.runs:
             return None
-        done, joules = self.point.tokens * self._at_a_time * len(self._runs), sum_if_known(self._joules)
+        done, joules = self.point.tokens * self._at_a_time * len(self.runs), sum_if_known(self._joules)
         return Speed(
             *self.point,
-            tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self._runs]),
+            tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self.runs]),
             work=self.work,
             rates=mean_rates(self.rates),
             token_seconds=Percentiles.of(self._parts) if self.point.kind == "decode" else None,
@@ -167,7 +169,7 @@ class _Bench:
         self.cache = self.model.make_cache()
         self.workload = Workload(estimate.tensors, self.model.config, self.model.make_cache())
         self.ids = _text(plan) if reads_text(plan) else _random_ids(self.model.config)
-        self.agenda = _Agenda(spec, on_progress)
+        self.on_progress = on_progress
         self.room = plan.device.memory - plan.total
         self.series: list[_Series] = []
         self.start: Start | None = None
@@ -184,11 +186,10 @@ class _Bench:
         seconds = []
         for number in range(1 + STARTS):
             ids = self._ids(number, 0, self.spec.first_prompt)
-            self.agenda.next(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
+            self._tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
             seconds.append(time.perf_counter() - started)
-            self.agenda.read(len(ids), seconds[-1])
         return Spread.of(seconds[1:])
 
     def measure(self) -> None:
@@ -204,8 +205,8 @@ class _Bench:
                 here = [self._series_of(point, snapshot) for point in points]
                 self.series += here
                 for series in here:
-                    self.agenda.next(f"{series.point.name}, warm-up")
-                    self.agenda.ran(series.point, *series.warm_up())
+                    self._tell(f"{series.point.name}, warm-up")
+                    series.warm_up()
                 self._turn(1, here)
             for number in range(2, 1 + self.spec.repeat):
                 self._turn(number, self.series)
@@ -213,7 +214,7 @@ class _Bench:
 
     def take_profile(self) -> None:
         """Of a step at the greatest depth."""
-        self.agenda.next("profile")
+        self._tell("profile")
         self.profile = profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
 
     def _turn(self, number: int, all_series: list[_Series]) -> None:
@@ -222,22 +223,20 @@ class _Bench:
             if time.monotonic() - self._rates_seen > RATES_APART:
                 self._look_at_rates()
             series.rates.append(self.rates)
-            self.agenda.next(f"{series.point.name}, run {number} of {self.spec.repeat}")
-            self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
+            self._tell(f"{series.point.name}, run {number} of {self.spec.repeat}")
+            series.run(self.model.expert_stats, self.energy)
 
     def _deepened(self, snapshot: Snapshot, depth: int) -> Snapshot:
         """A snapshot after `depth` tokens, from one after fewer."""
         self.cache.rewind(snapshot.offset, snapshot)
         if not (ids := self._ids(0, snapshot.offset, depth - snapshot.offset)):
             return snapshot
-        started = time.perf_counter()
 
         def check(done: int, total: int) -> None:
-            self.agenda.next(f"context of {depth:,} tokens, {snapshot.offset + done:,} read")
+            self._tell(f"context of {depth:,} tokens, {snapshot.offset + done:,} read")
             self.interrupts.check()
 
         self.model.prefill(ids, self.cache, on_progress=check)
-        self.agenda.read(len(ids), time.perf_counter() - started)
         return self._snapshot()
 
     def _snapshot(self) -> Snapshot:
@@ -281,39 +280,15 @@ class _Bench:
             self.rates = measured_rates(self.room)
         self._rates_seen = time.monotonic()
 
+    def _tell(self, what: str) -> None:
+        """Report what is done next, and how long all runs will take that are left, once each point has been warmed
+        up."""
+        is_known = len(self.series) == len(self.spec.points) and all(series.seconds for series in self.series)
+        left = sum(series.seconds * (self.spec.repeat - len(series.runs)) for series in self.series)
+        self.on_progress(what, left if is_known and left else None)
+
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
-
-
-class _Agenda:
-    """The work that is left, and how long a token of each kind took last."""
-
-    def __init__(self, spec: BenchmarkSpec, on_progress: OnProgress):
-        self._runs = dict.fromkeys(spec.points, 1 + spec.repeat)  # with the one that warms up
-        self._to_read = max(spec.depth) + ((1 + STARTS) * spec.first_prompt if spec.start else 0)
-        self._seconds: dict[str, float] = {}
-        self._on_progress = on_progress
-
-    def read(self, tokens: int, seconds: float) -> None:
-        """Note that tokens of context, or of a prompt that is waited for, were read."""
-        self._to_read -= tokens
-        self._seconds["prefill"] = seconds / tokens
-
-    def ran(self, point: Point, tokens: int, seconds: float) -> None:
-        self._runs[point] -= 1
-        self._seconds[point.kind] = seconds / tokens
-
-    def next(self, what: str) -> None:
-        """Report what is done next."""
-        self._on_progress(what, self._seconds_left())
-
-    def _seconds_left(self) -> float | None:
-        """None before a token of each kind has been timed."""
-        each, runs = self._seconds, {point: count for point, count in self._runs.items() if count}
-        if {point.kind for point in runs} - each.keys() or (self._to_read and "prefill" not in each):
-            return None
-        of_runs = sum(count * max(MIN_SECONDS, point.tokens * each[point.kind]) for point, count in runs.items())
-        return of_runs + self._to_read * each.get("prefill", 0)
 
 
 def record_routing(plan: MemoryPlan, spec: BenchmarkSpec, path: Path) -> None:
