@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import MAX_LENGTH, GptOssError
@@ -101,10 +102,7 @@ def compare(
     """
     ours: list[Results] = []
     theirs: list[Reading] = []
-
-    def run(name: str, words: list[str]) -> bytes:
-        return _output(name, words, time_limit)
-
+    run = partial(_output, time_limit=time_limit)
     turns: list[tuple[str, Callable[[], None]]] = [
         (OURS, lambda: ours.append(_measure_ours(run, ours_command, peer.ours))),
         (peer.name, lambda: theirs.append(peer.measure(run))),
@@ -154,14 +152,12 @@ def _comparison(peer: Peer, rounds: int, ours: list[Results], theirs: list[Readi
         if missing := [point for point in peer.points if point not in speeds]:
             raise GptOssError(f"{name} reported no speed for {missing[0].name}")
     conditions = replace(ours[-1].conditions, load_average=ours[0].conditions.load_average)
-    facts = our_facts(ours[-1])
+    facts, their_facts = our_facts(ours[-1]), theirs[-1].facts
     return Comparison(
         peer=peer.name,
         version=theirs[-1].version,
         pairs_asked=rounds,
-        differs=[
-            FactDifference(name, facts[name], fact) for name, fact in theirs[-1].facts.items() if fact != facts[name]
-        ],
+        differs=[FactDifference(name, facts[name], fact) for name, fact in their_facts.items() if fact != facts[name]],
         speeds=[
             PairedSpeed(point, [each[point] for each in our_speeds], [each.speeds[point] for each in theirs])
             for point in peer.points
