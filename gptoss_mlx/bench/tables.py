@@ -283,21 +283,17 @@ def _facts(title: str, values: Mapping[str, object]) -> TextTable:
 def warnings(results: Results) -> list[str]:
     """A line for each sign that the machine was not idle or not at its full speed, or that results are missing."""
     seen, cores = results.conditions, results.machine.cores
-    lines = []
-    if (seen.others or 0) > OTHERS:
-        lines.append(f"disturbed: other programs took {seen.others:.0%} of the cores' time meanwhile")
-    elif seen.others is None and (seen.load_average or 0) > BUSY_CORES * cores:
-        lines.append(f"disturbed: a load average of {seen.load_average:.2f} on {cores} cores, before it began")
-    if (seen.stolen or 0) > STOLEN:
-        lines.append(f"disturbed: the host gave {seen.stolen:.1%} of these cores' time to others")
-    if seen.throttled:
-        lines.append(f"disturbed: cores were slowed {seen.throttled} times because they were hot")
-    if seen.clock is not None and seen.clock < SLOW_CLOCK:
-        lines.append(f"disturbed: at the end the cores' clock was at {seen.clock:.0%} of its highest")
-    if seen.gpu_slowed:
-        lines.append("disturbed: at the end the GPU was slowed, because of heat or of its power supply")
-    if seen.power == "battery":
-        lines.append("disturbed: on battery")
+    is_busy = seen.others is None and (seen.load_average or 0) > BUSY_CORES * cores
+    signs = {
+        "other programs took {0.others:.0%} of the cores' time meanwhile": (seen.others or 0) > OTHERS,
+        "a load average of {0.load_average:.2f} on {1} cores, before it began": is_busy,
+        "the host gave {0.stolen:.1%} of these cores' time to others": (seen.stolen or 0) > STOLEN,
+        "cores were slowed {0.throttled} times because they were hot": seen.throttled,
+        "at the end the cores' clock was at {0.clock:.0%} of its highest": (seen.clock or 1) < SLOW_CLOCK,
+        "at the end the GPU was slowed, because of heat or of its power supply": seen.gpu_slowed,
+        "on battery": seen.power == "battery",
+    }
+    lines = [f"disturbed: {sign.format(seen, cores)}" for sign, is_seen in signs.items() if is_seen]
     if above := [speed.name for speed in results.speeds if (speed.share or 0) > 1]:
         lines.append(
             f"above its limit: {', '.join(above)}. The machine's rates swing, and what stays in a cache is not read"
