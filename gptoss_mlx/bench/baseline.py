@@ -16,17 +16,22 @@ import msgspec
 from ..errors import GptOssError
 from ..untrusted import read_json
 from .results import FORMAT, Machine, ModelFacts, Point, Results, Setup, Speed
-from .tables import Report, as_table, median_and_span
+from .tables import Report, as_table, fact_text, median_and_span
 
 FAIL_BELOW = 0.95
-SETTINGS = {
-    "context": "context",
-    "kv_bits": "bits per KV-cache value",
-    "prefill_chunk": "tokens of a prefill chunk",
-    "expert_slots": "limit of experts in memory",
-    "cpu_expert_layers": "layers with experts on the CPU",
-    "prompts": "prompts",
-}
+# A run is compared with one that has the same of these.
+IDENTITY = (
+    "processor",
+    "cores",
+    "device",
+    "kernels",
+    "threads",
+    "model",
+    "recipe",
+    "random_weights",
+    "layers",
+    "bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,10 @@ def check_comparable(
 ) -> None:
     """Before a measurement of these points: raises GptOssError where the baseline is of another machine or model, or
     has none of the points."""
-    here, there = _identity(machine, model, setup), _identity(baseline.machine, baseline.model, baseline.setup)
-    names = [name for name in here if here[name] != there[name]]
-    if differing := [f"{name} {_text(there[name])}, and this is {_text(here[name])}" for name in names]:
+    here = _facts(machine, model, setup)
+    there = _facts(baseline.machine, baseline.model, baseline.setup)
+    names = [name for name in IDENTITY if here[name] != there[name]]
+    if differing := [f"{_words(name)} {fact_text(there[name])}, and this is {fact_text(here[name])}" for name in names]:
         raise GptOssError(
             f"the baseline was measured on {'; '.join(differing)}. A baseline is of the same machine and model"
         )
@@ -96,29 +102,18 @@ def check_comparable(
         )
 
 
-def _identity(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
-    return {
-        "processor": machine.processor,
-        "cores": machine.cores,
-        "device": machine.device,
-        "kernels": machine.kernels,
-        "threads": setup.threads,
-        "model": model.name,
-        "recipe": model.recipe,
-        "random weights": model.random_weights,
-        "layers": model.layers,
-        "bytes": model.bytes,
-    }
+def _facts(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
+    return vars(machine) | vars(model) | vars(setup) | {"model": model.name}
 
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
     """A line for each setting that is not as it was, and may be why a speed is not."""
-    pairs = [(words, getattr(earlier, name), getattr(setup, name)) for name, words in SETTINGS.items()]
-    return [f"{words}: {_text(then)} then, {_text(now)} now" for words, then, now in pairs if then != now]
+    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items()]
+    return [f"{name}: {fact_text(then)} then, {fact_text(now)} now" for name, then, now in pairs if then != now]
 
 
-def _text(value: int | str | None) -> str:
-    return "not set" if value is None else f"{value:,}" if type(value) is int else str(value)
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def compare_with_baseline(results: Results, baseline: Results, fail_below: float = FAIL_BELOW) -> list[SpeedChange]:

@@ -90,10 +90,12 @@ def _cell(value: Any) -> Any:
 
 def as_markdown(found: Results | Comparison) -> str:
     report = report_of(found)
-    title = [f"## {_escaped(line)}" for line in report.heading[:1]]
+    heading = [f"{'' if index else '## '}{_escaped(line)}" for index, line in enumerate(report.heading)]
     warnings = [f"- {_escaped(line)}" for line in report.warnings]
     command = [f"### Command\n\n{_code_block(printable(report.command))}"] if report.command else []
-    return "\n\n".join([*title, *warnings, *(_table(table) for table in report.tables if table.rows), *command]) + "\n"
+    return (
+        "\n\n".join([*heading, *warnings, *(_table(table) for table in report.tables if table.rows), *command]) + "\n"
+    )
 
 
 def _table(table: TextTable) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..memory.system import size_text
 from ..model.expert_pool import PoolStats
@@ -20,6 +20,8 @@ BUSY_CORES = 0.25
 STOLEN = 0.01
 OTHERS = 0.05  # of the cores' time
 SLOW_CLOCK = 0.6
+
+BYTES = {"memory", "bytes", "workspace"}  # facts that are numbers of bytes
 
 Item = TypeVar("Item")
 
@@ -48,7 +50,7 @@ class Report:
 
 
 def report(results: Results) -> Report:
-    made = machine, settings, speeds, tokens, limits, experts, start, memory, profile
+    made = machine, model, settings, speeds, tokens, limits, experts, start, memory, profile
     return Report(heading(results), [make(results) for make in made], warnings(results), results.command)
 
 
@@ -226,58 +228,32 @@ def profile(results: Results) -> TextTable:
 
 
 def machine(results: Results) -> TextTable:
-    described, seen = results.machine, results.conditions
-    return _facts(
-        "Machine",
-        {
-            "system": described.system,
-            "processor": f"{described.processor}, {described.cores} cores",
-            "memory": size_text(described.memory),
-            "device": described.device,
-            "kernels": described.kernels or "none",
-            **described.versions,
-            "commit": described.commit,
-            "load average": _filled("{:.2f}", seen.load_average),
-            "other programs": _filled("{:.1%} of the cores", seen.others),
-            "stolen by the host": _filled("{:.1%}", seen.stolen),
-            "throttled": _filled("{} times", seen.throttled),
-            "clock": _filled("{:.0%} of the highest", seen.clock),
-            "power": seen.power,
-            "date": results.date,
-        },
-    )
+    described = vars(results.machine) | {"versions": None} | results.machine.versions
+    return _facts("Machine", described | vars(results.conditions) | {"date": results.date})
+
+
+def model(results: Results) -> TextTable:
+    return _facts("Model", vars(results.model))
 
 
 def settings(results: Results) -> TextTable:
-    model, setup = results.model, results.setup
-    return _facts(
-        "Settings",
-        {
-            "model": f"{model.name}{', random weights' if model.random_weights else ''}",
-            "recipe": model.recipe,
-            "size": f"{size_text(model.bytes)}, {model.bits_per_weight:.2f} bits per weight",
-            "shape": f"{model.layers} layers of {model.experts} experts, {model.experts_per_token} for a token",
-            "runs of each": setup.repeat,
-            "threads": setup.threads,
-            "context": f"{setup.context:,} tokens",
-            "KV cache": f"{setup.kv_bits} bits per value",
-            "prefill": f"{setup.prefill_chunk:,} tokens at a time",
-            "experts in memory": _slots(results),
-            "experts on the CPU": f"of {setup.cpu_expert_layers} layers" if setup.cpu_expert_layers else None,
-            "energy": setup.energy,
-            "prompts": setup.prompts,
-        },
-    )
+    return _facts("Settings", vars(results.setup))
 
 
-def _filled(form: str, value: float | None) -> str | None:
-    return None if value is None else form.format(value)
-
-
-def _facts(title: str, values: Mapping[str, object]) -> TextTable:
-    """Names and values, without those that are None."""
-    known = [(name, str(value)) for name, value in values.items() if value is not None]
+def _facts(title: str, values: Mapping[str, Any]) -> TextTable:
+    """Values by the names that they have in the JSON, without those that are None."""
+    known = [(name.replace("_", " "), _fact(name, value)) for name, value in values.items() if value is not None]
     return TextTable(title, ("what", "value"), known, numbers=False, detail=True)
+
+
+def _fact(name: str, value: Any) -> str:
+    if name in BYTES:
+        return size_text(value)
+    return number(value) if isinstance(value, float) else fact_text(value)
+
+
+def fact_text(value: int | str | None) -> str:
+    return "not set" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def warnings(results: Results) -> list[str]:

@@ -221,9 +221,10 @@ def test_settings_that_differ_are_told():
     assert setting_differences(FULL.setup, FULL.setup) == []
     assert setting_differences(PAGED.setup, replace(FULL.setup, context=8192, kv_bits=8, prefill_chunk=32)) == [
         "context: 8,192 then, 32,768 now",
-        "bits per KV-cache value: 8 then, 16 now",
-        "tokens of a prefill chunk: 32 then, 512 now",
-        "limit of experts in memory: not set then, 485 now",
+        "kv bits: 8 then, 16 now",
+        "prefill chunk: 32 then, 512 now",
+        "expert slots: not set then, 485 now",
+        "energy: not set then, CPU package now",
         "prompts: random ids then, the routing of a day of chat now",
     ]
 
