@@ -87,14 +87,7 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
 
 def of_process() -> Meter | None:
     """macOS's own estimate, where nothing is computed on a GPU, whose part it does not have. Not run on a Mac."""
-    if is_gpu():
-        return None
-
-    def nanojoules() -> int | None:
-        usage = resource_usage()
-        return int(usage.ri_energy_nj) if usage else None
-
-    step = _counted(nanojoules, 1e-9)
+    step = None if is_gpu() else _counted(lambda: getattr(resource_usage(), "ri_energy_nj", None), 1e-9)
     return Meter("this process on the CPU", step) if step else None
 
 

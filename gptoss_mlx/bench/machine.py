@@ -86,6 +86,7 @@ def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(
             command,
+            check=True,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -93,9 +94,9 @@ def _output(*command: str) -> str | None:
             env=environment,
             timeout=SECONDS,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip()
 
 
 class Watch:

@@ -26,6 +26,9 @@ from .results import Count, Grid, Point, Results
 Run = Callable[[str, list[str]], bytes]
 """Runs a command line and returns what it printed; the name of the runtime is for errors."""
 
+# The line of mlx_lm.benchmark with the speeds of a trial.
+TRIAL = re.compile(rb"^Trial 1: +prompt_tps=(\d{1,9}\.\d+), generation_tps=(\d{1,9}\.\d+), ", re.MULTILINE)
+
 # What is read of each entry of llama-bench's JSON: a speed, and what it was measured with.
 COUNTS = "n_prompt n_gen n_depth model_size n_batch n_ubatch n_threads build_number"
 TEXTS = "build_commit model_type gpu_info backends type_k type_v"
@@ -112,7 +115,12 @@ class MlxLm(Peer):
         for prompt, generate in product(self.sizes.prompt, self.sizes.generate):
             counts = ["-p", str(prompt), "-g", str(generate + 1), "-n", "1"]
             program = [sys.executable, "-m", "mlx_lm.benchmark", "--model", str(self.folder.absolute())]
-            prefill, decode = _mlx_lm_speeds(run(self.name, program + counts))
+            trial = TRIAL.search(run(self.name, program + counts))
+            prefill, decode = map(float, trial.groups()) if trial else (0, 0)
+            if not (prefill and decode):
+                raise GptOssError(
+                    "cannot read what mlx_lm.benchmark printed: it has no line with the speeds of a trial"
+                )
             speeds[Point("prefill", prompt, 0)] = prefill
             speeds[Point("decode", generate, prompt)] = decode * generate / (generate + 1)
         return Reading(version("mlx-lm"), speeds, self.facts)
@@ -172,15 +180,6 @@ def our_facts(results: Results) -> dict[str, str]:
         "experts": "all in memory" if setup.expert_slots is None else f"{setup.expert_slots:,} in memory at a time",
         "range of YaRN": "as the checkpoint has it",
     }
-
-
-def _mlx_lm_speeds(output: bytes) -> tuple[float, float]:
-    """Prefill and decode, as mlx_lm.benchmark has them. Raises GptOssError."""
-    line = re.search(rb"^Trial 1: +prompt_tps=(\d{1,9}\.\d+), generation_tps=(\d{1,9}\.\d+), ", output, re.MULTILINE)
-    prefill, decode = map(float, line.groups()) if line else (0, 0)
-    if not (prefill and decode):
-        raise GptOssError("cannot read what mlx_lm.benchmark printed: it has no line with the speeds of a trial")
-    return prefill, decode
 
 
 def _llama_bench_reading(output: Any) -> Reading:
