@@ -17,14 +17,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..engine.generate import load
 from ..engine.interrupts import Interrupts
-from ..engine.sampling import Sampling
 from ..errors import GptOssError
 from ..memory.plan import MemoryEstimate, MemoryPlan
 from ..model.config import ModelConfig
@@ -37,9 +36,8 @@ from .machine import MemorySampler, Watch, describe
 from .results import Memory, Percentiles, Point, Profile, Rates, Results, Speed, Spread, Start, Work
 from .roofline import Workload, mean_rates, measured_rates
 from .routing import recording, replaying
-from .stages import profile
+from .stages import GREEDY, decode_seconds, profile
 
-GREEDY = Sampling(temperature=0)
 MIN_SECONDS = 0.2  # of one run: shorter work is repeated within it
 RATES_APART = 2.0  # seconds between measuring the machine's rates and a run that they count for, at most
 RANDOM_IDS = 2**16 + 1  # after which they are repeated; no usual number of tokens divides it
@@ -261,15 +259,9 @@ class _Bench:
         return [seconds]
 
     def _decode(self, snapshot: Snapshot, number: int, count: int) -> list[float]:
-        first = self._ids(number, snapshot.offset, 1)
+        (first,) = self._ids(number, snapshot.offset, 1)
         self.cache.rewind(snapshot.offset, snapshot)
-        tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
-        next(tokens)  # prefill ends with the first one
-        ends = [time.perf_counter()]
-        for _ in tokens:
-            ends.append(time.perf_counter())
-            self.interrupts.check()
-        return [end - begun for begun, end in pairwise(ends)]
+        return decode_seconds(self.model, self.cache, first, count, self._check)
 
     def _ids(self, run: int, offset: int, count: int) -> list[int]:
         """The tokens that a run reads after `offset`; run 0 continues the context."""

@@ -18,8 +18,8 @@ from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
 from gptoss_mlx.bench.first_token import STARTS, cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
-from gptoss_mlx.bench.measure import GREEDY
 from gptoss_mlx.bench.results import Point, Rates
+from gptoss_mlx.bench.stages import GREEDY
 from gptoss_mlx.cli.loading import use_threads
 from gptoss_mlx.engine.generate import load
 from gptoss_mlx.engine.interrupts import Interrupts
