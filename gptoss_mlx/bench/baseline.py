@@ -107,8 +107,8 @@ def _facts(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
 
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
-    """A line for each setting that is not as it was, and may be why a speed is not."""
-    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items()]
+    """A line for each setting that is not as it was, and may be why a speed is not; the workspace follows from others."""
+    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items() if name != "workspace"]
     return [f"{name}: {fact_text(then)} then, {fact_text(now)} now" for name, then, now in pairs if then != now]
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -288,21 +289,18 @@ def _compare(context: click.Context, folder: Path, options: BenchOptions) -> boo
     for name in ("memory", "context", "kv_bits", "threads"):
         if context.params[name] is not None:
             ours += [f"--{name.replace('_', '-')}", str(context.params[name])]
-    comparison = None
+    show = partial(click.echo, err=True)
+    comparison: Comparison | None = None
     try:
-        for known in compare(_peer(folder, options), [*ours, "--format", "json"], options.repeat, _print_progress):
+        for known in compare(_peer(folder, options), [*ours, "--format", "json"], options.repeat, show):
             comparison = known
     except KeyboardInterrupt:
         if comparison is None:
             raise
-    except GptOssError:
+    finally:
         if comparison is not None:
             _print(comparison, options.form)
-        raise
-    if comparison is None:  # there is a pair at least
-        return False
-    _print(comparison, options.form)
-    return comparison.ours.finished
+    return comparison is not None and comparison.ours.finished
 
 
 def _peer(folder: Path, options: BenchOptions) -> Peer:
@@ -314,10 +312,6 @@ def _peer(folder: Path, options: BenchOptions) -> Peer:
     if options.llama_bench and options.gguf:
         return LlamaCpp(options.llama_bench, options.gguf, sizes, device.runtime().threads)
     return MlxLm(folder, sizes)
-
-
-def _print_progress(line: str) -> None:
-    click.echo(line, err=True)
 
 
 COMMANDS = (bench,)
