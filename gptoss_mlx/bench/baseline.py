@@ -20,18 +20,7 @@ from .tables import Report, as_table, fact_text, median_and_span
 
 FAIL_BELOW = 0.95
 # A run is compared with one that has the same of these.
-IDENTITY = (
-    "processor",
-    "cores",
-    "device",
-    "kernels",
-    "threads",
-    "model",
-    "recipe",
-    "random_weights",
-    "layers",
-    "bytes",
-)
+IDENTITY = "processor cores device kernels threads model recipe random_weights layers bytes"
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,7 @@ def check_comparable(
     has none of the points."""
     here = _facts(machine, model, setup)
     there = _facts(baseline.machine, baseline.model, baseline.setup)
-    names = [name for name in IDENTITY if here[name] != there[name]]
+    names = [name for name in IDENTITY.split() if here[name] != there[name]]
     if differing := [f"{_words(name)} {fact_text(there[name])}, and this is {fact_text(here[name])}" for name in names]:
         raise GptOssError(
             f"the baseline was measured on {'; '.join(differing)}. A baseline is of the same machine and model"
@@ -107,7 +96,7 @@ def _facts(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
 
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
-    """A line for each setting that is not as it was, and may be why a speed is not; the workspace follows from others."""
+    """A line for each setting that has changed, and may be why a speed has. The workspace follows from the others."""
     pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items() if name != "workspace"]
     return [f"{name}: {fact_text(then)} then, {fact_text(now)} now" for name, then, now in pairs if then != now]
 
