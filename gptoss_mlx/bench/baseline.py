@@ -16,7 +16,7 @@ import msgspec
 from ..errors import GptOssError
 from ..untrusted import read_json
 from .results import FORMAT, Machine, ModelFacts, Point, Results, Setup, Speed
-from .tables import Report, as_table, fact_text, median_and_span
+from .tables import BYTES, Report, as_table, fact_text, median_and_span
 
 FAIL_BELOW = 0.95
 # A run is compared with one that has the same of these.
@@ -96,8 +96,8 @@ def _facts(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
 
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
-    """A line for each setting that has changed, and may be why a speed has. The workspace follows from the others."""
-    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items() if name != "workspace"]
+    """A line for each setting that has changed, and may be why a speed has. Sizes follow from the others."""
+    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items() if name not in BYTES]
     return [f"{name}: {fact_text(then)} then, {fact_text(now)} now" for name, then, now in pairs if then != now]
 
 

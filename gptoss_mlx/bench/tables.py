@@ -21,7 +21,7 @@ STOLEN = 0.01
 OTHERS = 0.05  # of the cores' time
 SLOW_CLOCK = 0.6
 
-BYTES = {"memory", "bytes", "workspace"}  # facts that are numbers of bytes
+BYTES = {"memory", "bytes", "workspace", "allocations"}  # facts that are numbers of bytes
 
 Item = TypeVar("Item")
 

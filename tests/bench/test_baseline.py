@@ -219,6 +219,7 @@ def test_versions_and_conditions_may_differ():
 
 def test_settings_that_differ_are_told():
     assert setting_differences(FULL.setup, FULL.setup) == []
+    assert setting_differences(replace(FULL.setup, workspace=2**20), FULL.setup) == []
     assert setting_differences(PAGED.setup, replace(FULL.setup, context=8192, kv_bits=8, prefill_chunk=32)) == [
         "context: 8,192 then, 32,768 now",
         "kv bits: 8 then, 16 now",
