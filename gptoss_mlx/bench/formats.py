@@ -31,9 +31,9 @@ MARKUP = re.compile(r"[\\`*_\[\]<>&|~$]")
 SPEED_COLUMNS = """
     date finished machine.system machine.processor machine.cores machine.memory machine.device machine.kernels
     machine.versions machine.commit conditions.load_average conditions.others conditions.stolen conditions.throttled
-    conditions.clock conditions.power model.name model.recipe model.random_weights model.layers
+    conditions.clock conditions.power conditions.gpu_slowed model.name model.recipe model.random_weights model.layers
     model.bytes model.bits_per_weight setup.threads setup.context setup.kv_bits setup.prefill_chunk setup.expert_slots
-    setup.energy setup.prompts memory.peak
+    setup.cpu_expert_layers setup.energy setup.prompts memory.peak
     kind tokens depth tokens_per_second.runs tokens_per_second.median tokens_per_second.least tokens_per_second.most
     limit_tokens_per_second share_of_limit work.bytes work.matrix_operations work.vector_operations
     rates.bandwidth rates.matrix rates.vector token_seconds.p50 token_seconds.p90 token_seconds.p99 token_seconds.most

@@ -211,7 +211,7 @@ class _Bench:
         self.cache.rewind(snapshot.offset, snapshot)
 
     def take_profile(self) -> None:
-        """Of a step at the greatest depth."""
+        """Profile a step at the greatest depth."""
         self._tell("profile")
         self.profile = profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
 
