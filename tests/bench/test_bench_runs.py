@@ -181,11 +181,11 @@ class TestInterrupts:
         assert interrupted((*ENDLESS["start"], "--format", "json"), 0.4, whole_group=True) == ""
 
     def test_speeds_that_are_done_are_in_the_table(self, bench, demo_folder, monkeypatch):
-        def next_step(agenda, what):
+        def next_step(bench, what):
             if what == "decode 1 at 1, run 1 of 7":
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(measure._Agenda, "next", next_step)
+        monkeypatch.setattr(measure._Bench, "_tell", next_step)
         done = bench(demo_folder, *ENDLESS["rates"])
         assert (done.returncode, done.stderr) == (130, "interrupted\n")
         assert "decode 1 at 0 " in done.stdout
