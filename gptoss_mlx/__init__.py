@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .chat.session import Session
     from .chat.turn import Dropped, Thought, ToolResult, TurnStats
     from .engine.generate import ContextFull, Model, load
+    from .engine.mlx_errors import GpuFailed, OutOfMemory
     from .engine.sampling import Sampling
     from .engine.tokenizer import Tokenizer
     from .harmony.messages import Message, Tool
@@ -37,10 +38,12 @@ __all__ = [
     "Dropped",
     "Function",
     "GptOssError",
+    "GpuFailed",
     "KVCache",
     "MemoryPlan",
     "Message",
     "Model",
+    "OutOfMemory",
     "Preamble",
     "Reasoning",
     "Sampling",
@@ -64,6 +67,7 @@ _EXPORTS = {
     "gptoss_mlx.chat.session": ("Session",),
     "gptoss_mlx.chat.turn": ("Dropped", "Thought", "ToolResult", "TurnStats"),
     "gptoss_mlx.engine.generate": ("ContextFull", "Model", "load"),
+    "gptoss_mlx.engine.mlx_errors": ("GpuFailed", "OutOfMemory"),
     "gptoss_mlx.engine.sampling": ("Sampling",),
     "gptoss_mlx.engine.tokenizer": ("Tokenizer",),
     "gptoss_mlx.harmony.messages": ("Message", "Tool"),
