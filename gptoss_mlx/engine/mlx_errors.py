@@ -1,7 +1,7 @@
-"""What goes wrong inside MLX and reaches a user, in words for users: memory or the GPU fails, a file cannot be read.
+"""What goes wrong inside MLX and reaches a user, in words for users: memory or the GPU that fails, for example.
 
 MLX raises RuntimeErrors, often long after the operation that failed, and only their text tells them apart. Its sources:
-mlx/backend/metal/allocator.cpp and device.cpp, mlx/backend/cuda/allocator.cpp and utils.cpp, mlx/io/load.h.
+mlx/backend/metal/allocator.cpp and device.cpp, mlx/backend/cuda/allocator.cpp and utils.cpp, mlx/io/load.cpp.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ GPU_OUT_OF_MEMORY = re.compile(
     r"|cu\w+\(.*\) failed: out of memory"
 )
 GPU_FAILED = re.compile(r"\[METAL\]|\[metal::|\[Event::Event\]|Failed to load the .*metallib|cu\w+\(.*\) failed")
-UNREADABLE = re.compile(r"\[read\]")
+# In whole sentences, by how MLX's text begins.
+OTHERS = {
+    # Weights that are not mapped are read when they are first used.
+    "[read]": "a file of the model can no longer be read: check its folder with `gptoss-mlx verify`",
+    # What is not evaluated yet belongs to the thread that made it, and its streams.
+    "There is no Stream(": "the model was loaded in another thread: load it in the thread that uses it",
+}
 
 
 class OutOfMemory(GptOssError):
@@ -51,9 +57,7 @@ def for_user(error: BaseException) -> GptOssError | None:
         return OutOfMemory("the GPU is out of memory")
     if GPU_FAILED.match(text):
         return GpuFailed(text)
-    if UNREADABLE.match(text):  # weights that are not mapped are read when they are first used
-        return GptOssError("a file of the model can no longer be read: check its folder with `gptoss-mlx verify`")
-    return None
+    return next((GptOssError(sentence) for beginning, sentence in OTHERS.items() if text.startswith(beginning)), None)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ No GPU fails here, so that the words of MLX's sources are raised where MLX compu
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
@@ -142,6 +143,15 @@ def test_an_error_is_reported_once(tmp_path):
         with pytest.raises(GptOssError, match="can no longer be read"), mlx_errors():
             mx.eval(mx.add(x, 1, stream=other))
         assert float(mx.array(1.0) + 1) == 2
+
+
+def test_a_model_of_another_thread(demo_folder):
+    model = load(demo_folder)
+    with ThreadPoolExecutor(1) as other:
+        with pytest.raises(GptOssError, match="loaded in another thread: load it in"):
+            other.submit(model.prefill, IDS, model.make_cache()).result()
+        model = other.submit(load, demo_folder).result()
+        other.submit(lambda: list(model.generate(IDS, max_tokens=2))).result()
 
 
 # Each command computes with `mx.eval`, which fails as a GPU does; in a chat the first time only.
