@@ -203,7 +203,7 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
     with step_progress() as show:
         results = measure(plan, spec, _command(context), show)
     _print(results, options.form)
-    _save_results(results, options)
+    _save_results(results, plan, options)
     if earlier and results.speeds:
         _print_changes(context, results, earlier, options)
     return results.finished
@@ -253,7 +253,7 @@ def _print(found: Results | Comparison, form: str) -> None:
     click.echo(shown[form](found), nl=False)
 
 
-def _save_results(results: Results, options: BenchOptions) -> None:
+def _save_results(results: Results, plan: MemoryPlan, options: BenchOptions) -> None:
     if options.plot:
         from ..bench.plot import save_plot
 
@@ -261,9 +261,11 @@ def _save_results(results: Results, options: BenchOptions) -> None:
     if options.submit:
         from ..bench.formats import submission
         from ..files import replace_file
+        from .machine_facts import as_block, details, facts, in_use
 
+        runtime = as_block((*facts(), *details(), *in_use(plan)))
         path = Path(f"gptoss-mlx-bench-{results.date[:10]}.md")
-        replace_file(path, submission(results))
+        replace_file(path, f"{submission(results)}\n### Runtime\n\n{runtime}\n")
         click.echo(f"the report is in {path}: paste it into an issue", err=True)
 
 

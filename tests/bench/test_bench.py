@@ -128,6 +128,10 @@ class TestResults:
         assert done.stderr == f"the report is in {report.name}: paste it into an issue\n"
         text = report.read_text()
         assert "| prefill 8 at 40 |" in text
+        runtime = text[text.index("### Runtime\n\n```text\n") :]
+        for name in ("gptoss-mlx ", "device ", "packages ", "MLX's environment ", "power ", "files ", "memory of MLX "):
+            assert f"\n{name}" in runtime
+        assert runtime.endswith("\n```\n")
         assert str(demo_folder.parent) not in text
         assert str(tmp_path) not in text
         assert {path.name for path in tmp_path.iterdir()} == {"plot.svg", report.name}
