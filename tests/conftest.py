@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+# Before NumPy and the kernels are imported: with more threads than free cores, BLAS waits in loops, six times as long as
+# it computes, and the kernels' threads wait for each other. Programs that tests start have their usual threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("GPTOSS_MLX_THREADS", "1")
 
 import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import json
 import os
 import runpy
@@ -129,6 +130,7 @@ def shared() -> Zygote:
 def serve(channel: socket.socket) -> None:
     """Fork for each request until the other end is closed."""
     import_all()
+    gc.freeze()  # a fork copies no page only because what was imported is looked through
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
         length, descriptors, *_ = socket.recv_fds(channel, 4, 4)
