@@ -68,7 +68,8 @@ class TestConfigFile:
         (tmp_path / "config.toml").write_text(f"[bench]\n{text}\n")
         return bench(demo_folder, *options, GPTOSS_MLX_CONFIG=str(tmp_path / "config.toml"))
 
-    def test_defaults_are_used_and_told(self, bench, demo_folder, tmp_path):
+    def test_defaults_are_used_and_told(self, bench, demo_folder, tmp_path, monkeypatch):
+        monkeypatch.delenv("GPTOSS_MLX_THREADS")  # it would be told too
         text = (
             'prompt = [8]\ngenerate = ["4"]\ndepth = [30, "10,0"]\nrepeat = 1\nprofile = false\nstart = false\n'
             'memory = "1GB"\nformat = "json"'
