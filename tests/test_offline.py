@@ -131,7 +131,7 @@ def test_needs_no_network_and_asks_for_none(watched, strace, demo_folder, tmp_pa
     (folder / "audit").unlink(missing_ok=True)
     # The starts that `bench` measures are processes of their own.
     line = [*words(name, demo_folder), *(["--no-start"] if name == "bench" else [])]
-    done = zygote.run(line, QUESTION, variables | {"HOME": str(tmp_path)}, timeout=100)
+    done = zygote.run(["-m", "gptoss_mlx", *line], QUESTION, variables | {"HOME": str(tmp_path)}, timeout=100)
     check(name, done, folder, strace, since)
 
 

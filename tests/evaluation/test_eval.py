@@ -171,7 +171,7 @@ def whole(environment, demo_folder, text_file, tmp_path_factory):
 
     @cache
     def whole(reference: bool) -> str:
-        words = ["eval", *options_of(demo_folder, text_file, reference), "--format", "json"]
+        words = ["-m", "gptoss_mlx", "eval", *options_of(demo_folder, text_file, reference), "--format", "json"]
         return zygote.shared().run(words, "", environment | {"GPTOSS_MLX_HOME": home}, timeout=100).stdout
 
     return whole
