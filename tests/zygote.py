@@ -89,8 +89,9 @@ class Piped:
         readers = [threading.Thread(target=read, args=each) for each in enumerate((self.stdout, self.stderr))]
         for reader in readers:
             reader.start()
-        with suppress(BrokenPipeError), self.stdin:
-            self.stdin.write(stdin)
+        if not self.stdin.closed:
+            with suppress(BrokenPipeError), self.stdin:
+                self.stdin.write(stdin)
         self.wait()
         for reader in readers:
             reader.join()

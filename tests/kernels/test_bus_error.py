@@ -4,11 +4,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
 
+import zygote
 from gptoss_mlx import kernels
 from gptoss_mlx.demo import CHECKPOINT
 from terminal.terminals import Terminal
@@ -192,12 +192,8 @@ def after_a_cut(self, *arguments, **options):
 engine.Model.prefill = after_a_cut
 main()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, "generate", str(model), "-p", "Hello"],
-        env=environment | {"GPTOSS_MLX_KERNELS": "0"},
-        capture_output=True,
-        text=True,
-    )
+    words = ["-c", code, "generate", str(model), "-p", "Hello"]
+    done = zygote.shared().run(words, "", environment | {"GPTOSS_MLX_KERNELS": "0"}, timeout=100)
     assert done.returncode == 1
     assert done.stderr == (
         "error: a file of the model can no longer be read: check its folder with `gptoss-mlx verify`\n"
@@ -235,13 +231,8 @@ def test_every_command_that_maps_ends_in_a_line(demo_folder, environment, tmp_pa
     shutil.copytree(demo_folder, paths["MODEL"])
     shutil.copytree(CHECKPOINT, paths["SOURCE"])
     paths["TEXT"].write_text("What is 12 + 30? " * 100)
-    done = subprocess.run(
-        [sys.executable, "-c", SHRINKING, *(str(paths.get(word, word)) for word in arguments)],
-        env=environment,
-        input="Hello\n",
-        capture_output=True,
-        text=True,
-    )
+    words = ["-c", SHRINKING, *(str(paths.get(word, word)) for word in arguments)]
+    done = zygote.shared().run(words, "Hello\n", environment, timeout=100)
     assert done.returncode == 1, done
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert ".safetensors" in done.stderr.splitlines()[-1]
