@@ -133,6 +133,7 @@ class TestResults:
         assert str(tmp_path) not in text
         assert {path.name for path in tmp_path.iterdir()} == {"plot.svg", report.name}
 
+    @pytest.mark.slow
     def test_plot_in_png(self, bench, demo_folder, tmp_path):
         assert bench(demo_folder, *QUICK, "--plot", tmp_path / "plot.png").returncode == 0
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
