@@ -72,8 +72,10 @@ class Piped:
         return os.waitstatus_to_exitcode(self._run.wait())
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
+        """Nothing happens where it has ended."""
+        with suppress(ProcessLookupError):
+            if self.returncode is None:
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
