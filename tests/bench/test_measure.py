@@ -16,7 +16,7 @@ from gptoss_mlx import kernels
 from gptoss_mlx.bench import first_token, machine, measure, stages
 from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
-from gptoss_mlx.bench.first_token import STARTS, cold_starts
+from gptoss_mlx.bench.first_token import cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
 from gptoss_mlx.bench.results import Point, Rates
 from gptoss_mlx.bench.stages import GREEDY
@@ -380,12 +380,12 @@ class TestColdStarts:
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
     def test_a_start_is_all_of_it(self, demo_folder, monkeypatch):
-        monkeypatch.setattr(first_token, "STARTS", STARTS)
+        monkeypatch.setattr(first_token, "STARTS", 2)
         load_seconds, first = cold_starts(plan_of(demo_folder), 8)
-        assert load_seconds.runs == first.runs == STARTS
+        assert load_seconds.runs == first.runs == 2
         assert 0 < load_seconds.median < first.median
 
-    @pytest.mark.parametrize("paged", [False, True])
+    @pytest.mark.parametrize("paged", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_settings_reach_it(self, demo_folder, heard, paged):
         plan = plan_of(demo_folder, paged=paged)
         cold_starts(plan, 8)

@@ -327,15 +327,27 @@ def test_plot_is_a_picture(results, tmp_path):
     assert os.listdir(tmp_path) == ["plot.PNG"]
 
 
+@pytest.fixture(scope="module")
+def plot_of(tmp_path_factory):
+    """The picture of results, drawn once."""
+    folder, made = tmp_path_factory.mktemp("plots"), {}
+
+    def plot_of(results):
+        if id(results) not in made:
+            made[id(results)] = folder / f"{len(made)}.svg"
+            save_plot(results, made[id(results)])
+        return made[id(results)]
+
+    return plot_of
+
+
 @pytest.mark.parametrize(
     "results", [FULL, BARE, *(pytest.param(each, marks=slow) for each in (PAGED, DISTURBED, HOSTILE))], ids=EXAMPLES
 )
-def test_plot_says_what_it_shows(results, tmp_path):
+def test_plot_says_what_it_shows(results, plot_of):
     """Letters are drawn as outlines; matplotlib puts each text beside them as a comment."""
-    path = tmp_path / "plot.svg"
-    save_plot(results, path)
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
-    root = ElementTree.parse(path, parser).getroot()
+    root = ElementTree.parse(plot_of(results), parser).getroot()
     texts = {each.text.strip() for each in root.iter() if each.tag is ElementTree.Comment}
     assert {
         "Speed: median, least and most",
@@ -393,13 +405,12 @@ def drawn(path, **environment):
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
 
 
-def test_a_persons_settings_do_not_change_a_plot(tmp_path):
+def test_a_persons_settings_do_not_change_a_plot(plot_of, tmp_path):
     import matplotlib
 
-    save_plot(FULL, tmp_path / "one.svg")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "savefig.dpi": 10}):
         save_plot(FULL, tmp_path / "other.svg")
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+    assert plot_of(FULL).read_bytes() == (tmp_path / "other.svg").read_bytes()
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def test_8_bits_cost_little(demo_folder, computing, tasks, each):
     assert np.mean(divergences) < 1e-3
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_8_bits_recall_as_well(demo_folder, count):
     model = load(demo_folder, replace(WHOLE, kv_bits=8))
     outcomes = [ok for _, ok, _ in examine(model, Tokenizer.load(demo_folder), "recall", count)]
