@@ -77,7 +77,7 @@ def test_what_a_mac_says(mac, monkeypatch):
     assert found["processor"].startswith("Apple M2, ")
     assert (found["GPU cores"], found["power"]) == ("10", "battery")
     assert "MLX_MAX_MB_PER_BUFFER=100" in found["MLX's environment"]
-    assert "anna" not in found["MLX's environment"]
+    assert "/Users/" not in found["MLX's environment"]
     assert "mlx 0." in found["packages"]
 
 
@@ -92,7 +92,7 @@ def test_a_mac_that_says_nothing(mac):
 
 
 def test_a_block_for_others_does_not_name_the_user(monkeypatch):
-    monkeypatch.setenv("HOME", "/Users/anna")
+    monkeypatch.setenv("HOME", "/Users/me")
     block = machine_facts.as_block([("models", "/Users/me/models, 4 GB free"), ("device", "GPU, Apple M2")])
     assert block.split("\n")[1:-1] == ["models              ~/models, 4 GB free", "device              GPU, Apple M2"]
     monkeypatch.setenv("HOME", "/")
