@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -33,6 +34,9 @@ class Transformer:
             Layer(weights, index, kind, self.pool, experts_on_cpu=index in on_cpu)
             for index, kind in enumerate(config.layer_types)
         ]
+        paged = [layer.moe for layer in self.layers if isinstance(layer.moe, PagedMoe)]
+        for moe, following in pairwise(paged):
+            moe.next_parts = following.parts
         self.norm = Norm(weights, "model.norm")
         head = "lm_head", config.vocab_size, config.hidden_size
         self.head = native_layers.linear(weights, *head) or weights.linear(*head, bias=False)
