@@ -1,4 +1,4 @@
-"""Reads of parts of files that bypass the page cache. Knows nothing of their contents."""
+"""Reads of parts of files that bypass the page cache, but for small ones. Knows nothing of their contents."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ class DirectFiles:
 
     # O_DIRECT wants offset, length and memory to be multiples of the disk's block: 512 bytes as a rule, 4096 at most.
     BLOCK, PAGE = 512, 4096
+    SMALL = 8192  # bytes of a part that takes its disk longer to find than to read, and the page cache little room
     DIRECT = getattr(os, "O_DIRECT", 0)
     F_NOCACHE = 48  # of macOS
 
     def __init__(self) -> None:
-        self._open: dict[Path, tuple[int, bool]] = {}
+        self._open: dict[tuple[Path, bool], tuple[int, bool]] = {}
         self._lock, self._own = threading.Lock(), threading.local()
         self._in_blocks = True
 
@@ -31,7 +32,7 @@ class DirectFiles:
         """Fill a contiguous array from byte `start` of a file on. Raises CheckpointError."""
         target = into.reshape(-1).view(np.uint8)
         try:
-            descriptor, direct = self._descriptor(path)
+            descriptor, direct = self._descriptor(path, target.size < self.SMALL)
             count = self._directly(descriptor, start, target) if direct else os.preadv(descriptor, [target.data], start)
             if count is None:
                 count = self._through_pages(descriptor, start, target)
@@ -68,14 +69,16 @@ class DirectFiles:
             self._own.size, self._own.pages = length, mmap(-1, length)
         return self._own.pages
 
-    def _descriptor(self, path: Path) -> tuple[int, bool]:
+    def _descriptor(self, path: Path, cached: bool) -> tuple[int, bool]:
         with self._lock:
-            if path not in self._open:
-                self._open[path] = self._opened(path)
-            return self._open[path]
+            if (path, cached) not in self._open:
+                self._open[path, cached] = self._opened(path, cached)
+            return self._open[path, cached]
 
-    def _opened(self, path: Path) -> tuple[int, bool]:
+    def _opened(self, path: Path, cached: bool) -> tuple[int, bool]:
         """A descriptor, and whether it needs whole blocks."""
+        if cached:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), False
         if self.DIRECT:
             try:
                 descriptor = os.open(path, os.O_RDONLY | self.DIRECT | os.O_CLOEXEC)

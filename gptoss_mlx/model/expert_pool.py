@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -31,9 +32,14 @@ class PoolStats:
 
     needed: int = 0
     missed: int = 0
+    """Experts that had to be read, also where their reads began before they were asked for."""
     bytes_read: int = 0
     stall_seconds: float = 0.0
     """Time in which the computation waited for a read."""
+    ahead_right: int = 0
+    """Experts that began to be read before their layer asked for them."""
+    ahead_wrong: int = 0
+    """Those that it then did not ask for."""
 
     def __add__(self, other: PoolStats) -> PoolStats:
         return PoolStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -44,6 +50,9 @@ class PoolStats:
     @property
     def hit_rate(self) -> float:
         return 1 - self.missed / self.needed if self.needed else 1.0
+
+
+NOTHING = np.empty(0, int)
 
 
 class SlotTable:
@@ -78,11 +87,13 @@ class SlotTable:
     def release(self, slots: list[int] | slice = slice(None)) -> None:
         self._busy[slots] = False
 
-    def vacate(self, count: int) -> list[int]:
-        """Up to `count` slots that are not in use, those with the lowest values, emptied and held."""
+    def vacate(self, count: int, spared: np.ndarray = NOTHING) -> list[int]:
+        """Up to `count` slots that are not in use, those with the lowest values, emptied and held; `spared` slots only
+        where there are no others."""
         if not count:
             return []
         values = np.where(self._holds < 0, -1.0, self._value.ravel()[self._holds])
+        values[spared] += self._value.max()
         values[self._busy] = np.inf
         order = np.argsort(values, kind="stable")[:count]
         slots = order[~self._busy[order]].tolist()
@@ -93,8 +104,10 @@ class SlotTable:
         return slots
 
     def fill(self, slot: int, layer: int, expert: int) -> None:
-        self._holds[slot] = layer * self._experts + expert
-        self._slot_of[self._holds[slot]] = slot
+        """Note what a slot holds; one that is in another slot too stays there."""
+        number = layer * self._experts + expert
+        if self._slot_of[number] < 0:
+            self._holds[slot], self._slot_of[number] = number, slot
 
 
 class ExpertPool:
@@ -105,13 +118,14 @@ class ExpertPool:
     """
 
     READERS = 4  # reads under way at a time: a disk is slow with one
+    READ_AHEAD = 2  # experts of the next layer
 
     def __init__(self, weights: Weights, slots: int):
         """Raises CheckpointError where the experts of the layers differ in shape or dtype."""
         config = weights.config
         self.slots, self.expert_bytes, self.stats = slots, 0, PoolStats()
         self._experts = config.num_experts
-        self._parts: list[list[_Part]] = []  # of each layer
+        self._parts: list[list[list[_Part]]] = []  # of each layer and projection
         self._arrays: dict[str, mx.array] = {}  # "gate_proj.weight" -> [slots, ...]
         views: dict[str, np.ndarray] = {}
         forms: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -125,12 +139,17 @@ class ExpertPool:
             if _forms(tensors) != forms:
                 raise CheckpointError(f"{weights.checkpoint.folder}: layer {layer} stores its experts in another form")
             files = weights.checkpoint.file_of
-            self._parts.append([_Part(files[t.name], t, views[name]) for name, t in tensors.items()])
+            parts = [(name, _Part(files[t.name], t, views[name])) for name, t in tensors.items()]
+            self._parts.append([[part for _, part in each] for _, each in groupby(parts, _projection)])
         self._quantization = {name: weights.quantization(f"model.layers.0.mlp.experts.{name}") for name in PROJECTIONS}
         self._table = SlotTable(config.num_layers, config.num_experts, slots)
         self._files, self._lock = DirectFiles(), threading.Lock()
         self._readers = ThreadPoolExecutor(self.READERS, "experts")
         self._done: SimpleQueue[_Load] = SimpleQueue()
+        self._ahead: list[_Load] = []  # by the last fetch
+        self._loading: set[_Load] = set()
+        self.unevaluated: list[mx.array] = []
+        """Results that refer to slots: to be evaluated before the next fetch."""
 
     def __repr__(self) -> str:
         return f"ExpertPool({self.slots} slots of {self.expert_bytes:,} bytes, {self.stats.hit_rate:.0%} hits)"
@@ -145,83 +164,119 @@ class ExpertPool:
         """[slots, rows] in the dtype in which it is stored."""
         return self._arrays[f"{projection}.bias"]
 
-    def fetch(self, layer: int, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    def fetch(self, layer: int, chosen: np.ndarray, likely: np.ndarray = NOTHING) -> Iterator[tuple[np.ndarray, bool]]:
         """Load the experts `chosen` [L, k] of a layer, and yield tables of slots until each expert has been in one.
 
-        A table is int32 [experts]: an expert's slot, or -1 where it is in none yet or was in an earlier table. It holds
-        until the next is asked for; meanwhile others are being read. Raises CheckpointError.
+        A table is int32 [experts]: an expert's slot, or -1 where it is in none yet or was in an earlier table. With it
+        comes whether there will be another: then the table holds until that is asked for, and others are being read
+        meanwhile. The last one holds until the next fetch.
+
+        `likely` [N] are experts that the next layer may choose, the likeliest first: READ_AHEAD of them are read after
+        those of this layer. Raises CheckpointError.
         """
         counts = np.bincount(chosen.ravel(), minlength=self._experts)
         self._table.use(layer, counts, len(chosen))
         needed = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+        self._release()
+        while not self._done.empty():
+            self._land(self._done.get())
+        waiting = self._needed_of_ahead(layer, counts)
         slots = self._table.find(layer, needed)
-        here, missing = slots >= 0, needed[slots < 0].tolist()
+        due = dict(zip(needed[slots >= 0].tolist(), slots[slots >= 0].tolist(), strict=True))
+        missing = [expert for expert in needed[slots < 0].tolist() if expert not in waiting]
         self.stats.needed += len(needed)
         self.stats.missed += len(missing)
-        due = dict(zip(needed[here].tolist(), slots[here].tolist(), strict=True))
         self._table.hold(list(due.values()))
-        under_way = 0
-        try:
-            while due or missing or under_way:
-                under_way += self._start(layer, missing)
-                if due:
-                    yield self._due(due)
-                    self._table.release(list(due.values()))
+        following = self._table.find(layer + 1, likely)
+        spared = following[following >= 0]
+        ahead = likely[: self.READ_AHEAD][following[: self.READ_AHEAD] < 0].tolist()
+        while due or missing or waiting:
+            waiting |= {load.expert: load for load in self._start(layer, missing, spared)}
+            if not missing:
+                self._ahead += self._start(layer + 1, ahead, spared)
+            if due and self._done.empty():
+                more = bool(missing or waiting)
+                yield self._due(due), more
+                if more:
+                    self._release()
                 due = {}
-                started = time.perf_counter()
-                while under_way and (not due or not self._done.empty()):
-                    load = self._done.get()
-                    under_way -= 1
-                    due[load.expert] = self._taken_in(load)
-                self.stats.stall_seconds += time.perf_counter() - started
-        finally:
-            # Also after an interrupt or a failed read: no read may go on into a slot that looks free.
-            for _ in range(under_way):
-                self._done.get()
-            self._table.release()
+                continue
+            started = time.perf_counter()
+            load = self._done.get()
+            self.stats.stall_seconds += time.perf_counter() - started
+            self._land(load)
+            if waiting.get(load.expert) is load:
+                del waiting[load.expert]
+                if load.error:
+                    raise load.error
+                due[load.expert] = load.slot
+                self._table.hold([load.slot])
+
+    def _needed_of_ahead(self, layer: int, counts: np.ndarray) -> dict[int, _Load]:
+        """The experts that are being read ahead and are needed now; of the others, what is not read yet is left."""
+        ahead, self._ahead = self._ahead, []
+        right = [load for load in ahead if load.layer == layer and counts[load.expert]]
+        for load in ahead:
+            load.is_wanted = load in right
+        self.stats.missed += len(right)
+        self.stats.ahead_right += len(right)
+        self.stats.ahead_wrong += len(ahead) - len(right)
+        return {load.expert: load for load in right if load in self._loading}
+
+    def _release(self) -> None:
+        """Let other experts into all slots that none is being read into."""
+        self._table.release()
+        self._table.hold([load.slot for load in self._loading])
 
     def _due(self, slot_of: dict[int, int]) -> np.ndarray:
         table = np.full(self._experts, -1, np.int32)
         table[list(slot_of)] = list(slot_of.values())
         return table
 
-    def _start(self, layer: int, missing: list[int]) -> int:
-        """Start the reads of as many missing experts as there are free slots; returns how many."""
-        slots = self._table.vacate(len(missing))
-        for slot in slots:
-            load = _Load(layer, missing.pop(0), slot, len(self._parts[layer]))
-            for part in self._parts[layer]:
-                self._readers.submit(self._read, load, part)
-        return len(slots)
+    def _start(self, layer: int, missing: list[int], spared: np.ndarray) -> list[_Load]:
+        """Start the reads of as many missing experts as there are free slots, and take these off the list."""
+        loads = []
+        for slot in self._table.vacate(len(missing), spared):
+            loads.append(load := _Load(layer, missing.pop(0), slot, len(PROJECTIONS)))
+            self._loading.add(load)
+            for parts in self._parts[layer]:
+                self._readers.submit(self._read, load, parts)
+        return loads
 
-    def _taken_in(self, load: _Load) -> int:
-        """The slot of a loaded expert. Raises the error of its reads, if there was one."""
-        if load.error:
-            raise load.error
-        self.stats.bytes_read += self.expert_bytes
-        self._table.fill(load.slot, load.layer, load.expert)
-        return load.slot
+    def _land(self, load: _Load) -> None:
+        """Note that all reads of an expert have ended."""
+        self._loading.remove(load)
+        self.stats.bytes_read += load.bytes_read
+        if load.bytes_read == self.expert_bytes:
+            self._table.fill(load.slot, load.layer, load.expert)
+        self._table.release([load.slot])
 
-    def _read(self, load: _Load, part: _Part) -> None:
-        """Read one part of an expert, on a worker thread; the last worker marks the expert loaded."""
+    def _read(self, load: _Load, parts: list[_Part]) -> None:
+        """Read one projection of an expert, on a worker thread; the last worker marks the expert loaded."""
+        count = 0
         try:
-            self._files.read(part.path, part.tensor.start + load.expert * part.size, part.slots[load.slot])
+            for part in parts if load.is_wanted else []:
+                self._files.read(part.path, part.tensor.start + load.expert * part.size, part.slots[load.slot])
+                count += part.size
         except Exception as error:
             load.error = error
         with self._lock:
-            load.parts_left -= 1
-            if not load.parts_left:
+            load.bytes_read += count
+            load.projections_left -= 1
+            if not load.projections_left:
                 self._done.put(load)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Load:
     """An expert that is being read into a slot."""
 
     layer: int
     expert: int
     slot: int
-    parts_left: int
+    projections_left: int
+    bytes_read: int = 0
+    is_wanted: bool = True
     error: Exception | None = None
 
 
@@ -246,6 +301,11 @@ def _expert_tensors(weights: Weights, path: str) -> dict[str, TensorInfo]:
     names = [f"{name}.{part}" for name in PROJECTIONS for part in ("weight", "scales", "biases", "bias")]
     tensors = weights.checkpoint.tensors
     return {name: tensors[f"{path}.{name}"] for name in names if f"{path}.{name}" in tensors}
+
+
+def _projection(named: tuple[str, _Part]) -> str:
+    """The projection that a part belongs to."""
+    return named[0].partition(".")[0]
 
 
 def _forms(tensors: dict[str, TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..device import fused
 from .config import SWIGLU_ALPHA, ModelConfig
-from .expert_pool import PROJECTIONS, ExpertPool, projection_shapes
+from .expert_pool import NOTHING, PROJECTIONS, ExpertPool, projection_shapes
 from .weights import Matrix, Weights
 
 
@@ -126,13 +126,28 @@ class PagedMoe:
 
     def __init__(self, parts: MoeParts, pool: ExpertPool, layer: int):
         self.parts, self.pool, self.layer = parts, pool, layer
+        self.next_parts: MoeParts | None = None
+        """Those of the next layer; None where its experts are not read ahead."""
 
     def __call__(self, x: mx.array) -> mx.array:
         """x [1, L, hidden] -> x + moe(norm(x))."""
         normed, chosen, routing_weights = self.parts.route(x)
-        experts = np.array(chosen)
+        guess = self._next_choice(x)
+        mx.eval(chosen, guess, self.pool.unevaluated)
+        experts, likely = np.array(chosen), NOTHING if guess is None else np.array(guess)
         outputs = mx.zeros((*experts.shape, x.shape[-1]), normed.dtype)
-        for slot_of in self.pool.fetch(self.layer, experts):
+        for slot_of, more in self.pool.fetch(self.layer, experts, likely):
             outputs = self.parts.expert_outputs(normed, mx.array(slot_of[experts]), outputs)
-            mx.eval(outputs)  # after this, the slots may get other experts
-        return self.parts.combine(x, chosen, routing_weights, outputs)
+            if more:
+                mx.eval(outputs)
+        y = self.parts.combine(x, chosen, routing_weights, outputs)
+        self.pool.unevaluated = [y]
+        return y
+
+    def _next_choice(self, x: mx.array) -> mx.array | None:
+        """The experts [k] that the next layer's router would choose now, the likeliest first: what comes between the
+        two routers changes x little. Only in decoding: a prompt needs almost all experts."""
+        if self.next_parts is None or x.shape[1] > 1:
+            return None
+        _, experts, routing_weights = self.next_parts.route(x)
+        return mx.take_along_axis(experts, mx.argsort(-routing_weights, axis=-1), axis=-1)[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
@@ -34,6 +35,9 @@ class Transformer:
             Layer(weights, index, kind, self.pool, experts_on_cpu=index in on_cpu)
             for index, kind in enumerate(config.layer_types)
         ]
+        paged = [layer.moe for layer in self.layers if isinstance(layer.moe, PagedMoe)]
+        for moe, following in pairwise(paged):
+            moe.next_parts = following.parts
         self.norm = Norm(weights, "model.norm")
         head = "lm_head", config.vocab_size, config.hidden_size
         self.head = native_layers.linear(weights, *head) or weights.linear(*head, bias=False)
@@ -236,6 +240,8 @@ class MoeBlock:
     def expert_outputs(self, normed: mx.array, slots: mx.array, outputs: mx.array) -> mx.array:
         """outputs [L, k, hidden] with those of the experts in `slots` [L, k] replaced; a negative slot changes none."""
         number = np.array(slots).ravel()
+        if len(normed) == 1 and number.min() >= 0:
+            return self.experts(normed, slots)
         pairs = np.argsort(number, kind="stable")[np.count_nonzero(number < 0) :]
         y = self.experts.outputs(normed[mx.array(pairs // self.k)], mx.array(number[pairs]), in_order=len(normed) > 1)
         outputs = outputs.flatten(0, 1)

@@ -220,7 +220,8 @@ def test_experts_are_counted_without_the_warm_up(bench_of):
     layers, k = bench.model.config.num_layers, bench.model.config.experts_per_token
     assert decode.experts.needed == WANTED.repeat * (6 + 1) * layers * k  # each run begins with a token of its own
     assert prefill.experts.needed > 0
-    assert decode.experts.bytes_read == decode.experts.missed * bench.model.network.pool.expert_bytes
+    size, read = bench.model.network.pool.expert_bytes, decode.experts.bytes_read
+    assert decode.experts.missed * size <= read <= (decode.experts.missed + decode.experts.ahead_wrong) * size
     assert bench.ids[:5] != measure._random_ids(bench.model.config)[:5]  # text
 
 

@@ -108,6 +108,7 @@ if asked.routing != "own":
     for index, layer in enumerate(model.network.layers):
         odds = odds_of(asked.routing, model.config.num_experts, index)
         layer.moe.parts = Routed(layer.moe.parts, odds, index)
+        layer.moe.next_parts = None  # what is drawn by chance, no router foresees
 tokenizer = Tokenizer.load(asked.folder)  # a part of every conversation's memory
 ids = random.Random(1).choices(range(model.config.vocab_size), k=min(asked.prefill, model.context - asked.decode - 1))
 cache = model.make_cache()

@@ -75,8 +75,11 @@ def test_the_same_bits(folders, whole, computing, recipe, slots):
     model, got = outputs(folders[recipe], replace(WHOLE, expert_slots=slots))
     assert (got == right).all()
     stats = model.expert_stats
-    assert stats.bytes_read == stats.missed * model.network.pool.expert_bytes
+    size = model.network.pool.expert_bytes
+    # Of an expert that was read ahead in vain, the reads that had not begun were left.
+    assert stats.missed * size <= stats.bytes_read <= (stats.missed + stats.ahead_wrong) * size
     assert stats.missed == 32 if slots == 32 else stats.missed > 32
+    assert stats.ahead_right > stats.ahead_wrong > 0 or slots == 32
 
 
 def test_experts_on_the_cpu_beside_a_gpu(folders, whole):
@@ -130,6 +133,7 @@ def test_a_file_that_shrinks_is_an_error_and_the_pool_goes_on(folders, tmp_path)
     whole = path.read_bytes()
     with path.open("r+b") as file:  # the same file, which the pool has open
         file.truncate(start)
+        list(model.network.pool.fetch(2, np.array([[0, 1]]), np.arange(8)))  # nobody needs what cannot be read ahead
         with pytest.raises(CheckpointError, match="shorter"):
             list(model.network.pool.fetch(3, np.arange(8)[None]))
         file.write(whole)
