@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #ifdef __APPLE__
 #include <libproc.h>
@@ -19,6 +20,12 @@
 namespace gptoss {
 
 namespace {
+
+#ifdef __APPLE__
+constexpr bool has_codes = false;  // every SIGBUS has the code of an address that is not aligned
+#else
+constexpr bool has_codes = true;
+#endif
 
 struct sigaction before;
 int terminal = -1;  // a descriptor of it
@@ -91,7 +98,7 @@ void handle(int number, siginfo_t* information, void*) {
   // Threads that read the same file are lost together: the first one speaks for all.
   static std::atomic_flag entered = ATOMIC_FLAG_INIT;
   while (entered.test_and_set()) pause();
-  const bool is_fault = information->si_code > 0 && information->si_code != BUS_ADRALN;
+  const bool is_fault = !has_codes || (information->si_code > 0 && information->si_code != BUS_ADRALN);
   if (is_fault) find_path(reinterpret_cast<uintptr_t>(information->si_addr));
   restore_terminal();
   if (path[0]) {
