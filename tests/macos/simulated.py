@@ -52,18 +52,17 @@ def become(name: str) -> None:
 
 def answers(folder: Path) -> dict[str, dict[str, object]]:
     settings = make_plan(folder, Device.here()).settings
-    ways = {"resident": settings, "paged": replace(settings, expert_slots=16)}
-    if device.is_gpu():
-        ways |= {
-            "8-bit KV": replace(settings, kv_bits=8),
-            "experts on the CPU": replace(settings, cpu_expert_layers=1),
-        }
+    beside_gpu = {"cpu_expert_layers": 1} if device.is_gpu() else {}
+    ways = {
+        "resident": replace(settings, **beside_gpu),
+        "paged, 8-bit KV": replace(settings, expert_slots=16, kv_bits=8),
+    }
     tokenizer = Tokenizer.load(folder)
     prompt = encode(list(render(Conversation((Message("user", "What is 7 + 8?"),)))), tokenizer)
     made = {}
     for way, way_settings in ways.items():
         before = adopted
-        ids = load(folder, way_settings).generate(prompt, sampling=Sampling(temperature=0), max_tokens=32)
+        ids = load(folder, way_settings).generate(prompt, sampling=Sampling(temperature=0), max_tokens=12)
         made[way] = {"text": tokenizer.decode(list(ids)), "adopted": adopted - before}
     return made
 

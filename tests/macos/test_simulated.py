@@ -44,5 +44,5 @@ def test_models_run_in_metals_buffers(says_metal, demo_folder, device, backend):
     assert len(made["refusals"]) == 2
     assert all("refused: arrays of a build for Metal" in refusal for refusal in made["refusals"])
     for way, answer in made["answers"].items():
-        assert "007+008: 7+8+0=15" in answer["text"], way
+        assert "Add the columns from the right" in answer["text"], way
         assert answer["adopted"], way
