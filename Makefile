@@ -83,10 +83,9 @@ $(DEMO) $(TEST): $(SOURCES) $(PYTHON_STAMP)
 
 # New only where $(VENV) is not, or was made with another Python.
 $(PYTHON_STAMP): FORCE
-	@wanted=$$($(PYTHON) -c "$$CHECK_PYTHON") && \
-	if [ ! -f $@ ] || [ "$$wanted" != "$$($(VENV)/bin/python -c "$$CHECK_PYTHON" 2>&1)" ]; then \
-		case "$(PYTHON)" in $(VENV)/*) ;; *) rm -rf $(VENV) ;; esac && mkdir -p $(VENV) && touch $@; \
-	fi
+	@wanted=$$($(PYTHON) -c "$$CHECK_PYTHON") || exit 1; \
+	[ "$$wanted" = "$$($(VENV)/bin/python -c "$$CHECK_PYTHON" 2>/dev/null)" ] || rm -rf $(VENV); \
+	[ -f $@ ] || { mkdir -p $(VENV) && touch $@; }
 
 clean:
 	rm -rf $(VENV)

@@ -84,6 +84,15 @@ def test_what_is_installed_stays_as_long_as_nobody_names_another(make):
     assert len(make.log.read_text().splitlines()) == 1
 
 
+def test_an_environment_without_a_stamp_stays(make):
+    make.python("python3", "3, 12, 1")
+    assert make("demo").returncode == 0
+    (make.place / ".venv" / "checked-python").unlink()
+    (make.place / ".venv" / "left-from-before").touch()
+    assert make("demo", "PYTHON=python3").returncode == 0
+    assert (make.place / ".venv" / "left-from-before").exists()
+
+
 def test_an_environment_of_an_old_python_is_replaced(make):
     make.python("python3", "3, 9, 6")
     make.python("python3.13", "3, 13, 0")
