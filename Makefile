@@ -1,21 +1,37 @@
 # `make demo` and `make test` on a machine that has python3 (3.10 or later) and a package index.
 
-PYTHON ?= python3
+# The Python of $(VENV), where there is one. Another one makes it anew: `make demo PYTHON=python3.12`.
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),python3)
 # Without its caches, every process of the tests would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
+PYTHON_STAMP := $(VENV)/checked-python
 DEMO := $(VENV)/installed-demo
 TEST := $(VENV)/installed-test
 SOURCES := pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 
-.PHONY: help demo test test-timing test-kernels test-all lint docs clean
+# In words of old Pythons, which are what it is for.
+define CHECK_PYTHON
+import platform, sys
+if sys.version_info < (3, 10):
+    sys.exit("error: Python 3.10 or later is needed, and %s is %s: name another one, as in `make demo PYTHON=python3.12`"
+             " (python.org has them)" % (sys.executable, platform.python_version()))
+if sys.platform == "darwin" and platform.machine() != "arm64":
+    sys.exit("error: %s is for Intel processors, and MLX needs Apple silicon: there, name a Python that does not run under"
+             " Rosetta, as in `make demo PYTHON=/opt/homebrew/bin/python3`" % sys.executable)
+print(sys.version.replace("\n", " "))
+endef
+export CHECK_PYTHON
+
+.PHONY: help demo test test-timing test-kernels test-macos test-all lint docs clean FORCE
 
 help:
 	@echo "make demo          convert the small embedded model, ask it three questions, chat"
 	@echo "make test          the daily test suite, in parallel"
 	@echo "make test-timing   the tests that are decided by a clock, one after another: on a quiet machine"
 	@echo "make test-kernels  the C++ tests, under sanitizers and on an emulated ARM machine, where their tools are found"
-	@echo "make test-all      every test: slow, timing and kernels too"
+	@echo "make test-macos    the wheel for a Mac, cross-compiled and checked, where its tools are found"
+	@echo "make test-all      every test: slow, timing, kernels and macos too"
 	@echo "make lint          ruff, clang-format and mypy: nothing is changed"
 	@echo "make docs          write what is generated in docs/: commands, the memory plan, the picture"
 	@echo "make clean         remove $(VENV)"
@@ -33,8 +49,11 @@ test-timing: $(TEST)
 test-kernels:
 	tests/kernels/run
 
+test-macos:
+	PYTHON=$(PYTHON) tests/macos/run
+
 # What takes gigabytes, or is timed, runs alone.
-test-all: test test-kernels
+test-all: test test-kernels test-macos
 	$(VENV)/bin/python -m pytest -m "slow or timing" --hypothesis-profile=thorough
 
 lint: $(TEST)
@@ -50,17 +69,23 @@ docs: $(TEST)
 
 $(DEMO): WHAT := .
 $(TEST): WHAT := .[test]
-$(DEMO) $(TEST): $(SOURCES)
+$(DEMO) $(TEST): $(SOURCES) $(PYTHON_STAMP)
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
-		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		{ [ -x $(VENV)/bin/python ] || uv venv --quiet --allow-existing --python $(PYTHON) $(VENV); } && \
 		uv pip install --quiet --python $(VENV) --editable '$(WHAT)'; \
 	else \
 		echo "installing into $(VENV) with pip (this takes a minute or two)"; \
-		$(PYTHON) -m venv $(VENV) && \
+		{ [ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV); } && \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'; \
 	fi
 	@touch $(if $(findstring test,$@),$(DEMO)) $@
+
+# New only where $(VENV) is not, or was made with another Python.
+$(PYTHON_STAMP): FORCE
+	@wanted=$$($(PYTHON) -c "$$CHECK_PYTHON") || exit 1; \
+	[ "$$wanted" = "$$($(VENV)/bin/python -c "$$CHECK_PYTHON" 2>/dev/null)" ] || rm -rf $(VENV); \
+	[ -f $@ ] || { mkdir -p $(VENV) && touch $@; }
 
 clean:
 	rm -rf $(VENV)

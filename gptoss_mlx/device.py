@@ -123,6 +123,14 @@ def is_cuda() -> bool:
     return is_gpu() and mx.cuda.is_available()
 
 
+def lays_out_arrays() -> bool:
+    """Whether the kernels may lay arrays over memory that MLX has not allocated. Not in a build for Metal: there an
+    array lies in one of Metal's buffers, whatever the default device is."""
+    import mlx.core as mx
+
+    return backend().name == "kernels" and not mx.metal.is_available()
+
+
 def name() -> str:
     """MLX's name for the default device: a chip, or a processor."""
     import mlx.core as mx

@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,12 +42,20 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
                 os.fchmod(descriptor, 0o666 & ~_umask())
             yield file
             file.flush()
-            os.fsync(descriptor)
+            sync(descriptor)
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(partial)
         raise
+
+
+def sync(descriptor: int) -> None:
+    """Wait until an open file or folder is on the disk. Raises OSError."""
+    os.fsync(descriptor)
+    if sys.platform == "darwin":  # where that leaves it in the drive's own memory
+        with suppress(OSError):  # a network's file system
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
 
 
 def replace_file(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -65,6 +74,17 @@ def sweep(folder: Path) -> None:
         with suppress(OSError), open(partial, "rb", opener=unlinked) as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and lock(file.fileno()):
                 partial.unlink()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it. Raises OSError.
+
+    On a disk without extended attributes macOS keeps those of a file in another one, `._` and its name, which goes with
+    it: what was listed may be gone.
+    """
+    while folder.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def lock(descriptor: int) -> bool | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import shutil
 import time
@@ -26,7 +25,7 @@ import numpy as np
 from gptoss_mlx.engine.builtin_text import TEXT
 from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import sha256
+from gptoss_mlx.files import remove_tree, sha256, sync
 from gptoss_mlx.memory.system import proc_bytes, size_text
 from gptoss_mlx.model.checkpoint import INDEX
 from gptoss_mlx.model.model_store import SHORT_NAMES
@@ -254,7 +253,7 @@ class _Conversion:
             raise
         self._stop()
         for leftover in self.folder.glob("source-*"):
-            shutil.rmtree(leftover)
+            remove_tree(leftover)
         (self.folder / IMPORTANCE).unlink(missing_ok=True)
         self.journal.path.unlink()
         return fidelity
@@ -349,7 +348,7 @@ class _Conversion:
     def _record(self, number: int, touched: set[Path]) -> None:
         for path in touched:
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                sync(file.fileno())
         self.journal.record(number)
         for path, last in self._last_use.items():
             if last <= number and not self.verify:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import free_disk
+from gptoss_mlx.files import free_disk, sync
 from gptoss_mlx.memory.system import size_text
 from gptoss_mlx.model.bf16 import f32_to_bf16
 from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
@@ -197,7 +197,7 @@ class _RandomModel:
 def _flush(path: Path) -> None:
     """Onto the disk now: what it would still write later, it would write while it is measured."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 class _RandomBytes:

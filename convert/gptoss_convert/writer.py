@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import lock, open_own_folder, sweep, unlinked
+from gptoss_mlx.files import lock, open_own_folder, sweep, sync, unlinked
 from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
 from gptoss_mlx.untrusted import os_error_text
 
@@ -214,7 +214,7 @@ def folder_appearing_at(dest: Path, is_ours: Callable[[str], object]) -> Iterato
         sweep(partial)
         try:
             yield partial
-            os.fsync(descriptor)
+            sync(descriptor)
             partial.rename(dest)
         except BaseException:
             if not (partial / journal.NAME).exists():
@@ -228,4 +228,4 @@ def clear(folder: Path) -> None:
     """Remove the files in `folder`; folders in it stay."""
     for path in folder.iterdir():
         if not path.is_dir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # as `remove_tree` says

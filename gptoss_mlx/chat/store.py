@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import GptOssError
-from ..files import lock, open_own_folder, sweep
+from ..files import lock, open_own_folder, remove_tree, sweep
 from ..model.model_store import user_home
 from ..untrusted import os_error_text
 
@@ -199,7 +198,7 @@ def clear(folder: Path, but: Collection[Path] = ()) -> None:
     what is locked. Raises OSError."""
     for path in {path for path in folder.iterdir() if STATE_FILE.fullmatch(path.name)}.difference(but):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)
 

@@ -72,7 +72,7 @@ def plan_to_keep(folder: Path, options: ModelOptions) -> MemoryPlan:
     if plan.total > (here := Device.here().memory):
         lack = f"the plan takes {size_text(plan.total)}, and this machine has {size_text(here)} available"
         click.echo(f"warning: {lack}: it may swap, or be killed", err=True)
-    if sum(shard.stat().st_size for shard in folder.glob("*.safetensors")) > LARGE:
+    if sum(shard.stat().st_size for shard in folder.glob("[!.]*.safetensors")) > LARGE:
         warn_without_kernels()
     return plan
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from .. import device
 from ..errors import GptOssError
-from ..files import lock, sha256, unlinked
+from ..files import lock, sha256, sync, unlinked
 from ..memory.plan import EngineConfig
 from ..model.model_store import home
 from ..untrusted import os_error_text
@@ -65,7 +65,7 @@ class EvaluationJournal:
         with writing(self.path):
             self._file.write(line_of(data))
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
         self.values |= json.loads(data)
 
     def clear(self) -> None:
@@ -73,7 +73,7 @@ class EvaluationJournal:
         self.values = {}
         with writing(self.path):
             self._file.truncate(0)
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def remove(self) -> None:
         """Keep nothing: all is done and reported, or nothing is done."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from ..engine.divergence import kl_divergence
 from ..engine.generate import Model
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
-from ..files import unlinked
+from ..files import sync, unlinked
 from ..kernels import bus_error
 from .journal import writing
 from .run import Item, OnRead
@@ -109,7 +108,7 @@ class LogProbabilities:
             for _, rows in log_probabilities(model, self._windows[index], on_read):
                 file.write(rows.data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         return True
 
     def remove(self) -> None:

@@ -194,16 +194,15 @@ class Shard:
     @cached_property
     def windows(self) -> Windows | None:
         """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
-        from ..device import backend
+        from ..device import backend, lays_out_arrays
 
         # Other programs' files need not be aligned.
         if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
             return None
-        computing = backend()
-        if computing.name == "gpu":
-            return _page_windows(self.bytes)
-        if not computing.maps_files:
+        if not backend().maps_files:
             return None
+        if not lays_out_arrays():
+            return _page_windows(self.bytes)
         bus_error.end_in_order()
         try:
             words = compiled().map_file(utf8_path(self.path))

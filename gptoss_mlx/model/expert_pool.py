@@ -18,7 +18,7 @@ from queue import SimpleQueue
 import mlx.core as mx
 import numpy as np
 
-from ..device import backend
+from ..device import lays_out_arrays
 from ..kernels import compiled
 from .checkpoint import FLOATS, NUMPY_DTYPE, CheckpointError, TensorInfo
 from .config import ModelConfig
@@ -316,7 +316,7 @@ def _slot_memory(slots: int, tensor: TensorInfo) -> tuple[mx.array, np.ndarray]:
     """An array [slots, ...] for parts like those of `tensor`, and a NumPy view that writes into it."""
     dtype = np.dtype(NUMPY_DTYPE[tensor.dtype])
     shape, kind = (slots, *tensor.shape[1:]), getattr(mx, dtype.name)
-    array = compiled().untouched_memory(shape, kind) if backend().name == "kernels" else mx.zeros(shape, kind)
+    array = compiled().untouched_memory(shape, kind) if lays_out_arrays() else mx.zeros(shape, kind)
     mx.eval(array)
     view = np.array(array, copy=False)
     if tensor.dtype == "BF16":

@@ -111,8 +111,9 @@ def without_weights(where: Path | str, names: Iterable[str]) -> str:
     return f"{where} has no config.json, no tokenizer.json and no weights in safetensors: it holds no model"
 
 
-def has_weights(names: Iterable[str]) -> bool:
-    return any(name == INDEX or (name.endswith(".safetensors") and not _fits(ADAPTER, name)) for name in names)
+def has_weights(names: Collection[str]) -> bool:
+    weights = (name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+    return INDEX in names or any(not _fits(ADAPTER, name) for name in weights)
 
 
 def _fits(other: Other, name: str) -> bool:

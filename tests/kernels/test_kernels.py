@@ -33,6 +33,15 @@ def instructions(request):
     native.use_kernels(before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    """Where MLX has a GPU, too."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
 @pytest.fixture(autouse=True)
 def seed():
     mx.random.seed(1)
@@ -370,11 +379,19 @@ class TestDoors:
         for count in (0, -1, 10**6):
             with pytest.raises(ValueError, match="threads"):
                 native.set_threads(count)
-        with pytest.raises(RuntimeError, match="cannot map"):
-            native.map_file("/nowhere/at/all")
 
 
+@pytest.mark.skipif(not mx.metal.is_available(), reason="MLX is not built for Metal: tests/macos simulates it")
+def test_no_array_is_laid_over_memory_in_a_build_for_metal():
+    for call in (lambda: native.map_file(__file__), lambda: native.untouched_memory([2], mx.float32)):
+        with pytest.raises(RuntimeError, match="build for Metal"):
+            call()
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="MLX is built for Metal")
 def test_files_that_cannot_be_mapped(tmp_path):
+    with pytest.raises(RuntimeError, match="cannot map"):
+        native.map_file("/nowhere/at/all")
     (tmp_path / "empty").touch()
     with pytest.raises(RuntimeError, match="0 bytes"):
         native.map_file(str(tmp_path / "empty"))

@@ -14,7 +14,7 @@ import pytest
 
 from gptoss_mlx.tools import python
 from gptoss_mlx.tools.python import PythonTool, PythonUnavailable
-from gptoss_mlx.tools.sandbox import keeper, macos
+from gptoss_mlx.tools.sandbox import keeper, macos, worker
 from gptoss_mlx.tools.sandbox import linux as sandbox_of_linux
 from tools.sandboxes import linux, tool_of
 
@@ -287,3 +287,13 @@ def test_a_sandbox_with_a_hole_is_none(monkeypatch):
     monkeypatch.setattr(python, "ISOLATION", {sys.platform: "inside"})
     with pytest.raises(PythonUnavailable, match=r"can be written|is there|can be reached"):
         PythonTool()
+
+
+def test_a_sandbox_that_refuses_even_a_socket(monkeypatch):
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(worker, "open", refused, raising=False)
+    monkeypatch.setattr(socket, "socket", refused)
+    assert worker.find_hole() is None

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 #ifdef __APPLE__
 #include <libproc.h>
@@ -27,6 +28,16 @@ bool is_drawn_on;   // whether it understands control codes
 
 char text[8192];  // a line of /proc/self/maps, then what is written
 char path[4096];
+
+// Asked of the system: macOS gives every SIGBUS the code of a misaligned address.
+bool is_readable(const void* address) {
+  int ends[2];
+  if (pipe(ends) != 0) return false;
+  const bool answer = write(ends[1], address, 1) == 1;
+  close(ends[0]);
+  close(ends[1]);
+  return answer;
+}
 
 // Of the file that is mapped at an address; empty where none is.
 void find_path(uintptr_t address) {
@@ -91,7 +102,7 @@ void handle(int number, siginfo_t* information, void*) {
   // Threads that read the same file are lost together: the first one speaks for all.
   static std::atomic_flag entered = ATOMIC_FLAG_INIT;
   while (entered.test_and_set()) pause();
-  const bool is_fault = information->si_code > 0 && information->si_code != BUS_ADRALN;
+  const bool is_fault = information->si_code > 0 && !is_readable(information->si_addr);
   if (is_fault) find_path(reinterpret_cast<uintptr_t>(information->si_addr));
   restore_terminal();
   if (path[0]) {

@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "mlx/allocator.h"
+#include "mlx/backend/metal/metal.h"
 
 namespace mx = mlx::core;
 
@@ -30,6 +31,11 @@ struct Descriptor {
   int number;
   ~Descriptor() { close(number); }
 };
+
+// In a build for Metal every buffer, the CPU's too, is an object of Metal's: what follows would be taken for one.
+void only_without_metal() {
+  if (mx::metal::is_available()) throw std::runtime_error("arrays of a build for Metal lie in its own buffers");
+}
 
 // A buffer of MLX's CPU allocator begins with its size, and its data follow: so some ordinary memory goes in front of
 // what is mapped, and the size into its last word. The data begin where a huge page could.
@@ -61,6 +67,7 @@ struct Region {
 }  // namespace
 
 mx::array map_file(const std::string& path) {
+  only_without_metal();
   Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (file.number < 0) fail(path);
   struct stat status;
@@ -80,6 +87,7 @@ mx::array map_file(const std::string& path) {
 }
 
 mx::array untouched_memory(const mx::Shape& shape, mx::Dtype dtype) {
+  only_without_metal();
   size_t size = mx::size_of(dtype);
   for (int32_t length : shape) {
     if (length < 1) throw std::invalid_argument("memory of no size");

@@ -1,4 +1,5 @@
-// Memory that the system maps, a file or nothing yet, as an MLX array on the CPU, without a copy.
+// Memory that the system maps, a file or nothing yet, as an MLX array on the CPU, without a copy. Both functions throw
+// std::runtime_error where MLX is built for Metal.
 #pragma once
 
 #include <string>

@@ -27,7 +27,7 @@ void pause() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb");  // "yield" takes no time where cores have one thread, as Apple's and Arm's have
 #endif
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -35,7 +36,12 @@ class Pool {
   struct alignas(8) Range {
     uint32_t first, last;
   };
-  struct alignas(64) Share {
+#if defined(__APPLE__) && defined(__aarch64__)
+  static constexpr size_t cache_line = 128;
+#else
+  static constexpr size_t cache_line = 64;
+#endif
+  struct alignas(cache_line) Share {
     std::atomic<Range> left;
   };
 

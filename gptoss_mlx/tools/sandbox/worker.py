@@ -110,11 +110,11 @@ def find_hole() -> str | None:
     if sys.platform == "linux":
         others = [name for _, name in socket.if_nameindex() if name != "lo"]
         return f"the network interface {others[0]} is there" if others else None
-    with socket.socket() as probing:
-        try:
+    try:
+        with socket.socket() as probing:
             probing.connect(("127.0.0.1", 9))
-        except PermissionError:
-            return None
-        except OSError:
-            pass
+    except PermissionError:
+        return None
+    except OSError:
+        pass
     return "the network can be reached"
