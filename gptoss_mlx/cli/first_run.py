@@ -55,7 +55,7 @@ def command_lines(model: str | None) -> list[CommandLine]:
 
 def _machine_lines() -> tuple[str, ...]:
     """The facts that a choice depends on, in five lines."""
-    from ..memory.plan import Device
+    from ..memory.devices import Device
     from .self_test import facts
 
     device = Device.here()

@@ -31,6 +31,8 @@ def print_plan(plan: MemoryPlan) -> None:
     )
     for attempt in plan.attempts[:-1]:
         on_gpu = f", {size_text(attempt.gpu_bytes)} on the GPU" if device.gpu else ""
-        console.print(f"too large: {attempt.what}, {size_text(attempt.bytes)}{on_gpu}", highlight=False)
+        console.print(f"too large: {attempt.what}: {size_text(attempt.bytes)}{on_gpu}", highlight=False)
     if len(plan.attempts) > 1:
-        console.print(f"chosen: {plan.attempts[-1].what}", highlight=False)
+        console.print(f"chosen: {plan.attempts[-1].what} (of what fits, it costs the least speed)", highlight=False)
+    if plan.advice:
+        console.print(Text(printable(plan.advice)), highlight=False)

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import GptOssError
 from ..files import utf8_path
-from ..kernels import bus_error, compiled
+from ..kernels import bus_error, compiled, native
 from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ SHARD_EXAMPLE = "model-00001-of-00002.safetensors"
 SHARD_NAME = re.compile(r"([^.].*)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
 MAX_RANK = 8  # of a tensor; gpt-oss has 4
 MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
-METAL_PAGE = 16_384
 
 ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
 ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
@@ -165,6 +164,7 @@ class Shard:
         self.path = path
         self.header = header or read_header(path)
         self._size = max((tensor.end for tensor in self.header.tensors.values()), default=0)
+        self._arrays: dict[str, mx.array] = {}
 
     def check_size(self) -> None:
         """Raise CheckpointError if the file has shrunk: reading past the end of a truncated map raises SIGBUS.
@@ -190,19 +190,25 @@ class Shard:
         self.check_size()
         return mapped
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether each tensor starts at a multiple of its element's size. Other programs' need not."""
+        return all(tensor.start % ITEM_SIZE[tensor.dtype] == 0 for tensor in self.header.tensors.values())
+
+    def can_be_mapped(self, unit: int | None) -> bool:
+        """Whether arrays can be views of the file for a backend with this `map_unit`; else MLX reads copies."""
+        return unit is not None and self._size % unit == 0 and self.is_aligned
+
     @cached_property
     def windows(self) -> Windows | None:
         """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
         from ..device import backend
 
-        # Other programs' files need not be aligned.
-        if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
-            return None
         computing = backend()
+        if not self.can_be_mapped(computing.map_unit):
+            return None
         if computing.name == "gpu":
             return _page_windows(self.bytes)
-        if not computing.maps_files:
-            return None
         bus_error.end_in_order()
         try:
             words = compiled().map_file(utf8_path(self.path))
@@ -211,22 +217,42 @@ class Shard:
         self.check_size()
         return lambda start, end: words[start // 4 : -(-end // 4)]
 
+    def array(self, name: str) -> mx.array:
+        """A tensor as an MLX array, made when it is first asked for: Metal counts all that is adopted as in use. A view
+        of the map where MLX adopts it, else read when it is first used. Raises CheckpointError."""
+        if self.windows is None:
+            return self._unmapped[name]
+        if name not in self._arrays:
+            self._arrays[name] = _view_of(self.path, self.windows, self.header.tensors[name])
+        return self._arrays[name]
+
     @cached_property
-    def arrays(self) -> Mapping[str, mx.array]:
-        """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
+    def _unmapped(self) -> Mapping[str, mx.array]:
+        """All tensors as arrays that MLX has not read yet."""
         import mlx.core as mx
 
         for tensor in self.header.tensors.values():
-            if math.prod(tensor.shape) >= 2**31:
-                raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
-        if self.windows is None:
-            try:
-                arrays = mx.load(utf8_path(self.path))
-            except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
-                raise CheckpointError(f"cannot load {self.path}: {error}") from None
-            assert isinstance(arrays, dict)
-            return arrays
-        return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}
+            _check_length(self.path, tensor)
+        try:
+            arrays = mx.load(utf8_path(self.path))
+        except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
+            raise CheckpointError(f"cannot load {self.path}: {error}") from None
+        assert isinstance(arrays, dict)
+        return arrays
+
+    def mapped(self, name: str) -> Any:
+        """A tensor for the kernels alone, mapped apart from MLX, which neither counts nor wires it: their `Tensor`.
+        Raises CheckpointError."""
+        tensor = self.header.tensors[name]
+        dtype = _mlx_dtype(self.path, tensor)
+        _check_length(self.path, tensor)
+        bus_error.end_in_order()
+        try:
+            mapped = compiled().Tensor(utf8_path(self.path), tensor.start, dtype, list(tensor.shape))
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+        self.check_size()
+        return mapped
 
 
 # Bytes start..end of a file -> uint32 of the words that they lie in: as bytes, a shard of 4 GiB would be too large for
@@ -239,6 +265,8 @@ def _page_windows(data: np.ndarray) -> Windows | None:
     own: the GPU's limit counts whole buffers that are touched, and not all experts need be, for example."""
     import mlx.core as mx
 
+    from ..device import METAL_PAGE
+
     def window(start: int, end: int) -> mx.array:
         first = start // METAL_PAGE * METAL_PAGE
         pages = data[first : -(-end // METAL_PAGE) * METAL_PAGE]
@@ -249,18 +277,29 @@ def _page_windows(data: np.ndarray) -> Windows | None:
         window(0, METAL_PAGE)
     except ValueError:
         return None
-    return window if data.size % METAL_PAGE == 0 else None
+    return window
 
 
-def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
+def _check_length(path: Path, tensor: TensorInfo) -> None:
+    if math.prod(tensor.shape) >= 2**31:
+        raise CheckpointError(f"{path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
+
+
+def _mlx_dtype(path: Path, tensor: TensorInfo) -> mx.Dtype:
+    """The dtype of a tensor that can be mapped. Raises CheckpointError."""
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
-    size = ITEM_SIZE[tensor.dtype]
-    if tensor.start % size or tensor.dtype not in dtype:
+    if tensor.start % ITEM_SIZE[tensor.dtype] or tensor.dtype not in dtype:
         raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
-    run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
-    first = tensor.start % 4 // size
+    return dtype[tensor.dtype]
+
+
+def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
+    dtype = _mlx_dtype(path, tensor)
+    _check_length(path, tensor)
+    run = windows(tensor.start, tensor.end).view(dtype)
+    first = tensor.start % 4 // ITEM_SIZE[tensor.dtype]
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
 
 
@@ -341,25 +380,44 @@ class Checkpoint:
 
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows that. Raises CheckpointError."""
-        return self._shards[name].arrays[self.tensors[name].name]
+        return self._shards[name].array(self.tensors[name].name)
+
+    def mapped(self, name: str) -> Any:
+        """The tensor for the kernels alone: see `Shard.mapped`. Raises CheckpointError."""
+        return self._shards[name].mapped(self.tensors[name].name)
 
     @property
     def is_mapped(self) -> bool:
         """Whether arrays are views of the files, not copies."""
         return all(shard.windows is not None for shard in set(self._shards.values()))
 
-    def rows(self, name: str, index: mx.array) -> mx.array:
-        """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
+    def can_be_mapped(self, name: str, unit: int | None) -> bool:
+        """Whether the tensor's array can be such a view, for a backend with this `map_unit`: from the header alone."""
+        return self._shards[name].can_be_mapped(unit)
 
-        Where the map is adopted, the CPU gathers the rows, because a GPU would wire the whole table to read one.
-        Elsewhere `index` is evaluated here. The caller checks that its values are in range.
+    def rows(self, name: str, *, on_gpu: bool) -> Callable[[mx.array], mx.array]:
+        """A look-up of rows of a matrix: integers [...] -> [..., columns]. The caller checks that they are in range.
+
+        The whole matrix counts as the GPU's if that looks them up. Otherwise the CPU does, and what is not looked up
+        never becomes resident; without the kernels, the integers are evaluated at each call.
         """
         import mlx.core as mx
 
-        if self._shards[name].windows is not None:
-            return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
-        rows = mx.array(self.view(name)[np.asarray(index)])
-        return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
+        from ..device import backend
+
+        if on_gpu:
+            table = self.array(name)
+            return lambda index: mx.take(table, index, axis=0)
+        if native() and backend().map_unit is not None and self._shards[name].is_aligned:
+            mapped = self.mapped(name)
+            return lambda index: compiled().rows(mapped, index.astype(mx.int32))
+        view, is_bf16 = self.view(name), self.tensors[name].dtype == "BF16"
+
+        def read(index: mx.array) -> mx.array:
+            rows = mx.array(view[np.asarray(index)])
+            return rows.view(mx.bfloat16) if is_bf16 else rows
+
+        return read
 
 
 def _names_in(folder: Path) -> set[str]:

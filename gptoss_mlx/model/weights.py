@@ -8,7 +8,6 @@ Knows nothing about the use of the maps.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -71,10 +70,10 @@ class Weights:
         biases = self.checkpoint.array(f"{module}.biases")
         return Matrix(weight, scales.astype(self.dtype), biases.astype(self.dtype), q)
 
-    def embedding(self, module: str, count: int, width: int) -> Embedding:
+    def embedding(self, module: str, count: int, width: int, *, on_gpu: bool) -> Embedding:
         """A table [count, width]. Raises CheckpointError."""
         self.check_matrix(module, count, width)
-        return Embedding(self, module)
+        return Embedding(self, module, on_gpu=on_gpu)
 
     def linear(self, module: str, outputs: int, inputs: int, *, bias: bool = True) -> Linear:
         vector = self.vector(f"{module}.bias", outputs) if bias else None
@@ -159,12 +158,14 @@ class Linear:
 
 
 class Embedding:
-    """A table [count, width] that stays in its file: a look-up reads the rows that it needs."""
+    """A table [count, width]. Unless a GPU looks rows up, it stays in its file, and a look-up reads what it needs."""
 
-    def __init__(self, weights: Weights, module: str):
+    def __init__(self, weights: Weights, module: str, *, on_gpu: bool):
         self.dtype, self.quantization = weights.dtype, weights.quantization(module)
         self._rows = {
-            part: partial(weights.checkpoint.rows, f"{module}.{part}") for part in ("weight", "scales", "biases")
+            part: weights.checkpoint.rows(f"{module}.{part}", on_gpu=on_gpu)
+            for part in ("weight", "scales", "biases")
+            if f"{module}.{part}" in weights.checkpoint.tensors
         }
 
     def __call__(self, ids: mx.array) -> mx.array:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from gptoss_mlx import GptOssError
-from gptoss_mlx.memory.plan import DEVICES, BudgetTooSmall, Device, make_plan
+from gptoss_mlx.memory.devices import DEVICES, Device
+from gptoss_mlx.memory.plan import BudgetTooSmall, make_plan
 from gptoss_mlx.memory.system import available, parse_size, size_text, total
 from memory.cgroup import run_limited, why_not
 from memory.shapes import SIZES, converted_shape
@@ -63,9 +64,9 @@ def test_the_order_in_which_things_are_given_up(folders):
     assert [attempt.what for attempt in considered] == [
         "everything in memory",
         "8-bit KV cache",
-        "prefill in chunks of 128 tokens",
-        "prefill in chunks of 32 tokens",
-        "experts paged",
+        "8-bit KV cache, prefill in chunks of 128 tokens",
+        "8-bit KV cache, prefill in chunks of 32 tokens",
+        "experts paged, 8-bit KV cache",
     ]
     for attempt in considered[:-1]:
         plan = make_plan(folders["20b"], CPU, memory=attempt.bytes, context=131072)
@@ -152,7 +153,7 @@ def test_profiles(folders, name):
 
 
 def test_bad_wishes(folders):
-    with pytest.raises(GptOssError, match="no device 'toaster': choose from mac-16gb"):
+    with pytest.raises(GptOssError, match="no device 'toaster': choose from mac-8gb, mac-16gb"):
         Device.named("toaster")
     with pytest.raises(GptOssError, match="131,073 is more than the model's 131,072"):
         make_plan(folders["20b"], CPU, context=131073)
