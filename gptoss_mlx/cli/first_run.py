@@ -59,7 +59,8 @@ def _machine_lines() -> tuple[str, ...]:
     from .self_test import facts
 
     device = Device.here()
-    memory = device.memory if device.gpu is None else min(device.memory, device.gpu)
+    # What does not fit on a Mac's GPU, the CPU computes.
+    memory = device.memory if device.gpu is None or device.cpu_experts else min(device.memory, device.gpu)
     free = free_disk(home())
     if memory >= MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: it fits"

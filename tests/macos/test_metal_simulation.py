@@ -66,6 +66,14 @@ def test_the_answers_and_what_is_adopted(demo_folder, reference, name):
         assert needed <= metal.adopted <= planned  # nothing more is adopted later
 
 
+def test_the_profile_is_what_metal_reports():
+    with simulated_metal():
+        here, profile = Device.here(), Device.named("mac-16gb")
+    assert here.memory == pytest.approx(profile.memory, rel=1e-3)
+    assert here.gpu == pytest.approx(profile.gpu, rel=1e-3)
+    assert here.backend == profile.backend
+
+
 def model_tensors(folder) -> dict[str, int]:
     return {name: tensor.nbytes for name, tensor in checkpoint.Checkpoint.open(folder).tensors.items()}
 
