@@ -190,7 +190,7 @@ class Shard:
         self.check_size()
         return mapped
 
-    @property
+    @cached_property
     def is_aligned(self) -> bool:
         """Whether each tensor starts at a multiple of its element's size. Other programs' need not."""
         return all(tensor.start % ITEM_SIZE[tensor.dtype] == 0 for tensor in self.header.tensors.values())
@@ -411,11 +411,10 @@ class Checkpoint:
         if native() and backend().map_unit is not None and self._shards[name].is_aligned:
             mapped = self.mapped(name)
             return lambda index: compiled().rows(mapped, index.astype(mx.int32))
-        view, is_bf16 = self.view(name), self.tensors[name].dtype == "BF16"
 
         def read(index: mx.array) -> mx.array:
-            rows = mx.array(view[np.asarray(index)])
-            return rows.view(mx.bfloat16) if is_bf16 else rows
+            rows = mx.array(self.view(name)[np.asarray(index)])
+            return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
 
         return read
 

@@ -252,6 +252,15 @@ class TestCommand:
         for text in ("expert slots", "anonymous", "total", "of 8.00 GB", "context 4,096", "chosen: experts paged"):
             assert text in result.stdout
 
+    def test_what_a_mac_gives_up_is_explained(self, run, folders):
+        result = run("plan", folders["20b"], "--device", "mac-16gb", "--context", 131072, COLUMNS="200")
+        lines = [line for line in result.stdout.splitlines() if line.startswith(("too large: ", "chosen: "))]
+        plan = make_plan(folders["20b"], Device.named("mac-16gb"), context=131072)
+        assert lines[0].startswith("too large: everything in memory: ")
+        assert lines[-1].startswith(f"chosen: {plan.attempts[-1].what} (")
+        shown = [line for line in lines if " on the GPU" in line]
+        assert f"too large: {len(plan.attempts) - 1 - len(shown)} others, " in result.stdout
+
     def test_json(self, run, folders):
         result = run("plan", folders["120b"], "--device", "mac-16gb", "--json")
         plan = json.loads(result.stdout)
