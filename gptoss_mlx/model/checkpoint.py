@@ -220,10 +220,12 @@ class Shard:
     def array(self, name: str) -> mx.array:
         """A tensor as an MLX array, made when it is first asked for: Metal counts all that is adopted as in use. A view
         of the map where MLX adopts it, else read when it is first used. Raises CheckpointError."""
+        tensor = self.header.tensors[name]
+        _check_length(self.path, tensor)
         if self.windows is None:
             return self._unmapped[name]
         if name not in self._arrays:
-            self._arrays[name] = _view_of(self.path, self.windows, self.header.tensors[name])
+            self._arrays[name] = _view_of(self.path, self.windows, tensor)
         return self._arrays[name]
 
     @cached_property
@@ -297,7 +299,6 @@ def _mlx_dtype(path: Path, tensor: TensorInfo) -> mx.Dtype:
 
 def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
     dtype = _mlx_dtype(path, tensor)
-    _check_length(path, tensor)
     run = windows(tensor.start, tensor.end).view(dtype)
     first = tensor.start % 4 // ITEM_SIZE[tensor.dtype]
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
