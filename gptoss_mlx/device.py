@@ -8,15 +8,18 @@ models.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import cache, wraps
+from typing import TYPE_CHECKING, Any
 
 from . import kernels
 
 if TYPE_CHECKING:
     import mlx.core as mx
+
+    Elementwise = Callable[..., mx.array]
 
 METAL_PAGE = 16_384
 
@@ -225,6 +228,22 @@ def runtime() -> Runtime:
         kernels=instruction_set(),
         threads=native.threads() if native else None,
     )
+
+
+def fused(chain: Elementwise) -> Elementwise:
+    """A function of elementwise operations, in one launch on a GPU. On a CPU, MLX would need a C++ compiler for it."""
+
+    @cache
+    def compiled() -> Elementwise:
+        import mlx.core as mx
+
+        return mx.compile(chain)
+
+    @wraps(chain)
+    def call(*arguments: Any) -> mx.array:
+        return (compiled() if is_gpu() else chain)(*arguments)
+
+    return call
 
 
 @contextmanager

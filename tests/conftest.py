@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before NumPy is imported: with more threads than free cores, BLAS waits in loops, six times as long as it computes.
+# Before NumPy and the kernels are imported: with more threads than free cores, BLAS waits in loops, six times as long
+# as it computes, and the kernels' threads wait for each other. Programs that tests start have their usual threads.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("GPTOSS_MLX_THREADS", "1")
 
 import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
@@ -81,15 +83,15 @@ def command() -> list[str]:
 
 
 @pytest.fixture
-def run(command, environment):
+def run(environment):
     """Run `gptoss-mlx ARGS` to its end, without a terminal."""
 
     def run(*args, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
-        words, variables = [*map(str, args)], environment | changes
+        words, variables = ["-m", "gptoss_mlx", *map(str, args)], environment | changes
         if zygote.shared().fits(variables):
             return zygote.shared().run(words, stdin, variables, timeout=100)
         return subprocess.run(
-            [*command, *words], input=stdin, capture_output=True, text=True, env=variables, timeout=100
+            [sys.executable, *words], input=stdin, capture_output=True, text=True, env=variables, timeout=100
         )
 
     return run

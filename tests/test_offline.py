@@ -131,11 +131,13 @@ def test_needs_no_network_and_asks_for_none(watched, strace, demo_folder, tmp_pa
     (folder / "audit").unlink(missing_ok=True)
     # The starts that `bench` measures are processes of their own.
     line = [*words(name, demo_folder), *(["--no-start"] if name == "bench" else [])]
-    done = zygote.run(line, QUESTION, variables | {"HOME": str(tmp_path)}, timeout=100)
+    done = zygote.run(["-m", "gptoss_mlx", *line], QUESTION, variables | {"HOME": str(tmp_path)}, timeout=100)
     check(name, done, folder, strace, since)
 
 
-@pytest.mark.parametrize("name", ["chat", *(pytest.param(name, marks=pytest.mark.slow) for name in [*COMMANDS][1:])])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "generate")) for name in COMMANDS]
+)
 def test_a_process_of_its_own(namespace, strace, command, environment, demo_folder, tmp_path, name):
     line = [*namespace, *recorded(strace, tmp_path), *command, *words(name, demo_folder)]
     variables = cold(environment, tmp_path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import json
 import os
 import runpy
@@ -24,7 +25,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 # Read when Python starts, or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "MLX_", "OMP_", "OPENBLAS_", "LD_")
@@ -49,6 +50,54 @@ class Run:
         data = self._reply.read(4)
         assert data, "the zygote has ended"
         return int.from_bytes(data, "little")
+
+
+class Piped:
+    """A run whose standard streams are pipes of text, as those of `subprocess.Popen`."""
+
+    def __init__(self, run: Run, stdin: int, stdout: int, stderr: int):
+        self._run, self.pid = run, run.pid
+        self.stdin = open(stdin, "w", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self.stdout, self.stderr = (
+            open(end, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+            for end in (stdout, stderr)
+        )
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return None if (status := self._run.wait(0)) is None else os.waitstatus_to_exitcode(status)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(self._run.wait())
+
+    def send_signal(self, number: int) -> None:
+        """Nothing happens where it has ended."""
+        with suppress(ProcessLookupError):
+            if self.returncode is None:
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, stdin: str = "") -> tuple[str, str]:
+        """Write `stdin`, and read all that it still writes, to its end."""
+        texts = ["", ""]
+
+        def read(index: int, stream: TextIO) -> None:
+            with stream:
+                texts[index] = stream.read()
+
+        readers = [threading.Thread(target=read, args=each) for each in enumerate((self.stdout, self.stderr))]
+        for reader in readers:
+            reader.start()
+        if not self.stdin.closed:
+            with suppress(BrokenPipeError), self.stdin:
+                self.stdin.write(stdin)
+        self.wait()
+        for reader in readers:
+            reader.join()
+        return texts[0], texts[1]
 
 
 class Zygote:
@@ -87,31 +136,24 @@ class Zygote:
         os.close(theirs)
         return Run(ours)
 
-    def run(
-        self, arguments: Sequence[str], stdin: str, environment: Mapping[str, str], timeout: float
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `gptoss-mlx ARGUMENTS` as `subprocess.run` does, with text captured."""
-        (give, stdin_end), *outputs = (os.pipe() for _ in range(3))
-        run = self.start(["-m", "gptoss_mlx", *arguments], environment, [give, *(end for _, end in outputs)])
-        for end in (give, *(end for _, end in outputs)):
+    def open(self, words: Sequence[str], environment: Mapping[str, str]) -> Piped:
+        """Start `python WORDS` with pipes of text."""
+        (give, stdin), (stdout, take), (stderr, complain) = (os.pipe() for _ in range(3))
+        run = self.start(words, environment, [give, take, complain])
+        for end in (give, take, complain):
             os.close(end)
-        texts: list[str] = ["", ""]
+        return Piped(run, stdin, stdout, stderr)
 
-        def read(index: int) -> None:
-            with open(outputs[index][0], encoding="utf-8", errors="surrogateescape") as file:
-                texts[index] = file.read()
-
-        readers = [threading.Thread(target=read, args=[index]) for index in range(2)]
-        killer = threading.Timer(timeout, os.kill, [run.pid, signal.SIGKILL])
-        for thread in (*readers, killer):
-            thread.start()
-        with suppress(BrokenPipeError), open(stdin_end, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(stdin)
-        status = os.waitstatus_to_exitcode(run.wait())
+    def run(
+        self, words: Sequence[str], stdin: str, environment: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `python WORDS` as `subprocess.run` does, with text captured."""
+        process = self.open(words, environment)
+        killer = threading.Timer(timeout, process.kill)
+        killer.start()
+        output, errors = process.communicate(stdin)
         killer.cancel()
-        for thread in readers:
-            thread.join()
-        return subprocess.CompletedProcess(list(arguments), status, *texts)
+        return subprocess.CompletedProcess(list(words), process.wait(), output, errors)
 
     def close(self) -> None:
         self._socket.close()
@@ -129,6 +171,7 @@ def shared() -> Zygote:
 def serve(channel: socket.socket) -> None:
     """Fork for each request until the other end is closed."""
     import_all()
+    gc.freeze()  # a fork copies no page only because what was imported is looked through
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     while True:
         length, descriptors, *_ = socket.recv_fds(channel, 4, 4)

@@ -218,7 +218,7 @@ class _Conversion:
             "config": self.source.raw_config,
             "recipe": asdict(self.recipe),
             "calibration": self._calibration_sha256(),
-            "shards": [(shard.path.name, shard.size) for shard in self.writer.shards],
+            "shards": [(shard.path.name, hashlib.sha256(shard.header).hexdigest()) for shard in self.writer.shards],
         }
 
     def run(self) -> Fidelity | None:

@@ -17,6 +17,7 @@ import numpy as np
 from gptoss_mlx.model.bf16 import f32_to_bf16
 from gptoss_mlx.model.checkpoint import FLOATS
 from gptoss_mlx.model.config import ModelConfig, Quantization
+from gptoss_mlx.model.weights import JOINED
 
 from . import affine, mxfp4
 from .canonical_weights import Blocks, Plain
@@ -79,12 +80,24 @@ def writer_of(
     """A writer of the tensors that canonical weights become; `limit` and `on_shard` are `Writer`'s."""
     return Writer(
         folder,
-        [tensor for item in weights for tensor in planned_of(item, recipe)],
+        in_runs([tensor for item in weights for tensor in planned_of(item, recipe)]),
         # The embedding is read row by row on the CPU and must not be mapped into a GPU beside the rest.
         alone=lambda name: name.startswith("model.embed_tokens."),
         limit=limit,
         on_shard=on_shard,
     )
+
+
+def in_runs(tensors: Iterable[Planned]) -> list[list[Planned]]:
+    """The tensors, in their order, but for parts of `JOINED` modules: the weights of such modules follow each other in
+    a run, and so do their scales, and their biases, so that a loader can take each run for one tensor."""
+    runs: dict[str, dict[int, Planned]] = {}
+    for tensor in tensors:
+        module, _, part = tensor.name.rpartition(".")
+        path, _, last = module.rpartition(".")
+        joined = next((modules for modules in JOINED if last in modules), (last,))
+        runs.setdefault(f"{path}.{joined[0]}.{part}", {})[joined.index(last)] = tensor
+    return [[run[place] for place in sorted(run)] for run in runs.values()]
 
 
 def converted(item: Weight, recipe: Recipe, importance: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, ...]]:

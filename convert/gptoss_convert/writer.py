@@ -81,15 +81,17 @@ class Writer:
     def __init__(
         self,
         folder: Path,
-        tensors: Sequence[Planned],
+        runs: Sequence[Sequence[Planned]],
         *,
         alone: Callable[[str], bool] = lambda name: False,
         limit: int = SHARD_LIMIT,
         on_shard: Callable[[Path], None] = lambda path: None,
     ):
-        """`alone` picks tensors for a last shard of their own; `on_shard` is called with each finished file."""
-        groups = _divided([t for t in tensors if not alone(t.name)], limit) + _divided(
-            [t for t in tensors if alone(t.name)], limit
+        """The tensors of a run lie next to each other in one file, if the size of each is a multiple of 64 bytes.
+        `alone` picks runs, by their first names, for a last shard of their own; `on_shard` is called with each finished
+        file."""
+        groups = _divided([run for run in runs if not alone(run[0].name)], limit) + _divided(
+            [run for run in runs if alone(run[0].name)], limit
         )
         names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
         self.shards = [_PlannedShard(group, folder / name) for group, name in zip(groups, names, strict=True)]
@@ -97,7 +99,7 @@ class Writer:
             shard.lay_out()
         self.total = sum(shard.size for shard in self.shards)
         self._folder, self._on_shard = folder, on_shard
-        self._planned = {tensor.name: tensor for tensor in tensors}
+        self._planned = {tensor.name: tensor for run in runs for tensor in run}
         self._shard_of = {tensor.name: shard for shard in self.shards for tensor in shard.tensors}
         self._written = dict.fromkeys(self._shard_of, 0)
         self._open: dict[Path, int] = {}
@@ -156,17 +158,17 @@ class Writer:
             os.close(self._open.pop(path))
 
 
-def _divided(tensors: list[Planned], limit: int) -> list[list[Planned]]:
-    """Consecutive tensors in groups whose files stay within `limit` bytes."""
+def _divided(runs: list[Sequence[Planned]], limit: int) -> list[list[Planned]]:
+    """The tensors of consecutive runs in groups whose files stay within `limit` bytes."""
     groups: list[list[Planned]] = []
     size = limit
-    for tensor in tensors:
+    for run in runs:
         # The header: a few hundred bytes for each tensor, and the padding to a page.
-        cost = tensor.nbytes + 512
+        cost = sum(tensor.nbytes + 512 for tensor in run)
         if size + cost + PAGE > limit:
             groups.append([])
             size = 0
-        groups[-1].append(tensor)
+        groups[-1].extend(run)
         size += cost
     return groups
 

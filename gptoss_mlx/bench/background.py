@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
+
+Self = TypeVar("Self", bound="Background")
 
 
 class Background:
-    """Calls `call` every `seconds`, until `close`."""
+    """While open, calls `call` every `seconds` on a thread."""
 
     def __init__(self, call: Callable[[], object], seconds: float):
-        self._call = call
-        self._seconds = seconds
-        self._open = threading.Lock()  # held until it is closed; an Event takes longer to wait for
-        self._open.acquire()
+        self._call, self._seconds = call, seconds
+        self._open = threading.Lock()  # held while it is open; an Event takes longer to wait for
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def close(self) -> None:
+    def __enter__(self: Self) -> Self:
+        self._open.acquire()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """A call that has begun is waited for."""
         self._open.release()
         self._thread.join()

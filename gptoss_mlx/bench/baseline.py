@@ -7,7 +7,7 @@ bandwidth of the memory in both runs is shown beside it, because on a shared mac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,12 @@ import msgspec
 
 from ..errors import GptOssError
 from ..untrusted import read_json
-from .results import FORMAT, Machine, ModelFacts, Point, Results, Setup, Speed, Spread
-from .tables import TextTable, as_table, median_and_span
+from .results import FORMAT, Machine, ModelFacts, Point, Results, Setup, Speed
+from .tables import BYTES, Report, as_table, fact_text, median_and_span
 
 FAIL_BELOW = 0.95
-SETTINGS = {
-    "context": "context",
-    "kv_bits": "bits per KV-cache value",
-    "prefill_chunk": "tokens of a prefill chunk",
-    "expert_slots": "limit of experts in memory",
-    "cpu_expert_layers": "layers with experts on the CPU",
-    "prompts": "prompts",
-}
+# A run is compared with one that has the same of these.
+IDENTITY = "processor cores device kernels threads model recipe random_weights layers bytes"
 
 
 @dataclass(frozen=True)
@@ -34,17 +28,28 @@ class SpeedChange:
     """One speed, then and now; None where it was measured only once."""
 
     name: str
-    earlier: Spread | None
-    present: Spread | None
-    bandwidth_ratio: float | None
-    """The bandwidth of the memory, present over earlier; None where it is not known."""
-    below: bool
-    """Whether the ratio is below what was asked for."""
+    earlier: Speed | None
+    present: Speed | None
+    fail_below: float
 
     @property
     def ratio(self) -> float | None:
         """Tokens per second, present over earlier."""
-        return self.present.median / self.earlier.median if self.earlier and self.present else None
+        return self._ratio(lambda speed: speed.tokens_per_second.median)
+
+    @property
+    def bandwidth_ratio(self) -> float | None:
+        """The bandwidth of the memory, present over earlier; None where it is not known."""
+        return self._ratio(lambda speed: speed.rates.bandwidth)
+
+    @property
+    def below(self) -> bool:
+        """Whether the speed has fallen so far that the comparison fails."""
+        return self.ratio is not None and self.ratio < self.fail_below
+
+    def _ratio(self, value: Callable[[Speed], float | None]) -> float | None:
+        then, now = (speed and value(speed) for speed in (self.earlier, self.present))
+        return now / then if now and then else None
 
 
 def read_baseline(path: Path) -> Results:
@@ -72,9 +77,10 @@ def check_comparable(
 ) -> None:
     """Before a measurement of these points: raises GptOssError where the baseline is of another machine or model, or
     has none of the points."""
-    here, there = _identity(machine, model, setup), _identity(baseline.machine, baseline.model, baseline.setup)
-    names = [name for name in here if here[name] != there[name]]
-    if differing := [f"{name} {_text(there[name])}, and this is {_text(here[name])}" for name in names]:
+    here = _facts(machine, model, setup)
+    there = _facts(baseline.machine, baseline.model, baseline.setup)
+    names = [name for name in IDENTITY.split() if here[name] != there[name]]
+    if differing := [f"{_words(name)} {fact_text(there[name])}, and this is {fact_text(here[name])}" for name in names]:
         raise GptOssError(
             f"the baseline was measured on {'; '.join(differing)}. A baseline is of the same machine and model"
         )
@@ -85,29 +91,18 @@ def check_comparable(
         )
 
 
-def _identity(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
-    return {
-        "processor": machine.processor,
-        "cores": machine.cores,
-        "device": machine.device,
-        "kernels": machine.kernels,
-        "threads": setup.threads,
-        "model": model.name,
-        "recipe": model.recipe,
-        "random weights": model.random_weights,
-        "layers": model.layers,
-        "bytes": model.bytes,
-    }
+def _facts(machine: Machine, model: ModelFacts, setup: Setup) -> dict[str, Any]:
+    return vars(machine) | vars(model) | vars(setup) | {"model": model.name}
 
 
 def setting_differences(setup: Setup, earlier: Setup) -> list[str]:
-    """A line for each setting that is not as it was, and may be why a speed is not."""
-    pairs = [(words, getattr(earlier, name), getattr(setup, name)) for name, words in SETTINGS.items()]
-    return [f"{words}: {_text(then)} then, {_text(now)} now" for words, then, now in pairs if then != now]
+    """A line for each setting that has changed, and may be why a speed has. Sizes follow from the others."""
+    pairs = [(_words(name), then, getattr(setup, name)) for name, then in vars(earlier).items() if name not in BYTES]
+    return [f"{name}: {fact_text(then)} then, {fact_text(now)} now" for name, then, now in pairs if then != now]
 
 
-def _text(value: int | str | None) -> str:
-    return "not set" if value is None else f"{value:,}" if type(value) is int else str(value)
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def compare_with_baseline(results: Results, baseline: Results, fail_below: float = FAIL_BELOW) -> list[SpeedChange]:
@@ -116,41 +111,29 @@ def compare_with_baseline(results: Results, baseline: Results, fail_below: float
     For results that `check_comparable` let through.
     """
     then, now = ({speed.name: speed for speed in each.speeds} for each in (baseline, results))
-    return [_change(name, then.get(name), now.get(name), fail_below) for name in {**now, **then}]
+    return [SpeedChange(name, then.get(name), now.get(name), fail_below) for name in now | then]
 
 
-def _change(name: str, earlier: Speed | None, present: Speed | None, fail_below: float) -> SpeedChange:
-    before, after = (speed.rates.bandwidth if speed else None for speed in (earlier, present))
-    change = SpeedChange(
-        name,
-        earlier.tokens_per_second if earlier else None,
-        present.tokens_per_second if present else None,
-        bandwidth_ratio=after / before if before and after else None,
-        below=False,
-    )
-    return replace(change, below=change.ratio is not None and change.ratio < fail_below)
+def report(changes: Sequence[SpeedChange], setting_differences: Sequence[str] = ()) -> Report:
+    """What has changed, with a line for each speed that is below."""
 
-
-def any_below(changes: Sequence[SpeedChange]) -> bool:
-    """Whether a speed has fallen so far that the comparison fails."""
-    return any(change.below for change in changes)
-
-
-def changes_table(changes: Sequence[SpeedChange]) -> TextTable | None:
-    def spread(which: Callable[[SpeedChange], Spread | None]) -> Callable[[SpeedChange], str]:
-        return lambda change: median_and_span(found) if (found := which(change)) else "-"
+    def spread(speed: Speed | None) -> str:
+        return median_and_span(speed.tokens_per_second) if speed else "-"
 
     def ratio(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
 
-    return as_table(
+    columns: dict[str, Callable[[SpeedChange], str]] = {
+        "then": lambda change: spread(change.earlier),
+        "now": lambda change: spread(change.present),
+        "ratio": lambda change: ratio(change.ratio),
+        "memory": lambda change: ratio(change.bandwidth_ratio),
+    }
+    table = as_table(
         "Beside the baseline, tokens/s",
-        changes,
-        [
-            ("what", lambda change: change.name),
-            ("then", spread(lambda change: change.earlier)),
-            ("now", spread(lambda change: change.present)),
-            ("ratio", lambda change: ratio(change.ratio)),
-            ("memory", lambda change: ratio(change.bandwidth_ratio)),
-        ],
+        {change.name: change for change in changes},
+        columns,
+        note="ratio: now over then; memory: the same of its bandwidth, measured beside each",
     )
+    slower = [f"slower: {each.name}, {each.ratio:.3f} of the baseline" for each in changes if each.below]
+    return Report((), [table], slower + [f"changed: {difference}" for difference in setting_differences])

@@ -13,18 +13,19 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import MAX_LENGTH, GptOssError
 from ..process import Output, Stop, collect, signal_group
 from ..untrusted import MAX_JSON, os_error_text, parse_json
+from . import tables
 from .baseline import results_of
 from .peers import Peer, Reading, Run, listed, our_facts
 from .results import Grid, Point, Results, Spread
-from .tables import TextTable, median_and_span, number
+from .tables import Report, TextTable, as_table, median_and_span, number
 
 OURS = "gptoss-mlx"
-LEGEND = f"ratio: median (least-most); won: pairs in which {OURS} was faster"
 TIME_LIMIT = 1800.0  # seconds that one process may take
 # No connections; a config file for `bench`, with `against` say, is not for the runs of a comparison; and what is in the
 # current folder is no module of theirs.
@@ -101,10 +102,7 @@ def compare(
     """
     ours: list[Results] = []
     theirs: list[Reading] = []
-
-    def run(name: str, words: list[str]) -> bytes:
-        return _output(name, words, time_limit)
-
+    run = partial(_output, time_limit=time_limit)
     turns: list[tuple[str, Callable[[], None]]] = [
         (OURS, lambda: ours.append(_measure_ours(run, ours_command, peer.ours))),
         (peer.name, lambda: theirs.append(peer.measure(run))),
@@ -120,23 +118,23 @@ def compare(
         yield _comparison(peer, rounds, ours, theirs)
 
 
-def speeds_table(comparison: Comparison) -> TextTable:
-    pairs, asked = len(comparison.speeds[0].ours), comparison.pairs_asked
+def report(comparison: Comparison) -> Report:
+    ours, peer, pairs, asked = comparison.ours, comparison.peer, len(comparison.speeds[0].ours), comparison.pairs_asked
     runs = f"{pairs} of {asked} pairs of runs" if pairs < asked else f"pairs of runs: {pairs}"
-
-    def row(speed: PairedSpeed) -> tuple[str, ...]:
-        medians = [number(Spread.of(side).median) for side in (speed.ours, speed.theirs)]
-        return speed.point.name, *medians, median_and_span(Spread.of(speed.ratios)), f"{speed.won} of {pairs}"
-
-    return TextTable(
-        f"{comparison.ours.model.name}, tokens/s: {OURS} and {comparison.peer} {comparison.version}, {runs}",
-        ("what", OURS, comparison.peer, "ratio", "won"),
-        [row(speed) for speed in comparison.speeds],
+    columns: dict[str, Callable[[PairedSpeed], str]] = {
+        OURS: lambda speed: number(Spread.of(speed.ours).median),
+        peer: lambda speed: number(Spread.of(speed.theirs).median),
+        "ratio": lambda speed: median_and_span(Spread.of(speed.ratios)),
+        "won": lambda speed: f"{speed.won} of {pairs}",
+    }
+    speeds = as_table(
+        f"{ours.model.name}, tokens/s: {OURS} and {peer} {comparison.version}, {runs}",
+        {speed.point.name: speed for speed in comparison.speeds},
+        columns,
+        note=f"ratio: median (least-most); won: pairs in which {OURS} was faster",
     )
-
-
-def differences_table(comparison: Comparison) -> TextTable:
-    return TextTable("What differs", ("what", OURS, comparison.peer), comparison.differs, numbers=False)
+    differs = TextTable("What differs", ("what", OURS, peer), comparison.differs, numbers=False)
+    return Report((), (tables.machine(ours), speeds, differs), tables.warnings(ours))
 
 
 def _measure_ours(run: Run, command: Sequence[str], sizes: Grid) -> Results:
@@ -154,14 +152,12 @@ def _comparison(peer: Peer, rounds: int, ours: list[Results], theirs: list[Readi
         if missing := [point for point in peer.points if point not in speeds]:
             raise GptOssError(f"{name} reported no speed for {missing[0].name}")
     conditions = replace(ours[-1].conditions, load_average=ours[0].conditions.load_average)
-    facts = our_facts(ours[-1])
+    facts, their_facts = our_facts(ours[-1]), theirs[-1].facts
     return Comparison(
         peer=peer.name,
         version=theirs[-1].version,
         pairs_asked=rounds,
-        differs=[
-            FactDifference(name, facts[name], fact) for name, fact in theirs[-1].facts.items() if fact != facts[name]
-        ],
+        differs=[FactDifference(name, facts[name], fact) for name, fact in their_facts.items() if fact != facts[name]],
         speeds=[
             PairedSpeed(point, [each[point] for each in our_speeds], [each.speeds[point] for each in theirs])
             for point in peer.points

@@ -25,15 +25,15 @@ Step = Callable[[], "float | None"]
 """Returns the joules since the last call; None when the source has become silent."""
 
 
-class Meter:
-    """Counts from the moment that it is made, on a thread of its own, until it is closed."""
+class Meter(Background):
+    """Counts from the moment that it is made; while it is open, also on a thread, so that no change is missed."""
 
     def __init__(self, covers: str, step: Step):
+        super().__init__(self.joules, SECONDS)
         self.covers = covers
         self._step = step
         self._total: float | None = 0.0
         self._lock = threading.Lock()
-        self._background = Background(self.joules, SECONDS)
 
     def joules(self) -> float | None:
         """The joules until now. None from the moment that the source became silent, as when a charger is plugged in."""
@@ -42,15 +42,6 @@ class Meter:
                 more = self._step()
                 self._total = None if more is None else self._total + more
             return self._total
-
-    def close(self) -> None:
-        self._background.close()
-
-    def __enter__(self) -> Meter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def meter() -> Meter | None:
@@ -76,7 +67,7 @@ def of_packages(system: Path = SYSTEM) -> Meter | None:
     steps = [step for zone in packages + memory if (step := _zone(zone))]
     if not packages or len(steps) < len(packages + memory):
         return None
-    return Meter("CPU package and memory" if memory else "CPU package", lambda: _sum(step() for step in steps))
+    return Meter("CPU package and memory" if memory else "CPU package", lambda: sum_if_known(step() for step in steps))
 
 
 def of_battery(system: Path = SYSTEM) -> Meter | None:
@@ -86,22 +77,17 @@ def of_battery(system: Path = SYSTEM) -> Meter | None:
     def watts() -> float | None:
         if power_source(system) != "battery":
             return None
-        return _sum(_watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging")
+        return sum_if_known(
+            _watts(supply) for supply in _supplies(system) if read_text(supply / "status") == "Discharging"
+        )
 
-    step = _integrated(watts)
+    step = _steps(watts, lambda before, now, seconds: (before + now) / 2 * seconds)  # as if it changed evenly
     return Meter("whole machine, from the battery", step) if step else None
 
 
 def of_process() -> Meter | None:
     """macOS's own estimate, where nothing is computed on a GPU, whose part it does not have. Not run on a Mac."""
-    if is_gpu():
-        return None
-
-    def nanojoules() -> int | None:
-        usage = resource_usage()
-        return int(usage.ri_energy_nj) if usage else None
-
-    step = _counted(nanojoules, 1e-9)
+    step = None if is_gpu() else _counted(lambda: getattr(resource_usage(), "ri_energy_nj", None), 1e-9)
     return Meter("this process on the CPU", step) if step else None
 
 
@@ -135,43 +121,31 @@ def _watts(supply: Path) -> float | None:
 
 def _counted(read: Callable[[], int | None], unit: float, range_: int | None = None) -> Step | None:
     """Steps of a counter of `unit` joules, which begins again at 0 after `range_`. None where none counts."""
-    last = read()
-    if not last:
-        return None
 
-    def step() -> float | None:
-        nonlocal last
-        before, last = last, read()
-        if before is None or last is None:
-            return None
-        went = last - before
-        if went < 0:
-            went += range_ or 0
+    def joules(before: float, now: float, seconds: float) -> float | None:
+        went = now - before if now >= before else now - before + (range_ or 0)
         return went * unit if went >= 0 else None
 
-    return step
+    return _steps(read, joules)
 
 
-def _integrated(watts: Callable[[], float | None]) -> Step | None:
-    """Steps of a power, as if it changed evenly between two readings. None where none is reported."""
-    last, read_at = watts(), time.monotonic()
+def _steps(read: Callable[[], float | None], joules: Callable[[float, float, float], float | None]) -> Step | None:
+    """Steps of a source that `read` reads; `joules` gets two readings and the seconds between them. None where it
+    reports nothing."""
+    last, read_at = read(), time.monotonic()
     if not last:
         return None
 
     def step() -> float | None:
         nonlocal last, read_at
         before, since = last, read_at
-        last, read_at = watts(), time.monotonic()
-        return None if before is None or last is None else (before + last) / 2 * (read_at - since)
+        last, read_at = read(), time.monotonic()
+        return None if before is None or last is None else joules(before, last, read_at - since)
 
     return step
 
 
-def _sum(parts: Iterable[float | None]) -> float | None:
+def sum_if_known(parts: Iterable[float | None]) -> float | None:
     """None where a part is not known."""
-    total = 0.0
-    for part in parts:
-        if part is None:
-            return None
-        total += part
-    return total
+    known = list(parts)
+    return None if None in known else sum(filter(None, known))

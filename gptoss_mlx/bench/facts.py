@@ -14,20 +14,17 @@ from ..model.checkpoint import TensorInfo
 from ..model.config import ModelConfig
 from ..provenance import RANDOM_WEIGHTS, recipe_and_source
 from ..untrusted import lexists
-from .results import Grid, ModelFacts, Point, Setup
+from .results import Grid, ModelFacts, Setup
 from .routing import RoutingTrace
 
 WARM_UP = 16  # tokens that are decoded before decoding is timed
 MIN_CONTEXT = 1024  # the shortest context that the plan is asked for
 
 
-@dataclass(frozen=True)
-class BenchmarkSpec:
-    """What is to be measured: at each depth each prompt, and each number of tokens to decode."""
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec(Grid):
+    """What is to be measured."""
 
-    prompts: tuple[int, ...]
-    generate: tuple[int, ...]
-    depths: tuple[int, ...]
     repeat: int
     start: bool = True
     profile: bool = False
@@ -36,19 +33,14 @@ class BenchmarkSpec:
     @property
     def first_prompt(self) -> int:
         """Tokens of the prompt whose first token is waited for."""
-        return self.prompts[0] if self.prompts else 1
-
-    @property
-    def points(self) -> list[Point]:
-        """The smallest depth first."""
-        return Grid(self.prompts, self.generate, tuple(sorted(set(self.depths)))).points
+        return self.prompt[0] if self.prompt else 1
 
     @property
     def context(self) -> int:
         """Positions that all of it takes."""
         decoded = [1 + max(count, WARM_UP) for count in self.generate]
-        after = (self.first_prompt + 1, *self.prompts, *decoded, WARM_UP if self.profile else 0)
-        return max(self.depths) + max(after)
+        after = (self.first_prompt + 1, *self.prompt, *decoded, WARM_UP if self.profile else 0)
+        return max(self.depth) + max(after)
 
 
 def has_tokenizer(plan: MemoryPlan) -> bool:
@@ -62,16 +54,11 @@ def reads_text(plan: MemoryPlan) -> bool:
 
 def setup_of(plan: MemoryPlan, spec: BenchmarkSpec, energy: str | None = None) -> Setup:
     """`energy`: what a meter covers."""
-    settings = plan.settings
     prompts = "text" if reads_text(plan) else "random ids"
     return Setup(
+        **vars(plan.settings),
         repeat=spec.repeat,
         threads=device.runtime().threads,
-        context=settings.context,
-        kv_bits=settings.kv_bits,
-        prefill_chunk=settings.prefill_chunk,
-        expert_slots=settings.expert_slots,
-        cpu_expert_layers=settings.cpu_expert_layers,
         energy=energy,
         prompts=f"the routing of {spec.replay.model}" if spec.replay else prompts,
     )

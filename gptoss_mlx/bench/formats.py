@@ -1,7 +1,8 @@
 """Results and comparisons as text for other programs and for people elsewhere: JSON, CSV, Markdown, and a report for an
 issue.
 
-JSON holds everything, in the form that `baseline` reads. CSV has a row for each speed. Markdown is GitHub's. Each ends
+JSON holds everything, in the form that `baseline` reads. CSV has a row for each speed, and of a comparison for each
+pair of runs at each point; its columns are called as what they hold is in the JSON. Markdown is GitHub's. Each ends
 with a line break.
 """
 
@@ -12,117 +13,71 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from ..errors import printable
-from . import tables
-from .comparison import LEGEND, Comparison, differences_table, speeds_table
+from . import comparison, tables
+from .comparison import Comparison
 from .results import Results
-from .tables import TextTable
+from .tables import Report, TextTable
 
 # What may be markup in a line of GitHub's Markdown.
 MARKUP = re.compile(r"[\\`*_\[\]<>&|~$]")
 
-# CSV: the name of a column, with its unit, and where its value is. Those of the whole run are repeated in each row, so
-# that the files of several runs can be put together.
-RUN_COLUMNS = {
-    "date": "date",
-    "system": "machine.system",
-    "processor": "machine.processor",
-    "cores": "machine.cores",
-    "machine_memory_bytes": "machine.memory",
-    "device": "machine.device",
-    "kernels": "machine.kernels",
-    "threads": "setup.threads",
-    "versions": "machine.versions",
-    "commit": "machine.commit",
-    "load_average": "conditions.load_average",
-    "others_share": "conditions.others",
-    "stolen_share": "conditions.stolen",
-    "throttled_times": "conditions.throttled",
-    "clock_share": "conditions.clock",
-    "power": "conditions.power",
-    "model": "model.name",
-    "recipe": "model.recipe",
-    "random_weights": "model.random_weights",
-    "layers": "model.layers",
-    "model_bytes": "model.bytes",
-    "bits_per_weight": "model.bits_per_weight",
-    "context_tokens": "setup.context",
-    "kv_bits": "setup.kv_bits",
-    "prefill_chunk_tokens": "setup.prefill_chunk",
-    "expert_slots": "setup.expert_slots",
-    "energy": "setup.energy",
-    "prompts": "setup.prompts",
-    "peak_memory_bytes": "memory.peak",
-    "finished": "finished",
-}
-SPEED_COLUMNS = {
-    "kind": "kind",
-    "tokens": "tokens",
-    "depth_tokens": "depth",
-    "runs": "tokens_per_second.runs",
-    "median_tokens_per_second": "tokens_per_second.median",
-    "least_tokens_per_second": "tokens_per_second.least",
-    "most_tokens_per_second": "tokens_per_second.most",
-    "limit_tokens_per_second": "limit",
-    "share_of_limit": "share",
-    "work_bytes": "work.bytes",
-    "work_matrix_operations": "work.matrix_operations",
-    "work_vector_operations": "work.vector_operations",
-    "bandwidth_bytes_per_second": "rates.bandwidth",
-    "matrix_operations_per_second": "rates.matrix",
-    "vector_operations_per_second": "rates.vector",
-    "token_p50_seconds": "token_seconds.p50",
-    "token_p90_seconds": "token_seconds.p90",
-    "token_p99_seconds": "token_seconds.p99",
-    "token_most_seconds": "token_seconds.most",
-    "experts_needed": "experts.needed",
-    "experts_missed": "experts.missed",
-    "experts_read_bytes": "experts.bytes_read",
-    "experts_waiting_seconds": "experts.stall_seconds",
-    "joules_per_token": "joules_per_token",
-}
+# What is true of a whole run is in each row, so that the files of several runs can be put together.
+SPEED_COLUMNS = """
+    date finished machine.system machine.processor machine.cores machine.memory machine.device machine.kernels
+    machine.versions machine.commit conditions.load_average conditions.others conditions.stolen conditions.throttled
+    conditions.clock conditions.power conditions.gpu_slowed model.name model.recipe model.random_weights model.layers
+    model.bytes model.bits_per_weight setup.threads setup.context setup.kv_bits setup.prefill_chunk setup.expert_slots
+    setup.cpu_expert_layers setup.energy setup.prompts memory.peak
+    kind tokens depth tokens_per_second.runs tokens_per_second.median tokens_per_second.least tokens_per_second.most
+    limit_tokens_per_second share_of_limit work.bytes work.matrix_operations work.vector_operations
+    rates.bandwidth rates.matrix rates.vector token_seconds.p50 token_seconds.p90 token_seconds.p99 token_seconds.most
+    experts.needed experts.missed experts.bytes_read experts.stall_seconds joules_per_token
+"""
+PAIR_COLUMNS = "kind tokens depth pair ours_tokens_per_second theirs_tokens_per_second ratio peer"
 
 
-def as_json(results: Results) -> str:
-    return json.dumps(results.as_dict(), indent=1) + "\n"
+def report_of(found: Results | Comparison) -> Report:
+    return comparison.report(found) if isinstance(found, Comparison) else tables.report(found)
 
 
-def as_csv(results: Results) -> str:
-    """A line of names, and one for each speed; empty cells are what is not known."""
-    run = [_value(results, path) for path in RUN_COLUMNS.values()]
-    rows = [run + [_value(speed, path) for path in SPEED_COLUMNS.values()] for speed in results.speeds]
-    return _csv_text([[*RUN_COLUMNS, *SPEED_COLUMNS], *rows])
+def as_json(found: Results | Comparison) -> str:
+    return json.dumps(found.as_dict(), indent=1) + "\n"
 
 
-def comparison_as_csv(comparison: Comparison) -> str:
-    """A line of names, and one for each pair of runs at each point."""
-    speed = "tokens_per_second"
-    names = ("kind", "tokens", "depth_tokens", "pair", f"our_{speed}", f"their_{speed}", "ratio", "peer")
-    rows = [
-        (*paired.point, pair, *values, comparison.peer)
-        for paired in comparison.speeds
-        for pair, values in enumerate(zip(paired.ours, paired.theirs, paired.ratios, strict=True), 1)
+def as_csv(found: Results | Comparison) -> str:
+    """A line of names, and the rows; empty cells are what is not known."""
+    names = PAIR_COLUMNS if isinstance(found, Comparison) else SPEED_COLUMNS
+    rows = _pairs(found) if isinstance(found, Comparison) else _speeds(found)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([names.split(), *(map(_cell, row) for row in rows)])
+    return text.getvalue()
+
+
+def _speeds(results: Results) -> list[list[Any]]:
+    data = results.as_dict()
+    return [[_value(data | speed, path) for path in SPEED_COLUMNS.split()] for speed in data["speeds"]]
+
+
+def _pairs(comparison: Comparison) -> list[list[Any]]:
+    return [
+        [*speed.point, pair, *values, comparison.peer]
+        for speed in comparison.speeds
+        for pair, values in enumerate(zip(speed.ours, speed.theirs, speed.ratios, strict=True), 1)
     ]
-    return _csv_text([names, *rows])
 
 
-def _value(data: Any, path: str) -> Any:
-    """The value at the end of a path of attributes; None where one on the way is."""
-    value = reduce(lambda each, name: each and getattr(each, name), path.split("."), data)
+def _value(data: Mapping[str, Any], path: str) -> Any:
+    """The value at the end of a path of names; None where one on the way is."""
+    value: Any = reduce(lambda part, name: part and part[name], path.split("."), data)
     if isinstance(value, dict):
         return ", ".join(f"{name} {version}" for name, version in value.items())
     return int(value) if isinstance(value, bool) else value
-
-
-def _csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(_cell, row) for row in rows)
-    return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
@@ -133,38 +88,21 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
-def as_markdown(results: Results) -> str:
-    made = (
-        tables.machine(results),
-        tables.settings(results),
-        tables.speeds(results),
-        tables.tokens(results),
-        tables.limits(results),
-        tables.experts(results),
-        tables.start(results),
-        tables.memory(results),
-        tables.profile(results),
+def as_markdown(found: Results | Comparison) -> str:
+    report = report_of(found)
+    heading = [f"{'' if index else '## '}{_escaped(line)}" for index, line in enumerate(report.heading)]
+    warnings = [f"- {_escaped(line)}" for line in report.warnings]
+    command = [f"### Command\n\n{_code_block(printable(report.command))}"] if report.command else []
+    return (
+        "\n\n".join([*heading, *warnings, *(_table(table) for table in report.tables if table.rows), *command]) + "\n"
     )
-    title, *_ = tables.heading(results)
-    parts = [f"## {_escaped(title)}", *_items(tables.warnings(results)), *(_table(table) for table in made if table)]
-    return "\n\n".join([*parts, f"### Command\n\n{_code_block(printable(results.command))}"]) + "\n"
-
-
-def comparison_as_markdown(comparison: Comparison) -> str:
-    made = tables.machine(comparison.ours), speeds_table(comparison), differences_table(comparison)
-    lines = [LEGEND, *tables.warnings(comparison.ours)]
-    return "\n\n".join([*map(_table, made), *_items(lines)]) + "\n"
-
-
-def _items(lines: Iterable[str]) -> list[str]:
-    return [f"- {_escaped(line)}" for line in lines]
 
 
 def _table(table: TextTable) -> str:
     rule = ["---", *("---:" if table.numbers else "---" for _ in table.columns[1:])]
-    rows = [table.columns, *table.rows]
-    names, *lines = [f"| {' | '.join(map(_escaped, row))} |" for row in rows]
-    return "\n".join([f"### {_escaped(table.title)}", "", names, f"| {' | '.join(rule)} |", *lines])
+    names, *lines = [f"| {' | '.join(map(_escaped, row))} |" for row in (table.columns, *table.rows)]
+    note = ["", _escaped(table.note)] if table.note else []
+    return "\n".join([f"### {_escaped(table.title)}", "", names, f"| {' | '.join(rule)} |", *lines, *note])
 
 
 def submission(results: Results) -> str:

@@ -54,25 +54,12 @@ def _system() -> str:
     return f"{platform.system()} {release[0] if release else ''} {platform.machine()}"
 
 
-def processor(root: Path = ROOT) -> str:
-    """The processor's name, or what the system knows instead: on ARM, Linux knows boards, and numbers of designs."""
-    if sys.platform == "darwin" and (name := _output("sysctl", "-n", "machdep.cpu.brand_string")):
-        return name
-    fields: dict[str, list[str]] = {}
-    for line in (read_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        values = fields.setdefault(name.strip(), [])
-        if value.strip() not in values:
-            values.append(value.strip())
-    if "model name" in fields:
-        return fields["model name"][0]
-    if board := read_text(root / "proc/device-tree/model"):
-        return board
-    if "Hardware" in fields:
-        return fields["Hardware"][0]
-    if "CPU part" in fields:
-        return f"implementer {', '.join(fields.get('CPU implementer', ['?']))}, parts {', '.join(fields['CPU part'])}"
-    return platform.machine()
+def processor() -> str:
+    """The processor's name, or the names of its kinds of cores; where nobody knows it, the architecture's."""
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    names = re.findall(r"^ *Model name: *(.+)$", _output("lscpu") or "", re.MULTILINE)
+    return ", ".join(names) or platform.machine()
 
 
 def commit(package: Path = PACKAGE) -> str | None:
@@ -82,7 +69,8 @@ def commit(package: Path = PACKAGE) -> str | None:
     # Not any repository around an installed package: ours, and no search further up.
     ours = re.search('^name = "gptoss-mlx"$', read_text(checkout / "pyproject.toml") or "", re.MULTILINE)
     if ours and (checkout / ".git").exists():
-        return _git_commit(checkout)
+        git = "git", "--no-optional-locks", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}"
+        return _output(*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:
         noted = parse_json((distribution("gptoss-mlx").read_text("direct_url.json") or "{}").encode())
         found = noted.get("vcs_info", {}).get("commit_id")
@@ -91,24 +79,14 @@ def commit(package: Path = PACKAGE) -> str | None:
     return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{7,64}", found) else None
 
 
-def _git_commit(checkout: Path) -> str | None:
-    status = _output(
-        *("git", "--no-optional-locks", f"--git-dir={checkout / '.git'}", f"--work-tree={checkout}"),
-        *("status", "--porcelain=v2", "--branch", "--untracked-files=no"),
-    )
-    if status is None or not (found := re.search("^# branch.oid ([0-9a-f]+)$", status, re.MULTILINE)):
-        return None
-    changed = any(not line.startswith("#") for line in status.splitlines())
-    return found[1] + ("-dirty" if changed else "")
-
-
 def _output(*command: str) -> str | None:
     """The output of a program; None if there is no such program, it fails, or takes too long."""
-    # A hook of git, which may have started this process, points git to its own repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # A hook of git, which may have started this process, points git to its own repository. What is read is in English.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {"LC_ALL": "C"}
     try:
         done = subprocess.run(
             command,
+            check=True,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -116,9 +94,9 @@ def _output(*command: str) -> str | None:
             env=environment,
             timeout=SECONDS,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip()
 
 
 class Watch:
@@ -127,47 +105,31 @@ class Watch:
     def __init__(self, root: Path = ROOT):
         self._root = root
         self._gpu = nvidia_gpu()
-        self._load = _load_average()
+        self._load = os.getloadavg()[0]
         self._times, self._own = _cpu_times(root), _own_seconds()
         self._throttled = _throttle_count(root)
 
     def conditions(self) -> Conditions:
         """Right after the work: clocks fall soon."""
-        times = _passed(self._times, _cpu_times(self._root))
+        times = [now - then for then, now in zip(self._times, _cpu_times(self._root), strict=False)]
+        passed = max(sum(times), 0)  # 0 where the system is silent
+        throttled = _throttle_count(self._root)
         return Conditions(
             load_average=self._load,
-            others=_others(times, _own_seconds() - self._own) if times else None,
-            stolen=times[7] / sum(times) if times else None,
-            throttled=_difference(self._throttled, _throttle_count(self._root)),
-            clock=_clock(self._root) or _mac_speed_limit(),
+            others=_busy_with_others(times, _own_seconds() - self._own) / passed if passed else None,
+            stolen=times[7] / passed if passed else None,
+            throttled=None if throttled is None or self._throttled is None else throttled - self._throttled,
+            clock=_clock(self._root),
             power=power_source(self._root / "sys") or _mac_power(),
             gpu_slowed=self._gpu.slowed if self._gpu else None,
         )
 
 
-def _load_average() -> float | None:
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return None
-
-
-def _cpu_times(root: Path) -> list[int] | None:
+def _cpu_times(root: Path) -> list[int]:
     """Ticks of all cores since the start: user, nice, system, idle, iowait, irq, softirq, steal (proc(5)); what guests
-    take is in the first two."""
-    lines = (read_text(root / "proc/stat") or "").splitlines()
-    try:
-        times = [int(field) for field in lines[0].split()[1:9]]
-    except (IndexError, ValueError):
-        return None
-    return times if len(times) == 8 else None
-
-
-def _passed(before: list[int] | None, after: list[int] | None) -> list[int] | None:
-    """The ticks between two readings; None where the system is silent, or too little time has passed."""
-    if before is None or after is None or sum(after) <= sum(before):
-        return None
-    return [now - then for then, now in zip(before, after, strict=True)]
+    take is in the first two. Empty where the system does not say."""
+    found = re.match(r"cpu((?: +\d+){8})", read_text(root / "proc/stat") or "")
+    return [int(field) for field in found[1].split()] if found else []
 
 
 def _own_seconds() -> float:
@@ -175,20 +137,15 @@ def _own_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _others(times: list[int], own: float) -> float:
+def _busy_with_others(times: list[int], own: float) -> float:
+    """Ticks in which other programs ran, or the system for them."""
     user, nice, system, _, _, interrupts, soft_interrupts, _ = times
-    busy = user + nice + system + interrupts + soft_interrupts
-    return max(busy - own * os.sysconf("SC_CLK_TCK"), 0) / sum(times)
+    return max(user + nice + system + interrupts + soft_interrupts - own * os.sysconf("SC_CLK_TCK"), 0)
 
 
 def _throttle_count(root: Path) -> int | None:
     counts = [read_number(path) for path in root.glob("sys/devices/system/cpu/cpu*/thermal_throttle/*_throttle_count")]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
-
-
-def _difference(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
+    return sum(filter(None, counts)) if counts else None
 
 
 def _clock(root: Path) -> float | None:
@@ -201,37 +158,26 @@ def _clock(root: Path) -> float | None:
     return max(shares, default=None)
 
 
-def _mac_speed_limit() -> float | None:
-    """Not run on a Mac. Apple's own processors report no limit."""
-    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", _pmset("therm"))
-    return int(found[1]) / 100 if found else None
-
-
 def _mac_power() -> str | None:
     """Not run on a Mac."""
-    found = re.search("drawing from '(AC|Battery) Power'", _pmset("batt"))
+    answer = _output("pmset", "-g", "batt") if sys.platform == "darwin" else None
+    found = re.search("drawing from '(AC|Battery) Power'", answer or "")
     return {"AC": "mains", "Battery": "battery"}[found[1]] if found else None
 
 
-def _pmset(what: str) -> str:
-    return _output("pmset", "-g", what) or "" if sys.platform == "darwin" else ""
-
-
-class MemorySampler:
+class MemorySampler(Background):
     """While open, reads this process's memory once a second, on a thread."""
 
     def __init__(self) -> None:
+        super().__init__(self._sample, SAMPLE_SECONDS)
         self._max: ProcessMemory | None = None
         self._lock = threading.Lock()
 
     def __enter__(self) -> MemorySampler:
         forget_peak()
         self._sample()
-        self._background = Background(self._sample, SAMPLE_SECONDS)
+        super().__enter__()
         return self
-
-    def __exit__(self, *error: object) -> None:
-        self._background.close()
 
     def max(self) -> ProcessMemory | None:
         """The maximum of each kind until now, not always at the same time; None where the system is silent."""

@@ -17,40 +17,27 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..engine.generate import load
 from ..engine.interrupts import Interrupts
-from ..engine.sampling import Sampling
 from ..errors import GptOssError
 from ..memory.plan import MemoryEstimate, MemoryPlan
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import Snapshot
-from .energy import Meter, meter
+from .energy import Meter, meter, sum_if_known
 from .facts import WARM_UP, BenchmarkSpec, facts_of, has_tokenizer, planned_by_context, reads_text, setup_of
 from .first_token import STARTS, cold_starts
 from .machine import MemorySampler, Watch, describe
-from .results import (
-    Memory,
-    Percentiles,
-    Point,
-    Profile,
-    Rates,
-    Results,
-    Speed,
-    Spread,
-    Start,
-    Work,
-)
+from .results import Memory, Percentiles, Point, Profile, Rates, Results, Speed, Spread, Start, Work
 from .roofline import Workload, mean_rates, measured_rates
 from .routing import recording, replaying
-from .stages import profile
+from .stages import GREEDY, decode_seconds, profile
 
-GREEDY = Sampling(temperature=0)
 MIN_SECONDS = 0.2  # of one run: shorter work is repeated within it
 RATES_APART = 2.0  # seconds between measuring the machine's rates and a run that they count for, at most
 RANDOM_IDS = 2**16 + 1  # after which they are repeated; no usual number of tokens divides it
@@ -72,26 +59,23 @@ def measure(plan: MemoryPlan, spec: BenchmarkSpec, command: str, on_progress: On
             f" {'more --memory' if asked else f'--context {spec.context}'}, or less --depth, --prompt or --generate"
         )
     watch, estimate = Watch(), MemoryEstimate(Path(plan.model))
-    start: Start | None = None
-    bench: _Bench | None = None
-    found: Profile | None = None
     finished = False
     with MemorySampler() as memory, meter() or nullcontext() as energy, Interrupts() as interrupts:
+        if spec.start:
+            on_progress("starting new processes", None)
+            with interrupts.at_once():
+                cold = cold_starts(plan, spec.first_prompt)
+        on_progress("loading", None)
+        bench = _Bench(plan, spec, estimate, memory, interrupts, energy, on_progress)
         try:
             if spec.start:
-                on_progress("starting new processes", None)
-                with interrupts.at_once():
-                    load_seconds, cold = cold_starts(plan, spec.first_prompt)
-            on_progress("loading", None)
-            bench = _Bench(plan, spec, estimate, memory, interrupts, energy, on_progress)
-            if spec.start:
-                start = Start(spec.first_prompt, load_seconds, cold, bench.warm_starts())
+                bench.start = Start(spec.first_prompt, *cold, bench.warm_starts())
             bench.measure()
             if spec.profile:
-                found = bench.profile()
+                bench.take_profile()
             finished = True
         except KeyboardInterrupt:
-            if not bench or not (start or bench.speeds):
+            if not (bench.start or bench.speeds):
                 raise
         seen = memory.max()
     return Results(
@@ -101,17 +85,10 @@ def measure(plan: MemoryPlan, spec: BenchmarkSpec, command: str, on_progress: On
         conditions=watch.conditions(),
         model=facts_of(Path(plan.model), estimate),
         setup=setup_of(plan, spec, energy.covers if energy else None),
-        memory=Memory(
-            anonymous=seen.anonymous if seen else None,
-            mapped=seen.mapped if seen else None,
-            peak=seen.peak if seen else None,
-            planned=plan.total,
-            by_context=planned_by_context(plan, estimate),
-            gpu=seen.gpu if seen else None,
-        ),
-        start=start,
+        memory=Memory(plan.total, planned_by_context(plan, estimate), **(vars(seen) if seen else {})),
+        start=bench.start,
         speeds=bench.speeds,
-        profile=found,
+        profile=bench.profile,
         finished=finished,
     )
 
@@ -123,53 +100,52 @@ class _Series:
         """`work_off`, given the number of a run and a count of tokens, does the work once with the tokens of that run,
         and returns the seconds of its parts: of each token, where they come one by one."""
         self.point, self.work, self._work_off = point, work, work_off
+        self.seconds = 0.0
+        """Seconds of the last run, or, before the first, of one as the warm-up was."""
+        self.rates: list[Rates] = []
         self._number = 0
         self._at_a_time = 1
-        self._runs: list[float] = []  # seconds of the work, once
+        self.runs: list[float] = []
+        """Seconds of the work, once."""
         self._parts: list[float] = []
-        self._experts: PoolStats | None = None
-        self._joules: float | None = 0.0
-        self.rates: list[Rates] = []
+        self._experts = PoolStats()
+        self._joules: list[float | None] = []
 
-    def warm_up(self) -> tuple[int, float]:
-        """Returns its tokens and seconds."""
+    def warm_up(self) -> None:
         tokens = WARM_UP if self.point.kind == "decode" else self.point.tokens
-        seconds = sum(self._work_off(0, tokens))
-        self._at_a_time = max(1, math.ceil(MIN_SECONDS / (seconds * self.point.tokens / tokens)))
-        return tokens, seconds
+        seconds = sum(self._work_off(0, tokens)) * self.point.tokens / tokens
+        self._at_a_time = max(1, math.ceil(MIN_SECONDS / seconds))
+        self.seconds = self._at_a_time * seconds
 
-    def run(self, stats: PoolStats | None, energy: Meter | None) -> tuple[int, float]:
-        """Returns its tokens and seconds; `stats` are those of the model."""
+    def run(self, stats: PoolStats | None, energy: Meter | None) -> None:
+        """`stats` are those of the model."""
         before, joules = replace(stats) if stats else None, energy.joules() if energy else None
         parts = []
         for _ in range(self._at_a_time):
             self._number += 1
             parts += self._work_off(self._number, self.point.tokens)
         spent = energy.joules() if energy else None
-        if self._joules is None or joules is None or spent is None:
-            self._joules = None
-        else:
-            self._joules += spent - joules
+        self._joules.append(None if joules is None or spent is None else spent - joules)
         if stats and before:
-            self._experts = stats - before if self._experts is None else self._experts + (stats - before)
+            self._experts += stats - before
         self._parts += parts
-        self._runs.append(sum(parts) / self._at_a_time)
-        return self._at_a_time * self.point.tokens, sum(parts)
+        self.seconds = sum(parts)
+        self.runs.append(self.seconds / self._at_a_time)
 
     def speed(self) -> Speed | None:
         """None before the first run has ended."""
-        if not self._runs:
+        if not self.runs:
             return None
-        done = self.point.tokens * self._at_a_time * len(self._runs)
+        done, joules = self.point.tokens * self._at_a_time * len(self.runs), sum_if_known(self._joules)
         return Speed(
             *self.point,
-            tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self._runs]),
+            tokens_per_second=Spread.of([self.point.tokens / seconds for seconds in self.runs]),
             work=self.work,
             rates=mean_rates(self.rates),
             token_seconds=Percentiles.of(self._parts) if self.point.kind == "decode" else None,
-            experts=self._experts,
+            experts=self._experts if self._experts.needed else None,
             # A counter that did not move was too slow to say.
-            joules_per_token=self._joules / done if self._joules else None,
+            joules_per_token=joules / done if joules else None,
         )
 
 
@@ -191,9 +167,11 @@ class _Bench:
         self.cache = self.model.make_cache()
         self.workload = Workload(estimate.tensors, self.model.config, self.model.make_cache())
         self.ids = _text(plan) if reads_text(plan) else _random_ids(self.model.config)
-        self.agenda = _Agenda(spec, on_progress)
+        self.on_progress = on_progress
         self.room = plan.device.memory - plan.total
         self.series: list[_Series] = []
+        self.start: Start | None = None
+        self.profile: Profile | None = None
         self._look_at_rates()
 
     @property
@@ -206,11 +184,10 @@ class _Bench:
         seconds = []
         for number in range(1 + STARTS):
             ids = self._ids(number, 0, self.spec.first_prompt)
-            self.agenda.next(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
+            self._tell(f"first token, run {number} of {STARTS}" if number else "first token, warm-up")
             started = time.perf_counter()
             next(self.model.generate(ids, sampling=GREEDY, max_tokens=1, stop=(), on_prefill=self._check))
             seconds.append(time.perf_counter() - started)
-            self.agenda.read(len(ids), seconds[-1])
         return Spread.of(seconds[1:])
 
     def measure(self) -> None:
@@ -226,17 +203,17 @@ class _Bench:
                 here = [self._series_of(point, snapshot) for point in points]
                 self.series += here
                 for series in here:
-                    self.agenda.next(f"{series.point.name}, warm-up")
-                    self.agenda.ran(series.point, *series.warm_up())
+                    self._tell(f"{series.point.name}, warm-up")
+                    series.warm_up()
                 self._turn(1, here)
             for number in range(2, 1 + self.spec.repeat):
                 self._turn(number, self.series)
         self.cache.rewind(snapshot.offset, snapshot)
 
-    def profile(self) -> Profile:
+    def take_profile(self) -> None:
         """Profile a step at the greatest depth."""
-        self.agenda.next("profile")
-        return profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
+        self._tell("profile")
+        self.profile = profile(self.model, self.cache, self.workload, self.rates.bandwidth, self._check)
 
     def _turn(self, number: int, all_series: list[_Series]) -> None:
         """One run of each point, beside the machine's rates."""
@@ -244,22 +221,20 @@ class _Bench:
             if time.monotonic() - self._rates_seen > RATES_APART:
                 self._look_at_rates()
             series.rates.append(self.rates)
-            self.agenda.next(f"{series.point.name}, run {number} of {self.spec.repeat}")
-            self.agenda.ran(series.point, *series.run(self.model.expert_stats, self.energy))
+            self._tell(f"{series.point.name}, run {number} of {self.spec.repeat}")
+            series.run(self.model.expert_stats, self.energy)
 
     def _deepened(self, snapshot: Snapshot, depth: int) -> Snapshot:
         """A snapshot after `depth` tokens, from one after fewer."""
         self.cache.rewind(snapshot.offset, snapshot)
         if not (ids := self._ids(0, snapshot.offset, depth - snapshot.offset)):
             return snapshot
-        started = time.perf_counter()
 
         def check(done: int, total: int) -> None:
-            self.agenda.next(f"context of {depth:,} tokens, {snapshot.offset + done:,} read")
+            self._tell(f"context of {depth:,} tokens, {snapshot.offset + done:,} read")
             self.interrupts.check()
 
         self.model.prefill(ids, self.cache, on_progress=check)
-        self.agenda.read(len(ids), time.perf_counter() - started)
         return self._snapshot()
 
     def _snapshot(self) -> Snapshot:
@@ -284,15 +259,9 @@ class _Bench:
         return [seconds]
 
     def _decode(self, snapshot: Snapshot, number: int, count: int) -> list[float]:
-        first = self._ids(number, snapshot.offset, 1)
+        (first,) = self._ids(number, snapshot.offset, 1)
         self.cache.rewind(snapshot.offset, snapshot)
-        tokens = self.model.generate(first, sampling=GREEDY, max_tokens=count + 1, stop=(), cache=self.cache)
-        next(tokens)  # prefill ends with the first one
-        ends = [time.perf_counter()]
-        for _ in tokens:
-            ends.append(time.perf_counter())
-            self.interrupts.check()
-        return [end - begun for begun, end in pairwise(ends)]
+        return decode_seconds(self.model, self.cache, first, count, self._check)
 
     def _ids(self, run: int, offset: int, count: int) -> list[int]:
         """The tokens that a run reads after `offset`; run 0 continues the context."""
@@ -303,39 +272,15 @@ class _Bench:
             self.rates = measured_rates(self.room)
         self._rates_seen = time.monotonic()
 
+    def _tell(self, what: str) -> None:
+        """Report what is done next, and how long all runs will take that are left, once each point has been warmed
+        up."""
+        is_known = len(self.series) == len(self.spec.points) and all(series.seconds for series in self.series)
+        left = sum(series.seconds * (self.spec.repeat - len(series.runs)) for series in self.series)
+        self.on_progress(what, left if is_known and left else None)
+
     def _check(self, *progress: int) -> None:
         self.interrupts.check()
-
-
-class _Agenda:
-    """The work that is left, and how long a token of each kind took last."""
-
-    def __init__(self, spec: BenchmarkSpec, on_progress: OnProgress):
-        self._runs = dict.fromkeys(spec.points, 1 + spec.repeat)  # with the one that warms up
-        self._to_read = max(spec.depths) + ((1 + STARTS) * spec.first_prompt if spec.start else 0)
-        self._seconds: dict[str, float] = {}
-        self._on_progress = on_progress
-
-    def read(self, tokens: int, seconds: float) -> None:
-        """Note that tokens of context, or of a prompt that is waited for, were read."""
-        self._to_read -= tokens
-        self._seconds["prefill"] = seconds / tokens
-
-    def ran(self, point: Point, tokens: int, seconds: float) -> None:
-        self._runs[point] -= 1
-        self._seconds[point.kind] = seconds / tokens
-
-    def next(self, what: str) -> None:
-        """Report what is done next."""
-        self._on_progress(what, self._seconds_left())
-
-    def _seconds_left(self) -> float | None:
-        """None before a token of each kind has been timed."""
-        each, runs = self._seconds, {point: count for point, count in self._runs.items() if count}
-        if {point.kind for point in runs} - each.keys() or (self._to_read and "prefill" not in each):
-            return None
-        of_runs = sum(count * max(MIN_SECONDS, point.tokens * each[point.kind]) for point, count in runs.items())
-        return of_runs + self._to_read * each.get("prefill", 0)
 
 
 def record_routing(plan: MemoryPlan, spec: BenchmarkSpec, path: Path) -> None:

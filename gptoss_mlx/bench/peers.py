@@ -13,15 +13,28 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
 
 from ..errors import GptOssError
 from ..memory.system import size_text
 from ..untrusted import lexists, open_regular, os_error_text, parse_json, read_json
-from .results import Grid, Point, Results
+from .results import Count, Grid, Point, Results
 
 Run = Callable[[str, list[str]], bytes]
 """Runs a command line and returns what it printed; the name of the runtime is for errors."""
+
+# The line of mlx_lm.benchmark with the speeds of a trial.
+TRIAL = re.compile(rb"^Trial 1: +prompt_tps=(\d{1,9}\.\d+), generation_tps=(\d{1,9}\.\d+), ", re.MULTILINE)
+
+# What is read of each entry of llama-bench's JSON: a speed, and what it was measured with.
+COUNTS = "n_prompt n_gen n_depth model_size n_batch n_ubatch n_threads build_number"
+TEXTS = "build_commit model_type gpu_info backends type_k type_v"
+POSITIVE = {"avg_ts": Annotated[float, Meta(gt=0)], "model_n_params": Annotated[int, Meta(gt=0)]}
+FIELDS = dict.fromkeys(COUNTS.split(), Count) | dict.fromkeys(TEXTS.split(), str) | POSITIVE
+LlamaTest: Any = msgspec.defstruct("LlamaTest", FIELDS.items())
 
 
 @dataclass(frozen=True)
@@ -35,24 +48,27 @@ class Reading:
     """Facts that the speeds depend on, by the names and in the words of `our_facts`, as far as they are known."""
 
 
-class Peer(Protocol):
-    @property
-    def name(self) -> str: ...
+class Peer:
+    name: ClassVar[str]
+    sizes: Grid
 
     @property
     def points(self) -> list[Point]:
         """The points that are compared."""
+        return self.sizes.points
 
     @property
     def ours(self) -> Grid:
         """The grid that gptoss-mlx has to measure for that."""
+        return self.sizes
 
     def measure(self, run: Run) -> Reading:
         """Measure all points once. Raises GptOssError."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class MlxLm:
+class MlxLm(Peer):
     """`mlx_lm.benchmark`, on the same folder. It decodes after its prompt, so that prompts are its depths, whatever
     `sizes` has for depths. Raises GptOssError for a folder that it would not read, and for no prompt or nothing to
     decode."""
@@ -99,14 +115,19 @@ class MlxLm:
         for prompt, generate in product(self.sizes.prompt, self.sizes.generate):
             counts = ["-p", str(prompt), "-g", str(generate + 1), "-n", "1"]
             program = [sys.executable, "-m", "mlx_lm.benchmark", "--model", str(self.folder.absolute())]
-            prefill, decode = _mlx_lm_speeds(run(self.name, program + counts))
+            trial = TRIAL.search(run(self.name, program + counts))
+            prefill, decode = map(float, trial.groups()) if trial else (0, 0)
+            if not (prefill and decode):
+                raise GptOssError(
+                    "cannot read what mlx_lm.benchmark printed: it has no line with the speeds of a trial"
+                )
             speeds[Point("prefill", prompt, 0)] = prefill
             speeds[Point("decode", generate, prompt)] = decode * generate / (generate + 1)
         return Reading(version("mlx-lm"), speeds, self.facts)
 
 
 @dataclass(frozen=True)
-class LlamaCpp:
+class LlamaCpp(Peer):
     """`llama-bench` on a GGUF file, with `threads` of them, or as many as it takes by itself. Raises GptOssError for
     what is no program or no GGUF."""
 
@@ -128,14 +149,6 @@ class LlamaCpp:
             raise GptOssError(f"cannot read {self.gguf}: {os_error_text(error)}") from None
         if magic != b"GGUF":
             raise GptOssError(f"{self.gguf} is no GGUF file: llama.cpp's convert_hf_to_gguf.py makes one")
-
-    @property
-    def points(self) -> list[Point]:
-        return self.sizes.points
-
-    @property
-    def ours(self) -> Grid:
-        return self.sizes
 
     def measure(self, run: Run) -> Reading:
         words = [str(self.llama_bench.absolute()), "-m", str(self.gguf.absolute()), "-r", "1", "-o", "json"]
@@ -169,56 +182,30 @@ def our_facts(results: Results) -> dict[str, str]:
     }
 
 
-def _mlx_lm_speeds(output: bytes) -> tuple[float, float]:
-    """Prefill and decode, as mlx_lm.benchmark has them. Raises GptOssError."""
-    line = re.search(rb"^Trial 1: +prompt_tps=(\d{1,9}\.\d+), generation_tps=(\d{1,9}\.\d+), ", output, re.MULTILINE)
-    prefill, decode = map(float, line.groups()) if line else (0, 0)
-    if not (prefill and decode):
-        raise GptOssError("cannot read what mlx_lm.benchmark printed: it has no line with the speeds of a trial")
-    return prefill, decode
-
-
-def _llama_bench_reading(tests: Any) -> Reading:
-    """Read the JSON of llama-bench: a list of tests, each with its speed and all that it was run with. Raises
-    ValueError."""
-    if not isinstance(tests, list) or not tests:
+def _llama_bench_reading(output: Any) -> Reading:
+    """Read the JSON of llama-bench. Raises ValueError."""
+    tests = msgspec.convert(output, list[LlamaTest])
+    if not tests:
         raise ValueError("it is no list of tests")
-    speeds = {}
-    for test in tests:
-        prompt, generate, depth = (_get(test, name, int) for name in ("n_prompt", "n_gen", "n_depth"))
-        point = Point("prefill", prompt, depth) if prompt else Point("decode", generate, depth)
-        speeds[point] = _speed(test, "avg_ts")
-    size, parameters = _get(test, "model_size", int), _get(test, "model_n_params", int)
-    batch = min(_get(test, "n_batch", int), _get(test, "n_ubatch", int))
-    keys, values = _get(test, "type_k", str), _get(test, "type_v", str)
+    test = tests[-1]
+    kinds = {test.type_k, test.type_v}
     facts = {
-        "weights": _weights(8 * size / max(parameters, 1), size),
-        "quantization": _get(test, "model_type", str),
-        "device": _get(test, "gpu_info", str) or "CPU",
-        "operations": f"ggml's, {_get(test, 'backends', str)}",
-        "threads": str(_get(test, "n_threads", int)),
-        "prefill": f"{batch:,} tokens at a time",
+        "weights": _weights(8 * test.model_size / test.model_n_params, test.model_size),
+        "quantization": test.model_type,
+        "device": test.gpu_info or "CPU",
+        "operations": f"ggml's, {test.backends}",
+        "threads": str(test.n_threads),
+        "prefill": f"{min(test.n_batch, test.n_ubatch):,} tokens at a time",
         "decode of a token": "logits; the next token is random",
-        "KV cache": "16 bits" if {keys, values} <= {"f16", "bf16"} else f"{keys} and {values}",
+        "KV cache": "16 bits" if kinds <= {"f16", "bf16"} else f"{test.type_k} and {test.type_v}",
         "experts": "all in memory",
         "range of YaRN": "rounded, as of commit 0c1e570, for the same work",
     }
-    build = f"build {_get(test, 'build_number', int)}, commit {_get(test, 'build_commit', str)}"
-    return Reading(build, speeds, facts)
-
-
-def _get(entry: Any, name: str, kind: type) -> Any:
-    """A value of a JSON object. Raises ValueError where it is not of its kind; a whole number is also a float."""
-    value = entry.get(name) if isinstance(entry, dict) else None
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{name} is {value!r}")
-    return value
-
-
-def _speed(entry: Any, name: str) -> float:
-    if (speed := _get(entry, name, float)) <= 0:
-        raise ValueError(f"{name} is {speed}")
-    return float(speed)
+    speeds = {
+        Point("prefill" if each.n_prompt else "decode", each.n_prompt or each.n_gen, each.n_depth): each.avg_ts
+        for each in tests
+    }
+    return Reading(f"build {test.build_number}, commit {test.build_commit}", speeds, facts)
 
 
 def _weights(bits: float, size: int) -> str:

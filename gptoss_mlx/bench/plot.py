@@ -9,7 +9,6 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ MAX_LINE = 110  # of the title, in characters
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")
 NEUTRAL = "#444444"
-LEGEND: dict[str, Any] = {"frameon": False, "loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
 MAX_LABELS = 6  # that fit below a panel
 ROOM = 2  # above and below the speeds, as a factor: so wide a scale always has two of 1, 2, 5, 10, ...
 
@@ -73,6 +71,8 @@ def save_plot(results: Results, path: Path) -> None:
         canvas = Figure(INCHES, DOTS_PER_INCH, layout="constrained")
         canvas.suptitle("\n".join(map(_line, heading(results))), fontsize=10, parse_math=False)
         speed, memory = canvas.subplots(1, 2)
+        speed.set(title="Speed: median, least and most", xlabel="depth of the context (tokens)", ylabel="tokens/s")
+        memory.set(title="Memory", xlabel="length of the context (tokens)", ylabel="memory (GB)")
         _draw_speed(speed, results)
         _draw_memory(memory, results)
         canvas.savefig(drawn, format=kind, metadata=METADATA[kind])
@@ -85,79 +85,60 @@ def _line(text: str) -> str:
 
 
 def _draw_speed(axes: Axes, results: Results) -> None:
-    """A line for prefill of each size and for decoding, with the limit of each beside it."""
-    axes.set(title="Speed: median, least and most", xlabel="depth of the context (tokens)", ylabel="tokens/s")
-    if not results.speeds:
-        _say_nothing(axes)
-        return
-    series: dict[tuple[str, int], list[Speed]] = {}
-    for speed in sorted(results.speeds, key=lambda speed: (speed.kind, speed.tokens, speed.depth)):
-        series.setdefault((speed.kind, speed.tokens), []).append(speed)
-    shown: list[Any] = []
-    for number, ((kind, tokens), speeds) in enumerate(series.items()):
+    """A line for prefill of each size and for decoding, with the limit of each beside it. Prefill is many times as fast
+    as decoding: with a logarithm both are to be seen."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    by_size: dict[tuple[str, int], list[Speed]] = {}
+    for speed in sorted(results.speeds, key=lambda speed: speed.depth):
+        by_size.setdefault((speed.kind, speed.tokens), []).append(speed)
+    for number, ((kind, tokens), speeds) in enumerate(sorted(by_size.items())):
         color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        depths = [speed.depth for speed in speeds]
-        spreads = [speed.tokens_per_second for speed in speeds]
-        medians = [spread.median for spread in spreads]
-        errors = [[s.median - s.least for s in spreads], [s.most - s.median for s in spreads]]
-        label = f"{kind} of {tokens:,} tokens"
-        shown.append(
-            axes.errorbar(depths, medians, errors, color=color, marker=marker, markersize=5, capsize=3, label=label)
-        )
+        depths, spreads = [speed.depth for speed in speeds], [speed.tokens_per_second for speed in speeds]
+        errors = [[each.median - each.least for each in spreads], [each.most - each.median for each in spreads]]
+        style: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5, "capsize": 3}
+        axes.errorbar(depths, [each.median for each in spreads], errors, label=f"{kind} of {tokens:,} tokens", **style)
         if limits := [(speed.depth, speed.limit) for speed in speeds if speed.limit]:
             # A line at a single depth cannot be seen: its limit is a dash.
             axes.plot(*zip(*limits, strict=True), color=color, linestyle="--", linewidth=1, marker="_", markersize=14)
     if any(speed.limit for speed in results.speeds):
-        shown += axes.plot([], [], color=NEUTRAL, linestyle="--", linewidth=1, label="limit of each")
-    _token_axis(axes, {speed.depth for speed in results.speeds})
-    _speed_axis(axes)
-    axes.legend(handles=shown, ncols=2, **LEGEND)
+        axes.plot([], [], color=NEUTRAL, linestyle="--", linewidth=1, label="limit of each")
+    if _finish(axes, {speed.depth for speed in results.speeds}):
+        axes.set_yscale("log")
+        least, most = axes.dataLim.intervaly
+        axes.set_ylim(least / ROOM, most * ROOM)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_memory(axes: Axes, results: Results) -> None:
-    axes.set(title="Memory", xlabel="length of the context (tokens)", ylabel="memory (GB)")
-    planned, peak = results.memory.by_context, results.memory.peak
-    if not planned:
-        _say_nothing(axes)
-        return
-    contexts, sizes = zip(*planned, strict=True)
-    axes.plot(contexts, [size / 1e9 for size in sizes], color=COLORS[0], marker="o", markersize=5, label="planned")
-    if peak is not None:
+    planned, peak = dict(results.memory.by_context), results.memory.peak
+    sizes = [size / 1e9 for size in planned.values()]
+    axes.plot(list(planned), sizes, color=COLORS[0], marker="o", markersize=5, label="planned")
+    if planned and peak is not None:
         # Keys and values take memory as far as there are tokens, not as far as there is room.
         used = max((speed.depth + speed.tokens for speed in results.speeds), default=results.setup.context)
-        label = f"most that was measured, {size_text(peak)}"
-        axes.plot(used, peak / 1e9, color=COLORS[1], linestyle="", marker="D", markersize=8, label=label)
-    _token_axis(axes, set(contexts))
-    axes.set_ylim(0, 1.1 * max(*sizes, peak or 0) / 1e9)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=2, **LEGEND)
+        style: dict[str, Any] = {"color": COLORS[1], "linestyle": "", "marker": "D", "markersize": 8}
+        axes.plot(used, peak / 1e9, label=f"most that was measured, {size_text(peak)}", **style)
+    if _finish(axes, set(planned)):
+        axes.set_ylim(0, 1.1 * max(*sizes, (peak or 0) / 1e9))
 
 
-def _say_nothing(axes: Axes) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
-
-
-def _token_axis(axes: Axes, depths: Iterable[int]) -> None:
-    """Powers of two are equally far apart, and 0 lies before them; the deepest has a label, and some of the others."""
-    ordered = sorted(depths, reverse=True)
-    if 0 in ordered:
-        axes.set_xscale("symlog", base=2, linthresh=min(filter(None, ordered), default=1))
+def _finish(axes: Axes, depths: set[int]) -> bool:
+    """Draw the axis of tokens, and the legend; returns whether there is anything to see. Powers of two are equally far
+    apart, and 0 lies before them; the deepest has a label, and some of the others."""
+    if not depths:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center", va="center", color=NEUTRAL)
+        return False
+    if 0 in depths:
+        axes.set_xscale("symlog", base=2, linthresh=min(depths - {0}, default=1))
     else:
         axes.set_xscale("log", base=2)
-    marked = ordered[:: -(-len(ordered) // MAX_LABELS)]
+    marked = sorted(depths, reverse=True)[:: -(-len(depths) // MAX_LABELS)]
     axes.set_xticks(marked, [f"{depth:,}" for depth in marked])
     axes.minorticks_off()
-
-
-def _speed_axis(axes: Axes) -> None:
-    """Prefill is many times as fast as decoding: with a logarithm both are to be seen."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    least, most = axes.dataLim.intervaly
-    axes.set_ylim(least / ROOM, most * ROOM)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", alpha=0.3)
+    axes.legend(ncols=2, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    return True

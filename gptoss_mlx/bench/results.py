@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
+from ..memory.plan import EngineConfig
 from ..model.expert_pool import PoolStats
 
 FORMAT = 1  # of the JSON
@@ -109,8 +110,9 @@ class Grid:
 
     @property
     def points(self) -> list[Point]:
+        """The smallest depth first."""
         points = []
-        for depth in self.depth:
+        for depth in sorted(set(self.depth)):
             points += [Point("prefill", tokens, depth) for tokens in self.prompt]
             points += [Point("decode", tokens, depth) for tokens in self.generate]
         return points
@@ -179,12 +181,12 @@ class Start:
 class Memory:
     """Bytes of this process. `anonymous` and `mapped` are the maximum of each, not always at the same time."""
 
-    anonymous: Count | None
-    mapped: Count | None
-    peak: Count | None
     planned: Count
     by_context: list[tuple[Count, Count]]
     """Tokens of context, and the bytes that the plan has for it."""
+    anonymous: Count | None = None
+    mapped: Count | None = None
+    peak: Count | None = None
     gpu: Count | None = None
     """The maximum that MLX had on a GPU with memory of its own."""
 
@@ -224,20 +226,13 @@ class ModelFacts:
     bits_per_weight: Amount
 
 
-@dataclass(frozen=True)
-class Setup:
+@dataclass(frozen=True, kw_only=True)
+class Setup(EngineConfig):
     """What was asked for, and what the memory plan made of it."""
 
     repeat: Count
     threads: Count | None
     """Threads of the kernels; None without them."""
-    context: Count
-    kv_bits: Count
-    prefill_chunk: Count
-    expert_slots: Count | None
-    """Experts in memory at a time, over all layers; None: all of them."""
-    cpu_expert_layers: Count
-    """Layers whose experts the CPU computes beside a GPU."""
     energy: str | None
     """What the joules cover."""
     prompts: str

@@ -81,14 +81,8 @@ class Workload:
 
     def decode(self, depth: int, tokens: int) -> Work:
         """`tokens` tokens, one after the other, after `depth`."""
-        head, products = self.shared["head"], self._products_of_layers(tokens)
         weights = sum(each.bytes for each in self.shared.values()) + self.experts.bytes * self._chosen_share
-        return Work(
-            bytes=round(tokens * weights) + self._kv_bytes(depth, tokens),
-            matrix_operations=round(2 * (products.matrix_weights + tokens * head.matrix_weights)),
-            vector_operations=round(2 * (products.vector_weights + tokens * head.vector_weights))
-            + self._attention_operations(depth, tokens),
-        )
+        return self._work(depth, tokens, tokens * weights + self._kv_bytes(depth, tokens), heads=tokens)
 
     def prefill(self, depth: int, tokens: int, chunk: int) -> Work:
         """`tokens` tokens, `chunk` at a time, after `depth`; the head follows the last of them alone."""
@@ -99,26 +93,25 @@ class Workload:
             # If each token chose at random: routing that prefers some experts reads fewer, and can beat this limit.
             needed = 1 - (1 - self._chosen_share) ** count
             bytes_read += layers + self.experts.bytes * needed + self._kv_bytes(depth + start + count - 1, 1)
-        head, products = self.shared["head"], self._products_of_layers(tokens)
-        return Work(
-            bytes=round(bytes_read),
-            matrix_operations=round(2 * (products.matrix_weights + head.matrix_weights)),
-            vector_operations=round(2 * (products.vector_weights + head.vector_weights))
-            + self._attention_operations(depth, tokens),
-        )
+        return self._work(depth, tokens, bytes_read, heads=1)
 
     @property
     def _chosen_share(self) -> float:
         """The share of the experts that one token chooses."""
         return self.config.experts_per_token / self.config.num_experts
 
-    def _products_of_layers(self, tokens: int) -> StageWeights:
-        found = StageWeights()
-        parts = [(self.shared["attention"], 1.0), (self.shared["experts"], 1.0), (self.experts, self._chosen_share)]
-        for weights, share in parts:
-            found.matrix_weights += weights.matrix_weights * share * tokens
-            found.vector_weights += weights.vector_weights * share * tokens
-        return found
+    def _work(self, depth: int, tokens: int, bytes_read: float, heads: int) -> Work:
+        """What `tokens` tokens after `depth` take, `heads` of which are followed by the head. Attention has scores, and
+        sums of values: each a multiplication and an addition for every position that is seen."""
+        times = [(self.shared["attention"], tokens), (self.shared["experts"], tokens), (self.shared["head"], heads)]
+        parts = [*times, (self.experts, tokens * self._chosen_share)]
+        seen = sum(_seen(layer, depth, tokens) for layer in self.cache.layers)
+        vector = 2 * sum(weights.vector_weights * count for weights, count in parts)
+        return Work(
+            bytes=round(bytes_read),
+            matrix_operations=round(2 * sum(weights.matrix_weights * count for weights, count in parts)),
+            vector_operations=round(vector) + 4 * self.config.num_heads * self.config.head_dim * seen,
+        )
 
     def _kv_bytes(self, depth: int, tokens: int) -> int:
         """Keys and values of all layers that `tokens` tokens after `depth` see, each for itself."""
@@ -126,11 +119,6 @@ class Workload:
             layer.heads * sum(columns * dtype.size for columns, dtype in layer.forms) * _seen(layer, depth, tokens)
             for layer in self.cache.layers
         )
-
-    def _attention_operations(self, depth: int, tokens: int) -> int:
-        """Scores, and the sums of values: each a multiplication and an addition for every position that is seen."""
-        per_position = 4 * self.config.num_heads * self.config.head_dim
-        return per_position * sum(_seen(layer, depth, tokens) for layer in self.cache.layers)
 
 
 def _seen(layer: FullKV | RingKV, depth: int, tokens: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import mlx.core as mx
 
@@ -22,8 +23,20 @@ from ..model.kv_cache import KVCache
 from .results import Profile, Stage
 from .roofline import Workload
 
+GREEDY = Sampling(temperature=0)
 STEPS = 8  # at a time, so that a GPU need not wait for Python
 ROUNDS = 5
+
+
+def decode_seconds(model: Model, cache: KVCache, first: int, count: int, check: Callable[[], None]) -> list[float]:
+    """Seconds of each of `count` tokens that are decoded after `first`, which follows what `cache` holds."""
+    tokens = model.generate([first], sampling=GREEDY, max_tokens=count + 1, stop=(), cache=cache)
+    next(tokens)  # prefill ends with the first one
+    ends = [time.perf_counter()]
+    for _ in tokens:
+        ends.append(time.perf_counter())
+        check()
+    return [end - begun for begun, end in pairwise(ends)]
 
 
 def profile(
@@ -59,12 +72,7 @@ def profile(
 
     def steps() -> float:
         cache.rewind(depth, snapshot)
-        tokens = model.generate([0], sampling=Sampling(temperature=0), max_tokens=STEPS + 1, stop=(), cache=cache)
-        next(tokens)
-        started = time.perf_counter()
-        for _ in tokens:
-            pass
-        return (time.perf_counter() - started) / STEPS
+        return sum(decode_seconds(model, cache, 0, STEPS, check)) / STEPS
 
     x = network.embedding(mx.array([[0]]))
     mx.eval(x)

@@ -1,16 +1,17 @@
-"""A benchmark's results as tables of text: which values, in which order, with how many digits.
+"""What is shown of a benchmark's results: a heading, tables of text, and warnings.
 
-How a table looks, in a terminal or in Markdown, is left to `report` and `formats`. Text that came from a model's folder
-is in the cells as it was found: who shows a cell has to escape it.
+Which values, in which order, with how many digits; how it looks, in a terminal or in Markdown, is left to `report` and
+`formats`. Text that came from a model's folder is in it as it was found: who shows it has to escape it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..memory.system import size_text
+from ..model.expert_pool import PoolStats
 from .results import Results, Speed, Spread, Stage
 
 # Above (the clock: below) these, a condition is worth a warning. An idle desktop has a load average of some tenths, and
@@ -20,33 +21,55 @@ STOLEN = 0.01
 OTHERS = 0.05  # of the cores' time
 SLOW_CLOCK = 0.6
 
+BYTES = {"memory", "bytes", "workspace", "allocations"}  # facts that are numbers of bytes
+
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class TextTable:
     title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    """Rows of as many cells as there are columns; "" where a value is not known."""
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """Rows of as many cells as there are columns; "" where a value is not known. A table without rows is not shown."""
     numbers: bool = True
     """Whether all columns but the first hold numbers."""
+    detail: bool = False
+    """Whether it is more than a terminal shows."""
+    note: str = ""
+    """A line that explains it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    heading: Sequence[str]
+    tables: Sequence[TextTable]
+    warnings: Sequence[str]
+    command: str = ""
+    """The command that would give the same, where it is known."""
+
+
+def report(results: Results) -> Report:
+    made = machine, model, settings, speeds, tokens, limits, experts, start, memory, profile
+    return Report(heading(results), [make(results) for make in made], warnings(results), results.command)
 
 
 def as_table(
-    title: str, items: Iterable[Item], columns: Sequence[tuple[str, Callable[[Item], str]]]
-) -> TextTable | None:
-    """A row for each item, without the columns that are empty in all; None where there is no item."""
-    rows = [[cell(item) for _, cell in columns] for item in items]
-    known = [n for n in range(len(columns)) if any(row[n] for row in rows)]
-    if not rows:
-        return None
-    return TextTable(title, tuple(columns[n][0] for n in known), [tuple(row[n] for n in known) for row in rows])
-
-
-def facts(title: str, pairs: Iterable[tuple[str, str | None]]) -> TextTable:
-    """Names and values, without those that are None."""
-    return TextTable(title, ("what", "value"), [(name, value) for name, value in pairs if value is not None], False)
+    title: str,
+    items: Mapping[str, Item],
+    columns: Mapping[str, Callable[[Item], str]],
+    *,
+    first: str = "what",
+    detail: bool = False,
+    note: str = "",
+) -> TextTable:
+    """A row for each item, after its name, in a column that is called `first`; without the columns that are empty in
+    all, and without the rows that are."""
+    found = {name: [cell(item) for cell in columns.values()] for name, item in items.items()}
+    rows = [[name, *cells] for name, cells in found.items() if any(cells)]
+    known = [n for n in range(1 + len(columns)) if any(row[n] for row in rows)]
+    names = [first, *columns]
+    return TextTable(title, [names[n] for n in known], [[row[n] for n in known] for row in rows], True, detail, note)
 
 
 def number(value: float | None, beside: float | None = None) -> str:
@@ -94,45 +117,36 @@ def _slots(results: Results) -> str:
     return "all" if slots is None else f"{slots:,} of {results.model.layers * results.model.experts:,}"
 
 
-def speeds(results: Results) -> TextTable | None:
-    return as_table(
-        "Speed",
-        results.speeds,
-        [
-            ("what", lambda speed: speed.name),
-            ("tokens/s", lambda speed: number(speed.tokens_per_second.median)),
-            ("least-most", lambda speed: span(speed.tokens_per_second)),
-            ("limit", lambda speed: number(speed.limit)),
-            ("of limit", lambda speed: percent(speed.share)),
-        ],
-    )
+def speeds(results: Results) -> TextTable:
+    columns: dict[str, Callable[[Speed], str]] = {
+        "tokens/s": lambda speed: number(speed.tokens_per_second.median),
+        "least-most": lambda speed: span(speed.tokens_per_second),
+        "limit": lambda speed: number(speed.limit),
+        "of limit": lambda speed: percent(speed.share),
+    }
+    return as_table("Speed", _by_name(results), columns, note=_limit_note(results))
 
 
-def tokens(results: Results) -> TextTable | None:
-    """The speeds of which something is known about single tokens."""
+def _by_name(results: Results) -> dict[str, Speed]:
+    return {speed.name: speed for speed in results.speeds}
+
+
+def tokens(results: Results) -> TextTable:
+    """What is known of single tokens."""
 
     def milliseconds(part: str) -> Callable[[Speed], str]:
         return lambda speed: number((seconds := getattr(speed.token_seconds, part, None)) and 1e3 * seconds)
 
-    return as_table(
-        "Each token",
-        [speed for speed in results.speeds if speed.token_seconds or speed.joules_per_token is not None],
-        [
-            ("what", lambda speed: speed.name),
-            ("ms p50", milliseconds("p50")),
-            ("p90", milliseconds("p90")),
-            ("p99", milliseconds("p99")),
-            ("most", milliseconds("most")),
-            ("J/token", lambda speed: number(speed.joules_per_token)),
-        ],
-    )
+    columns = {"ms p50": milliseconds("p50")} | {part: milliseconds(part) for part in ("p90", "p99", "most")}
+    columns["J/token"] = lambda speed: number(speed.joules_per_token)
+    return as_table("Each token", _by_name(results), columns)
 
 
-def limit_line(results: Results) -> list[str]:
-    """A line on where the limits of the speeds come from, if they are known."""
+def _limit_note(results: Results) -> str:
+    """Where the limits of the speeds come from, if they are known."""
     rates = [speed.rates for speed in results.speeds if speed.limit]
     if not rates:
-        return []
+        return ""
 
     def rate(part: str, unit: float) -> str:
         spread = Spread.of([getattr(each, part) / unit for each in rates])
@@ -141,60 +155,48 @@ def limit_line(results: Results) -> list[str]:
     operations = f"{rate('matrix', 1e12)} Top/s in BF16"
     if results.machine.device == "CPU":
         operations = f"{rate('matrix', 1e12)} Top/s in 8-bit products, {rate('vector', 1e12)} in FP32"
-    return [f"limit: {rate('bandwidth', 1e9)} GB/s read, {operations}, measured beside each"]
+    return f"limit: {rate('bandwidth', 1e9)} GB/s read, {operations}, measured beside each"
 
 
-def limits(results: Results) -> TextTable | None:
+def limits(results: Results) -> TextTable:
     """The rates that limit each speed, and the work of one run."""
 
     def billions(value: float | None) -> str:
-        return "" if value is None else number(value / 1e9)
+        return number(value and value / 1e9)
 
-    return as_table(
-        "Limit: the work of one run, and the machine's rates beside it",
-        results.speeds,
-        [
-            ("what", lambda speed: speed.name),
-            ("GB to read", lambda speed: billions(speed.work.bytes)),
-            ("GB/s", lambda speed: billions(speed.rates.bandwidth)),
-            ("matrix Gop", lambda speed: billions(speed.work.matrix_operations)),
-            ("Gop/s", lambda speed: billions(speed.rates.matrix)),
-            ("vector Gop", lambda speed: billions(speed.work.vector_operations)),
-            ("Gop/s", lambda speed: billions(speed.rates.vector)),
-        ],
-    )
+    columns: dict[str, Callable[[Speed], str]] = {
+        "GB to read": lambda speed: billions(speed.work.bytes),
+        "GB/s": lambda speed: billions(speed.rates.bandwidth),
+        "matrix Gop": lambda speed: billions(speed.work.matrix_operations),
+        "matrix Gop/s": lambda speed: billions(speed.rates.matrix),
+        "vector Gop": lambda speed: billions(speed.work.vector_operations),
+        "vector Gop/s": lambda speed: billions(speed.rates.vector),
+    }
+    title = "Limit: the work of one run, and the machine's rates beside it"
+    return as_table(title, _by_name(results), columns, detail=True)
 
 
-def experts(results: Results) -> TextTable | None:
+def experts(results: Results) -> TextTable:
     """The speeds at which experts were paged."""
-    return as_table(
-        "Experts, paged",
-        [(speed.name, speed.experts) for speed in results.speeds if speed.experts],
-        [
-            ("what", lambda paged: paged[0]),
-            ("in memory", lambda paged: f"{paged[1].hit_rate:.1%}"),
-            ("read", lambda paged: size_text(paged[1].bytes_read)),
-            ("waiting s", lambda paged: number(paged[1].stall_seconds)),
-        ],
-    )
+    columns: dict[str, Callable[[PoolStats], str]] = {
+        "in memory": lambda stats: f"{stats.hit_rate:.1%}",
+        "read": lambda stats: size_text(stats.bytes_read),
+        "waiting s": lambda stats: number(stats.stall_seconds),
+    }
+    paged = {speed.name: speed.experts for speed in results.speeds if speed.experts}
+    return as_table("Experts, paged", paged, columns)
 
 
-def start(results: Results) -> TextTable | None:
-    if not results.start:
-        return None
-    return as_table(
-        f"Start, with a prompt of {results.start.prompt:,} tokens",
-        [
-            ("load", results.start.load_seconds),
-            ("new process to first token", results.start.cold_seconds),
-            ("loaded before, to first token", results.start.warm_seconds),
-        ],
-        [
-            ("what", lambda part: part[0]),
-            ("seconds", lambda part: number(part[1].median)),
-            ("least-most", lambda part: span(part[1])),
-        ],
-    )
+def start(results: Results) -> TextTable:
+    if not (found := results.start):
+        return TextTable("Start", (), ())
+    parts = {
+        "load": found.load_seconds,
+        "new process to first token": found.cold_seconds,
+        "loaded before, to first token": found.warm_seconds,
+    }
+    columns = {"seconds": lambda spread: number(spread.median), "least-most": span}
+    return as_table(f"Start, with a prompt of {found.prompt:,} tokens", parts, columns)
 
 
 def memory(results: Results) -> TextTable:
@@ -205,92 +207,69 @@ def memory(results: Results) -> TextTable:
     return TextTable("Memory", ("what", "bytes"), rows)
 
 
-def profile(results: Results) -> TextTable | None:
-    if not results.profile:
-        return None
-    stages, bandwidth, step = results.profile.stages, results.profile.bandwidth, results.profile.seconds
+def profile(results: Results) -> TextTable:
+    if not (found := results.profile):
+        return TextTable("Profile", (), ())
+    bandwidth, step = found.bandwidth, found.seconds
 
     def rate(stage: Stage) -> float | None:
         return stage.bytes / stage.seconds if stage.bytes and stage.seconds else None
 
-    whole = Stage("in all", step, sum(stage.bytes for stage in stages))
-    return as_table(
-        f"One step of decoding after {results.profile.depth:,} tokens",
-        [*stages, whole] if stages else [],
-        [
-            ("stage", lambda stage: stage.name),
-            ("ms", lambda stage: number(1e3 * stage.seconds)),
-            ("of step", lambda stage: percent(stage.seconds / step if step else None)),
-            ("bytes", lambda stage: size_text(stage.bytes) if stage.bytes else ""),
-            ("GB/s", lambda stage: number((speed := rate(stage)) and speed / 1e9)),
-            ("of bandwidth", lambda stage: percent((speed := rate(stage)) and bandwidth and speed / bandwidth)),
-        ],
-    )
+    columns: dict[str, Callable[[Stage], str]] = {
+        "ms": lambda stage: number(1e3 * stage.seconds),
+        "of step": lambda stage: percent(stage.seconds / step if step else None),
+        "bytes": lambda stage: size_text(stage.bytes) if stage.bytes else "",
+        "GB/s": lambda stage: number((speed := rate(stage)) and speed / 1e9),
+        "of bandwidth": lambda stage: percent((speed := rate(stage)) and bandwidth and speed / bandwidth),
+    }
+    stages = [*found.stages, Stage("in all", step, sum(stage.bytes for stage in found.stages))]
+    title = f"One step of decoding after {found.depth:,} tokens"
+    return as_table(title, {stage.name: stage for stage in stages}, columns, first="stage")
 
 
 def machine(results: Results) -> TextTable:
-    described, conditions = results.machine, results.conditions
-    return facts(
-        "Machine",
-        [
-            ("system", described.system),
-            ("processor", f"{described.processor}, {described.cores} cores"),
-            ("memory", size_text(described.memory)),
-            ("device", described.device),
-            ("kernels", described.kernels or "none"),
-            *described.versions.items(),
-            ("commit", described.commit),
-            ("load average", None if conditions.load_average is None else f"{conditions.load_average:.2f}"),
-            ("other programs", None if conditions.others is None else f"{conditions.others:.1%} of the cores"),
-            ("stolen by the host", None if conditions.stolen is None else f"{conditions.stolen:.1%}"),
-            ("throttled", None if conditions.throttled is None else f"{conditions.throttled} times"),
-            ("clock", None if conditions.clock is None else f"{conditions.clock:.0%} of the highest"),
-            ("power", conditions.power),
-            ("date", results.date),
-        ],
-    )
+    described = vars(results.machine) | {"versions": None} | results.machine.versions
+    return _facts("Machine", described | vars(results.conditions) | {"date": results.date})
+
+
+def model(results: Results) -> TextTable:
+    return _facts("Model", vars(results.model))
 
 
 def settings(results: Results) -> TextTable:
-    model, setup = results.model, results.setup
-    return facts(
-        "Settings",
-        [
-            ("model", f"{model.name}{', random weights' if model.random_weights else ''}"),
-            ("recipe", model.recipe),
-            ("size", f"{size_text(model.bytes)}, {model.bits_per_weight:.2f} bits per weight"),
-            ("shape", f"{model.layers} layers of {model.experts} experts, {model.experts_per_token} for a token"),
-            ("runs of each", str(setup.repeat)),
-            ("threads", None if setup.threads is None else str(setup.threads)),
-            ("context", f"{setup.context:,} tokens"),
-            ("KV cache", f"{setup.kv_bits} bits per value"),
-            ("prefill", f"{setup.prefill_chunk:,} tokens at a time"),
-            ("experts in memory", _slots(results)),
-            ("experts on the CPU", f"of {setup.cpu_expert_layers} layers" if setup.cpu_expert_layers else None),
-            ("energy", setup.energy),
-            ("prompts", setup.prompts),
-        ],
-    )
+    return _facts("Settings", vars(results.setup))
+
+
+def _facts(title: str, values: Mapping[str, Any]) -> TextTable:
+    """Values by the names that they have in the JSON, without those that are None."""
+    known = [(name.replace("_", " "), _fact(name, value)) for name, value in values.items() if value is not None]
+    return TextTable(title, ("what", "value"), known, numbers=False, detail=True)
+
+
+def _fact(name: str, value: Any) -> str:
+    if name in BYTES:
+        return size_text(value)
+    return number(value) if isinstance(value, float) else fact_text(value)
+
+
+def fact_text(value: int | str | None) -> str:
+    return "not set" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
 def warnings(results: Results) -> list[str]:
     """A line for each sign that the machine was not idle or not at its full speed, or that results are missing."""
     seen, cores = results.conditions, results.machine.cores
-    lines = []
-    if (seen.others or 0) > OTHERS:
-        lines.append(f"disturbed: other programs took {seen.others:.0%} of the cores' time meanwhile")
-    elif seen.others is None and (seen.load_average or 0) > BUSY_CORES * cores:
-        lines.append(f"disturbed: a load average of {seen.load_average:.2f} on {cores} cores, before it began")
-    if (seen.stolen or 0) > STOLEN:
-        lines.append(f"disturbed: the host gave {seen.stolen:.1%} of these cores' time to others")
-    if seen.throttled:
-        lines.append(f"disturbed: cores were slowed {seen.throttled} times because they were hot")
-    if seen.clock is not None and seen.clock < SLOW_CLOCK:
-        lines.append(f"disturbed: at the end the cores' clock was at {seen.clock:.0%} of its highest")
-    if seen.gpu_slowed:
-        lines.append("disturbed: at the end the GPU was slowed, because of heat or of its power supply")
-    if seen.power == "battery":
-        lines.append("disturbed: on battery")
+    is_busy = seen.others is None and (seen.load_average or 0) > BUSY_CORES * cores
+    signs = {
+        "other programs took {0.others:.0%} of the cores' time meanwhile": (seen.others or 0) > OTHERS,
+        "a load average of {0.load_average:.2f} on {1} cores, before it began": is_busy,
+        "the host gave {0.stolen:.1%} of these cores' time to others": (seen.stolen or 0) > STOLEN,
+        "cores were slowed {0.throttled} times because they were hot": seen.throttled,
+        "at the end the cores' clock was at {0.clock:.0%} of its highest": (seen.clock or 1) < SLOW_CLOCK,
+        "at the end the GPU was slowed, because of heat or of its power supply": seen.gpu_slowed,
+        "on battery": seen.power == "battery",
+    }
+    lines = [f"disturbed: {sign.format(seen, cores)}" for sign, is_seen in signs.items() if is_seen]
     if above := [speed.name for speed in results.speeds if (speed.share or 0) > 1]:
         lines.append(
             f"above its limit: {', '.join(above)}. The machine's rates swing, and what stays in a cache is not read"

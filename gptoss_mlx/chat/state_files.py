@@ -21,6 +21,7 @@ import numpy as np
 
 from ..device import backend
 from ..engine.generate import Model
+from ..engine.mlx_errors import mlx_errors
 from ..engine.prompt_cache import PromptCache, common_prefix
 from ..errors import GptOssError
 from ..files import replacing, utf8_path
@@ -93,6 +94,7 @@ class StateFiles:
         self._chunks.append((start, start + length))
         return Snapshot(start + length, rings) if rings else None
 
+    @mlx_errors()
     def save(self, prompt_cache: PromptCache) -> None:
         """Bring the folder up to the last snapshot. Raises GptOssError, and then the files there can still be used."""
         same = common_prefix(self._ids, prompt_cache.ids)

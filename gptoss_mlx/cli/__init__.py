@@ -36,12 +36,12 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except MemoryError:
-        _fail("out of memory: give a smaller --memory or --context, or convert with a smaller recipe")
-    except RuntimeError as error:
-        if not str(error).startswith("[read]"):  # MLX reads weights that are not mapped when they are first used
+    except (MemoryError, RuntimeError) as error:
+        from ..engine.mlx_errors import for_user
+
+        if (known := for_user(error)) is None:
             raise
-        _fail("a file of the model can no longer be read: check its folder with `gptoss-mlx verify`")
+        _fail(str(known))
     except UnicodeEncodeError as error:
         _fail(f"this locale cannot encode {error.object!a}: set LC_ALL to a UTF-8 locale, such as C.UTF-8")
     except OSError as error:  # such as of standard output, whose reader has gone, or whose disk is full

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,9 +185,9 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
     from ..terminal.progress_bars import step_progress
 
     spec = BenchmarkSpec(
-        prompts=options.prompt,
+        prompt=options.prompt,
         generate=options.generate,
-        depths=options.depth,
+        depth=options.depth,
         repeat=options.repeat,
         start=options.start,
         profile=options.profile,
@@ -202,8 +202,8 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
         record_routing(plan, spec, options.record_routing)
     with step_progress() as show:
         results = measure(plan, spec, _command(context), show)
-    _print_results(results, options.form)
-    _save_results(results, options)
+    _print(results, options.form)
+    _save_results(results, plan, options)
     if earlier and results.speeds:
         _print_changes(context, results, earlier, options)
     return results.finished
@@ -241,19 +241,19 @@ def _command(context: click.Context) -> str:
     return shlex.join(["gptoss-mlx", "bench", *words])
 
 
-def _print_results(results: Results, form: str) -> None:
-    if form == "table":
-        from ..bench.report import print_results
-
-        print_results(results)
-        return
+def _print(found: Results | Comparison, form: str) -> None:
     from ..bench import formats
 
+    if form == "table":
+        from ..bench.report import print_report
+
+        print_report(formats.report_of(found))
+        return
     shown = {"json": formats.as_json, "csv": formats.as_csv, "markdown": formats.as_markdown}
-    click.echo(shown[form](results), nl=False)
+    click.echo(shown[form](found), nl=False)
 
 
-def _save_results(results: Results, options: BenchOptions) -> None:
+def _save_results(results: Results, plan: MemoryPlan, options: BenchOptions) -> None:
     if options.plot:
         from ..bench.plot import save_plot
 
@@ -261,9 +261,11 @@ def _save_results(results: Results, options: BenchOptions) -> None:
     if options.submit:
         from ..bench.formats import submission
         from ..files import replace_file
+        from .machine_facts import as_block, details, facts, in_use
 
+        runtime = as_block((*facts(), *details(), *in_use(plan)))
         path = Path(f"gptoss-mlx-bench-{results.date[:10]}.md")
-        replace_file(path, submission(results))
+        replace_file(path, f"{submission(results)}\n### Runtime\n\n{runtime}\n")
         click.echo(f"the report is in {path}: paste it into an issue", err=True)
 
 
@@ -271,12 +273,13 @@ def _print_changes(context: click.Context, results: Results, earlier: Results, o
     """Print what has changed since the baseline; exit with 1 where a speed has fallen too far."""
     from rich.console import Console
 
-    from ..bench import baseline, report
+    from ..bench import baseline
+    from ..bench.report import print_report
 
     changes = baseline.compare_with_baseline(results, earlier, options.fail_below)
     differences = baseline.setting_differences(results.setup, earlier.setup)
-    report.print_changes(changes, differences, Console(stderr=options.form != "table"))
-    if results.finished and baseline.any_below(changes):
+    print_report(baseline.report(changes, differences), Console(stderr=options.form != "table"))
+    if results.finished and any(change.below for change in changes):
         context.exit(1)
 
 
@@ -288,21 +291,18 @@ def _compare(context: click.Context, folder: Path, options: BenchOptions) -> boo
     for name in ("memory", "context", "kv_bits", "threads"):
         if context.params[name] is not None:
             ours += [f"--{name.replace('_', '-')}", str(context.params[name])]
-    comparison = None
+    show = partial(click.echo, err=True)
+    comparison: Comparison | None = None
     try:
-        for known in compare(_peer(folder, options), [*ours, "--format", "json"], options.repeat, _print_progress):
+        for known in compare(_peer(folder, options), [*ours, "--format", "json"], options.repeat, show):
             comparison = known
     except KeyboardInterrupt:
         if comparison is None:
             raise
-    except GptOssError:
+    finally:
         if comparison is not None:
-            _print_comparison(comparison, options.form)
-        raise
-    if comparison is None:  # there is a pair at least
-        return False
-    _print_comparison(comparison, options.form)
-    return comparison.ours.finished
+            _print(comparison, options.form)
+    return comparison is not None and comparison.ours.finished
 
 
 def _peer(folder: Path, options: BenchOptions) -> Peer:
@@ -314,22 +314,6 @@ def _peer(folder: Path, options: BenchOptions) -> Peer:
     if options.llama_bench and options.gguf:
         return LlamaCpp(options.llama_bench, options.gguf, sizes, device.runtime().threads)
     return MlxLm(folder, sizes)
-
-
-def _print_progress(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def _print_comparison(comparison: Comparison, form: str) -> None:
-    from ..bench import formats, report
-
-    if form == "table":
-        report.print_comparison(comparison)
-    elif form == "json":
-        click.echo(json.dumps(comparison.as_dict(), indent=1))
-    else:
-        shown = {"csv": formats.comparison_as_csv, "markdown": formats.comparison_as_markdown}
-        click.echo(shown[form](comparison), nl=False)
 
 
 COMMANDS = (bench,)

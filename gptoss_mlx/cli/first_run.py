@@ -56,7 +56,7 @@ def command_lines(model: str | None) -> list[CommandLine]:
 def _machine_lines() -> tuple[str, ...]:
     """The facts that a choice depends on, in five lines."""
     from ..memory.devices import Device
-    from .self_test import facts
+    from .machine_facts import facts
 
     device = Device.here()
     # What does not fit on a Mac's GPU, the CPU computes.

@@ -40,22 +40,31 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
 
 @click.command(epilog="Example: gptoss-mlx doctor --self-test")
 @click.option(
-    "--self-test", "as_test", is_flag=True, help="Also check that this machine computes correctly (a few seconds)."
+    "--self-test",
+    "as_test",
+    is_flag=True,
+    help="Also check that this machine computes correctly (a few seconds), as a block to paste into an issue.",
 )
 def doctor(as_test: bool) -> None:
     """Show this machine's device, kernels, memory and versions."""
-    from . import self_test
+    from . import machine_facts as found
 
-    for name, value in self_test.facts():
-        click.echo(f"{name:20}{value}")
+    facts = [*found.facts(), found.models()]
     if not as_test:
+        click.echo("\n".join(found.as_line(*fact) for fact in facts))
         return
+    from .self_test import self_test
+
     failed = 0
-    for check in self_test.self_test():
+    click.echo("```text")
+    for fact in (*facts, *found.details()):
+        click.echo(found.without_user(found.as_line(*fact)))
+    for check in self_test():
         failed += not check.passed
         click.echo(f"{check.name:24}{'pass' if check.passed else 'FAIL'}: {check.detail}")
+    click.echo("```")
     if failed:
-        raise GptOssError(f"{failed} of the checks failed")
+        raise GptOssError(f"{failed} of the checks failed: paste all of this into an issue")
 
 
 COMMANDS = (plan, doctor)

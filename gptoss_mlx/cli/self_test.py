@@ -1,19 +1,18 @@
-"""Facts about this machine, and a test whether the runtime computes right on it, for `gptoss-mlx doctor`.
+"""A test whether the runtime computes right on this machine, for `gptoss-mlx doctor --self-test`.
 
-The self-test runs on the embedded checkpoint. It covers what differs from machine to machine: mapped weights, the
-device and its kernels against MLX's operations in FP32 on the CPU, the cache, and memory. It does not cover what
-differs from model to model.
+It runs on the embedded checkpoint, and covers what differs from machine to machine: mapped weights, the device and its
+kernels against MLX's operations in FP32 on the CPU, the ways to save memory, the cache, and memory. It does not cover
+what differs from model to model.
 """
 
 from __future__ import annotations
 
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,9 +21,9 @@ from .. import device, kernels
 from ..engine.divergence import kl_divergence
 from ..engine.generate import Model, load
 from ..errors import GptOssError
-from ..files import free_disk
-from ..memory.system import GIB, cgroup_limit, proc_bytes, size_text, total
-from ..model.model_store import home
+from ..memory.system import size_text
+from ..model.checkpoint import Checkpoint
+from .machine_facts import planned
 
 # Limit of the error of activations in 8 bits (kernels) or in BF16 (GPU): the mean KL divergence, in nats, of the
 # next token's distribution from that in FP32. The machines where it was measured had a hundredth of it.
@@ -32,36 +31,8 @@ MAX_DIVERGENCE = 1e-3
 # The same where the work is only divided differently.
 MAX_CHUNK_DIVERGENCE = 1e-3
 TOKENS = 300  # of the self-test's text: more than the window of 128
-
-
-def facts() -> Iterator[tuple[str, str]]:
-    """Names and values, a line each."""
-    runtime = device.runtime()
-    yield "gptoss-mlx", f"{runtime.version}, MLX {runtime.mlx}, Python {platform.python_version()}"
-    yield "system", f"{platform.system()} {platform.release()} on {platform.machine()}"
-    yield "device", f"{runtime.device}, {runtime.name}"
-    if native := kernels.native():
-        others = [name for name in native.available_kernels() if name != native.kernels_in_use()]
-        also = f" (also: {', '.join(others)})" if others else ""
-        yield "kernels", f"on, {native.kernels_in_use()}{also}, {native.threads()} threads"
-    else:
-        yield "kernels", f"off: {kernels.why_not_native()}"
-        if step := kernels.how_to_have_native():
-            yield "to enable them", step
-    yield from _memory()
-    yield "models", f"{home()}, {size_text(free_disk(home()))} free"
-
-
-def _memory() -> Iterator[tuple[str, str]]:
-    if meminfo := proc_bytes("meminfo"):
-        yield "memory", f"{meminfo['MemTotal'] / GIB:.1f} GiB, {meminfo['MemAvailable'] / GIB:.1f} GiB available"
-    elif sys.platform == "darwin":
-        yield "memory", f"{total() / GIB:.1f} GiB"
-    if (limit := cgroup_limit()) is not None:
-        yield "memory limit", f"{limit / GIB:.1f} GiB, set by the control group"
-    if (gpu := device.gpu()) and gpu.is_unified and gpu.limit:
-        limits = ((gpu.limit, "in total"), (gpu.max_buffer, "per buffer"))
-        yield "GPU limit", ", ".join(f"{size / GIB:.1f} GiB {what}" for size, what in limits if size is not None)
+CHUNKS = (1, 6, 100, 129)  # tokens at a time: Metal has a kernel for up to 4, one from 9, and none between
+SLOTS = 16  # of 32 experts in the embedded model
 
 
 @dataclass(frozen=True)
@@ -85,7 +56,12 @@ def self_test() -> Iterator[Check]:
         yield _checked("mapped weights", lambda: _mapped(first))
         for recipe, folder in folders.items():
             yield _checked(f"logits, {recipe}", partial(_logits, folder))
+        yield _checked("8-bit KV cache", lambda: _logits(first, kv_bits=8))
+        yield _checked("paged experts", lambda: _logits(first, expert_slots=SLOTS))
+        if (gpu := device.gpu()) and gpu.is_unified and kernels.native():
+            yield _checked("experts on the CPU", lambda: _logits(first, cpu_expert_layers=1))
         yield _checked("cache and window", lambda: _cache(first))
+        yield _checked("memory of MLX", lambda: _allocated(first))
     yield _checked("read bandwidth", _bandwidth)
 
 
@@ -97,8 +73,6 @@ def _checked(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
 
 
 def _mapped(folder: Path) -> tuple[bool, str]:
-    from ..model.checkpoint import Checkpoint
-
     checkpoint = Checkpoint.open(folder)
     for name in checkpoint.tensors:
         got = checkpoint.array(name)
@@ -135,29 +109,57 @@ def _log_probabilities(model: Model, ids: list[int], chunk: int) -> np.ndarray:
     return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
-def _divergence(right: np.ndarray, got: np.ndarray) -> float:
-    """The mean over tokens, from logarithms of probabilities [tokens, vocabulary]."""
-    return float(kl_divergence([np.stack([right, got], axis=1)])[0].mean())
+def _divergences(right: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Of each token, from logarithms of probabilities [tokens, vocabulary]."""
+    return kl_divergence([np.stack([right, got], axis=1)])[0]
 
 
-def _logits(folder: Path) -> tuple[bool, str]:
+@cache
+def _reference(folder: Path) -> tuple[list[int], np.ndarray]:
+    """Token ids, and what MLX's operations compute for them in FP32 on the CPU."""
     with device.reference():
         model = load(folder)
         ids = _ids(model)
-        right = _log_probabilities(model, ids, len(ids))
-    divergence = _divergence(right, _log_probabilities(load(folder), ids, len(ids)))
-    return divergence < MAX_DIVERGENCE, f"{divergence:.1e} nats from FP32 on the CPU (limit {MAX_DIVERGENCE:.0e})"
+        return ids, _log_probabilities(model, ids, len(ids))
+
+
+def _logits(folder: Path, **changes: Any) -> tuple[bool, str]:
+    """With `changes` of the plan's settings."""
+    ids, right = _reference(folder)
+    model = load(folder)
+    if changes:
+        model = load(folder, replace(model.settings, **changes))
+    each = _divergences(right, _log_probabilities(model, ids, len(ids)))
+    return (
+        float(each.mean()) < MAX_DIVERGENCE,
+        f"{each.mean():.1e} nats from FP32 on the CPU, at most {each.max():.1e} (limit of the mean"
+        f" {MAX_DIVERGENCE:.0e})",
+    )
 
 
 def _cache(folder: Path) -> tuple[bool, str]:
     model = load(folder)
     ids = _ids(model)
     right = _log_probabilities(model, ids, len(ids))
-    worst = max(_divergence(right, _log_probabilities(model, ids, chunk)) for chunk in (1, 100, 129))
+    worst, chunk = max((float(_divergences(right, _log_probabilities(model, ids, n)).mean()), n) for n in CHUNKS)
     return (
         worst < MAX_CHUNK_DIVERGENCE,
-        f"{worst:.1e} nats between chunks of 1 to {len(ids)} tokens (limit {MAX_CHUNK_DIVERGENCE:.0e})",
+        f"{worst:.1e} nats between chunks of {chunk} and {len(ids)} tokens (limit {MAX_CHUNK_DIVERGENCE:.0e})",
     )
+
+
+def _allocated(folder: Path) -> tuple[bool, str]:
+    """On Metal, mapped files count too."""
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model = load(folder)
+    logits = model.prefill(_ids(model), model.make_cache())
+    mx.eval(logits)
+    active, peak = (count - before for count in (mx.get_active_memory(), mx.get_peak_memory()))
+    assert model.plan
+    limit = planned(model.plan)
+    return peak <= limit, f"{size_text(active)} in use, at most {size_text(peak)}, planned {size_text(limit)}"
 
 
 def _bandwidth() -> tuple[bool, str]:

@@ -26,6 +26,7 @@ from ..model.network import Transformer
 from ..model.recognition import model_folder, open_converted
 from ..model.weights import Weights
 from ..untrusted import lexists, read_json
+from .mlx_errors import mlx_errors
 from .sampling import Sampler, Sampling
 from .tokenizer import Tokenizer
 
@@ -107,6 +108,7 @@ class Model:
         """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
         return self.network.logits(self.network.hidden(ids, cache or self.make_cache()))
 
+    @mlx_errors()
     def prefill(
         self,
         ids: Sequence[int],
@@ -117,8 +119,8 @@ class Model:
     ) -> mx.array:
         """Feed `ids` into the cache, `chunk` at a time, and return the last position's logits [1, vocabulary].
 
-        `on_progress(done, total)` is called before the first chunk and after each. Raises ContextFull, and GptOssError
-        for an unknown id.
+        `on_progress(done, total)` is called before the first chunk and after each. Raises ContextFull, GptOssError for
+        an unknown id, and OutOfMemory, after which the cache is of no use.
         """
         self._check(ids, cache)
         chunk = chunk or self.settings.prefill_chunk
@@ -146,7 +148,7 @@ class Model:
 
         `stop` defaults to the model's own `stop_ids`. With a cache, `ids` follow what it holds; afterwards it holds
         `ids` and all that was yielded, perhaps without the last: see `cache.offset`.
-        Raises ContextFull, and GptOssError for an unknown id.
+        Raises ContextFull, GptOssError for an unknown id, and OutOfMemory.
         """
         cache = cache or self.make_cache()
         sampler = Sampler(sampling or Sampling(), context=ids)
@@ -166,7 +168,7 @@ class Model:
         """Yield sampled ids, the first from `logits` [1, vocabulary] of the cache's last position, as `generate` does.
 
         A `constraint` says before each id which ones may be sampled, so that nothing is computed ahead of it. Raises
-        NotFinite where the logits of an id are not all numbers.
+        NotFinite where the logits of an id are not all numbers, and OutOfMemory.
         """
         stop = self.stop_ids if stop is None else stop
         room = cache.context - cache.offset + 1
@@ -181,22 +183,23 @@ class Model:
             mx.async_eval(logits)
             return sampler(logits, constraint.allowed()), total
 
-        upcoming = sampled(logits)
-        for count in range(1, limit + 1):
-            token, total = upcoming
-            mx.async_eval(token, total)
-            if ahead and count < limit:
-                upcoming = sampled(self._next_logits(token, cache))
-                mx.async_eval(*upcoming)
-            self.require_finite(total)
-            id_ = int(token)
-            yield id_
-            if id_ in stop or count == limit:
-                return
-            if constraint:
-                constraint.accept(id_)
-            if not ahead:
-                upcoming = sampled(self._next_logits(token, cache))
+        with mlx_errors():
+            upcoming = sampled(logits)
+            for count in range(1, limit + 1):
+                token, total = upcoming
+                mx.async_eval(token, total)
+                if ahead and count < limit:
+                    upcoming = sampled(self._next_logits(token, cache))
+                    mx.async_eval(*upcoming)
+                self.require_finite(total)
+                id_ = int(token)
+                yield id_
+                if id_ in stop or count == limit:
+                    return
+                if constraint:
+                    constraint.accept(id_)
+                if not ahead:
+                    upcoming = sampled(self._next_logits(token, cache))
 
     def require_finite(self, total: mx.array) -> None:
         """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""
@@ -221,6 +224,7 @@ class Model:
         return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
 
 
+@mlx_errors()
 def load(
     model: str | Path,
     settings: EngineConfig | None = None,
@@ -238,8 +242,8 @@ def load(
     16, or else 16 where that fits. `settings`, of another plan, are taken as they are; the other options mean nothing
     then.
 
-    Raises BudgetTooSmall where it does not fit, ModelMissing for one that has to be converted first, and GptOssError
-    (ConfigError, CheckpointError) naming what is wrong.
+    Raises BudgetTooSmall where it does not fit, ModelMissing for one that has to be converted first, OutOfMemory, and
+    GptOssError (ConfigError, CheckpointError) naming what is wrong.
     """
     path = model_folder(model.expanduser()) if isinstance(model, Path) else resolve(model)
     plan = None

@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..model.kv_cache import MAX_SNAPSHOTS, Snapshot
 from .generate import ContextFull, Model
 from .interrupts import Interrupted
+from .mlx_errors import mlx_errors
 
 
 class PromptCache:
@@ -84,8 +85,9 @@ class PromptCache:
         """Whether the cache begins with `ids`."""
         return common_prefix(self.ids, ids) == len(ids)
 
+    @mlx_errors()
     def snapshot(self) -> None:
-        """Remember this position, so that the cache can rewind to it."""
+        """Remember this position, so that the cache can rewind to it. Raises OutOfMemory."""
         if self.snapshots and self.snapshots[-1].offset == self.cache.offset:
             return
         if snapshot := self.cache.snapshot():

@@ -11,9 +11,10 @@ import math
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,16 @@ class Shard:
             self._arrays[name] = _view_of(self.path, self.windows, tensor)
         return self._arrays[name]
 
+    def joined(self, tensors: Sequence[TensorInfo]) -> mx.array:
+        """Tensors that follow each other, as one: alone, each is a part of it, and not adopted again."""
+        assert self.windows
+        first, rows = tensors[0], [tensor.shape[0] for tensor in tensors]
+        whole = TensorInfo(first.name, first.dtype, (sum(rows), *first.shape[1:]), first.start, tensors[-1].end)
+        array = _view_of(self.path, self.windows, whole)
+        for tensor, end in zip(tensors, accumulate(rows), strict=True):
+            self._arrays[tensor.name] = array[end - tensor.shape[0] : end]
+        return array
+
     @cached_property
     def _unmapped(self) -> Mapping[str, mx.array]:
         """All tensors as arrays that MLX has not read yet."""
@@ -386,6 +397,29 @@ class Checkpoint:
     def mapped(self, name: str) -> Any:
         """The tensor for the kernels alone: see `Shard.mapped`. Raises CheckpointError."""
         return self._shards[name].mapped(self.tensors[name].name)
+
+    def are_adjacent(self, names: Sequence[str]) -> bool:
+        """Whether these tensors follow each other in one file, and differ in nothing but their first dimension."""
+        places = [
+            (self.file_of[name], tensor.dtype, tensor.shape[1:], tensor.start, tensor.end)
+            for name in names
+            if (tensor := self.tensors.get(name))
+        ]
+        return len(places) == len(names) and all(
+            (*form, end) == (*next_form, next_start)
+            for (*form, _, end), (*next_form, next_start, _) in pairwise(places)
+        )
+
+    def joined(self, names: Sequence[str]) -> mx.array:
+        """Tensors that `are_adjacent`, one after the other along the first dimension. What `array` makes of them later
+        are parts of it. Raises CheckpointError."""
+        import mlx.core as mx
+
+        shard = self._shards[names[0]]
+        if len(names) == 1 or shard.windows is None:
+            arrays = [self.array(name) for name in names]
+            return arrays[0] if len(names) == 1 else mx.concatenate(arrays)
+        return shard.joined([self.tensors[name] for name in names])
 
     @property
     def is_mapped(self) -> bool:

@@ -6,65 +6,103 @@ Knows how a batch of tokens is divided among the experts; leaves the choice of e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
-from .config import SWIGLU_ALPHA
+from ..device import fused
+from .config import SWIGLU_ALPHA, ModelConfig
 from .expert_pool import PROJECTIONS, ExpertPool, projection_shapes
 from .weights import Matrix, Weights
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One projection of N experts: matrices [N, outputs, inputs] and biases [N, outputs]."""
+
+    matrices: Matrix
+    biases: mx.array
+
+    def __call__(
+        self, x: mx.array, number: mx.array, *, rows: mx.array | None = None, in_order: bool = False
+    ) -> tuple[mx.array, mx.array]:
+        """Row rows[n] of x [N, 1, inputs], its n-th if left out, times matrix number[n] -> [N, 1, outputs]; and what is
+        to be added to it. `in_order`: `number` ascends."""
+        products = self.matrices.apply_gathered(x, number, rows=rows, sorted_indices=in_order)
+        return products, mx.expand_dims(self.biases[number], -2).astype(x.dtype)
 
 
 class Experts:
     """A stack of expert MLPs: `gate` and `up` [N, intermediate, hidden], `down` [N, hidden, intermediate]."""
 
-    def __init__(self, matrices: dict[str, Matrix], biases: dict[str, mx.array], limit: float):
-        """Projection -> its matrices, and its biases [N, rows]; `limit` is the clamp of SwiGLU."""
-        self.gate, self.up, self.down = ((matrices[name], biases[name]) for name in PROJECTIONS)
-        self.limit = limit
+    def __init__(self, stacks: Mapping[str, Stack], config: ModelConfig, gate_up: Stack | None = None):
+        """Projection -> its stack; `gate_up` are those of gate and then those of up, where they lie so."""
+        self.gate, self.up, self.down = (stacks[name] for name in PROJECTIONS)
+        self.gate_up = gate_up
+        self.limit = config.swiglu_limit
+        # For the experts of one token: where each finds its row, and its place in `gate_up`. Of constants, nothing is
+        # computed again for each token.
+        self._all = mx.arange(config.experts_per_token, dtype=mx.uint32)
+        self._first = mx.zeros(2 * config.experts_per_token, mx.uint32)
+        self._halves = mx.array([[0], [len(self.gate.biases)]], mx.uint32)
 
     @classmethod
     def resident(cls, weights: Weights, path: str) -> Experts:
         """All experts of a layer, as the checkpoint stores them. Raises CheckpointError."""
-        shapes = projection_shapes(weights.config)
-        matrices = {name: weights.matrix(f"{path}.{name}", *shape) for name, shape in shapes.items()}
-        biases = {name: weights.vector(f"{path}.{name}.bias", *shape[:2]) for name, shape in shapes.items()}
-        return cls(matrices, biases, weights.config.swiglu_limit)
+        sizes = {f"{path}.{name}": weights.config.num_experts for name in PROJECTIONS[:2]}
+        # First, so that gate and up are parts of it: apart, a GPU would count both.
+        joined = weights.joined(sizes, weights.config.intermediate_size, weights.config.hidden_size)
+        stacks = {
+            name: Stack(weights.matrix(f"{path}.{name}", *shape), weights.vector(f"{path}.{name}.bias", *shape[:2]))
+            for name, shape in projection_shapes(weights.config).items()
+        }
+        return cls(stacks, weights.config, joined and Stack(*joined))
 
     @classmethod
     def of_pool(cls, weights: Weights, pool: ExpertPool) -> Experts:
         """The slots of a pool, never a copy of them: experts are read into them later."""
-        matrices = {name: pool.matrix(name) for name in PROJECTIONS}
-        return cls(matrices, {name: pool.bias(name) for name in PROJECTIONS}, weights.config.swiglu_limit)
+        return cls({name: Stack(pool.matrix(name), pool.bias(name)) for name in PROJECTIONS}, weights.config)
 
     def __call__(self, x: mx.array, chosen: mx.array) -> mx.array:
         """Tokens x [T, hidden] and their experts `chosen` [T, k] -> the experts' outputs [T, k, hidden]."""
         tokens, k = chosen.shape
-        number = chosen.flatten()
         if tokens == 1:
-            return self.outputs(mx.broadcast_to(x, (k, x.shape[-1])), number, in_order=False)[None]
+            return self._of_one_token(x, chosen.flatten())[None]
         # Sorted, each expert is read once for all the tokens that chose it.
+        number = chosen.flatten()
         order = mx.argsort(number)
         y = self.outputs(x[order // k], number[order], in_order=True)
         return y[mx.argsort(order)].reshape(tokens, k, -1)
 
     def outputs(self, x: mx.array, number: mx.array, *, in_order: bool) -> mx.array:
         """Row n of x [N, hidden] through expert number[n] -> [N, hidden]."""
-
-        def project(stack: tuple[Matrix, mx.array], x: mx.array) -> mx.array:
-            matrix, bias = stack
-            return matrix.apply_gathered(x, number, sorted_indices=in_order) + bias[number][:, None].astype(x.dtype)
-
         x = x[:, None]
-        y = swiglu(project(self.gate, x), project(self.up, x), self.limit)
-        return project(self.down, y)[:, 0]
+        y = swiglu(*self.gate(x, number, in_order=in_order), *self.up(x, number, in_order=in_order), self.limit)
+        products, biases = self.down(y, number, in_order=in_order)
+        return (products + biases)[:, 0]
+
+    def _of_one_token(self, x: mx.array, number: mx.array) -> mx.array:
+        """x [1, hidden] through the experts `number` [k] -> [k, hidden], in as few launches as there can be."""
+        x = x[:, None]
+        if self.gate_up:
+            of_both, k = (number + self._halves).flatten(), len(number)
+            products, biases = self.gate_up(x, of_both, rows=self._first)
+            parts = [products[:k], biases[:k], products[k:], biases[k:]]
+        else:
+            rows = self._first[: len(number)]
+            parts = [*self.gate(x, number, rows=rows), *self.up(x, number, rows=rows)]
+        products, biases = self.down(swiglu(*parts, self.limit), number, rows=self._all)
+        return (products + biases).squeeze(1)
 
 
-def swiglu(gate: mx.array, up: mx.array, limit: float) -> mx.array:
+@fused
+def swiglu(gate: mx.array, gate_bias: mx.array, up: mx.array, up_bias: mx.array, limit: float) -> mx.array:
     """gpt-oss's activation (gpt_oss/torch/model.py): gate clamped from above, up on both sides, and one added to up."""
-    gate = mx.minimum(gate, limit)
-    up = mx.clip(up, -limit, limit)
+    gate = mx.minimum(gate + gate_bias, limit)
+    up = mx.clip(up + up_bias, -limit, limit)
     return (up + 1) * gate * mx.sigmoid(SWIGLU_ALPHA * gate)
 
 

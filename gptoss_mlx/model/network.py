@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import numpy as np
 
+from ..device import fused
 from . import native_layers
 from .config import Rope
 from .expert_pool import ExpertPool
@@ -107,22 +108,24 @@ class Attention:
         self.norm = Norm(weights, norm)
         self.scale, self.freqs, self.kv_dtype = scale, freqs, weights.dtype
         self.head_dim = config.head_dim
-        self.query = weights.linear(f"{path}.q_proj", config.num_heads * config.head_dim, config.hidden_size)
-        self.key = weights.linear(f"{path}.k_proj", config.num_kv_heads * config.head_dim, config.hidden_size)
-        self.value = weights.linear(f"{path}.v_proj", config.num_kv_heads * config.head_dim, config.hidden_size)
+        self.heads, self.kv_heads = config.num_heads, config.num_kv_heads
+        outputs = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+        sizes = {f"{path}.{name}_proj": heads * config.head_dim for name, heads in outputs.items()}
+        self.inputs = weights.linears(sizes, config.hidden_size)
         self.output = weights.linear(f"{path}.o_proj", config.hidden_size, config.num_heads * config.head_dim)
         self.sinks = weights.vector(f"{path}.sinks", config.num_heads)
 
     def __call__(self, x: mx.array, offset: int, mask: mx.array | str | None, kv: FullKV | RingKV) -> mx.array:
         """x [1, L, hidden] at positions offset.. -> x + attention(norm(x)); stores keys and values in `kv`."""
-        y = self.norm(x)
-        query, key = (self._rotate(self._heads(project(y)), offset) for project in (self.query, self.key))
-        seen = kv.update(offset, key, self._heads(self.value(y)))
+        y = self._heads(self.inputs(self.norm(x)))
+        rotated = self._rotate(y[:, : self.heads + self.kv_heads], offset)  # queries and keys
+        query, key, value = rotated[:, : self.heads], rotated[:, self.heads :], y[:, self.heads + self.kv_heads :]
+        seen = kv.update(offset, key, value)
         if len(seen) == 2:
-            y = mx.fast.scaled_dot_product_attention(query, *seen, scale=self.scale, mask=mask, sinks=self.sinks)
+            y = attention(query, *seen, scale=self.scale, mask=mask, sinks=self.sinks)
         else:
             y = quantized_attention(query, seen, scale=self.scale, causal=mask == "causal", sinks=self.sinks)
-        return x + self.output(y.swapaxes(1, 2).flatten(2))
+        return self.output.added_to(x, y.swapaxes(1, 2).flatten(2))
 
     def _heads(self, x: mx.array) -> mx.array:
         """[1, L, heads * head_dim] -> [1, heads, L, head_dim]."""
@@ -132,37 +135,82 @@ class Attention:
         return mx.fast.rope(x, self.head_dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=self.freqs)
 
 
+def attention(
+    query: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: mx.array | str | None, sinks: mx.array
+) -> mx.array:
+    """mx.fast.scaled_dot_product_attention, in parts where Metal would keep the scores of all keys.
+
+    It has a kernel for more than 8 queries, and one for so few that the heads that share keys make at most 32 rows of
+    them (mlx/backend/metal/scaled_dot_product_attention.cpp): 4 queries of gpt-oss.
+    """
+    length, at_a_time = query.shape[2], max(32 * keys.shape[1] // query.shape[1], 1)
+    starts = range(0, length, at_a_time if length <= 8 else length)
+    parts = []
+    for start in starts:
+        end = min(start + starts.step, length)
+        # With "causal", the last query of a part sees the last of its keys.
+        seen = keys.shape[2] - (length - end if mask == "causal" else 0)
+        part_mask = mask[start:end] if isinstance(mask, mx.array) else mask
+        part = mx.fast.scaled_dot_product_attention(
+            query[:, :, start:end], keys[:, :, :seen], values[:, :, :seen], scale=scale, mask=part_mask, sinks=sinks
+        )
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+
 def quantized_attention(
     query: mx.array, kv: Sequence[mx.array], *, scale: float, causal: bool, sinks: mx.array
 ) -> mx.array:
     """mx.fast.scaled_dot_product_attention over an 8-bit KV cache: `kv` is the six arrays of `FullKV.update`.
 
     query [1, heads, L, head_dim] -> the same shape; if `causal`, the last query sees the last key. A chunk of keys at a
-    time, with a running maximum (arXiv 1805.02867), so that the scores stay small in any context.
+    time, with a running denominator (arXiv 1805.02867), so that the scores stay small in any context. Decode has one
+    chunk: five launches.
     """
     _, heads, length, width = query.shape
     kv_heads, positions = kv[0].shape[1:3]
-    # Heads that share keys become rows of one matrix.
-    rows = (query * scale).reshape(1, kv_heads, -1, width)
-    maximum = mx.repeat(sinks.astype(mx.float32), length).reshape(1, kv_heads, -1, 1)
-    weight, total = mx.ones_like(maximum), mx.zeros(rows.shape)
-    last_seen = (mx.arange(rows.shape[2]) % length + (positions - length))[:, None]
+    rows = query.reshape(1, kv_heads, -1, width)  # heads that share keys become rows of one matrix
+    last_seen = (mx.arange(rows.shape[2]) % length + (positions - length))[:, None] if causal else None
+    denominator = mx.repeat(sinks, length).reshape(1, kv_heads, -1, 1)  # its logarithm
+    y: mx.array | None = None
     chunk = keys_at_a_time(heads * length)
     for start in range(0, positions, chunk):
-        end = min(start + chunk, positions)
-        keys, key_scales, key_biases, values, value_scales, value_biases = (part[:, :, start:end] for part in kv)
-        scores = mx.quantized_matmul(rows, keys, key_scales, key_biases, transpose=True, group_size=width, bits=8)
-        scores = scores.astype(mx.float32)
-        if causal:
-            scores = mx.where(mx.arange(start, end) <= last_seen, scores, -mx.inf)
-        larger = mx.maximum(maximum, scores.max(axis=-1, keepdims=True))
-        kept, each = mx.exp(maximum - larger), mx.exp(scores - larger)
-        weight = weight * kept + each.sum(axis=-1, keepdims=True)
-        total = total * kept + mx.quantized_matmul(
-            each.astype(query.dtype), values, value_scales, value_biases, transpose=False, group_size=width, bits=8
-        )
-        maximum = larger
-    return (total / weight).astype(query.dtype).reshape(query.shape)
+        keys, values = ([part[:, :, start : start + chunk] for part in parts] for parts in (kv[:3], kv[3:]))
+        products = _product(rows, keys, transpose=True)
+        unseen = None if last_seen is None else mx.arange(start, start + products.shape[-1]) > last_seen
+        terms = mx.logsumexp(attention_logits(products, scale, unseen), axis=-1, keepdims=True)
+        shares = attention_weights(products, scale, unseen, denominator, terms)
+        part = _product(shares, values, transpose=False)
+        larger = mx.logaddexp(denominator.astype(mx.float32), terms)
+        y = part if y is None else y * mx.exp(denominator - larger) + part
+        denominator = larger
+    assert y is not None
+    return y.astype(query.dtype).reshape(query.shape)
+
+
+def _product(x: mx.array, stored: Sequence[mx.array], *, transpose: bool) -> mx.array:
+    """x times 8-bit keys or values, whose heads are groups."""
+    codes, scales, biases = stored
+    return mx.quantized_matmul(x, codes, scales, biases, transpose=transpose, group_size=4 * codes.shape[-1], bits=8)
+
+
+def _logits(products: mx.array, scale: float, unseen: mx.array | None) -> mx.array:
+    """q k in FP32, times `scale`; minus infinity where a key is unseen."""
+    logits = products.astype(mx.float32) * scale
+    return logits if unseen is None else mx.where(unseen, -mx.inf, logits)
+
+
+attention_logits = fused(_logits)
+
+
+@fused
+def attention_weights(
+    products: mx.array, scale: float, unseen: mx.array | None, denominator: mx.array, terms: mx.array
+) -> mx.array:
+    """The softmax of these logits, `terms` the logarithm of their sum and `denominator` that of all others, in the
+    dtype of `products`."""
+    whole = mx.logaddexp(denominator.astype(mx.float32), terms)
+    return mx.exp(_logits(products, scale, unseen) - whole).astype(products.dtype)
 
 
 def keys_at_a_time(rows: int) -> int:
@@ -190,7 +238,7 @@ class MoeBlock:
         """x [1, L, hidden] -> norm(x) [L, hidden], chosen experts [L, k] and their routing weights [L, k]."""
         normed = self.norm(x).flatten(0, 1)
         scores = self.router(normed)
-        chosen = mx.argpartition(-scores, kth=self.k - 1, axis=-1)[:, : self.k]
+        chosen = mx.argpartition(scores, kth=-self.k, axis=-1)[:, -self.k :]
         routing_weights = mx.softmax(mx.take_along_axis(scores, chosen, axis=-1), axis=-1, precise=True)
         return normed, chosen, routing_weights
 
@@ -205,7 +253,7 @@ class MoeBlock:
 
     def combine(self, x: mx.array, chosen: mx.array, routing_weights: mx.array, outputs: mx.array) -> mx.array:
         """x [1, L, hidden] + the sum of outputs [L, k, hidden] times routing weights [L, k]."""
-        return x + (outputs * routing_weights[..., None]).sum(axis=1).reshape(x.shape)
+        return mx.addmm(x.swapaxes(0, 1), routing_weights[:, None], outputs).swapaxes(0, 1)
 
 
 def mscale(rope: Rope) -> float:

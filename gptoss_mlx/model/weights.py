@@ -7,16 +7,21 @@ Knows nothing about the use of the maps.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
+from ..device import fused
 from .bf16 import as_f32
 from .checkpoint import FLOATS, Checkpoint, CheckpointError
 from .config import ModelConfig, Quantization
 
+PARTS = ("weight", "scales", "biases")  # of a matrix
+# Modules that read the same input: converted files hold their parts one after the other, as if they were one module.
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 VECTORS = (".bias", ".sinks", "norm.weight", ".router.weight")
 SWITCHES = (".sinks", ".router.bias")  # where minus infinity switches a sink, or an expert, off
 
@@ -46,8 +51,12 @@ class Weights:
 
     def vector(self, name: str, *shape: int) -> mx.array:
         """A small float tensor (norm, bias, sinks), cast to the dtype of activations."""
-        self.check(name, shape, FLOATS)
-        return self.checkpoint.array(name).astype(self.dtype)
+        return self._vectors([name], [shape])
+
+    def _vectors(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> mx.array:
+        for name, shape in zip(names, shapes, strict=True):
+            self.check(name, shape, FLOATS)
+        return self.checkpoint.joined(names).astype(self.dtype)
 
     def quantization(self, module: str) -> Quantization | None:
         """The quantization of `module.weight`; None for BF16. Raises CheckpointError where config.json has none."""
@@ -59,16 +68,36 @@ class Weights:
 
     def matrix(self, module: str, *shape: int) -> Matrix:
         """The weight of `module`: float [*shape], or quantized along the last dimension. Raises CheckpointError."""
-        self.check_matrix(module, *shape)
-        q = self.quantization(module)
-        weight = self.checkpoint.array(f"{module}.weight")
+        return self._matrices([module], [shape])
+
+    def _matrices(self, modules: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Matrix:
+        for module, shape in zip(modules, shapes, strict=True):
+            self.check_matrix(module, *shape)
+
+        def array(part: str) -> mx.array:
+            return self.checkpoint.joined([f"{module}.{part}" for module in modules])
+
+        q = self.quantization(modules[0])
         if q is None:
-            return Matrix(weight)
-        scales = self.checkpoint.array(f"{module}.scales")
+            return Matrix(array("weight"))
         if q.mode == "mxfp4":
-            return Matrix(weight, scales, None, q)
-        biases = self.checkpoint.array(f"{module}.biases")
-        return Matrix(weight, scales.astype(self.dtype), biases.astype(self.dtype), q)
+            return Matrix(array("weight"), array("scales"), None, q)
+        return Matrix(array("weight"), array("scales").astype(self.dtype), array("biases").astype(self.dtype), q)
+
+    def joined(self, sizes: Mapping[str, int], *rest: int) -> tuple[Matrix, mx.array] | None:
+        """The matrices of several modules, each [size, *rest], as one of all rows, and their biases in the same way.
+
+        None where their parts do not lie one after the other in a file, in the same form, as `JOINED` ones do in
+        converted files: other programs' have another order. Raises CheckpointError.
+        """
+        modules = list(sizes)
+        forms = [self.quantization(module) for module in modules]
+        parts = [part for part in (*PARTS, "bias") if f"{modules[0]}.{part}" in self.checkpoint.tensors]
+        names = {part: [f"{module}.{part}" for module in modules] for part in parts}
+        if forms != forms[:1] * len(forms) or not all(map(self.checkpoint.are_adjacent, names.values())):
+            return None
+        shapes = [(size, *rest) for size in sizes.values()]
+        return self._matrices(modules, shapes), self._vectors(names["bias"], [shape[:-1] for shape in shapes])
 
     def embedding(self, module: str, count: int, width: int, *, on_gpu: bool) -> Embedding:
         """A table [count, width]. Raises CheckpointError."""
@@ -78,6 +107,13 @@ class Weights:
     def linear(self, module: str, outputs: int, inputs: int, *, bias: bool = True) -> Linear:
         vector = self.vector(f"{module}.bias", outputs) if bias else None
         return Linear(self.matrix(module, outputs, inputs), vector)
+
+    def linears(self, sizes: Mapping[str, int], inputs: int) -> Callable[[mx.array], mx.array]:
+        """The linear maps of modules over the same inputs, x [..., inputs] -> their outputs, one after the other."""
+        if joined := self.joined(sizes, inputs):
+            return Linear(*joined)
+        apart = [self.linear(module, outputs, inputs) for module, outputs in sizes.items()]
+        return lambda x: mx.concatenate([linear(x) for linear in apart], axis=-1)
 
     def check_matrix(self, module: str, *shape: int) -> None:
         """Raise CheckpointError unless the headers have the tensors that `matrix` needs; nothing is read or mapped."""
@@ -129,16 +165,22 @@ class Matrix:
             return x @ self.weight.astype(x.dtype).swapaxes(-1, -2)
         return mx.quantized_matmul(x, self.weight, self.scales, self.biases, transpose=True, **self._form)
 
-    def apply_gathered(self, x: mx.array, index: mx.array, *, sorted_indices: bool) -> mx.array:
-        """Row n of x [N, 1, inputs] times matrix index[n] of a stack [E, outputs, inputs] -> [N, 1, outputs]."""
+    def apply_gathered(
+        self, x: mx.array, index: mx.array, *, rows: mx.array | None = None, sorted_indices: bool = False
+    ) -> mx.array:
+        """Row rows[n] of x [N, 1, inputs] times matrix index[n] of a stack [E, outputs, inputs] -> [N, 1, outputs].
+
+        `rows` are 0, 1, ... if left out; then `sorted_indices` may say that `index` ascends, which is faster.
+        """
         if self.scales is None:
             weight = self.weight.astype(x.dtype).swapaxes(-1, -2)
-            return mx.gather_mm(x, weight, rhs_indices=index, sorted_indices=sorted_indices)
+            return mx.gather_mm(x, weight, lhs_indices=rows, rhs_indices=index, sorted_indices=sorted_indices)
         return mx.gather_qmm(
             x,
             self.weight,
             self.scales,
             self.biases,
+            lhs_indices=rows,
             rhs_indices=index,
             transpose=True,
             sorted_indices=sorted_indices,
@@ -153,8 +195,22 @@ class Linear:
         self.matrix, self.bias = matrix, bias
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.matrix.apply(x)
-        return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return self.matrix.apply(x)
+        if self.matrix.scales is None:
+            return mx.addmm(self.bias, x, self.matrix.weight.astype(x.dtype).T)
+        return self.matrix.apply(x) + self.bias
+
+    def added_to(self, residual: mx.array, x: mx.array) -> mx.array:
+        """residual + (x W^T + b); there must be b."""
+        if self.matrix.scales is None:
+            return residual + self(x)
+        return _sum(residual, self.matrix.apply(x), self.bias)
+
+
+@fused
+def _sum(residual: mx.array, product: mx.array, bias: mx.array) -> mx.array:
+    return residual + (product + bias)
 
 
 class Embedding:
@@ -164,7 +220,7 @@ class Embedding:
         self.dtype, self.quantization = weights.dtype, weights.quantization(module)
         self._rows = {
             part: weights.checkpoint.rows(f"{module}.{part}", on_gpu=on_gpu)
-            for part in ("weight", "scales", "biases")
+            for part in PARTS
             if f"{module}.{part}" in weights.checkpoint.tensors
         }
 

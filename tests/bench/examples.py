@@ -117,7 +117,7 @@ BARE = replace(
     conditions=Conditions(None, None, None, None, None, None),
     model=replace(FULL.model, recipe=None),
     setup=replace(FULL.setup, threads=None),
-    memory=Memory(None, None, None, 12_400_000_000, []),
+    memory=Memory(12_400_000_000, []),
     start=None,
     speeds=[replace(decode(128, 0, 0.053), rates=Rates(None, None, None), token_seconds=None)],
     profile=None,

@@ -10,15 +10,20 @@ from rich.console import Console
 from bench.examples import BARE, DISTURBED, FULL, HOSTILE, PAGED, decode, prefill
 from gptoss_mlx.bench import formats
 from gptoss_mlx.bench.baseline import (
-    any_below,
     check_comparable,
     compare_with_baseline,
     read_baseline,
+    report,
     setting_differences,
 )
-from gptoss_mlx.bench.report import print_changes
+from gptoss_mlx.bench.report import print_report
 from gptoss_mlx.bench.results import Spread
 from gptoss_mlx.errors import GptOssError
+
+
+def any_below(changes):
+    return any(change.below for change in changes)
+
 
 POINTS = [speed.point for speed in FULL.speeds]
 
@@ -214,11 +219,13 @@ def test_versions_and_conditions_may_differ():
 
 def test_settings_that_differ_are_told():
     assert setting_differences(FULL.setup, FULL.setup) == []
+    assert setting_differences(replace(FULL.setup, workspace=2**20), FULL.setup) == []
     assert setting_differences(PAGED.setup, replace(FULL.setup, context=8192, kv_bits=8, prefill_chunk=32)) == [
         "context: 8,192 then, 32,768 now",
-        "bits per KV-cache value: 8 then, 16 now",
-        "tokens of a prefill chunk: 32 then, 512 now",
-        "limit of experts in memory: not set then, 485 now",
+        "kv bits: 8 then, 16 now",
+        "prefill chunk: 32 then, 512 now",
+        "expert slots: not set then, 485 now",
+        "energy: not set then, CPU package now",
         "prompts: random ids then, the routing of a day of chat now",
     ]
 
@@ -227,7 +234,7 @@ def test_changes_as_a_table():
     now = times(replace(FULL, speeds=FULL.speeds[-2:]), 0.93, bandwidth=0.912)
     changes = compare_with_baseline(now, replace(FULL, speeds=FULL.speeds[-3:]))
     console = Console(file=io.StringIO(), width=80)
-    print_changes(changes, ["bits per KV-cache value: 8 then, 16 now"], console)
+    print_report(report(changes, ["bits per KV-cache value: 8 then, 16 now"]), console)
     assert "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) == (
         """\
 Beside the baseline, tokens/s

@@ -33,6 +33,7 @@ def measured(demo_folder, tmp_path_factory) -> Path:
         patch.setenv("GPTOSS_MLX_CONFIG", os.devnull)
         patch.setattr(sys, "argv", words)
         patch.setattr(measure, "MIN_SECONDS", 0.02)
+        patch.setattr(first_token, "STARTS", 1)
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 0
@@ -114,7 +115,7 @@ class TestResults:
         done = bench(demo_folder, *QUICK, "--format", "csv")
         rows = list(csv.DictReader(io.StringIO(done.stdout)))
         assert [row["kind"] for row in rows] == ["prefill", "decode"]
-        assert all(float(row["median_tokens_per_second"]) > 0 for row in rows)
+        assert all(float(row["tokens_per_second.median"]) > 0 for row in rows)
 
     def test_markdown_plot_and_report(self, bench, demo_folder, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -128,10 +129,15 @@ class TestResults:
         assert done.stderr == f"the report is in {report.name}: paste it into an issue\n"
         text = report.read_text()
         assert "| prefill 8 at 40 |" in text
+        runtime = text[text.index("### Runtime\n\n```text\n") :]
+        for name in ("gptoss-mlx ", "device ", "packages ", "MLX's environment ", "power ", "files ", "memory of MLX "):
+            assert f"\n{name}" in runtime
+        assert runtime.endswith("\n```\n")
         assert str(demo_folder.parent) not in text
         assert str(tmp_path) not in text
         assert {path.name for path in tmp_path.iterdir()} == {"plot.svg", report.name}
 
+    @pytest.mark.slow
     def test_plot_in_png(self, bench, demo_folder, tmp_path):
         assert bench(demo_folder, *QUICK, "--plot", tmp_path / "plot.png").returncode == 0
         assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -27,17 +27,6 @@ def mlx_lm(request, monkeypatch):
 
 
 class TestAgainst:
-    @pytest.mark.usefixtures("mlx_lm")
-    def test_mlx_lm(self, bench, demo_folder):
-        options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--threads", 1, "--format", "json")
-        done = bench(demo_folder, "--against", "mlx-lm", *options)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        assert found["peer"] == "mlx-lm"
-        assert [speed["name"] for speed in found["speeds"]] == ["prefill 8 at 0", "decode 4 at 8"]
-        assert found["ours"]["setup"]["threads"] in (1, None)
-        assert found["ours"]["start"] is None
-
     @pytest.mark.parametrize(
         ("options", "part"),
         [
@@ -68,7 +57,8 @@ class TestConfigFile:
         (tmp_path / "config.toml").write_text(f"[bench]\n{text}\n")
         return bench(demo_folder, *options, GPTOSS_MLX_CONFIG=str(tmp_path / "config.toml"))
 
-    def test_defaults_are_used_and_told(self, bench, demo_folder, tmp_path):
+    def test_defaults_are_used_and_told(self, bench, demo_folder, tmp_path, monkeypatch):
+        monkeypatch.delenv("GPTOSS_MLX_THREADS")  # it would be told too
         text = (
             'prompt = [8]\ngenerate = ["4"]\ndepth = [30, "10,0"]\nrepeat = 1\nprofile = false\nstart = false\n'
             'memory = "1GB"\nformat = "json"'
@@ -88,13 +78,18 @@ class TestConfigFile:
         assert "--depth 0 " in results["command"]
 
     @pytest.mark.usefixtures("mlx_lm")
-    def test_is_no_part_of_a_comparisons_own_runs(self, bench, demo_folder, tmp_path):
-        """`against` would begin a comparison in a comparison, without an end."""
+    def test_a_comparison_of_which_it_is_no_part(self, bench, demo_folder, tmp_path):
+        """In the comparison's own runs, `against` would begin a comparison in a comparison, without an end."""
         text = 'against = "mlx-lm"\nprofile = true\nsubmit = true'
-        options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--format", "json")
-        done = self.configured(bench, demo_folder, tmp_path, text, *options)
+        options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--threads", 1, "--format", "json")
+        done = self.configured(bench, demo_folder, tmp_path, text, "--against", "mlx-lm", *options)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["ours"]["profile"] is None
+        found = json.loads(done.stdout)
+        assert found["peer"] == "mlx-lm"
+        assert [speed["name"] for speed in found["speeds"]] == ["prefill 8 at 0", "decode 4 at 8"]
+        assert found["ours"]["setup"]["threads"] in (1, None)
+        assert found["ours"]["start"] is None
+        assert found["ours"]["profile"] is None
 
     def test_a_model_that_is_named_counts_before_random_weights(self, bench, demo_folder, tmp_path):
         done = self.configured(bench, demo_folder, tmp_path, 'random-weights = "gpt-oss-20b"', *QUICK)
@@ -181,11 +176,11 @@ class TestInterrupts:
         assert interrupted((*ENDLESS["start"], "--format", "json"), 0.4, whole_group=True) == ""
 
     def test_speeds_that_are_done_are_in_the_table(self, bench, demo_folder, monkeypatch):
-        def next_step(agenda, what):
+        def next_step(bench, what):
             if what == "decode 1 at 1, run 1 of 7":
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(measure._Agenda, "next", next_step)
+        monkeypatch.setattr(measure._Bench, "_tell", next_step)
         done = bench(demo_folder, *ENDLESS["rates"])
         assert (done.returncode, done.stderr) == (130, "interrupted\n")
         assert "decode 1 at 0 " in done.stdout

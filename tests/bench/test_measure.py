@@ -16,10 +16,10 @@ from gptoss_mlx import kernels
 from gptoss_mlx.bench import first_token, machine, measure, stages
 from gptoss_mlx.bench.energy import meter
 from gptoss_mlx.bench.facts import BenchmarkSpec
-from gptoss_mlx.bench.first_token import STARTS, cold_starts
+from gptoss_mlx.bench.first_token import cold_starts
 from gptoss_mlx.bench.machine import MemorySampler
-from gptoss_mlx.bench.measure import GREEDY
 from gptoss_mlx.bench.results import Point, Rates
+from gptoss_mlx.bench.stages import GREEDY
 from gptoss_mlx.cli.loading import use_threads
 from gptoss_mlx.engine.generate import load
 from gptoss_mlx.engine.interrupts import Interrupts
@@ -31,7 +31,7 @@ NEAR = 0.05  # of each other
 PATIENCE = 40  # seconds: what other programs take may hit one side more, until there are many runs of both
 MAX_OVERHEAD = 0.01
 
-WANTED = BenchmarkSpec(prompts=(100,), generate=(24,), depths=(0, 300), repeat=2, start=False)
+WANTED = BenchmarkSpec(prompt=(100,), generate=(24,), depth=(0, 300), repeat=2, start=False)
 
 
 def plan_of(folder: Path, *, paged: bool = False):
@@ -60,9 +60,14 @@ def bench_of(demo_folder, monkeypatch):
         yield make
 
 
+def profile_of(bench):
+    bench.take_profile()
+    return bench.profile
+
+
 def test_the_state_behind_a_depth_is_that_of_its_tokens_after_the_runs(bench_of):
     """Of rings that have gone round too: the demo's window is shorter than the depths."""
-    wanted = replace(WANTED, depths=(0, 40, 300), repeat=1)  # a second turn would leave other tokens in the context
+    wanted = replace(WANTED, depth=(0, 40, 300), repeat=1)  # a second turn would leave other tokens in the context
     bench = bench_of(wanted)
     assert bench.model.config.sliding_window < 300
     probe = bench.ids[:7]
@@ -100,10 +105,10 @@ def test_each_run_reads_other_tokens_and_from_the_same_depth(bench_of, monkeypat
     "wanted",
     [
         WANTED,
-        replace(WANTED, repeat=1, prompts=(3, 700), start=True),
-        replace(WANTED, prompts=(), start=True),
-        replace(WANTED, generate=(), profile=True, depths=(17,)),
-        replace(WANTED, prompts=(), generate=(1,), depths=(0,), repeat=1, profile=True),
+        replace(WANTED, repeat=1, prompt=(3, 700), start=True),
+        replace(WANTED, prompt=(), start=True),
+        replace(WANTED, generate=(), profile=True, depth=(17,)),
+        replace(WANTED, prompt=(), generate=(1,), depth=(0,), repeat=1, profile=True),
     ],
 )
 def test_context_and_tokens_are_just_enough(bench_of, wanted):
@@ -116,10 +121,8 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
         bench.warm_starts()
     bench.measure()
     if wanted.profile:
-        bench.profile()
+        bench.take_profile()
     assert max(speed.depth + speed.tokens + (speed.kind == "decode") for speed in bench.speeds) <= wanted.context
-    assert set(bench.agenda._runs.values()) == {0}
-    assert bench.agenda._to_read == 0
 
 
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
@@ -128,34 +131,33 @@ def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, mon
     warm_up, warm_ups = measure._Series.warm_up, []
 
     def recorded(series):
-        warm_ups.append(warm_up(series))
-        return warm_ups[-1]
+        warm_up(series)
+        warm_ups.append(series.seconds / series._at_a_time)
 
     monkeypatch.setattr(measure._Series, "warm_up", recorded)
-    bench = bench_of(replace(WANTED, repeat=3, depths=(0,)))
+    bench = bench_of(replace(WANTED, repeat=3, depth=(0,)))
     bench.measure()
     turns = [what for what, _ in bench.told if ", run " in what]
     assert turns == [f"{speed.name}, run {n} of 3" for n in (1, 2, 3) for speed in bench.speeds]
-    for series, (tokens, seconds) in zip(bench.series, warm_ups, strict=True):
-        one_run = seconds * series.point.tokens / tokens
+    for series, one_run in zip(bench.series, warm_ups, strict=True):
         assert series._at_a_time == max(1, math.ceil(measure.MIN_SECONDS / one_run))
-        assert len(series._runs) == 3
+        assert len(series.runs) == 3
         assert len(series.rates) == 3
     decode = bench.series[1]
     assert len(decode._parts) == 3 * decode._at_a_time * 24
-    assert sum(decode._parts) == pytest.approx(sum(decode._runs) * decode._at_a_time)
+    assert sum(decode._parts) == pytest.approx(sum(decode.runs) * decode._at_a_time)
 
 
 @pytest.mark.timing
 def test_runs_on_the_demo_are_short(bench_of, monkeypatch):
     monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
-    bench = bench_of(replace(WANTED, repeat=1, depths=(0,)))
+    bench = bench_of(replace(WANTED, repeat=1, depth=(0,)))
     bench.measure()
     assert all(series._at_a_time > 1 for series in bench.series)
 
 
 def test_what_is_done_is_there_when_it_is_broken_off(bench_of, monkeypatch):
-    bench = bench_of(replace(WANTED, depths=(0, 300), repeat=3))
+    bench = bench_of(replace(WANTED, depth=(0, 300), repeat=3))
     prefill, reads = bench.model.prefill, []
 
     def interrupted(ids, cache, **options):
@@ -176,14 +178,14 @@ def test_what_is_done_is_there_when_it_is_broken_off(bench_of, monkeypatch):
 
 
 def test_time_left(bench_of):
-    bench = bench_of(WANTED)
+    bench = bench_of(replace(WANTED, repeat=5))
     bench.measure()
     known = [left for _, left in bench.told if left is not None]
     assert bench.told[0][1] is None
     assert len(known) > len(bench.told) / 2
     assert all(left > 0 for left in known)
-    assert bench.told[-1][0] == "decode 24 at 300, run 2 of 2"
-    assert known[-1] < 5 * 24 * bench.agenda._seconds["decode"]
+    assert bench.told[-1][0] == "decode 24 at 300, run 5 of 5"
+    assert known[-1] == bench.series[-1].runs[-2]  # one is left, and takes as long as the one before
 
 
 class Joules:
@@ -200,7 +202,7 @@ class Joules:
 
 
 def test_energy_is_that_of_the_runs_that_count(bench_of):
-    wanted = replace(WANTED, generate=(24, 6), prompts=(100,), depths=(0,))
+    wanted = replace(WANTED, generate=(24, 6), prompt=(100,), depth=(0,))
     bench = bench_of(wanted, Joules())
     bench.measure()
     # Each run asks twice, before and after; the last of the third point's are not told.
@@ -212,7 +214,7 @@ def test_energy_is_that_of_the_runs_that_count(bench_of):
 
 
 def test_experts_are_counted_without_the_warm_up(bench_of):
-    bench = bench_of(replace(WANTED, depths=(0,), prompts=(30,), generate=(6,)), paged=True)
+    bench = bench_of(replace(WANTED, depth=(0,), prompt=(30,), generate=(6,)), paged=True)
     bench.measure()
     prefill, decode = bench.speeds
     layers, k = bench.model.config.num_layers, bench.model.config.experts_per_token
@@ -223,9 +225,9 @@ def test_experts_are_counted_without_the_warm_up(bench_of):
 
 
 def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
-    bench = bench_of(replace(WANTED, depths=(300,), profile=True))
+    bench = bench_of(replace(WANTED, depth=(300,), profile=True))
     bench.measure()
-    found = bench.profile()
+    found = profile_of(bench)
     assert found.depth == 300
     assert [stage.name for stage in found.stages] == ["attention", "experts", "head", "rest"]
     assert all(stage.seconds >= 0 for stage in found.stages)
@@ -236,11 +238,11 @@ def test_a_profile_is_a_step_and_the_bytes_of_one_token(bench_of):
 @pytest.mark.timing
 def test_a_profile_takes_as_long_as_a_token(bench_of, monkeypatch):
     monkeypatch.setattr(stages, "ROUNDS", 5)
-    bench = bench_of(replace(WANTED, depths=(300,), profile=True))
+    bench = bench_of(replace(WANTED, depth=(300,), profile=True))
     bench.measure()
     step = token = 9.0
     for _ in range(30):
-        step = min(step, bench.profile().seconds)
+        step = min(step, profile_of(bench).seconds)
         token = min(token, statistics.median(bench._decode(bench.cache.snapshot(), 0, 24)))
         if abs(step / token - 1) < 0.2:
             return
@@ -248,25 +250,25 @@ def test_a_profile_takes_as_long_as_a_token(bench_of, monkeypatch):
 
 
 def test_a_profile_of_paged_experts_has_no_rest(bench_of):
-    bench = bench_of(replace(WANTED, depths=(0,), prompts=(), generate=(2,), profile=True), paged=True)
+    bench = bench_of(replace(WANTED, depth=(0,), prompt=(), generate=(2,), profile=True), paged=True)
     bench.measure()
-    found = bench.profile()
+    found = profile_of(bench)
     assert [stage.name for stage in found.stages] == ["attention", "head", "experts"]
     assert sum(stage.bytes for stage in found.stages) == pytest.approx(bench.workload.decode(0, 1).bytes, abs=2)
 
 
 def test_a_profile_can_be_interrupted(bench_of):
-    bench = bench_of(replace(WANTED, depths=(0,), profile=True))
+    bench = bench_of(replace(WANTED, depth=(0,), profile=True))
     bench.measure()
     bench.interrupts._press()
     with pytest.raises(KeyboardInterrupt):
-        bench.profile()
+        bench.take_profile()
 
 
 @pytest.mark.timing
 def test_speeds_are_those_of_a_bare_loop(bench_of):
     """By turns in one process, each behind a run that warms up: nothing of the bench is in what it times."""
-    bench = bench_of(replace(WANTED, prompts=(512,), generate=(64,), depths=(0,), repeat=1))
+    bench = bench_of(replace(WANTED, prompt=(512,), generate=(64,), depth=(0,), repeat=1))
     model, mark = bench.model, bench.cache.snapshot()
 
     def bare_prefill() -> float:
@@ -378,12 +380,12 @@ class TestColdStarts:
         return lambda: [json.loads(line) for line in log.read_text().splitlines()]
 
     def test_a_start_is_all_of_it(self, demo_folder, monkeypatch):
-        monkeypatch.setattr(first_token, "STARTS", STARTS)
+        monkeypatch.setattr(first_token, "STARTS", 2)
         load_seconds, first = cold_starts(plan_of(demo_folder), 8)
-        assert load_seconds.runs == first.runs == STARTS
+        assert load_seconds.runs == first.runs == 2
         assert 0 < load_seconds.median < first.median
 
-    @pytest.mark.parametrize("paged", [False, True])
+    @pytest.mark.parametrize("paged", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_settings_reach_it(self, demo_folder, heard, paged):
         plan = plan_of(demo_folder, paged=paged)
         cold_starts(plan, 8)
@@ -396,7 +398,7 @@ class TestColdStarts:
     def test_threads_of_the_command_line(self, demo_folder, heard, monkeypatch):
         monkeypatch.setattr(measure, "measured_rates", lambda room: Rates(10e9, 1e12, 1e11))
         before = kernels.native() and kernels.native().threads()
-        spec = BenchmarkSpec(prompts=(4,), generate=(), depths=(0,), repeat=1)
+        spec = BenchmarkSpec(prompt=(4,), generate=(), depth=(0,), repeat=1)
         try:
             use_threads(1)
             results = measure.measure(plan_of(demo_folder), spec, "bench", lambda *progress: None)

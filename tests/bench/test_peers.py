@@ -26,10 +26,10 @@ from pathlib import Path
 import pytest
 
 from bench.examples import FULL, decode, prefill
-from gptoss_mlx.bench.comparison import PairedSpeed, compare
-from gptoss_mlx.bench.formats import comparison_as_csv, comparison_as_markdown
+from gptoss_mlx.bench.comparison import PairedSpeed, compare, report
+from gptoss_mlx.bench.formats import as_csv, as_markdown
 from gptoss_mlx.bench.peers import LlamaCpp, MlxLm
-from gptoss_mlx.bench.report import print_comparison
+from gptoss_mlx.bench.report import print_report
 from gptoss_mlx.bench.results import Grid, Point, Results
 from gptoss_mlx.errors import GptOssError
 
@@ -199,7 +199,7 @@ def test_a_busy_machine_is_told_by_the_load_before_the_first_run(tmp_path, gguf)
     )
     *_, last = compare(llama(tmp_path, gguf, golden()), ours(tmp_path, first, second), 2)
     assert last.ours.conditions.load_average == 3
-    assert "a load average of 3.00 on 2 cores" in comparison_as_markdown(last)
+    assert "a load average of 3.00 on 2 cores" in as_markdown(last)
 
 
 @pytest.mark.parametrize(("theirs", "won"), [((50, 99), 2), ((101, 200), 0), ((50, 200), 1), ((100, 50), 1)])
@@ -230,12 +230,13 @@ def test_mlx_lm_takes_a_prompt_and_decodes(demo_folder, sizes):
         ("", "Expecting value"),
         ("main: not JSON", "Expecting value"),
         ("[]", "no list of tests"),
-        ("{}", "no list of tests"),
-        ("[1]", "n_prompt is None"),
-        (golden(avg_ts=0), "avg_ts is 0"),
-        (golden(avg_ts="fast"), "avg_ts is 'fast'"),
-        (golden(avg_ts=True), "avg_ts is True"),
-        (golden(model_size=1.5), "model_size is 1.5"),
+        ("{}", "Expected `array`, got `object`"),
+        ("[1]", r"Expected `object`, got `int` - at `\$\[0\]"),
+        ("[{}]", "missing required field `n_prompt`"),
+        (golden(avg_ts=0), r"> 0.0 - at `\$\[0\].avg_ts"),
+        (golden(avg_ts="fast"), r"Expected `float`, got `str` - at `\$\[0\].avg_ts"),
+        (golden(avg_ts=True), r"Expected `float`, got `bool` - at `\$\[0\].avg_ts"),
+        (golden(model_size=1.5), r"Expected `int`, got `float` - at `\$\[0\].model_size"),
         (golden(n_depth=7), "llama.cpp reported no speed for prefill 64 at 0"),
         ("[" * 100_000, "nested"),
     ],
@@ -339,7 +340,7 @@ def hostile(tmp_path, gguf):
 
 def test_table(hostile, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
-    print_comparison(hostile)
+    print_report(report(hostile))
     text = " ".join(capsys.readouterr().out.split())
     assert "\x1b" not in text
     assert (
@@ -355,29 +356,29 @@ def test_ratios_and_who_was_faster_fit_a_terminal(tmp_path, gguf, capsys, monkey
     peer = llama(tmp_path, gguf, golden(avg_ts=50.0), golden(avg_ts=100))
     *_, last = compare(peer, ours_at(tmp_path, 65.0, 90.0), 2)
     longest = replace(last.speeds[0], point=Point("prefill", 2048, 65_536))
-    print_comparison(replace(last, speeds=[longest, *last.speeds]))
+    print_report(report(replace(last, speeds=[longest, *last.speeds])))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert lines.count(["prefill 2,048 at 65,536", "77.5", "75.0", "1.10 (0.90-1.30)", "1 of 2"]) == 1
 
 
 def test_csv_has_every_pair(tmp_path, gguf):
     (*_, last) = compare(llama(tmp_path, gguf, golden(avg_ts=50.0)), ours_at(tmp_path, 100.0), 2)
-    rows = list(csv.DictReader(comparison_as_csv(last).splitlines()))
+    rows = list(csv.DictReader(as_csv(last).splitlines()))
     assert len(rows) == 2 * len(SIZES.points)
     assert rows[0] == {
         "kind": "prefill",
         "tokens": "64",
-        "depth_tokens": "0",
+        "depth": "0",
         "pair": "1",
-        "our_tokens_per_second": "100.0",
-        "their_tokens_per_second": "50.0",
+        "ours_tokens_per_second": "100.0",
+        "theirs_tokens_per_second": "50.0",
         "ratio": "2.0",
         "peer": "llama.cpp",
     }
 
 
 def test_markdown(hostile):
-    lines = comparison_as_markdown(hostile).splitlines()
+    lines = as_markdown(hostile).splitlines()
     (title,) = (line for line in lines if line.startswith("### gpt-oss-20b"))
     assert r"a\|b\\n\[link=x\]" in title
     rows = [line for line in lines if line.startswith(("| prefill", "| decode")) and " at " in line]

@@ -20,7 +20,7 @@ from gptoss_mlx.memory.plan import EngineConfig
 
 WHOLE = EngineConfig(context=1024, kv_bits=16, prefill_chunk=24)
 PAGED = replace(WHOLE, expert_slots=11)  # of 32
-IDS = random.Random(4).choices(range(250), k=64)
+IDS = random.Random(4).choices(range(250), k=40)
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ import os
 import random
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+import zygote
 from chat.conversing import make_session
 from chat.storing import QUESTIONS, resumed, talk
 from gptoss_mlx import load
@@ -252,8 +251,7 @@ except GptOssError as error:
 
 
 def test_a_full_disk_is_one_line(demo_folder, store):
-    args = [sys.executable, "-c", FILLER, str(demo_folder), str(store.folder)]
-    done = subprocess.run(args, capture_output=True, text=True)
+    done = zygote.shared().run(["-c", FILLER, str(demo_folder), str(store.folder)], "", os.environ, timeout=100)
     assert done.stderr == ""
     assert re.fullmatch(r"cannot save the KV cache in .*hello.kv: File too large\n", done.stdout)
     assert list(store.find().state.iterdir()) == []

@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+import zygote
 from chat.storing import QUESTIONS, resumed, talk
 from gptoss_mlx import GptOssError
 from gptoss_mlx.chat.autosave import SessionAutosave
@@ -81,16 +79,15 @@ replace_file(Path(sys.argv[1], "talk.json"), "half of it")
 def test_what_was_begun_when_a_process_was_killed_goes(store):
     """With the next use of the store; what another process is writing just now stays."""
     store.folder.mkdir()
-    subprocess.run([sys.executable, "-c", KILLED, str(store.folder), "killed"])
+    zygote.shared().run(["-c", KILLED, str(store.folder), "killed"], "", os.environ, timeout=100)
     assert [path.suffix for path in store.folder.iterdir()] == [".partial"]
-    args = [sys.executable, "-c", KILLED, str(store.folder), "writing"]
     (store.folder / ".notes.partial").write_text("not ours")
-    with subprocess.Popen(args, stdin=subprocess.PIPE) as writing:
-        while [path.read_text() for path in store.folder.glob(".????????.partial")] != ["half of it"] * 2:
-            time.sleep(0.01)
-        store.new("Hello").release()
-        writing.communicate(b"\n")
-        assert writing.returncode == 0
+    writing = zygote.shared().open(["-c", KILLED, str(store.folder), "writing"], os.environ)
+    while [path.read_text() for path in store.folder.glob(".????????.partial")] != ["half of it"] * 2:
+        time.sleep(0.01)
+    store.new("Hello").release()
+    writing.communicate("\n")
+    assert writing.returncode == 0
     assert sorted(path.name for path in store.folder.iterdir()) == [".notes.partial", "talk.json"]
 
 
@@ -138,15 +135,14 @@ def test_killed_at_any_moment_it_loses_at_most_the_answer(demo_folder, store, mo
     """`moments`: the line of output after which a process is killed."""
     told = 0
     for moment in moments:
-        args = [sys.executable, "-c", TALKER, str(demo_folder), str(store.folder)]
-        with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as process:
-            resumed_with = int(process.stdout.readline())
-            # What was told as done is there, and of what came after at most the question.
-            assert resumed_with - told in (0, 1, 2, 3), (resumed_with, told)
-            lines = [process.stdout.readline() for _ in range(moment)]
-            process.send_signal(signal.SIGKILL)
-            lines += process.stdout.read().splitlines()
-            told = max([resumed_with, *(int(line) for line in lines if line.strip().isdecimal())])
+        process = zygote.shared().open(["-c", TALKER, str(demo_folder), str(store.folder)], os.environ)
+        resumed_with = int(process.stdout.readline())
+        # What was told as done is there, and of what came after at most the question.
+        assert resumed_with - told in (0, 1, 2, 3), (resumed_with, told)
+        lines = [process.stdout.readline() for _ in range(moment)]
+        process.kill()
+        lines += process.communicate()[0].splitlines()
+        told = max([resumed_with, *(int(line) for line in lines if line.strip().isdecimal())])
     assert told > 10
     session_file = store.find().transcript
     assert json.loads(session_file.read_text())["messages"]

@@ -18,7 +18,7 @@ from gptoss_mlx.model.kv_cache import MAX_SNAPSHOTS
 UNFED = 1  # the last token sampled, or its replacement
 
 
-@pytest.mark.parametrize("turns", [7, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("turns", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_turns_prefill_only_what_is_new(model, turns):
     """Of an earlier turn, what is left without its reasoning; of this one, the question and what tools answered."""
     session = make_session(model)
@@ -39,7 +39,7 @@ def test_turns_prefill_only_what_is_new(model, turns):
     assert session.context_used < model.context
 
 
-@pytest.mark.parametrize("turns", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("turns", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_results_equal_a_cold_start(model, turns):
     """Each turn again, by a session that reads the whole conversation so far in one go."""
     session = make_session(model)
@@ -174,7 +174,7 @@ def test_an_interrupted_answer_goes_on(model):
     assert session.messages == whole.messages
 
 
-@pytest.mark.parametrize("turns", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("turns", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_token_computed_ahead_changes_nothing(model, look_ahead, turns):
     """As on a GPU, where the state already holds the token that ends an answer."""
     sessions = []

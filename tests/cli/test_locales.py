@@ -17,9 +17,10 @@ def zygotes(environment):
     made = {}
 
     def zygote(changes):
-        key = tuple(changes.items())
+        variables = environment | ASCII | changes
+        key = tuple(variables.items())
         if key not in made:
-            made[key] = Zygote(environment | ASCII | changes)
+            made[key] = Zygote(variables)
         return made[key]
 
     yield zygote
@@ -33,7 +34,7 @@ def run(zygotes, environment, tmp_path):
 
     def run(*args, stdin="", **changes):
         env = environment | ASCII | changes | {"GPTOSS_MLX_HOME": str(tmp_path)}
-        return zygotes(changes).run(args, stdin, env, timeout=60)
+        return zygotes(changes).run(["-m", "gptoss_mlx", *args], stdin, env, timeout=60)
 
     return run
 

@@ -35,7 +35,7 @@ def redirected(command, environment):
 
 
 @pytest.mark.parametrize(
-    "closed", [(">&-",), CLOSED, *(pytest.param(closed, marks=SLOW) for closed in OTHERS)], ids=" ".join
+    "closed", [(">&-",), *(pytest.param(closed, marks=SLOW) for closed in [CLOSED, *OTHERS])], ids=" ".join
 )
 def test_closed_streams_are_as_the_null_device(redirected, demo_folder, closed):
     done = redirected(closed, "generate", demo_folder, "-p", QUESTION, "--temperature", 0)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint
 from convert.test_sources import CONFIG
 from golden.cases import CASES, prompt_of
@@ -294,12 +294,10 @@ class TestCommand:
         """While it computes: progress is shown at once here."""
         (tmp_path / "text").write_text(TEXT * 8)
         args = ["compare", every_form["published"], every_form["q4"], "--text", tmp_path / "text", "--tokens", "30000"]
-        process = subprocess.Popen(
-            [sys.executable, "-c", SHOWN_AT_ONCE, *args], stderr=subprocess.PIPE, text=True, env=environment
-        )
+        process = zygote.shared().open(["-c", SHOWN_AT_ONCE, *map(str, args)], environment)
         assert process.stderr.readline()
-        os.kill(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=60)[1].splitlines()[-1] == "interrupted"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1].splitlines()[-1] == "interrupted"
         assert process.returncode == 130
 
 

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
+import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint
 from gptoss_convert import convert, downloads, pipeline
 from gptoss_convert import hub as hub_module
@@ -139,12 +138,12 @@ class TestFetch:
             "import sys; from pathlib import Path; from gptoss_convert.hub import Repository\n"
             f"Repository.open({REPOSITORY!r}).fetch({SHARD!r}, Path(sys.argv[1]))"
         )
-        environment = {"HF_ENDPOINT": here.address, "HF_HOME": str(tmp_path / "hf")}
-        process = subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment)
+        environment = os.environ | {"HF_ENDPOINT": here.address, "HF_HOME": str(tmp_path / "hf")}
+        process = zygote.shared().open(["-c", code, str(folder)], environment)
         deadline = time.monotonic() + 20
         while not sum(path.stat().st_size for path in folder.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         here.slow = 0
         (partial,) = folder.iterdir()
@@ -419,11 +418,11 @@ class TestConversion:
     def test_killed(self, here, hub, whole, tmp_path, environment, command):
         hub.slow = 0.05
         variables = environment | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
-        args = [*command, "convert", REPOSITORY, str(tmp_path / "dest")]
+        args = [*command[1:], "convert", REPOSITORY, str(tmp_path / "dest")]
         for _ in range(2):
-            process = subprocess.Popen(args, env=variables, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            process = zygote.shared().open(args, variables)
             before = len(hub.log)
-            while len(hub.log) < before + 12 and process.poll() is None:
+            while len(hub.log) < before + 12 and process.returncode is None:
                 time.sleep(0.01)
             process.kill()
             process.wait()

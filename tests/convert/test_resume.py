@@ -5,12 +5,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+import zygote
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert, pipeline, writer
 from gptoss_mlx import load
@@ -49,8 +48,7 @@ def contents(folder):
 
 
 def start(source, dest):
-    args = [sys.executable, "-c", SLOWLY, str(source), str(dest)]
-    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return zygote.shared().open(["-c", SLOWLY, str(source), str(dest)], os.environ)
 
 
 def assert_goes_on(source, dest, whole):
@@ -100,7 +98,7 @@ def test_interrupted(source, whole, tmp_path):
     with pytest.raises(GptOssError, match="another conversion"):
         convert(source, dest)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate()
     assert_nothing_loads(tmp_path)
     assert_goes_on(source, dest, whole)
 
@@ -117,12 +115,11 @@ from gptoss_mlx.cli import main
 sys.argv = ["gptoss-mlx", "convert", *sys.argv[1:]]
 main()
 """
-    args = [sys.executable, "-c", code, str(source), str(tmp_path / "dest")]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = zygote.shared().open(["-c", code, str(source), str(tmp_path / "dest")], environment)
     for _ in range(20):
         process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate()
     assert process.returncode == 130
     kept, interrupted = filter(None, errors.splitlines())
     assert "the same command resumes" in kept

@@ -80,7 +80,7 @@ def test_recall_reaches_back_more_than_300_tokens(demo_folder):
         assert len(tokenizer.encode_markup(prompt[prompt.rindex(f" is {value}") :])) > 300
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [250, pytest.param(3000, marks=pytest.mark.slow)])
 def test_examined_questions_are_never_trained(count):
     """Not after any opening words either, and in no turn of a conversation."""
     stream = islice(training_samples(1), count)

@@ -14,8 +14,9 @@ TOKENIZER = Tokenizer.load(CHECKPOINT)
 STOP = TOKENIZER.special("<|return|>")
 VOCABULARY = 1600  # more logits than the tokenizer has ids
 TEXT_IDS = np.setdiff1d(np.arange(1526), [*TOKENIZER.specials])
-CLOSING = [id_ for id_ in TEXT_IDS if TOKENIZER.decode([int(id_)])[0] in '"}]']
-BLANK = [id_ for id_ in TEXT_IDS if not TOKENIZER.decode([int(id_)]).strip()]
+TEXTS = {id_: TOKENIZER.decode([int(id_)]) for id_ in TEXT_IDS}
+CLOSING = [id_ for id_, text in TEXTS.items() if text[0] in '"}]']
+BLANK = [id_ for id_, text in TEXTS.items() if not text.strip()]
 
 
 def closed(**properties):

@@ -26,7 +26,7 @@ def test_greedy():
 
 
 def test_the_default_draws_from_the_distribution_as_it_is():
-    counts = np.bincount(draw(4000, seed=1), minlength=8) / 4000
+    counts = np.bincount(draw(2000, seed=1), minlength=8) / 2000
     assert np.abs(counts - PROBABILITIES).max() < 0.03
 
 

@@ -4,7 +4,6 @@ import gzip
 import json
 import signal
 import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -73,7 +72,7 @@ def test_everything_at_once(run, demo_folder, prompts, environment):
     assert all(each["found"] for each in found["needle"])
     assert all(each["prompt_tokens"] <= 1024 - ROOM for each in found["needle"])
     assert not list(Path(environment["GPTOSS_MLX_HOME"], "evaluations").iterdir())
-    table = run("eval", demo_folder, *options, "--needle", "1024")
+    table = run("eval", demo_folder, "--prompts", prompts, "--show-wrong", "--needle", "1024")
     assert "1 of 2" in table.stdout
     assert "expected '12 + 31 = 44'" in " ".join(table.stdout.split())
     assert "3 of 3 found" in table.stdout
@@ -144,24 +143,18 @@ def started(environment):
     """Start a process that evaluates, and wait until it has finished three items, or is `ready`."""
     processes = []
 
-    def started(home, *args, ready=None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", WAITING, "eval", *map(str, args), "--format", "json"],
-            env=environment | {"GPTOSS_MLX_HOME": str(home)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def started(home, *args, ready=None) -> zygote.Piped:
+        words = ["-c", WAITING, "eval", *map(str, args), "--format", "json"]
+        process = zygote.shared().open(words, environment | {"GPTOSS_MLX_HOME": str(home)})
         processes.append(process)
         while not (ready or has_three_items)(home):
-            assert process.poll() is None, process.communicate()
+            assert process.returncode is None, process.communicate()
             time.sleep(0.01)
         return process
 
     yield started
     for process in processes:
         process.kill()
-        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +164,7 @@ def whole(environment, demo_folder, text_file, tmp_path_factory):
 
     @cache
     def whole(reference: bool) -> str:
-        words = ["eval", *options_of(demo_folder, text_file, reference), "--format", "json"]
+        words = ["-m", "gptoss_mlx", "eval", *options_of(demo_folder, text_file, reference), "--format", "json"]
         return zygote.shared().run(words, "", environment | {"GPTOSS_MLX_HOME": home}, timeout=100).stdout
 
     return whole
@@ -190,7 +183,7 @@ def test_a_killed_evaluation_continues(run, started, whole, demo_folder, text_fi
     home = tmp_path / "home"
     process = started(home, *options)
     process.kill()
-    process.communicate()
+    process.wait()
     (journal,) = home.glob("evaluations/*.journal")
     kept = journal.read_bytes()
     journal.write_bytes(kept + line_of(b'{"text 3": {"nll": [1.0]}}')[:-2])
@@ -204,12 +197,12 @@ def test_predictions_that_are_gone_are_written_again(run, started, whole, demo_f
     home, options = tmp_path / "home", options_of(demo_folder, text_file, True)
     process = started(home, *options)
     process.kill()
-    process.communicate()
+    process.wait()
     (predictions,) = home.glob("evaluations/*.predictions")
     predictions.unlink()
     process = started(home, *options, ready=lambda home: predictions.exists())
     process.kill()
-    process.communicate()
+    process.wait()
     assert run("eval", *options, "--format", "json", GPTOSS_MLX_HOME=str(home)).stdout == whole(True)
 
 
@@ -217,7 +210,7 @@ def test_what_is_kept_is_not_measured_again(run, started, whole, demo_folder, te
     home, options = tmp_path / "home", options_of(demo_folder, text_file, False)
     process = started(home, *options)
     process.kill()
-    process.communicate()
+    process.wait()
     (journal,) = home.glob("evaluations/*.journal")
     values = {}
     for line in journal.read_bytes().splitlines():
@@ -232,7 +225,7 @@ def test_ctrl_c_shows_what_is_done(run, started, whole, demo_folder, text_file, 
     home, options = tmp_path / "home", options_of(demo_folder, text_file, False)
     process = started(home, *options)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate()
     assert process.returncode == 130
     (journal,) = home.glob("evaluations/*.journal")
     assert [line for line in errors.splitlines() if line][-2:] == [

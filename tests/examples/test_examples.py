@@ -1,15 +1,17 @@
 """The examples run as they stand."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
+
+import zygote
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_python_api(demo_folder):
-    args = [sys.executable, EXAMPLES / "python_api.py", demo_folder]
-    done = subprocess.run(args, capture_output=True, text=True, check=True)
+    args = [str(EXAMPLES / "python_api.py"), str(demo_folder)]
+    done = zygote.shared().run(args, "", os.environ, timeout=100)
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("logits (1, ")
     assert lines[1] == "the same with a cache True"

@@ -234,7 +234,7 @@ def test_loading_a_large_model_says_so_in_a_line(run, demo_folder):
 
 
 def test_a_small_model_is_loaded_without_a_word(demo_folder, environment):
-    words = ["generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
+    words = ["-m", "gptoss_mlx", "generate", str(demo_folder), "-p", "What is 12 + 30?", "--temperature", "0"]
     done = zygote.shared().run(words, "", environment | {"GPTOSS_MLX_KERNELS": "0"}, timeout=100)
     assert (done.stdout, done.stderr) == ("12 + 30 = 42\n", "")
 

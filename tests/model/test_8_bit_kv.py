@@ -15,6 +15,8 @@ from gptoss_mlx.engine.generate import ContextFull
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.render import encode
 from gptoss_mlx.memory.plan import Device, EngineConfig, make_plan
+from gptoss_mlx.model import network
+from gptoss_mlx.model.kv_cache import quantize_kv
 
 WHOLE = EngineConfig(context=4096, kv_bits=16, prefill_chunk=64)
 
@@ -45,7 +47,7 @@ def test_8_bits_cost_little(demo_folder, computing, tasks, each):
     assert np.mean(divergences) < 1e-3
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_8_bits_recall_as_well(demo_folder, count):
     model = load(demo_folder, replace(WHOLE, kv_bits=8))
     outcomes = [ok for _, ok, _ in examine(model, Tokenizer.load(demo_folder), "recall", count)]
@@ -76,3 +78,22 @@ def test_8_bits_need_a_head_that_is_a_group(tmp_path):
     convert(source, tmp_path / "model")
     with pytest.raises(GptOssError, match="head"):
         make_plan(tmp_path / "model", Device.here(), kv_bits=8)
+
+
+@pytest.mark.parametrize("keys_at_once", [1000, 16, 7])
+@pytest.mark.parametrize(("length", "causal"), [(1, False), (5, True), (40, True)])
+def test_attention_is_that_over_the_numbers_that_are_stored(monkeypatch, keys_at_once, length, causal):
+    """However many keys meet the queries at a time, and with a sink that is switched off."""
+    monkeypatch.setattr(network, "keys_at_a_time", lambda rows: keys_at_once)
+    mx.random.seed(1)
+    query = mx.random.normal((1, 8, length, 64))
+    stored = [quantize_kv(mx.random.normal((1, 2, 40, 64))) for _ in range(2)]
+    sinks = mx.array([0.5, -2, 3, 0, -mx.inf, 1, 20, -1])
+    y = network.quantized_attention(query, [*stored[0], *stored[1]], scale=0.2, causal=causal, sinks=sinks)
+    keys, values = (
+        mx.dequantize(codes, *(part.astype(mx.float32) for part in parts), group_size=64, bits=8)
+        for codes, *parts in stored
+    )
+    mask = "causal" if causal else None
+    right = mx.fast.scaled_dot_product_attention(query, keys, values, scale=0.2, mask=mask, sinks=sinks)
+    assert np.abs(np.array(y - right)).max() < 1e-5

@@ -185,7 +185,7 @@ def answered_or_refused(folder, picked):
 
 
 @pytest.mark.usefixtures("computing")
-@pytest.mark.parametrize("count", [4, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_random_places(folder, count):
     picked = random.Random(1)
     refused = [answered_or_refused(folder, picked) for _ in range(count)]

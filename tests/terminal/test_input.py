@@ -102,7 +102,7 @@ def test_ctrl_c_clears_tells_how_to_leave_and_leaves(typed):
     assert "the end" in terminal.end()
 
 
-@pytest.mark.parametrize("moments", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [5, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("press", ["key", "signal"])
 def test_ctrl_c_at_any_moment_around_the_start_of_a_prompt(typed, press, moments):
     terminal = typed(PYTHONDEVMODE="1")  # tells of what is not closed, or awaited

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import zygote
 from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.chat.turn import TurnStats
 from gptoss_mlx.cli.chat import _generate
@@ -68,20 +69,18 @@ def test_a_pipe_refuses_what_nobody_can_allow(chat, capsys):
     assert capsys.readouterr().out == "It is 15 degrees and sunny in Bermi.\n"
 
 
-def test_an_answer_that_nobody_reads(command, environment, demo_folder):
-    questions = b"What is 12 + 30?\n" * 3
+def test_an_answer_that_nobody_reads(environment, demo_folder, tmp_path):
+    (tmp_path / "questions").write_text("What is 12 + 30?\n" * 3)
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [*command, "chat", demo_folder, *GREEDY],
-        input=questions,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
+    words = ["-m", "gptoss_mlx", "chat", str(demo_folder), *GREEDY]
+    with open(tmp_path / "questions") as questions, open(tmp_path / "errors", "w") as errors:
+        run = zygote.shared().start(words, environment, [questions.fileno(), writer, errors.fileno()])
     os.close(writer)
-    assert b"Traceback" not in done.stderr
-    assert b"Exception" not in done.stderr
+    run.wait()
+    told = (tmp_path / "errors").read_text()
+    assert "Traceback" not in told
+    assert "Exception" not in told
 
 
 def test_a_terminal_without_unicode(run, endless_folder):
