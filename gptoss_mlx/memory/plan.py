@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GptOssError
-from ..model.checkpoint import CheckpointError
 from ..model.kv_cache import KV_CHUNK, KV_QUANT_HEAD_DIMS, MAX_SNAPSHOTS
 from ..model.network import keys_at_a_time
 from ..model.recognition import open_converted
+from ..model.safetensors import CheckpointError
 from .devices import Device
 from .system import size_text
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from ..device import fused
 from .bf16 import as_f32
-from .checkpoint import FLOATS, Checkpoint, CheckpointError
+from .checkpoint import FLOATS, Checkpoint
 from .config import ModelConfig, Quantization
+from .safetensors import CheckpointError
 
 PARTS = ("weight", "scales", "biases")  # of a matrix
 # Modules that read the same input: converted files hold their parts one after the other, as if they were one module.

@@ -18,7 +18,8 @@ from gptoss_convert import RECIPES, affine, convert
 from gptoss_convert.quantize import in_runs
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.kernels import native
-from gptoss_mlx.model.checkpoint import ITEM_SIZE, Checkpoint, Shard, read_header
+from gptoss_mlx.model.checkpoint import Checkpoint, Shard
+from gptoss_mlx.model.safetensors import ITEM_SIZE, read_header
 
 CONFIG = config_of()
 

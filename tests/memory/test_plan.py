@@ -15,7 +15,7 @@ from gptoss_mlx.device import BACKENDS
 from gptoss_mlx.memory.devices import DEVICES, Device
 from gptoss_mlx.memory.plan import BudgetTooSmall, EngineConfig, MemoryEstimate, make_plan
 from gptoss_mlx.memory.system import available, parse_size, size_text, total
-from gptoss_mlx.model.checkpoint import read_header
+from gptoss_mlx.model.safetensors import read_header
 from memory.cgroup import run_limited, why_not
 from memory.shapes import SIZES, converted_shape
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gptoss_mlx import kernels
 from gptoss_mlx.device import METAL_PAGE
-from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError, read_header
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.safetensors import CheckpointError, read_header
 
 
 def entry(dtype="BF16", shape=(2, 2), offsets=(0, 8)):
