@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from .engine.tokenizer import Tokenizer
     from .harmony.messages import Message, Tool
     from .harmony.parse import Content, Preamble, Reasoning, ToolCall
-    from .memory.plan import BudgetTooSmall, Device, MemoryPlan, make_plan
+    from .memory.devices import Device
+    from .memory.plan import BudgetTooSmall, MemoryPlan, make_plan
     from .model.kv_cache import KVCache
     from .tools.toolbox import Function
 
@@ -74,7 +75,8 @@ _EXPORTS = {
     "gptoss_mlx.engine.tokenizer": ("Tokenizer",),
     "gptoss_mlx.harmony.messages": ("Message", "Tool"),
     "gptoss_mlx.harmony.parse": ("Content", "Preamble", "Reasoning", "ToolCall"),
-    "gptoss_mlx.memory.plan": ("BudgetTooSmall", "Device", "MemoryPlan", "make_plan"),
+    "gptoss_mlx.memory.devices": ("Device",),
+    "gptoss_mlx.memory.plan": ("BudgetTooSmall", "MemoryPlan", "make_plan"),
     "gptoss_mlx.model.kv_cache": ("KVCache",),
     "gptoss_mlx.tools.toolbox": ("Function",),
 }

@@ -1,7 +1,8 @@
 """The device that computes here, and its traits: the only module that asks MLX for it.
 
-Three backends: "gpu" (MLX on Metal or CUDA), "kernels" (a CPU with the compiled kernels) and "cpu" (MLX alone on a
-CPU). `BACKENDS` has the traits of each, `gpu` the limits of a GPU. Knows nothing of models.
+Four backends: "gpu" (MLX on Metal), "cuda" (MLX on a GPU with memory of its own), "kernels" (a CPU with the compiled
+kernels) and "cpu" (MLX alone on a CPU). `BACKENDS` has the traits of each, `gpu` the limits of a GPU. Knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
     Elementwise = Callable[..., mx.array]
+
+METAL_PAGE = 16_384
+
+
+@dataclass(frozen=True)
+class Costs:
+    """How much slower a turn becomes, in percent, by what saves memory. See `memory.plan` for their reasons."""
+
+    shorter_chunks: tuple[float, ...]
+    """Costs of the smaller prefill chunks, in their order."""
+    quantized_kv: float
+    """Cost of an 8-bit KV cache."""
+    cpu_embeddings: float = 0
+    """Cost of embeddings that the CPU looks up beside a GPU."""
+    cpu_layer: float = 0
+    """Cost of a layer whose experts the CPU computes beside a GPU."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,9 @@ class Backend:
     every result."""
     tiled_kv_bits: tuple[int, ...]
     """Bits of the KV caches of which attention keeps the scores of a few keys at a time, not those of all."""
-    maps_files: bool
-    """Whether weights are used where a file is mapped, without a copy."""
+    map_unit: int | None
+    """Bytes of which a file has to be a multiple so that weights are used where it is mapped: the kernels' words,
+    Metal's pages. None where they are copied."""
     looks_ahead: bool
     """Whether the next token is computed while one is reported. Otherwise a GPU would wait for Python; a CPU would only
     waste the token after the last."""
@@ -44,6 +62,8 @@ class Backend:
     """Tokens that are prefilled at a time: the default, then smaller numbers to save memory. The kernels unpack the
     weights of an expert once for all tokens of a chunk that chose it; MLX on a CPU keeps the scores of a chunk against
     the whole context."""
+    costs: Costs
+    """What it costs to save memory."""
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -62,9 +82,10 @@ BACKENDS = {
             kv_bytes=2,
             expert_activations=(2, 4),
             tiled_kv_bits=(16,),
-            maps_files=True,
+            map_unit=METAL_PAGE,
             looks_ahead=True,
             prefill_chunks=(2048, 512, 128),
+            costs=Costs(shorter_chunks=(2, 10), quantized_kv=6, cpu_embeddings=1, cpu_layer=5),
         ),
         Backend(
             "kernels",
@@ -72,9 +93,10 @@ BACKENDS = {
             kv_bytes=2,
             expert_activations=(1, 1.6),
             tiled_kv_bits=(16, 8),
-            maps_files=True,
+            map_unit=4,
             looks_ahead=False,
             prefill_chunks=(512, 128, 32),
+            costs=Costs(shorter_chunks=(5, 20), quantized_kv=1),
         ),
         Backend(
             "cpu",
@@ -82,12 +104,14 @@ BACKENDS = {
             kv_bytes=4,
             expert_activations=(2, 4),
             tiled_kv_bits=(),
-            maps_files=False,
+            map_unit=None,
             looks_ahead=False,
             prefill_chunks=(256, 64, 16),
+            costs=Costs(shorter_chunks=(5, 20), quantized_kv=1),
         ),
     )
 }
+BACKENDS["cuda"] = replace(BACKENDS["gpu"], name="cuda", map_unit=None)
 
 
 @dataclass(frozen=True)
@@ -98,14 +122,14 @@ class Gpu:
     max_buffer: int | None
     """The maximum of bytes of one array; None if MLX does not report it."""
     is_unified: bool
-    """Whether it uses the machine's memory."""
+    """Whether it uses the machine's memory: Metal's, whose limit is the working set that the system recommends."""
     uuid: str
 
 
 def backend() -> Backend:
     """The backend of MLX's default device."""
     if is_gpu():
-        return BACKENDS["gpu"]
+        return BACKENDS["cuda" if is_cuda() else "gpu"]
     return BACKENDS["kernels" if kernels.native() else "cpu"]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from gptoss_mlx.engine.divergence import kl_divergence
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.model.checkpoint import CheckpointError
+from gptoss_mlx.model.safetensors import CheckpointError
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 
 from .arrays import in_parallel

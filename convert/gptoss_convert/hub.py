@@ -34,18 +34,9 @@ from huggingface_hub.utils import tqdm as LibraryBar  # type: ignore[attr-define
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import BUFFER, sha256
-from gptoss_mlx.model.checkpoint import (
-    INDEX,
-    Checkpoint,
-    CheckpointError,
-    Header,
-    Shard,
-    checked_index,
-    header_length,
-    parse_header,
-    weight_files,
-)
+from gptoss_mlx.model.checkpoint import INDEX, Checkpoint, Shard, checked_index, weight_files
 from gptoss_mlx.model.recognition import has_weights, without_weights
+from gptoss_mlx.model.safetensors import CheckpointError, Header, header_length, parse_header
 from gptoss_mlx.untrusted import parsed
 
 # Disable telemetry: huggingface_hub would send environment details.

@@ -17,9 +17,10 @@ import numpy as np
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.bf16 import bf16_to_f32
-from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError, TensorInfo, as_array
+from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint
 from gptoss_mlx.model.config import ModelConfig, Quantization
 from gptoss_mlx.model.recognition import check_form
+from gptoss_mlx.model.safetensors import CheckpointError, TensorInfo, as_array
 from gptoss_mlx.provenance import PROVENANCE, json_object, provenance_of
 from gptoss_mlx.untrusted import open_regular, parsed
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.model.bf16 import as_f32
-from gptoss_mlx.model.checkpoint import FLOATS, CheckpointError
+from gptoss_mlx.model.checkpoint import FLOATS
 from gptoss_mlx.model.config import SWIGLU_ALPHA, ModelConfig
 from gptoss_mlx.model.network import mscale, rope_freqs
 from gptoss_mlx.model.recognition import open_converted
+from gptoss_mlx.model.safetensors import CheckpointError
 from gptoss_mlx.model.weights import Weights
 
 from . import affine, mxfp4

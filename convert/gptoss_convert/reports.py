@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gptoss_mlx.errors import printable
 from gptoss_mlx.memory.system import size_text
-from gptoss_mlx.model.checkpoint import TensorInfo
+from gptoss_mlx.model.safetensors import TensorInfo
 
 from .fidelity import Fidelity, TensorDifference
 from .inspection import Inspection, Statistics, count_text, group_of, tensors_text

@@ -14,9 +14,10 @@ from typing import Any
 from gptoss_mlx.engine.special_tokens import NAMES as HARMONY
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint, CheckpointError
+from gptoss_mlx.model.checkpoint import FLOATS, Checkpoint
 from gptoss_mlx.model.config import ModelConfig, read_config
 from gptoss_mlx.model.recognition import check_form
+from gptoss_mlx.model.safetensors import CheckpointError
 from gptoss_mlx.untrusted import lexists
 
 from .canonical_weights import Blocks, Plain, Rows

@@ -22,7 +22,8 @@ import numpy as np
 
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import lock, open_own_folder, sweep, sync, unlinked
-from gptoss_mlx.model.checkpoint import INDEX, ITEM_SIZE
+from gptoss_mlx.model.checkpoint import INDEX
+from gptoss_mlx.model.safetensors import ITEM_SIZE
 from gptoss_mlx.untrusted import os_error_text
 
 from . import journal

@@ -10,8 +10,8 @@ from pathlib import Path
 from .. import device
 from ..errors import printable
 from ..memory.plan import MemoryEstimate, MemoryPlan
-from ..model.checkpoint import TensorInfo
 from ..model.config import ModelConfig
+from ..model.safetensors import TensorInfo
 from ..provenance import RANDOM_WEIGHTS, recipe_and_source
 from ..untrusted import lexists
 from .results import Grid, ModelFacts, Setup

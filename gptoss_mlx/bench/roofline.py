@@ -19,9 +19,9 @@ import mlx.core as mx
 from .. import kernels
 from ..device import is_gpu
 from ..memory.system import total
-from ..model.checkpoint import TensorInfo
 from ..model.config import ModelConfig
 from ..model.kv_cache import FullKV, KVCache, RingKV
+from ..model.safetensors import TensorInfo
 from .facts import quantized_weights
 from .results import Rates, Work
 

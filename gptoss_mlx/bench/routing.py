@@ -19,8 +19,8 @@ import numpy as np
 from ..engine.generate import Model
 from ..errors import GptOssError
 from ..files import replace_file
-from ..model.checkpoint import read_header
 from ..model.experts import MoeParts, PagedMoe
+from ..model.safetensors import read_header
 from ..untrusted import open_regular, os_error_text
 
 MAX_BYTES = 256 * 2**20  # of what was chosen

@@ -25,8 +25,8 @@ from ..engine.mlx_errors import mlx_errors
 from ..engine.prompt_cache import PromptCache, common_prefix
 from ..errors import GptOssError
 from ..files import replacing, utf8_path
-from ..model.checkpoint import read_header
 from ..model.kv_cache import KV_CHUNK, KVCache, Snapshot
+from ..model.safetensors import read_header
 from ..untrusted import os_error_text
 from .store import clear
 

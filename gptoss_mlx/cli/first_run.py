@@ -55,11 +55,12 @@ def command_lines(model: str | None) -> list[CommandLine]:
 
 def _machine_lines() -> tuple[str, ...]:
     """The facts that a choice depends on, in five lines."""
-    from ..memory.plan import Device
+    from ..memory.devices import Device
     from .machine_facts import facts
 
     device = Device.here()
-    memory = device.memory if device.gpu is None else min(device.memory, device.gpu)
+    # What does not fit on a Mac's GPU, the CPU computes.
+    memory = device.memory if device.gpu is None or device.cpu_experts else min(device.memory, device.gpu)
     free = free_disk(home())
     if memory >= MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: it fits"

@@ -62,13 +62,13 @@ def use_threads(count: int | None) -> None:
 
 
 def plan_to_keep(folder: Path, options: ModelOptions) -> MemoryPlan:
-    """The plan, with what it gives up reported on standard error; also if it counts on more than there is, or if a
-    large model will be slow for want of the kernels."""
-    from ..memory.plan import Device
+    """The plan, with what it gives up reported on standard error; also if files are copied that could be mapped, if it
+    counts on more than there is, or if a large model will be slow for want of the kernels."""
+    from ..memory.devices import Device
 
     plan = plan_memory(folder, options)
-    if plan.compromise:
-        click.echo(plan.compromise, err=True)
+    for line in filter(None, (plan.compromise, plan.advice)):
+        click.echo(printable(line), err=True)
     if plan.total > (here := Device.here().memory):
         lack = f"the plan takes {size_text(plan.total)}, and this machine has {size_text(here)} available"
         click.echo(f"warning: {lack}: it may swap, or be killed", err=True)
@@ -78,7 +78,8 @@ def plan_to_keep(folder: Path, options: ModelOptions) -> MemoryPlan:
 
 
 def plan_memory(folder: Path, options: ModelOptions, device: str | None = None) -> MemoryPlan:
-    from ..memory.plan import Device, make_plan
+    from ..memory.devices import Device
+    from ..memory.plan import make_plan
 
     return make_plan(
         folder,

@@ -21,7 +21,7 @@ from .options import ModelOptions, model_argument, pass_plan_options
     metavar="NAME",
     show_default="this machine",
     shell_complete=complete_devices,
-    help="Plan for another device: mac-16gb, mac-8gb, iphone-12gb, android-16gb.",
+    help="Plan for another device, such as mac-16gb: mac-8gb to mac-128gb, iphone-12gb, android-16gb.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(model: str, device: str | None, as_json: bool, model_options: ModelOptions) -> None:

@@ -10,6 +10,8 @@ from ..errors import printable
 from ..memory.plan import MemoryPlan
 from ..memory.system import size_text
 
+LAST = 5  # candidates that are shown, beside the first
+
 
 def print_plan(plan: MemoryPlan) -> None:
     settings, device = plan.settings, plan.device
@@ -29,8 +31,14 @@ def print_plan(plan: MemoryPlan) -> None:
         f" prefill in chunks of {settings.prefill_chunk} tokens",
         highlight=False,
     )
-    for attempt in plan.attempts[:-1]:
+    too_large = plan.attempts[:-1]
+    for attempt in (*too_large[:1], *too_large[1:][-LAST:]):
         on_gpu = f", {size_text(attempt.gpu_bytes)} on the GPU" if device.gpu else ""
-        console.print(f"too large: {attempt.what}, {size_text(attempt.bytes)}{on_gpu}", highlight=False)
-    if len(plan.attempts) > 1:
-        console.print(f"chosen: {plan.attempts[-1].what}", highlight=False)
+        console.print(f"too large: {attempt.what}: {size_text(attempt.bytes)}{on_gpu}", highlight=False)
+    if len(too_large) > 1 + LAST:
+        others = len(too_large) - 1 - LAST
+        console.print(f"too large: {others} others, which would cost less speed than these", highlight=False)
+    if too_large:
+        console.print(f"chosen: {plan.attempts[-1].what} (of what fits, it costs the least speed)", highlight=False)
+    if plan.advice:
+        console.print(Text(printable(plan.advice)), highlight=False)

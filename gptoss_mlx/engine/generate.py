@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from ..device import backend
 from ..errors import GptOssError
-from ..memory.plan import Device, EngineConfig, MemoryPlan, make_plan
+from ..memory.devices import Device
+from ..memory.plan import EngineConfig, MemoryPlan, make_plan
 from ..memory.system import parse_size
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
@@ -260,6 +261,7 @@ def load(
         weights,
         expert_slots=settings.expert_slots,
         expert_layers_on_cpu=settings.cpu_expert_layers,
+        embeddings_on_gpu=settings.embeddings_on_gpu,
     )
     weights.check_finite()
     return Model(path, config, network, _stop_ids(path), settings, plan)

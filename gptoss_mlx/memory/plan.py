@@ -1,37 +1,46 @@
 """The memory plan: the bytes that a model needs on a device, a row for each part, before anything is loaded.
 
-Reads config.json and the headers, never weights. Decides what is given up, in a fixed order, so that all fits; the
-engine and the KV cache then follow the plan. Covers this process and its memory on a GPU. Does not cover the page cache
-beyond the mapped weights, other programs, and memory that the system gives to others after the plan was made.
+Reads config.json and the headers, never weights. Decides what is given up so that all fits, what costs the least speed
+first; the engine and the KV cache then follow the plan. Covers this process and its memory on a GPU. Does not cover the
+page cache beyond the mapped weights, other programs, and what the system gives to others after the plan was made.
+
+What is given up on Metal, for gpt-oss-20b and 8,192 tokens, and its cost in percent of a turn that is prefill and
+decode in equal parts. Not measured on a Mac: from bytes and launches, for an M2 (100 GB/s, some 20 ms a token).
+
+    given up                        memory of the GPU       cost
+    embeddings on the GPU           0.33 GB                 1: a token crosses to the CPU and back, 0.1-0.3 ms
+    prefill chunks of 2,048         0.25 GB for 512         2: experts are read four times as often, 4 % of prefill
+    experts of a layer              0.42 GB                 5: two crossings, and the CPU's share of the bandwidth
+    16-bit KV cache                 0.1 GB (1.5 at 131,072) 6: no fused attention, least of all in prefill
+    prefill chunks of 512           0.06 GB for 128         10: 16 tokens an expert do not fill its tiles
+    experts in memory               all                     decode becomes as slow as the disk
+
+On a CPU an 8-bit KV cache costs least: the kernels read it as fast as it comes. `device.BACKENDS` has the costs.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .. import kernels
-from ..device import BACKENDS, Backend, backend, gpu
 from ..errors import GptOssError
-from ..model.checkpoint import CheckpointError
 from ..model.kv_cache import KV_CHUNK, KV_QUANT_HEAD_DIMS, MAX_SNAPSHOTS
 from ..model.network import keys_at_a_time
 from ..model.recognition import open_converted
-from .system import available, parse_size, size_text, total
+from ..model.safetensors import CheckpointError
+from .devices import Device
+from .system import size_text
 
 DEFAULT_CONTEXT = 8192  # tokens, if no context is asked for; memory that is left makes it longer
 MIN_CONTEXT = 1024
-DEVICES = Path(__file__).with_name("devices.json")
 
 # Memory of Python, MLX and the kernels, and of a tokenizer for each byte of its tokenizer.json: measured.
 RUNTIME_BYTES = 60_000_000
 TOKENIZER_FACTOR = 9
-
-HEADROOM = 0.03  # Use 97 % of available memory, the system's or a GPU's; the rest is headroom.
 
 WORKSPACE = "prefill workspace"
 
@@ -42,54 +51,6 @@ class BudgetTooSmall(GptOssError):
     def __init__(self, message: str, smallest: int):
         super().__init__(message)
         self.smallest = smallest
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device for which a plan is made."""
-
-    name: str
-    memory: int
-    """Bytes for this process, GPU included."""
-    gpu: int | None
-    """The GPU's limit in bytes; None without one."""
-    backend: str
-    """A name in `device.BACKENDS`."""
-    cpu_experts: bool = False
-    """Whether, beside a GPU, the CPU can compute experts."""
-
-    @property
-    def traits(self) -> Backend:
-        return BACKENDS[self.backend]
-
-    @classmethod
-    def here(cls) -> Device:
-        """This machine, with the memory that is available now."""
-        if (here := gpu()) is None:
-            return cls("this machine", _usable(available() or _beside_the_system()), None, backend().name)
-        limit = _usable(here.limit or total())
-        if not here.is_unified:
-            return cls("this machine", limit, limit, "gpu")
-        return cls("this machine", _beside_the_system(), limit, "gpu", cpu_experts=kernels.native() is not None)
-
-    @classmethod
-    def named(cls, name: str) -> Device:
-        """A profile of devices.json. Raises GptOssError."""
-        profiles = json.loads(DEVICES.read_text(encoding="utf-8"))
-        if name not in profiles:
-            raise GptOssError(f"there is no device {name!r}: choose from {', '.join(profiles)}")
-        profile = profiles[name]
-        gpu = profile["gpu"] and parse_size(profile["gpu"])
-        return cls(name, parse_size(profile["memory"]), gpu, "gpu" if gpu else "kernels", cpu_experts=bool(gpu))
-
-
-def _usable(memory: int) -> int:
-    return int(memory * (1 - HEADROOM))
-
-
-def _beside_the_system() -> int:
-    """RAM without the system and other programs: a guess, for systems that do not report it."""
-    return total() - max(3 * 2**30, total() // 5)
 
 
 @dataclass(frozen=True)
@@ -106,6 +67,8 @@ class EngineConfig:
     """Experts in memory at a time, of all layers together; None for all of them."""
     cpu_expert_layers: int = 0
     """Layers whose experts a CPU computes beside a GPU."""
+    embeddings_on_gpu: bool = False
+    """Whether a GPU looks up embeddings, so that they count as its own."""
     workspace: int | None = None
     """Maximum of bytes that MLX keeps for its next results; None for MLX's default."""
     allocations: int | None = None
@@ -132,6 +95,12 @@ class Candidate:
     bytes: int
     gpu_bytes: int
 
+    def shortfall(self, device: Device) -> tuple[int, int]:
+        """The bytes that a device lacks for it; if none, those that its GPU lacks. Compared, less is better."""
+        lacking = max(self.bytes - device.memory, 0)
+        on_gpu = 0 if device.gpu is None else max(self.gpu_bytes - device.gpu, 0)
+        return lacking, 0 if lacking else on_gpu
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -140,11 +109,13 @@ class MemoryPlan:
     settings: EngineConfig
     rows: tuple[PlanRow, ...]
     attempts: tuple[Candidate, ...]
-    """All candidates in order; the last one was chosen."""
+    """The candidates in the order of their costs, but for those that lack as much as one before; the last fits."""
     experts: int
     """Number of experts of all layers together."""
     wanted_context: int | None
     """The context that was asked for, in tokens."""
+    copied: int
+    """Bytes of files that this device could use where they are mapped, if they were laid out for that."""
 
     @property
     def compromise(self) -> str | None:
@@ -154,14 +125,30 @@ class MemoryPlan:
             given_up.append(f"a context of {self.settings.context:,} instead of {self.wanted_context:,}")
         if not given_up:
             return None
+        first, device = self.attempts[0], self.device
+        if device.gpu is not None and first.bytes <= device.memory:
+            return (
+                f"to fit {size_text(device.gpu)} on the GPU: {' and '.join(given_up)}"
+                f" (everything on it would take {size_text(first.gpu_bytes)})"
+            )
         return (
-            f"to fit {size_text(self.device.memory)}: {' and '.join(given_up)}"
-            f" (everything in memory would take {size_text(self.attempts[0].bytes)})"
+            f"to fit {size_text(device.memory)}: {' and '.join(given_up)}"
+            f" (everything in memory would take {size_text(first.bytes)})"
+        )
+
+    @property
+    def advice(self) -> str | None:
+        """The step that would let files be mapped, in a line; None if they are."""
+        if not self.copied:
+            return None
+        return (
+            f"{size_text(self.copied)} of {self.model} is not laid out to be mapped, and is copied into memory: what"
+            " `gptoss-mlx convert` makes of the checkpoint that it comes from is mapped"
         )
 
     @property
     def total(self) -> int:
-        return sum(row.bytes for row in self.rows)
+        return _bytes(self.rows)
 
     @property
     def anonymous(self) -> int:
@@ -181,8 +168,8 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan for a converted folder on `device`, within `memory` bytes if that is given.
 
-    Gives up, in this order: the 16-bit KV cache, long prefill chunks, experts on a GPU, experts in memory, the context.
-    Raises BudgetTooSmall, CheckpointError, and GptOssError for a context or `kv_bits` that the model cannot have.
+    Gives up what costs the least speed, and before the context the experts in memory. Raises
+    BudgetTooSmall, CheckpointError, and GptOssError for a context or `kv_bits` that the model cannot have.
     """
     sizes = MemoryEstimate(folder)
     max_context = sizes.config.max_context
@@ -199,19 +186,17 @@ def make_plan(
         )
     if memory is not None:
         device = replace(device, memory=memory, gpu=device.gpu and min(memory, device.gpu))
-    attempts = []
+    attempts: list[Candidate] = []
     wanted = context or min(DEFAULT_CONTEXT, max_context)
-    for what, settings in _candidates(sizes, device, wanted, kv_bits):
+    for settings in _candidates(sizes, device, wanted, kv_bits):
         rows = sizes.rows(settings, device)
-        attempts.append(Candidate(what, sum(row.bytes for row in rows), _gpu_bytes(rows)))
+        tried = Candidate(_given_up(settings, device, kv_bits), _bytes(rows), _gpu_bytes(rows))
+        if not attempts or tried.shortfall(device) < attempts[-1].shortfall(device):
+            attempts.append(tried)
         if _fits(rows, device):
             break
     else:
-        raise BudgetTooSmall(
-            f"{folder} needs at least {size_text(attempts[-1].bytes)} of memory, and {device.name} has"
-            f" {size_text(device.memory)} for it: free some memory, or convert with a smaller recipe",
-            attempts[-1].bytes,
-        )
+        raise _too_small(folder, device, attempts[-1])
     while context is None and settings.expert_slots is None and settings.context < max_context:
         longer = replace(settings, context=min(2 * settings.context, max_context))
         if not _fits(sizes.rows(longer, device), device):
@@ -221,8 +206,8 @@ def make_plan(
     settings = replace(
         settings,
         workspace=next(row.bytes for row in rows if row.name == WORKSPACE),
-        # The sum, because on a GPU MLX counts adopted maps too, and slows down above its limit.
-        allocations=sum(row.bytes for row in rows),
+        # MLX slows down above this: on a GPU, what the plan keeps below.
+        allocations=_bytes(rows) if device.gpu is None else device.gpu,
     )
     return MemoryPlan(
         model=str(folder),
@@ -232,47 +217,87 @@ def make_plan(
         attempts=tuple(attempts),
         experts=sizes.all_experts,
         wanted_context=context,
+        copied=sizes.copied(device),
     )
 
 
-def _candidates(
-    sizes: MemoryEstimate, device: Device, wanted: int, kv_bits: int | None
-) -> Iterator[tuple[str, EngineConfig]]:
-    """Settings to try, the best first, each with the words for its difference from the one before."""
-    min_bits = kv_bits or (8 if sizes.config.head_dim in KV_QUANT_HEAD_DIMS else 16)
-    longest, *shorter = device.traits.prefill_chunks
+def _candidates(sizes: MemoryEstimate, device: Device, wanted: int, kv_bits: int | None) -> Iterator[EngineConfig]:
+    """Settings to try: those with all experts in memory, by their costs, then paged ones, in ever shorter contexts."""
+    traits, costs = device.traits, device.traits.costs
+    has_8_bits = sizes.config.head_dim in KV_QUANT_HEAD_DIMS
+    chunks = dict(zip(traits.prefill_chunks, (0, *costs.shorter_chunks), strict=True))
+    kv = {kv_bits: 0.0} if kv_bits else {16: 0.0} | ({8: costs.quantized_kv} if has_8_bits else {})
+    embeddings = {True: 0.0, False: costs.cpu_embeddings} if device.gpu else {False: 0.0}
+    most = sizes.config.num_layers if device.cpu_experts and sizes.cpu_can_compute_experts else 0
+    yield from sorted(
+        (
+            EngineConfig(wanted, bits, chunk, cpu_expert_layers=layers, embeddings_on_gpu=on_gpu)
+            for bits, chunk, layers, on_gpu in product(kv, chunks, range(most + 1), embeddings)
+        ),
+        key=lambda each: (
+            kv[each.kv_bits]
+            + chunks[each.prefill_chunk]
+            + costs.cpu_layer * each.cpu_expert_layers
+            + embeddings[each.embeddings_on_gpu]
+        ),
+    )
     context = wanted
     while True:
-        if context == wanted:
-            yield "everything in memory", EngineConfig(context, kv_bits or 16, longest)
-            smaller = EngineConfig(context, min_bits, longest)
-            if kv_bits is None and min_bits == 8:
-                yield "8-bit KV cache", smaller
-            for chunk in shorter:
-                yield f"prefill in chunks of {chunk} tokens", replace(smaller, prefill_chunk=chunk)
-            if device.cpu_experts:
-                for layers in range(1, sizes.config.num_layers + 1):
-                    yield f"experts of {layers} layers on the CPU", replace(smaller, cpu_expert_layers=layers)
-        for chunk in (longest, *shorter):
-            paged = EngineConfig(context, min_bits, chunk, expert_slots=sizes.min_slots)
+        for chunk in chunks:
+            paged = EngineConfig(context, min(kv), chunk, expert_slots=sizes.min_slots)
             rows = sizes.rows(paged, device)
-            room = device.memory - sum(row.bytes for row in rows)
+            room = device.memory - _bytes(rows)
             if device.gpu is not None:
                 room = min(room, device.gpu - _gpu_bytes(rows))
             slots = sizes.min_slots + max(room, 0) // sizes.expert_bytes
-            at_a_time = "" if chunk == longest else f", prefill in chunks of {chunk} tokens"
-            yield f"experts paged{at_a_time}", replace(paged, expert_slots=min(slots, sizes.all_experts))
+            yield replace(paged, expert_slots=min(slots, sizes.all_experts))
         if context <= MIN_CONTEXT:
             return
         context = max(context // 2, MIN_CONTEXT)
 
 
-def _gpu_bytes(rows: list[PlanRow] | tuple[PlanRow, ...]) -> int:
+def _given_up(settings: EngineConfig, device: Device, kv_bits: int | None) -> str:
+    """What settings give up, in words, the dearest first; `kv_bits` were asked for."""
+    layers, chunk = settings.cpu_expert_layers, settings.prefill_chunk
+    given_up = {
+        "experts paged": settings.expert_slots is not None,
+        f"experts of {layers} layer{'s' * (layers > 1)} on the CPU": layers > 0,
+        "8-bit KV cache": kv_bits is None and settings.kv_bits == 8,
+        f"prefill in chunks of {chunk} tokens": chunk < device.traits.prefill_chunks[0],
+        "embeddings on the CPU": device.gpu is not None and not settings.embeddings_on_gpu,
+    }
+    return ", ".join(what for what, is_given_up in given_up.items() if is_given_up) or "everything in memory"
+
+
+def _too_small(folder: Path, device: Device, smallest: Candidate) -> BudgetTooSmall:
+    lacking, _ = smallest.shortfall(device)
+    needed, has = (smallest.bytes, device.memory) if lacking else (smallest.gpu_bytes, device.gpu or 0)
+    where = "" if lacking else " on its GPU"
+    return BudgetTooSmall(
+        f"{folder} needs at least {size_text(needed)} of memory{where}, and {device.name} has {size_text(has)} for it:"
+        " free some memory, or convert with a smaller recipe",
+        needed,
+    )
+
+
+def _bytes(rows: Iterable[PlanRow]) -> int:
+    return sum(row.bytes for row in rows)
+
+
+def _gpu_bytes(rows: Iterable[PlanRow]) -> int:
     return sum(row.bytes for row in rows if row.on_gpu)
 
 
 def _fits(rows: list[PlanRow], device: Device) -> bool:
-    return sum(row.bytes for row in rows) <= device.memory and (device.gpu is None or _gpu_bytes(rows) <= device.gpu)
+    return _bytes(rows) <= device.memory and (device.gpu is None or _gpu_bytes(rows) <= device.gpu)
+
+
+TRUNK, EXPERTS, EMBEDDINGS = PARTS = ("trunk", "experts", "embeddings")
+
+
+def part_of(tensor: str) -> str:
+    """The part of the model to which a tensor of this name belongs."""
+    return EXPERTS if ".mlp.experts." in tensor else EMBEDDINGS if "embed_tokens" in tensor else TRUNK
 
 
 class MemoryEstimate:
@@ -280,47 +305,75 @@ class MemoryEstimate:
 
     def __init__(self, folder: Path):
         """Raises GptOssError for a folder that holds no converted model."""
-        self.config, checkpoint = open_converted(folder)
-        self.tensors = checkpoint.tensors
+        self.config, self.checkpoint = open_converted(folder)
+        self.tensors = self.checkpoint.tensors
         if not self.experts:
             raise CheckpointError(f"{folder} has no experts: not a gpt-oss model")
         self.all_experts = self.config.num_layers * self.config.num_experts
         self.min_slots = 2 * self.config.experts_per_token
         vocabulary = folder / "tokenizer.json"
+        self._weights_on: dict[str, Sequence[tuple[int, bool]]] = {}
         self.tokenizer = TOKENIZER_FACTOR * vocabulary.stat().st_size if vocabulary.is_file() else 0
-
-    def of(self, part: str) -> int:
-        """Bytes of the tensors with `part` in their names."""
-        return sum(t.nbytes for name, t in self.tensors.items() if part in name)
 
     @cached_property
     def experts(self) -> int:
-        return self.of(".mlp.experts.")
-
-    @cached_property
-    def embeddings(self) -> int:
-        return self.of("embed_tokens")
+        return sum(tensor.nbytes for name, tensor in self.tensors.items() if part_of(name) == EXPERTS)
 
     @cached_property
     def expert_bytes(self) -> int:
         return -(-self.experts // self.all_experts)
 
+    @cached_property
+    def cpu_can_compute_experts(self) -> bool:
+        """Whether the kernels can, with tensors that they map themselves: other programs' may not be aligned, or be in
+        another dtype."""
+        experts = [name for name in self.tensors if part_of(name) == EXPERTS]
+        forms = {self.config.stored_form(name.rpartition(".")[0], self.tensors) for name in experts}
+        return all(form is None or form.bits in (4, 8) for form in forms) and all(
+            self.checkpoint.can_be_mapped(name, 1) and self.tensors[name].dtype in ("U8", "U32", "BF16")
+            for name in experts
+        )
+
+    def copied(self, device: Device) -> int:
+        """Bytes of tensors that MLX reads as copies, where others would be mapped."""
+        unit = device.traits.map_unit
+        copied = (name for name in self.tensors if unit and not self.checkpoint.can_be_mapped(name, unit))
+        return sum(self.tensors[name].nbytes for name in copied)
+
+    def _weights(self, device: Device) -> Sequence[tuple[int, bool]]:
+        """Of each of PARTS, the bytes of its tensors, and whether they are mapped. A GPU adopts whole pages."""
+        if device.backend not in self._weights_on:
+            unit = device.traits.map_unit
+            page = unit if unit and device.gpu is not None else 1
+            sizes, mapped = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, True)
+            for name, tensor in self.tensors.items():
+                is_mapped = self.checkpoint.can_be_mapped(name, unit)
+                part = part_of(name)
+                mapped[part] &= is_mapped
+                pages = -(-tensor.end // page) - tensor.start // page
+                sizes[part] += pages * page if is_mapped else tensor.nbytes
+            self._weights_on[device.backend] = [(sizes[part], mapped[part]) for part in PARTS]
+        return self._weights_on[device.backend]
+
     def rows(self, settings: EngineConfig, device: Device) -> list[PlanRow]:
         """The maximum of everything that is in memory with these settings."""
-        maps = device.traits.maps_files
+        weights = self._weights(device)
         paged, layers = settings.expert_slots is not None, self.config.num_layers
-        on_cpu = 0 if paged else self.experts * settings.cpu_expert_layers // layers
-        trunk = self.of("") - self.experts - self.embeddings
+        (trunk, trunk_mapped), (experts, experts_mapped), (embeddings, embeddings_mapped) = weights
+        on_cpu = 0 if paged else experts * settings.cpu_expert_layers // layers
+        slots = (settings.expert_slots or 0) * self.expert_bytes
+        on_gpu = settings.embeddings_on_gpu
         rows = [
-            PlanRow("attention, routers, head", trunk, mapped=maps, on_gpu=True),
-            PlanRow("embeddings", self.embeddings, mapped=True, on_gpu=False),
-            PlanRow("experts", 0 if paged else self.experts - on_cpu, mapped=maps, on_gpu=True),
-            PlanRow("experts on the CPU", on_cpu, mapped=maps, on_gpu=False),
-            PlanRow("expert slots", (settings.expert_slots or 0) * self.expert_bytes, mapped=False, on_gpu=True),
+            PlanRow("attention, routers, head", trunk, mapped=trunk_mapped, on_gpu=True),
+            # What the CPU looks up is a map in any case.
+            PlanRow("embeddings", embeddings, mapped=embeddings_mapped or not on_gpu, on_gpu=on_gpu),
+            PlanRow("experts", 0 if paged else experts - on_cpu, mapped=experts_mapped, on_gpu=True),
+            PlanRow("experts on the CPU", on_cpu, mapped=True, on_gpu=False),
+            PlanRow("expert slots", slots, mapped=False, on_gpu=True),
             PlanRow("expert read buffers", self._read_buffers() if paged else 0, mapped=False, on_gpu=False),
             *self._kv(settings, device),
             PlanRow(WORKSPACE, self._workspace(settings, device), mapped=False, on_gpu=True),
-            PlanRow("FP32 copies of weights", 0 if maps else self._fp32_copies(), mapped=False, on_gpu=False),
+            PlanRow("FP32 copies of weights", self._fp32_copies(device), mapped=False, on_gpu=False),
             PlanRow("tokenizer", self.tokenizer, mapped=False, on_gpu=False),
             PlanRow("runtime", RUNTIME_BYTES, mapped=False, on_gpu=False),
         ]
@@ -368,8 +421,10 @@ class MemoryEstimate:
             keys = min(keys, keys_at_a_time(rows))
         return 3 * 4 * rows * keys
 
-    def _fp32_copies(self) -> int:
+    def _fp32_copies(self, device: Device) -> int:
         """FP32 copies that MLX makes on a CPU: of scales and biases for good, of plain matrices one at a time."""
+        if device.backend != "cpu":
+            return 0
         floats = {name: t for name, t in self.tensors.items() if t.dtype == "BF16"}
         plain = [2 * t.nbytes for name, t in floats.items() if name.endswith(".weight") and len(t.shape) > 1]
         return sum(2 * t.nbytes for t in floats.values()) - sum(plain) + max(plain, default=0)

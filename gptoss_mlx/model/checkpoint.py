@@ -1,8 +1,7 @@
-"""Safetensors files on disk -> named arrays: one validated header and one memory map per file.
+"""The safetensors files of a folder -> named arrays: one map for each file, and an array for each tensor asked for.
 
-The format: 8 bytes, little endian, the length N of the header; N bytes of JSON, name -> {dtype, shape, data_offsets},
-padded with spaces; then the tensors without gaps (github.com/huggingface/safetensors). Nothing in a file is trusted
-before `read_header` has checked its whole header. Knows nothing about gpt-oss, its tensor names or the network.
+Nothing in a file is trusted before `safetensors` has checked its whole header. Knows nothing about gpt-oss, its tensor
+names or the network.
 """
 
 from __future__ import annotations
@@ -10,20 +9,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import struct
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import GptOssError
 from ..files import utf8_path
-from ..kernels import bus_error, compiled
-from ..untrusted import MAX_JSON, lexists, open_regular, os_error_text, parse_json, read_json
+from ..kernels import bus_error, compiled, native
+from ..untrusted import MAX_JSON, lexists, os_error_text, read_json
+from .safetensors import ITEM_SIZE, NUMPY_DTYPE, CheckpointError, Header, TensorInfo, as_array, read_header
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -32,131 +29,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_EXAMPLE = "model-00001-of-00002.safetensors"
 SHARD_NAME = re.compile(r"([^.].*)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)
-MAX_RANK = 8  # of a tensor; gpt-oss has 4
 MAX_HEADERS = 4 * MAX_JSON  # of a folder: a thousand links to one file would be a thousand headers in memory
-METAL_PAGE = 16_384
-
-ITEM_SIZE = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2}
-ITEM_SIZE |= {"BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}
-
-# The first bytes of other formats, and their names. Read as the length of a header, each would be larger than any file.
-OTHER_FORMATS = {
-    b"version ": "a Git LFS pointer: `git lfs pull` fetches the file itself",
-    b"GGUF": "a GGUF file, which llama.cpp runs",
-    b"PK\x03\x04": "a file of PyTorch's, or an archive: save the model in safetensors",
-    b"<!doctyp": "a web page: download it again",
-    b"<!DOCTYP": "a web page: download it again",
-    b"<html": "a web page: download it again",
-}
 
 FLOATS = ("BF16", "F16", "F32")  # in which a gpt-oss weight may be stored without quantization
-
-# The dtypes that a gpt-oss checkpoint or its conversion may hold. NumPy has no bfloat16: its bits, as uint16.
-NUMPY_DTYPE = {"U8": np.uint8, "BF16": np.uint16, "F16": np.float16, "U32": np.uint32, "F32": np.float32}
-
-
-class CheckpointError(GptOssError):
-    """A file that is missing, truncated or malformed; the message names the file, and the tensor where there is one."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies: `start` and `end` are byte offsets from the beginning of the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
-
-
-@dataclass(frozen=True)
-class Header:
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-    nbytes: int
-
-
-def read_header(path: Path) -> Header:
-    """Read and check the whole header of a safetensors file; no tensor data is read. Raises CheckpointError."""
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            text = file.read(header_length(path, file.read(8), size))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {os_error_text(error)}") from None
-    return parse_header(path, text, size)
-
-
-def header_length(path: Path, prefix: bytes, size: int) -> int:
-    """The length N in the first 8 bytes of a file of `size` bytes. Raises CheckpointError."""
-    if len(prefix) < 8:
-        raise CheckpointError(f"{path} has {size} bytes: not a safetensors file, or a truncated one")
-    if other := next((what for start, what in OTHER_FORMATS.items() if prefix.startswith(start)), None):
-        raise CheckpointError(f"{path} is not a safetensors file but {other}")
-    (length,) = struct.unpack("<Q", prefix)
-    if 8 + length > size:
-        raise CheckpointError(
-            f"{path} says that its header has {length} bytes, in a file of {size}: corrupt or truncated"
-        )
-    if length > MAX_JSON:
-        raise CheckpointError(f"{path} has a malformed header: more than {MAX_JSON:,} bytes of JSON")
-    return length
-
-
-def parse_header(path: Path, text: bytes, size: int) -> Header:
-    """Check the N bytes of JSON of a file of `size` bytes, which can be elsewhere. Raises CheckpointError."""
-    try:
-        entries = parse_json(text)
-    except ValueError as error:
-        raise CheckpointError(f"{path} has a malformed header: {error}") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{path} has a malformed header: not a JSON object")
-    metadata = entries.pop("__metadata__", None) or {}  # MLX writes null
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(f"{path} has malformed __metadata__: not a map of strings")
-    data = 8 + len(text)
-    tensors = {name: _tensor_info(path, name, entry, data) for name, entry in entries.items()}
-    _check_layout(path, tensors, data, size)
-    return Header(tensors, metadata, data)
-
-
-def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
-    def whole(value: Any, minimum: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63
-
-    if not isinstance(entry, dict):
-        raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
-        raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(whole(size, 1) for size in shape):
-        raise CheckpointError(f"{path}: {name!r} has the malformed shape {shape!r}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset, 0) for offset in offsets):
-        raise CheckpointError(f"{path}: {name!r} has the malformed data_offsets {offsets!r}")
-    start, end = offsets
-    if end - start != math.prod(shape) * ITEM_SIZE[dtype]:
-        raise CheckpointError(f"{path}: {name!r} has {end - start} bytes, which is not {dtype} {shape}")
-    return TensorInfo(name, dtype, tuple(shape), data + start, data + end)
-
-
-def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:
-    """The tensors must fill the file from the end of the header to its last byte, without gaps or overlaps."""
-    position = data
-    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.end)):
-        if tensor.start != position:
-            raise CheckpointError(
-                f"{path}: {tensor.name!r} starts at byte {tensor.start} instead of {position}: overlap or gap"
-            )
-        position = tensor.end
-    if position > size:
-        raise CheckpointError(f"{path} is truncated: it has {size} bytes of {position}")
-    if position < size:
-        raise CheckpointError(f"{path} has {size - position} bytes after its last tensor: corrupt")
 
 
 class Shard:
@@ -166,6 +41,7 @@ class Shard:
         self.path = path
         self.header = header or read_header(path)
         self._size = max((tensor.end for tensor in self.header.tensors.values()), default=0)
+        self._arrays: dict[str, mx.array] = {}
 
     def check_size(self) -> None:
         """Raise CheckpointError if the file has shrunk: reading past the end of a truncated map raises SIGBUS.
@@ -192,14 +68,20 @@ class Shard:
         return mapped
 
     @cached_property
+    def is_aligned(self) -> bool:
+        """Whether each tensor starts at a multiple of its element's size. Other programs' need not."""
+        return all(tensor.start % ITEM_SIZE[tensor.dtype] == 0 for tensor in self.header.tensors.values())
+
+    def can_be_mapped(self, unit: int | None) -> bool:
+        """Whether arrays can be views of the file for a backend with this `map_unit`; else MLX reads copies."""
+        return unit is not None and self._size % unit == 0 and self.is_aligned
+
+    @cached_property
     def windows(self) -> Windows | None:
         """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
         from ..device import backend, lays_out_arrays
 
-        # Other programs' files need not be aligned.
-        if self._size % 4 or any(tensor.start % ITEM_SIZE[tensor.dtype] for tensor in self.header.tensors.values()):
-            return None
-        if not backend().maps_files:
+        if not self.can_be_mapped(backend().map_unit):
             return None
         if not lays_out_arrays():
             return _page_windows(self.bytes)
@@ -211,22 +93,57 @@ class Shard:
         self.check_size()
         return lambda start, end: words[start // 4 : -(-end // 4)]
 
+    def array(self, name: str) -> mx.array:
+        """A tensor as an MLX array, made when it is first asked for: Metal counts all that is adopted as in use. A view
+        of the map where MLX adopts it, else read when it is first used. Raises CheckpointError."""
+        tensor = self.header.tensors[name]
+        _check_length(self.path, tensor)
+        if name not in self._arrays:
+            mapped = self.windows and _view_of(self.path, self.windows, tensor)
+            self._arrays[name] = self._unmapped.pop(name) if mapped is None else mapped
+        return self._arrays[name]
+
+    def joined(self, tensors: Sequence[TensorInfo]) -> mx.array:
+        """Tensors that follow each other, as one: alone, each is a part of it, and neither adopted nor read again."""
+        import mlx.core as mx
+
+        first, rows = tensors[0], [tensor.shape[0] for tensor in tensors]
+        if self.windows:
+            whole = TensorInfo(first.name, first.dtype, (sum(rows), *first.shape[1:]), first.start, tensors[-1].end)
+            array = _view_of(self.path, self.windows, whole)
+        else:
+            array = mx.concatenate([self.array(tensor.name) for tensor in tensors])
+        for tensor, end in zip(tensors, accumulate(rows), strict=True):
+            self._arrays[tensor.name] = array[end - tensor.shape[0] : end]
+        return array
+
     @cached_property
-    def arrays(self) -> Mapping[str, mx.array]:
-        """Every tensor as an MLX array: a view of the map where MLX adopts it, else read when it is first used."""
+    def _unmapped(self) -> dict[str, mx.array]:
+        """The tensors that nobody has asked for, as arrays that MLX has not read yet."""
         import mlx.core as mx
 
         for tensor in self.header.tensors.values():
-            if math.prod(tensor.shape) >= 2**31:
-                raise CheckpointError(f"{self.path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
-        if self.windows is None:
-            try:
-                arrays = mx.load(utf8_path(self.path))
-            except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
-                raise CheckpointError(f"cannot load {self.path}: {error}") from None
-            assert isinstance(arrays, dict)
-            return arrays
-        return {name: _view_of(self.path, self.windows, tensor) for name, tensor in self.header.tensors.items()}
+            _check_length(self.path, tensor)
+        try:
+            arrays = mx.load(utf8_path(self.path))
+        except (RuntimeError, ValueError) as error:  # a dtype or a shape that MLX does not have
+            raise CheckpointError(f"cannot load {self.path}: {error}") from None
+        assert isinstance(arrays, dict)
+        return arrays
+
+    def mapped(self, name: str) -> Any:
+        """A tensor for the kernels alone, mapped apart from MLX, which neither counts nor wires it: their `Tensor`.
+        Raises CheckpointError."""
+        tensor = self.header.tensors[name]
+        dtype = _mlx_dtype(self.path, tensor)
+        _check_length(self.path, tensor)
+        bus_error.end_in_order()
+        try:
+            mapped = compiled().Tensor(utf8_path(self.path), tensor.start, dtype, list(tensor.shape))
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+        self.check_size()
+        return mapped
 
 
 # Bytes start..end of a file -> uint32 of the words that they lie in: as bytes, a shard of 4 GiB would be too large for
@@ -239,6 +156,8 @@ def _page_windows(data: np.ndarray) -> Windows | None:
     own: the GPU's limit counts whole buffers that are touched, and not all experts need be, for example."""
     import mlx.core as mx
 
+    from ..device import METAL_PAGE
+
     def window(start: int, end: int) -> mx.array:
         first = start // METAL_PAGE * METAL_PAGE
         pages = data[first : -(-end // METAL_PAGE) * METAL_PAGE]
@@ -249,18 +168,28 @@ def _page_windows(data: np.ndarray) -> Windows | None:
         window(0, METAL_PAGE)
     except ValueError:
         return None
-    return window if data.size % METAL_PAGE == 0 else None
+    return window
 
 
-def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
+def _check_length(path: Path, tensor: TensorInfo) -> None:
+    if math.prod(tensor.shape) >= 2**31:
+        raise CheckpointError(f"{path}: {tensor.name!r} is {list(tensor.shape)}, too large for MLX")
+
+
+def _mlx_dtype(path: Path, tensor: TensorInfo) -> mx.Dtype:
+    """The dtype of a tensor that can be mapped. Raises CheckpointError."""
     import mlx.core as mx
 
     dtype = {"U8": mx.uint8, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "F32": mx.float32}
-    size = ITEM_SIZE[tensor.dtype]
-    if tensor.start % size or tensor.dtype not in dtype:
+    if tensor.start % ITEM_SIZE[tensor.dtype] or tensor.dtype not in dtype:
         raise CheckpointError(f"{path}: {tensor.name!r} cannot be mapped: {tensor.dtype} at byte {tensor.start}")
-    run = windows(tensor.start, tensor.end).view(dtype[tensor.dtype])
-    first = tensor.start % 4 // size
+    return dtype[tensor.dtype]
+
+
+def _view_of(path: Path, windows: Windows, tensor: TensorInfo) -> mx.array:
+    dtype = _mlx_dtype(path, tensor)
+    run = windows(tensor.start, tensor.end).view(dtype)
+    first = tensor.start % 4 // ITEM_SIZE[tensor.dtype]
     return run[first : first + math.prod(tensor.shape)].reshape(tensor.shape)
 
 
@@ -341,7 +270,11 @@ class Checkpoint:
 
     def array(self, name: str) -> mx.array:
         """The tensor as an MLX array, without a copy where the device allows that. Raises CheckpointError."""
-        return self._shards[name].arrays[self.tensors[name].name]
+        return self._shards[name].array(self.tensors[name].name)
+
+    def mapped(self, name: str) -> Any:
+        """The tensor for the kernels alone: see `Shard.mapped`. Raises CheckpointError."""
+        return self._shards[name].mapped(self.tensors[name].name)
 
     def are_adjacent(self, names: Sequence[str]) -> bool:
         """Whether these tensors follow each other in one file, and differ in nothing but their first dimension."""
@@ -356,36 +289,43 @@ class Checkpoint:
         )
 
     def joined(self, names: Sequence[str]) -> mx.array:
-        """Tensors that `are_adjacent`, one after the other along the first dimension. Raises CheckpointError."""
-        import mlx.core as mx
-
+        """Tensors that `are_adjacent`, one after the other along the first dimension. What `array` makes of them later
+        are parts of it. Raises CheckpointError."""
         if len(names) == 1:
             return self.array(names[0])
-        first, last = self.tensors[names[0]], self.tensors[names[-1]]
-        shard = self._shards[names[0]]
-        if shard.windows is None:
-            return mx.concatenate([self.array(name) for name in names])
-        rows = sum(self.tensors[name].shape[0] for name in names)
-        joined = TensorInfo(first.name, first.dtype, (rows, *first.shape[1:]), first.start, last.end)
-        return _view_of(shard.path, shard.windows, joined)
+        return self._shards[names[0]].joined([self.tensors[name] for name in names])
 
     @property
     def is_mapped(self) -> bool:
         """Whether arrays are views of the files, not copies."""
         return all(shard.windows is not None for shard in set(self._shards.values()))
 
-    def rows(self, name: str, index: mx.array) -> mx.array:
-        """Rows of a matrix: integers [...] -> [..., columns]. The rest of the matrix never becomes resident.
+    def can_be_mapped(self, name: str, unit: int | None) -> bool:
+        """Whether the tensor's array can be such a view, for a backend with this `map_unit`: from the header alone."""
+        return self._shards[name].can_be_mapped(unit)
 
-        Where the map is adopted, the CPU gathers the rows, because a GPU would wire the whole table to read one.
-        Elsewhere `index` is evaluated here. The caller checks that its values are in range.
+    def rows(self, name: str, *, on_gpu: bool) -> Callable[[mx.array], mx.array]:
+        """A look-up of rows of a matrix: integers [...] -> [..., columns]. The caller checks that they are in range.
+
+        The whole matrix counts as the GPU's if that looks them up. Otherwise the CPU does, and what is not looked up
+        never becomes resident; without the kernels, the integers are evaluated at each call.
         """
         import mlx.core as mx
 
-        if self._shards[name].windows is not None:
-            return mx.take(self.array(name), index, axis=0, stream=mx.cpu)
-        rows = mx.array(self.view(name)[np.asarray(index)])
-        return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
+        from ..device import backend
+
+        if on_gpu:
+            table = self.array(name)
+            return lambda index: mx.take(table, index, axis=0)
+        if native() and backend().map_unit is not None and self._shards[name].is_aligned:
+            mapped = self.mapped(name)
+            return lambda index: compiled().rows(mapped, index.astype(mx.int32))
+
+        def read(index: mx.array) -> mx.array:
+            rows = mx.array(self.view(name)[np.asarray(index)])
+            return rows.view(mx.bfloat16) if self.tensors[name].dtype == "BF16" else rows
+
+        return read
 
 
 def _names_in(folder: Path) -> set[str]:
@@ -449,13 +389,6 @@ def _series(names: Set[str]) -> list[Set[str]]:
         {f"{stem}-{number:05d}-of-{last}.safetensors" for number in range(0 if 0 in here else 1, int(last) + 1)}
         for (stem, last), here in sorted(numbers.items())
     ]
-
-
-def as_array(path: Path, tensor: TensorInfo, data: np.ndarray) -> np.ndarray:
-    """A view of a tensor's bytes, uint8 [nbytes], as its own dtype and shape. Raises CheckpointError."""
-    if tensor.dtype not in NUMPY_DTYPE:
-        raise CheckpointError(f"{path}: {tensor.name!r} is {tensor.dtype}, which gpt-oss does not use")
-    return data.view(NUMPY_DTYPE[tensor.dtype]).reshape(tensor.shape)
 
 
 def checked_index(path: Path, index: Any) -> dict[str, str]:

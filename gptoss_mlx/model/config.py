@@ -16,7 +16,7 @@ from ..errors import GptOssError
 from ..untrusted import lexists, read_json
 
 if TYPE_CHECKING:
-    from .checkpoint import TensorInfo
+    from .safetensors import TensorInfo
 
 LAYER_TYPES = ("sliding_attention", "full_attention")
 AFFINE_GROUP_SIZES = (32, 64, 128)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import CheckpointError
+from .safetensors import CheckpointError
 
 
 class DirectFiles:

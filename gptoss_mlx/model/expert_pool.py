@@ -20,9 +20,10 @@ import numpy as np
 
 from ..device import lays_out_arrays
 from ..kernels import compiled
-from .checkpoint import FLOATS, NUMPY_DTYPE, CheckpointError, TensorInfo
+from .checkpoint import FLOATS
 from .config import ModelConfig
 from .direct_io import DirectFiles
+from .safetensors import NUMPY_DTYPE, CheckpointError, TensorInfo
 from .weights import Matrix, Weights
 
 

@@ -52,12 +52,13 @@ class Experts:
     @classmethod
     def resident(cls, weights: Weights, path: str) -> Experts:
         """All experts of a layer, as the checkpoint stores them. Raises CheckpointError."""
+        sizes = {f"{path}.{name}": weights.config.num_experts for name in PROJECTIONS[:2]}
+        # First, so that gate and up are parts of it: apart, a GPU would count both.
+        joined = weights.joined(sizes, weights.config.intermediate_size, weights.config.hidden_size)
         stacks = {
             name: Stack(weights.matrix(f"{path}.{name}", *shape), weights.vector(f"{path}.{name}.bias", *shape[:2]))
             for name, shape in projection_shapes(weights.config).items()
         }
-        sizes = {f"{path}.{name}": weights.config.num_experts for name in PROJECTIONS[:2]}
-        joined = weights.joined(sizes, weights.config.intermediate_size, weights.config.hidden_size)
         return cls(stacks, weights.config, joined and Stack(*joined))
 
     @classmethod

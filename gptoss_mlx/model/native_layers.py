@@ -6,7 +6,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
@@ -14,6 +14,8 @@ import mlx.core as mx
 from ..device import backend
 from ..errors import GptOssError
 from ..kernels import compiled, native, why_not_native
+from .checkpoint import FLOATS
+from .expert_pool import PROJECTIONS, projection_shapes
 from .kv_cache import FullKV, RingKV
 from .weights import Matrix, Weights
 
@@ -33,15 +35,28 @@ def attention(
 
 def moe(weights: Weights, path: str, norm: str, pool: ExpertPool | None) -> MoeParts | None:
     """The MoE block of a layer; with a pool, over its slots."""
-    return _made(lambda: _moe(_as_stored(weights), path, norm, pool))
+
+    def make() -> MoeParts:
+        stored = _as_stored(weights)
+        if pool:
+            slots = {name: _stored(pool.matrix(name), pool.bias(name)) for name in PROJECTIONS}
+            return _moe(stored, path, norm, slots, pool.slots)
+        shapes = projection_shapes(weights.config)
+        experts = {name: _matrix(stored, f"{path}.experts.{name}", *shapes[name], bias=True) for name in shapes}
+        return _moe(stored, path, norm, experts, weights.config.num_experts)
+
+    return _made(make)
 
 
 def moe_beside_gpu(weights: Weights, path: str, norm: str) -> Callable[[mx.array], mx.array]:
-    """The MoE block of a layer on the CPU, for activations of a GPU. Raises GptOssError where there is no kernel."""
+    """The MoE block of a layer on the CPU, for activations of a GPU, with experts that do not count as the GPU's: MLX
+    knows nothing of them. Raises GptOssError where there is no kernel."""
     if native() is None:
         raise GptOssError(f"experts on the CPU need the compiled kernels, which are {why_not_native()}")
+    shapes = projection_shapes(weights.config)
     try:
-        layer = _moe(_as_stored(weights), path, norm, None)
+        experts = {name: _mapped(weights, f"{path}.experts.{name}", *shapes[name]) for name in shapes}
+        layer = _moe(_as_stored(weights), path, norm, experts, weights.config.num_experts)
     except ValueError as error:
         raise GptOssError(f"experts on the CPU: {error}") from None
     return lambda x: layer(x.astype(mx.float32)).astype(x.dtype)
@@ -92,28 +107,22 @@ class NativeAttention:
         return x
 
 
-def _moe(stored: Weights, path: str, norm: str, pool: ExpertPool | None) -> MoeParts:
+def _moe(stored: Weights, path: str, norm: str, experts: Mapping[str, Any], slots: int) -> MoeParts:
+    """`experts` are the StoredMatrix of each projection, a stack of `slots`."""
     config = stored.config
-    count, hidden, intermediate = config.num_experts, config.hidden_size, config.intermediate_size
-
-    def expert(name: str, outputs: int, inputs: int) -> Any:
-        if pool:
-            return _stored(pool.matrix(name), pool.bias(name))
-        return _matrix(stored, f"{path}.experts.{name}", count, outputs, inputs, bias=True)
-
     return compiled().MoeLayer(
-        hidden=hidden,
-        intermediate=intermediate,
-        experts=count,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        experts=config.num_experts,
         experts_per_token=config.experts_per_token,
-        slots=pool.slots if pool else count,
+        slots=slots,
         eps=config.rms_norm_eps,
         limit=config.swiglu_limit,
-        norm=stored.vector(f"{norm}.weight", hidden),
-        router=_matrix(stored, f"{path}.router", count, hidden, bias=True),
-        gate=expert("gate_proj", intermediate, hidden),
-        up=expert("up_proj", intermediate, hidden),
-        down=expert("down_proj", hidden, intermediate),
+        norm=stored.vector(f"{norm}.weight", config.hidden_size),
+        router=_matrix(stored, f"{path}.router", config.num_experts, config.hidden_size, bias=True),
+        gate=experts["gate_proj"],
+        up=experts["up_proj"],
+        down=experts["down_proj"],
     )
 
 
@@ -125,6 +134,17 @@ def _as_stored(weights: Weights) -> Weights:
 def _matrix(stored: Weights, module: str, *shape: int, bias: bool = False) -> Any:
     matrix = stored.matrix(module, *shape)
     return _stored(matrix, stored.vector(f"{module}.bias", *shape[:-1]) if bias else None)
+
+
+def _mapped(weights: Weights, module: str, *shape: int) -> Any:
+    """The kernels' StoredMatrix of a module with a bias, whose tensors MLX does not adopt."""
+    weights.check_matrix(module, *shape)
+    weights.check(f"{module}.bias", shape[:-1], FLOATS)
+    q, checkpoint = weights.quantization(module), weights.checkpoint
+    names = (f"{module}.{part}" for part in ("weight", "scales", "biases", "bias"))
+    parts = (checkpoint.mapped(name) if name in checkpoint.tensors else None for name in names)
+    form = ("bf16", 16, 1) if q is None else (q.mode, q.bits, q.group_size)
+    return compiled().StoredMatrix(*form, *parts)
 
 
 def _stored(matrix: Matrix, bias: mx.array | None) -> Any:

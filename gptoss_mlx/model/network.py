@@ -23,12 +23,21 @@ from .weights import Weights
 
 
 class Transformer:
-    def __init__(self, weights: Weights, *, expert_slots: int | None = None, expert_layers_on_cpu: int = 0):
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        expert_slots: int | None = None,
+        expert_layers_on_cpu: int = 0,
+        embeddings_on_gpu: bool = False,
+    ):
         """All experts in memory, or `expert_slots` of them at a time. Beside a GPU, the CPU can compute the experts of
-        the last layers, so that these do not count against the GPU's limit. Raises CheckpointError, GptOssError."""
+        the last layers, so that these do not count against the GPU's limit, and looks up embeddings unless they are
+        on the GPU. Raises CheckpointError, GptOssError."""
         config = weights.config
         self.config = config
-        self.embedding = weights.embedding("model.embed_tokens", config.vocab_size, config.hidden_size)
+        embeddings = "model.embed_tokens", config.vocab_size, config.hidden_size
+        self.embedding = weights.embedding(*embeddings, on_gpu=embeddings_on_gpu)
         self.pool = None if expert_slots is None else ExpertPool(weights, expert_slots)
         on_cpu = range(config.num_layers - expert_layers_on_cpu, config.num_layers)
         self.layers = [

@@ -18,8 +18,9 @@ from typing import Any
 from ..errors import GptOssError
 from ..files import read_text
 from ..untrusted import os_error_text
-from .checkpoint import INDEX, Checkpoint, CheckpointError, TensorInfo
+from .checkpoint import INDEX, Checkpoint
 from .config import ModelConfig, read_config
+from .safetensors import CheckpointError, TensorInfo
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 CONVERT = "convert a checkpoint in safetensors, such as `gptoss-mlx convert openai/gpt-oss-20b DEST`"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,8 +16,9 @@ import numpy as np
 
 from ..device import fused
 from .bf16 import as_f32
-from .checkpoint import FLOATS, Checkpoint, CheckpointError
+from .checkpoint import FLOATS, Checkpoint
 from .config import ModelConfig, Quantization
+from .safetensors import CheckpointError
 
 PARTS = ("weight", "scales", "biases")  # of a matrix
 # Modules that read the same input: converted files hold their parts one after the other, as if they were one module.
@@ -100,10 +100,10 @@ class Weights:
         shapes = [(size, *rest) for size in sizes.values()]
         return self._matrices(modules, shapes), self._vectors(names["bias"], [shape[:-1] for shape in shapes])
 
-    def embedding(self, module: str, count: int, width: int) -> Embedding:
+    def embedding(self, module: str, count: int, width: int, *, on_gpu: bool) -> Embedding:
         """A table [count, width]. Raises CheckpointError."""
         self.check_matrix(module, count, width)
-        return Embedding(self, module)
+        return Embedding(self, module, on_gpu=on_gpu)
 
     def linear(self, module: str, outputs: int, inputs: int, *, bias: bool = True) -> Linear:
         vector = self.vector(f"{module}.bias", outputs) if bias else None
@@ -215,11 +215,15 @@ def _sum(residual: mx.array, product: mx.array, bias: mx.array) -> mx.array:
 
 
 class Embedding:
-    """A table [count, width] that stays in its file: a look-up reads the rows that it needs."""
+    """A table [count, width]. Unless a GPU looks rows up, it stays in its file, and a look-up reads what it needs."""
 
-    def __init__(self, weights: Weights, module: str):
+    def __init__(self, weights: Weights, module: str, *, on_gpu: bool):
         self.dtype, self.quantization = weights.dtype, weights.quantization(module)
-        self._rows = {part: partial(weights.checkpoint.rows, f"{module}.{part}") for part in PARTS}
+        self._rows = {
+            part: weights.checkpoint.rows(f"{module}.{part}", on_gpu=on_gpu)
+            for part in PARTS
+            if f"{module}.{part}" in weights.checkpoint.tensors
+        }
 
     def __call__(self, ids: mx.array) -> mx.array:
         """Integers [...] -> [..., width]."""

@@ -19,7 +19,8 @@ from gptoss_convert import hub as hub_module
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect, statistics
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.safetensors import CheckpointError
 
 from .hub import COMMIT, Handler, serving, use
 

@@ -14,7 +14,8 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert, pipeline, writer
 from gptoss_mlx import load
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.safetensors import CheckpointError
 
 # A conversion that tells each step, and puts every unit on record.
 SLOWLY = """

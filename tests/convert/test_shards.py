@@ -9,7 +9,8 @@ from checkpoints import add_apple_doubles, config_of, tensors_of, write_checkpoi
 from gptoss_convert import convert
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect
-from gptoss_mlx.model.checkpoint import INDEX, Checkpoint, CheckpointError
+from gptoss_mlx.model.checkpoint import INDEX, Checkpoint
+from gptoss_mlx.model.safetensors import CheckpointError
 
 from .hub import serving, use
 from .test_sources import same_tensors

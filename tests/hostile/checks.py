@@ -7,8 +7,8 @@ from pathlib import Path
 
 from checkpoints import config_of
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.model.checkpoint import read_header
 from gptoss_mlx.model.config import ModelConfig
+from gptoss_mlx.model.safetensors import read_header
 from gptoss_mlx.untrusted import parse_json
 from hostile.mutations import text_of
 

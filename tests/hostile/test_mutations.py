@@ -20,7 +20,8 @@ from gptoss_mlx.engine.generate import _stop_ids
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import Device, make_plan
-from gptoss_mlx.model.checkpoint import ITEM_SIZE, Checkpoint
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.safetensors import ITEM_SIZE
 from hostile.checks import check_config, check_header, config_seeds, file_of, header_seeds
 from hostile.folders import CONFIG, INDEX, PROVENANCE, STOPS, TOKENIZER, header_of, rewrite, shard
 from hostile.mutations import mutated, text_of
@@ -74,7 +75,7 @@ def times_mutated(value, random):
 LIMITS = """
 import resource, sys, time
 from pathlib import Path
-from gptoss_mlx.model.checkpoint import read_header
+from gptoss_mlx.model.safetensors import read_header
 from gptoss_mlx.errors import GptOssError
 
 def peak():

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 from checkpoints import config_of
-from gptoss_mlx.model.checkpoint import ITEM_SIZE
+from gptoss_mlx.model.safetensors import ITEM_SIZE
 
 PUBLISHED = {
     "hidden_size": 2880,

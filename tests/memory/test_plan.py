@@ -1,19 +1,27 @@
 """The plan: what fits where, what is given up in which order, and what the system says about its memory."""
 
 import json
+import os
+import shutil
+import struct
 import sys
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
 from gptoss_mlx import GptOssError
-from gptoss_mlx.memory.plan import DEVICES, BudgetTooSmall, Device, make_plan
+from gptoss_mlx.device import BACKENDS
+from gptoss_mlx.memory.devices import DEVICES, Device
+from gptoss_mlx.memory.plan import BudgetTooSmall, EngineConfig, MemoryEstimate, make_plan
 from gptoss_mlx.memory.system import available, parse_size, size_text, total
+from gptoss_mlx.model.safetensors import read_header
 from memory.cgroup import run_limited, why_not
 from memory.shapes import SIZES, converted_shape
 
 GB = 10**9
 CPU = Device("a test", 64 * GB, None, "kernels")
+METAL = BACKENDS["gpu"]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +71,9 @@ def test_the_order_in_which_things_are_given_up(folders):
     assert [attempt.what for attempt in considered] == [
         "everything in memory",
         "8-bit KV cache",
-        "prefill in chunks of 128 tokens",
-        "prefill in chunks of 32 tokens",
-        "experts paged",
+        "8-bit KV cache, prefill in chunks of 128 tokens",
+        "8-bit KV cache, prefill in chunks of 32 tokens",
+        "experts paged, 8-bit KV cache",
     ]
     for attempt in considered[:-1]:
         plan = make_plan(folders["20b"], CPU, memory=attempt.bytes, context=131072)
@@ -143,6 +151,70 @@ def test_beside_a_gpu_some_experts_move_to_the_cpu(folders):
     assert without.on_gpu <= 11.2 * GB
 
 
+def test_a_mac_with_16_gb_keeps_what_costs_most(folders):
+    """Two layers on the CPU cost less than one, the 8-bit KV cache and short prefill chunks."""
+    settings = make_plan(folders["20b"], Device.named("mac-16gb")).settings
+    assert (settings.kv_bits, settings.prefill_chunk, settings.cpu_expert_layers) == (16, 2048, 2)
+    long = make_plan(folders["20b"], Device.named("mac-16gb"), context=131072).settings
+    assert (long.kv_bits, long.prefill_chunk) == (8, 512)
+
+
+@pytest.mark.parametrize("gpu", [4.0, 8.0, 10.0, 10.7, 11.0, 11.3, 11.5, 11.7, 12.0])
+def test_nothing_that_fits_beside_a_gpu_costs_less(folders, gpu):
+    device = Device("a test", 16 * GB, int(gpu * GB), "gpu", cpu_experts=True)
+    plan, sizes, costs = make_plan(folders["20b"], device, context=8192), MemoryEstimate(folders["20b"]), METAL.costs
+
+    def cost(kv_bits, chunk, layers, on_gpu):
+        of_chunk = dict(zip(METAL.prefill_chunks, (0, *costs.shorter_chunks), strict=True))[chunk]
+        of_kv = costs.quantized_kv * (kv_bits == 8)
+        return of_kv + of_chunk + costs.cpu_layer * layers + costs.cpu_embeddings * (not on_gpu)
+
+    def fits(kv_bits, chunk, layers, on_gpu):
+        settings = EngineConfig(8192, kv_bits, chunk, cpu_expert_layers=layers, embeddings_on_gpu=on_gpu)
+        return sum(row.bytes for row in sizes.rows(settings, device) if row.on_gpu) <= device.gpu
+
+    possible = [each for each in product((16, 8), METAL.prefill_chunks, range(25), (True, False)) if fits(*each)]
+    got = plan.settings
+    chosen = got.kv_bits, got.prefill_chunk, got.cpu_expert_layers, got.embeddings_on_gpu
+    assert chosen in possible
+    assert cost(*chosen) == min(cost(*each) for each in possible)
+    lacking = [attempt.shortfall(device) for attempt in plan.attempts]
+    assert lacking == sorted(set(lacking), reverse=True)
+    assert lacking[-1] == (0, 0)
+    assert (got.allocations, plan.on_gpu <= device.gpu) == (device.gpu, True)
+
+
+def test_experts_that_the_kernels_cannot_map_are_not_left_to_the_cpu(folders, tmp_path):
+    """A header of another length, as other programs write them: nothing is aligned."""
+    shutil.copytree(folders["20b"], tmp_path / "model", copy_function=os.link)
+    path = tmp_path / "model" / "model-00000.safetensors"
+    header = read_header(path)
+    path.unlink()
+    text = header_text(header, 1)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + max(tensor.end for tensor in header.tensors.values()) - header.nbytes)
+    mac = Device.named("mac-16gb")
+    plan = make_plan(tmp_path / "model", mac)
+    assert plan.settings.expert_slots
+    assert plan.copied == sum(tensor.nbytes for tensor in header.tensors.values())
+    assert not next(row for row in plan.rows if row.name == "attention, routers, head").mapped
+    assert make_plan(folders["20b"], mac).copied == 0
+
+
+def header_text(header, odd: int) -> bytes:
+    entries = {
+        name: {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": [tensor.start - header.nbytes, tensor.end - header.nbytes],
+        }
+        for name, tensor in header.tensors.items()
+    }
+    text = json.dumps(entries).encode()
+    return text + b" " * (-(8 + len(text)) % 4 + odd)
+
+
 @pytest.mark.parametrize("name", json.loads(DEVICES.read_text()))
 def test_profiles(folders, name):
     device = Device.named(name)
@@ -152,7 +224,7 @@ def test_profiles(folders, name):
 
 
 def test_bad_wishes(folders):
-    with pytest.raises(GptOssError, match="no device 'toaster': choose from mac-16gb"):
+    with pytest.raises(GptOssError, match="no device 'toaster': choose from mac-8gb, mac-16gb"):
         Device.named("toaster")
     with pytest.raises(GptOssError, match="131,073 is more than the model's 131,072"):
         make_plan(folders["20b"], CPU, context=131073)
@@ -179,6 +251,15 @@ class TestCommand:
         assert result.returncode == 0
         for text in ("expert slots", "anonymous", "total", "of 8.00 GB", "context 4,096", "chosen: experts paged"):
             assert text in result.stdout
+
+    def test_what_a_mac_gives_up_is_explained(self, run, folders):
+        result = run("plan", folders["20b"], "--device", "mac-16gb", "--context", 131072, COLUMNS="200")
+        lines = [line for line in result.stdout.splitlines() if line.startswith(("too large: ", "chosen: "))]
+        plan = make_plan(folders["20b"], Device.named("mac-16gb"), context=131072)
+        assert lines[0].startswith("too large: everything in memory: ")
+        assert lines[-1].startswith(f"chosen: {plan.attempts[-1].what} (")
+        shown = [line for line in lines if " on the GPU" in line]
+        assert f"too large: {len(plan.attempts) - 1 - len(shown)} others, " in result.stdout
 
     def test_json(self, run, folders):
         result = run("plan", folders["120b"], "--device", "mac-16gb", "--json")

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_mlx.model import checkpoint
-from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError, read_header
+from gptoss_mlx import kernels
+from gptoss_mlx.device import METAL_PAGE
+from gptoss_mlx.model.checkpoint import Checkpoint
+from gptoss_mlx.model.safetensors import CheckpointError, read_header
 
 
 def entry(dtype="BF16", shape=(2, 2), offsets=(0, 8)):
@@ -112,9 +114,28 @@ def test_arrays_and_views(folder):
 
 
 def test_rows_of_a_table(folder):
-    rows = Checkpoint.open(folder).rows("table", mx.array([[9, 0]]))
+    rows = Checkpoint.open(folder).rows("table", on_gpu=False)(mx.array([[9, 0]]))
     assert rows.dtype == mx.bfloat16
     assert rows.tolist() == [[[36, 37, 38, 39], [0, 1, 2, 3]]]
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_rows_of_a_converted_table(demo_folder, computing, on_gpu):
+    checkpoint, index = Checkpoint.open(demo_folder), mx.array([[5, 0], [255, 5]])
+    for part in ("weight", "scales"):
+        name = f"model.embed_tokens.{part}"
+        rows = checkpoint.rows(name, on_gpu=on_gpu)(index)
+        bits = rows.view(mx.uint16) if rows.dtype == mx.bfloat16 else rows
+        assert np.array_equal(np.array(bits), checkpoint.view(name)[np.array(index)])
+
+
+def test_a_row_that_is_not_there(demo_folder):
+    if not kernels.native():
+        pytest.skip(kernels.why_not_native())
+    rows = Checkpoint.open(demo_folder).rows("model.embed_tokens.weight", on_gpu=False)
+    for index in (-1, 10**6):
+        with pytest.raises(RuntimeError, match=f"there is no row {index}"):
+            mx.eval(rows(mx.array([index])))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +169,7 @@ def test_windows_on_a_file_are_whole_pages(demo_folder, monkeypatch):
     def adopt(pages, copy):
         assert copy is False
         assert pages.ctypes.data % 4096 == 0  # the largest page that this machine can promise
-        assert pages.nbytes % checkpoint.METAL_PAGE == 0
+        assert pages.nbytes % METAL_PAGE == 0
         sizes.append(pages.nbytes)
         return mx.array(pages)
 
@@ -160,4 +181,4 @@ def test_windows_on_a_file_are_whole_pages(demo_folder, monkeypatch):
         bits = bits.view(mx.uint16) if bits.dtype == mx.bfloat16 else bits
         assert np.array_equal(np.array(bits), opened.view(name))
     largest = max(tensor.nbytes for tensor in opened.tensors.values())
-    assert max(sizes) <= largest + 2 * checkpoint.METAL_PAGE
+    assert max(sizes) <= largest + 2 * METAL_PAGE

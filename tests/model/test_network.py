@@ -12,8 +12,8 @@ from gptoss_convert import convert
 from gptoss_mlx import GptOssError, Sampling, kernels
 from gptoss_mlx.engine import generate
 from gptoss_mlx.engine.generate import ContextFull
-from gptoss_mlx.model.checkpoint import CheckpointError
 from gptoss_mlx.model.network import attention
+from gptoss_mlx.model.safetensors import CheckpointError
 from mlx_lm_oracle import mlx_lm_model
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "logits.npz")

@@ -13,8 +13,9 @@ from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_mlx import GptOssError, kernels, load
 from gptoss_mlx.memory.plan import Device, EngineConfig, make_plan
-from gptoss_mlx.model.checkpoint import Checkpoint, CheckpointError
+from gptoss_mlx.model.checkpoint import Checkpoint
 from gptoss_mlx.model.expert_pool import SlotTable
+from gptoss_mlx.model.safetensors import CheckpointError
 from memory.shapes import PUBLISHED, converted_shape
 
 WHOLE = EngineConfig(context=4096, kv_bits=16, prefill_chunk=32)

@@ -101,4 +101,13 @@ mx::array untouched_memory(const mx::Shape& shape, mx::Dtype dtype) {
   return region.as_array(shape, dtype, size);
 }
 
+std::shared_ptr<const uint8_t> map_bytes(const std::string& path, size_t start, size_t end) {
+  Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.number < 0) fail(path);
+  const size_t before = start % sysconf(_SC_PAGESIZE), size = before + end - start;
+  auto* base = static_cast<uint8_t*>(mmap(nullptr, size, PROT_READ, MAP_SHARED, file.number, off_t(start - before)));
+  if (base == MAP_FAILED) fail(path);
+  return {base + before, [base, size](const uint8_t*) { munmap(base, size); }};
+}
+
 }  // namespace gptoss

@@ -27,9 +27,19 @@ NB_MODULE(_native, m) {
   m.attr("built_for_mlx") = std::to_string(MLX_VERSION_MAJOR) + "." + std::to_string(MLX_VERSION_MINOR) + "." +
                             std::to_string(MLX_VERSION_PATCH);
 
+  nb::class_<Tensor>(m, "Tensor")
+      .def(nb::init<const mx::array&>(), "array"_a)
+      .def(
+          "__init__",
+          [](Tensor* self, const std::string& path, size_t start, mx::Dtype dtype, const std::vector<int>& shape) {
+            new (self) Tensor(path, start, dtype, mx::Shape(shape.begin(), shape.end()));
+          },
+          "path"_a, "start"_a, "dtype"_a, "shape"_a);
+  nb::implicitly_convertible<mx::array, Tensor>();
+
   nb::class_<StoredMatrix>(m, "StoredMatrix")
-      .def(nb::init<std::string, int, int, mx::array, std::optional<mx::array>, std::optional<mx::array>,
-                    std::optional<mx::array>>(),
+      .def(nb::init<std::string, int, int, Tensor, std::optional<Tensor>, std::optional<Tensor>,
+                    std::optional<Tensor>>(),
            "mode"_a, "bits"_a, "group"_a, "weight"_a, "scales"_a.none(), "biases"_a.none(), "bias"_a.none());
 
   nb::class_<LinearMap>(m, "LinearMap")
@@ -66,6 +76,7 @@ NB_MODULE(_native, m) {
       .def("expert_outputs", &MoeLayer::expert_outputs, "normed"_a, "slots"_a, "outputs"_a)
       .def("combine", &MoeLayer::combine, "x"_a, "chosen"_a, "routing_weights"_a, "outputs"_a);
 
+  m.def("rows", &rows_of, "matrix"_a, "index"_a);
   m.def(
       "untouched_memory",
       [](const std::vector<int>& shape, mx::Dtype dtype) {

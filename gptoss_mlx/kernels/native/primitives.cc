@@ -8,6 +8,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "memory_map.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
@@ -19,18 +20,21 @@ namespace gptoss {
 
 namespace {
 
-std::string described(const mx::array& a) {
+std::string described(mx::Dtype dtype, const mx::Shape& shape) {
   std::ostringstream text;
-  text << a.dtype() << " [";
-  for (int i = 0; i < int(a.ndim()); i++) text << (i ? ", " : "") << a.shape(i);
+  text << dtype << " [";
+  for (size_t i = 0; i < shape.size(); i++) text << (i ? ", " : "") << shape[i];
   text << "]";
   return text.str();
 }
 
+void expect(const std::string& name, mx::Dtype is, const mx::Shape& is_shape, mx::Dtype dtype, const mx::Shape& shape) {
+  if (is == dtype && is_shape == shape) return;
+  throw std::invalid_argument(name + " is " + described(is, is_shape) + ", not " + described(dtype, shape));
+}
+
 void expect(const std::string& name, const mx::array& a, mx::Dtype dtype, const mx::Shape& shape) {
-  if (a.dtype() == dtype && a.shape() == shape) return;
-  mx::array wanted(shape, dtype, nullptr, {});
-  throw std::invalid_argument(name + " is " + described(a) + ", not " + described(wanted));
+  expect(name, a.dtype(), a.shape(), dtype, shape);
 }
 
 // The array row by row in memory. (Of a view of a large buffer, as a mapped file is, `contiguous` makes a copy.)
@@ -106,6 +110,21 @@ Format format_of(const std::string& name, const StoredMatrix& stored) {
 
 }  // namespace
 
+Tensor::Tensor(const mx::array& a) : dtype(a.dtype()), shape(a.shape()) {
+  auto array = std::make_shared<const mx::array>(settled(a));
+  owner = array;
+  data = array->data<uint8_t>();
+}
+
+Tensor::Tensor(const std::string& path, size_t start, mx::Dtype dtype, mx::Shape shape)
+    : dtype(dtype), shape(std::move(shape)) {
+  size_t size = mx::size_of(dtype);
+  for (int32_t length : this->shape) size *= length;
+  auto bytes = map_bytes(path, start, start + size);
+  owner = bytes;
+  data = bytes.get();
+}
+
 HeldLinear::HeldLinear(const std::string& name, const StoredMatrix& stored, int count, int rows, int columns) {
   const Format format = format_of(name, stored);
   const int group = format == Format::bf16 ? block : stored.group;
@@ -114,11 +133,11 @@ HeldLinear::HeldLinear(const std::string& name, const StoredMatrix& stored, int 
                                 std::to_string(columns) + " columns in groups of " + std::to_string(group));
   }
   auto shape = [&](int last) { return count == 1 ? mx::Shape{rows, last} : mx::Shape{count, rows, last}; };
-  auto held = [&](const char* part, const std::optional<mx::array>& a, mx::Dtype dtype, mx::Shape wanted) {
-    if (!a) throw std::invalid_argument(name + " has no " + part);
-    expect(name + "." + part, *a, dtype, wanted);
-    arrays_.push_back(settled(*a));
-    return arrays_.back().data<uint8_t>();
+  auto held = [&](const char* part, const std::optional<Tensor>& t, mx::Dtype dtype, mx::Shape wanted) {
+    if (!t) throw std::invalid_argument(name + " has no " + part);
+    expect(name + "." + part, t->dtype, t->shape, dtype, wanted);
+    tensors_.push_back(*t);
+    return t->data;
   };
   auto as_bf16 = [](const uint8_t* p) { return reinterpret_cast<const uint16_t*>(p); };
   const bool affine = format == Format::affine4 || format == Format::affine8;
@@ -146,7 +165,8 @@ LinearMap::LinearMap(const StoredMatrix& stored, int rows, int columns)
 mx::array LinearMap::operator()(const mx::array& x) const {
   const Matrix& m = held_->linear.matrix;
   if (x.dtype() != mx::float32 || x.ndim() == 0 || x.shape(-1) != m.columns) {
-    throw std::invalid_argument("x is " + described(x) + ", not float32 [..., " + std::to_string(m.columns) + "]");
+    throw std::invalid_argument("x is " + described(x.dtype(), x.shape()) + ", not float32 [..., " +
+                                std::to_string(m.columns) + "]");
   }
   mx::Shape shape = x.shape();
   shape.back() = m.rows;
@@ -323,6 +343,21 @@ void check_numbers(const char* what, const mx::array& numbers, int start, int en
 }
 
 }  // namespace
+
+mx::array rows_of(const Tensor& matrix, const mx::array& index) {
+  if (matrix.shape.size() != 2) throw std::invalid_argument("the rows of no matrix");
+  expect("index", index, mx::int32, index.shape());
+  mx::Shape shape = index.shape();
+  shape.push_back(matrix.shape[1]);
+  return run("gptoss_rows", {shape}, {matrix.dtype}, 0, {in_rows(index)}, [matrix](const auto& in, auto& out) {
+    check_numbers("row", in[0], 0, matrix.shape[0]);
+    const size_t bytes = matrix.shape[1] * mx::size_of(matrix.dtype);
+    auto* to = out[0].template data<uint8_t>();
+    for (size_t i = 0; i < in[0].size(); i++) {
+      std::memcpy(to + i * bytes, matrix.data + in[0].template data<int>()[i] * bytes, bytes);
+    }
+  })[0];
+}
 
 mx::array MoeLayer::operator()(const mx::array& x) const {
   const int tokens = tokens_of(x, sizes_.hidden);

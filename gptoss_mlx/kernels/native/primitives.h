@@ -1,6 +1,6 @@
 // The layers of layers.h as MLX primitives for the CPU stream, and everything checked that they take for granted.
 //
-// An object holds a layer's weights as evaluated MLX arrays (views of a mapped file, as a rule) and is called with
+// An object holds a layer's weights as tensors in memory (views of a mapped file, as a rule) and is called with
 // activations. Every complaint is a std::invalid_argument.
 #pragma once
 
@@ -14,16 +14,28 @@
 
 namespace gptoss {
 
+// A tensor row by row in memory, and what keeps it there.
+struct Tensor {
+  explicit Tensor(const mlx::core::array& a);  // evaluates it
+  // Mapped from byte `start` of a file: MLX's allocator does not count it. Throws std::runtime_error.
+  Tensor(const std::string& path, size_t start, mlx::core::Dtype dtype, mlx::core::Shape shape);
+
+  mlx::core::Dtype dtype;
+  mlx::core::Shape shape;
+  std::shared_ptr<const void> owner;
+  const uint8_t* data;
+};
+
 // A weight as config.json describes it. `mode` is MLX's "mxfp4" or "affine", or "bf16" without scales.
 struct StoredMatrix {
   std::string mode;
   int bits, group;
-  mlx::core::array weight;
-  std::optional<mlx::core::array> scales, biases;
-  std::optional<mlx::core::array> bias;  // of the linear map
+  Tensor weight;
+  std::optional<Tensor> scales, biases;
+  std::optional<Tensor> bias;  // of the linear map
 };
 
-// A stored matrix of `rows` and `columns`, or a stack of `count` of them, checked, with pointers into arrays that it
+// A stored matrix of `rows` and `columns`, or a stack of `count` of them, checked, with pointers into tensors that it
 // keeps.
 class HeldLinear {
  public:
@@ -32,7 +44,7 @@ class HeldLinear {
   Linear linear;
 
  private:
-  std::vector<mlx::core::array> arrays_;
+  std::vector<Tensor> tensors_;
 };
 
 // A BF16 vector, or another array, that is evaluated and contiguous.
@@ -48,6 +60,10 @@ class HeldVector {
  private:
   mlx::core::array array_;
 };
+
+// Rows `index` [...] of a matrix [rows, columns] -> [..., columns], read by the CPU when they are evaluated. A number
+// out of range is an exception then.
+mlx::core::array rows_of(const Tensor& matrix, const mlx::core::array& index);
 
 // x [..., columns] FP32 -> [..., rows] FP32
 class LinearMap {
