@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -119,7 +118,7 @@ class ExpertPool:
     """
 
     READERS = 4  # reads under way at a time: a disk is slow with one
-    READ_AHEAD = 2  # experts of the next layer
+    READ_AHEAD = 2  # experts of the next layer: of those that are in no slot, a third guess is wrong as often as right
 
     def __init__(self, weights: Weights, slots: int):
         """Raises CheckpointError where the experts of the layers differ in shape or dtype."""
@@ -140,8 +139,8 @@ class ExpertPool:
             if _forms(tensors) != forms:
                 raise CheckpointError(f"{weights.checkpoint.folder}: layer {layer} stores its experts in another form")
             files = weights.checkpoint.file_of
-            parts = [(name, _Part(files[t.name], t, views[name])) for name, t in tensors.items()]
-            self._parts.append([[part for _, part in each] for _, each in groupby(parts, _projection)])
+            parts = {name: _Part(files[t.name], t, views[name]) for name, t in tensors.items()}
+            self._parts.append([[parts[n] for n in parts if n.startswith(name)] for name in PROJECTIONS])
         self._quantization = {name: weights.quantization(f"model.layers.0.mlp.experts.{name}") for name in PROJECTIONS}
         self._table = SlotTable(config.num_layers, config.num_experts, slots)
         self._files, self._lock = DirectFiles(), threading.Lock()
@@ -302,11 +301,6 @@ def _expert_tensors(weights: Weights, path: str) -> dict[str, TensorInfo]:
     names = [f"{name}.{part}" for name in PROJECTIONS for part in ("weight", "scales", "biases", "bias")]
     tensors = weights.checkpoint.tensors
     return {name: tensors[f"{path}.{name}"] for name in names if f"{path}.{name}" in tensors}
-
-
-def _projection(named: tuple[str, _Part]) -> str:
-    """The projection that a part belongs to."""
-    return named[0].partition(".")[0]
 
 
 def _forms(tensors: dict[str, TensorInfo]) -> dict[str, tuple[str, tuple[int, ...]]]:
