@@ -79,12 +79,13 @@ class Shard:
     @cached_property
     def windows(self) -> Windows | None:
         """Parts of the map as MLX arrays, where MLX adopts host memory (Metal, whole pages) or the kernels do (CPU)."""
-        from ..device import backend, lays_out_arrays
+        from ..device import METAL_PAGE, backend, lays_out_arrays
 
-        if not self.can_be_mapped(backend().map_unit):
+        unit = backend().map_unit
+        if unit and not lays_out_arrays():
+            return _page_windows(self.bytes) if self.can_be_mapped(METAL_PAGE) else None
+        if not self.can_be_mapped(unit):
             return None
-        if not lays_out_arrays():
-            return _page_windows(self.bytes)
         bus_error.end_in_order()
         try:
             words = compiled().map_file(utf8_path(self.path))

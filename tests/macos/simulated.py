@@ -12,22 +12,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from metal_simulation import M2
 
 from gptoss_mlx import Sampling, device, kernels, load
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Conversation, Message
 from gptoss_mlx.harmony.render import encode, render
 from gptoss_mlx.memory.plan import Device, make_plan
-from gptoss_mlx.model.checkpoint import METAL_PAGE
-
-M2 = {
-    "device_name": "Apple M2",
-    "architecture": "applegpu_g14g",
-    "memory_size": 17_179_869_184,
-    "max_recommended_working_set_size": 11_453_251_584,
-    "max_buffer_length": 8_589_934_592,
-    "resource_limit": 499_000,
-}
 
 adopted = 0
 
@@ -36,7 +27,7 @@ def adopt(pages: np.ndarray, *, copy: bool) -> mx.array:
     global adopted
     assert not copy
     assert pages.ctypes.data % 4096 == 0  # the largest page that this machine can promise
-    assert pages.nbytes % METAL_PAGE == 0
+    assert pages.nbytes % device.METAL_PAGE == 0
     adopted += pages.nbytes
     return mx.array(pages)
 

@@ -29,7 +29,9 @@ def says_metal(tmp_path_factory):
     return library
 
 
-@pytest.mark.parametrize(("device", "backend"), [("cpu", "kernels"), ("gpu", "gpu")])
+@pytest.mark.parametrize(
+    ("device", "backend"), [("cpu", "kernels"), pytest.param("gpu", "gpu", marks=pytest.mark.slow)]
+)
 def test_models_run_in_metals_buffers(says_metal, demo_folder, device, backend):
     script = Path(__file__).with_name("simulated.py")
     run = subprocess.run(
