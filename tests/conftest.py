@@ -1,5 +1,6 @@
 """What several test files share: the converted demo model, and a way to run the real command."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -95,6 +96,11 @@ def run(environment):
         )
 
     return run
+
+
+def pytest_collection_finish() -> None:
+    """What is collected stays to the end: no garbage collection need look at it."""
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

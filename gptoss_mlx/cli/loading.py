@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..memory.plan import MemoryPlan
 
 
-LARGE = 10**9  # bytes of a model that is slow without the kernels; a smaller one is fast enough with MLX alone
+LARGE = 10**9  # bytes: a smaller model is fast enough with MLX alone, and a copy of it does no harm
 
 
 def load_model(name: str, options: ModelOptions) -> Model:
@@ -62,12 +62,13 @@ def use_threads(count: int | None) -> None:
 
 
 def plan_to_keep(folder: Path, options: ModelOptions) -> MemoryPlan:
-    """The plan, with what it gives up reported on standard error; also if files are copied that could be mapped, if it
-    counts on more than there is, or if a large model will be slow for want of the kernels."""
+    """The plan, with what it gives up reported on standard error; also if a large model's files are copied that could
+    be mapped, if it counts on more than there is, or if a large model will be slow for want of the kernels."""
     from ..memory.devices import Device
 
     plan = plan_memory(folder, options)
-    for line in filter(None, (plan.compromise, plan.advice)):
+    advice = plan.advice if plan.copied >= LARGE else None
+    for line in filter(None, (plan.compromise, advice)):
         click.echo(printable(line), err=True)
     if plan.total > (here := Device.here().memory):
         lack = f"the plan takes {size_text(plan.total)}, and this machine has {size_text(here)} available"

@@ -22,11 +22,14 @@ class Region:
         self._rows: list[str] = []  # that are drawn
         self._width = 0  # columns of the window when they were
         self._hidden = False
+        self._unseen: tuple[RenderableType, int | None] | None = None  # what was to be drawn last while hidden
         self._next = 0.0
 
     def draw(self, content: RenderableType, max_rows: int | None = None) -> None:
         """Show the last `max_rows` rows of the content, or as many as there is room for; nothing if it is too early."""
         started = time.monotonic()
+        if self._hidden:
+            self._unseen = content, max_rows
         if started < self._next or self._hidden:
             return
         room = max(self._console.height - 1, 1)
@@ -36,7 +39,7 @@ class Region:
 
     def clear(self) -> None:
         self._erase()
-        self._rows = []
+        self._rows, self._unseen = [], None
 
     def hide(self) -> None:
         """Take the rows off the screen until `show`."""
@@ -44,10 +47,15 @@ class Region:
         self._hidden = True
 
     def show(self) -> None:
-        """Draw again what was hidden, unless the window has another width: the next drawing will fit it."""
+        """Draw what came meanwhile; or again what was hidden, unless the window has another width: the next drawing
+        will fit it."""
         self._hidden = False
         rows, self._rows = self._rows, []
-        if rows and self._console.width == self._width:
+        unseen, self._unseen = self._unseen, None
+        if unseen:
+            self._next = 0.0
+            self.draw(*unseen)
+        elif rows and self._console.width == self._width:
             self._put(rows)
 
     def _put(self, rows: list[str]) -> None:

@@ -30,6 +30,7 @@ def test_doctor(monkeypatch, capsys, recipes):
     assert os.path.expanduser("~/") not in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_a_check_that_fails(monkeypatch, capsys):
     """The limit is below what rounding makes of the logits."""
     monkeypatch.setattr(gptoss_convert, "RECIPES", {"mxfp4-q4": gptoss_convert.RECIPES["mxfp4-q4"]})

@@ -114,6 +114,7 @@ def test_files_that_are_not_laid_out_for_metal_are_planned_as_copies(demo_folder
         assert make_plan(demo_folder, Device.here()).advice is None
 
 
+@pytest.mark.slow
 def test_doctor(monkeypatch):
     recipes = {name: gptoss_convert.RECIPES[name] for name in ("mxfp4-q4",)}
     monkeypatch.setattr(gptoss_convert, "RECIPES", recipes)

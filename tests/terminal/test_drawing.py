@@ -65,3 +65,20 @@ def test_drawing_takes_little_of_the_time(monkeypatch, seconds, drawn):
 )
 def test_blocks_that_can_no_longer_change(text, done):
     assert finished_blocks(text) == (done, text[len(done) :])
+
+
+def test_what_came_while_it_was_hidden_is_drawn_at_once():
+    """Not only with the next event, which may be long in coming."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    region = Region(console)
+    region.draw(Text("before"))
+    region.hide()
+    region.draw(Text("meanwhile"))
+    assert "meanwhile" not in console.file.getvalue()
+    region.show()
+    assert console.file.getvalue().endswith("meanwhile\r")
+    region.hide()
+    region.draw(Text("the end of an answer"))
+    region.clear()
+    region.show()
+    assert "the end" not in console.file.getvalue()
