@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 # Before NumPy and the kernels are imported: with more threads than free cores, BLAS waits in loops, six times as long
-# as it computes, and the kernels' threads wait for each other. Programs that tests start have their usual threads.
+# as it computes, and the kernels' threads wait for each other. Tests of threads ask for more.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("GPTOSS_MLX_THREADS", "1")
 
@@ -75,7 +75,8 @@ def environment(tmp_path_factory) -> dict[str, str]:
     """An environment with a cache folder of its own, no config file, and no terminal settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPTOSS_", "HF_"))}
     home = str(tmp_path_factory.mktemp("home"))
-    return kept | {"GPTOSS_MLX_HOME": home, "GPTOSS_MLX_CONFIG": os.devnull, "TERM": "xterm", "COLUMNS": "100"}
+    ours = {"GPTOSS_MLX_HOME": home, "GPTOSS_MLX_CONFIG": os.devnull, "GPTOSS_MLX_THREADS": "1"}
+    return kept | ours | {"TERM": "xterm", "COLUMNS": "100"}
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,7 @@ def test_the_nearest_counts(settings, config):
         '[all]\nthreads = 2\nmemory = "12GB"\n[chat]\nthreads = 3\nkv-bits = 8\nshow-reasoning = false\n'
         '[bench]\ndepth = [2048, 8192]\n[convert]\nadapter = "~/lora"\nverify = true\n'
     )
-    found = settings(**changes)["commands"]
+    found = settings(**changes, GPTOSS_MLX_THREADS="")["commands"]
     assert found["chat"]["threads"] == (3, "config file")
     assert found["bench"]["threads"] == (2, "config file")
     assert found["plan"]["memory"] == ("12GB", "config file")
