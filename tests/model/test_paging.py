@@ -80,7 +80,8 @@ def test_the_same_bits(folders, whole, computing, recipe, slots):
     # Of an expert that was read ahead in vain, the reads that had not begun were left.
     assert stats.missed * size <= stats.bytes_read <= (stats.missed + stats.ahead_wrong) * size
     assert stats.missed == 32 if slots == 32 else stats.missed > 32
-    assert stats.ahead_right > stats.ahead_wrong > 0 or slots == 32
+    # How many reads began ahead depends on when others had ended.
+    assert stats.ahead_right > stats.ahead_wrong or slots == 32
 
 
 def test_experts_on_the_cpu_beside_a_gpu(folders, whole):

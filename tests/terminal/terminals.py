@@ -171,7 +171,7 @@ def golden(name: str, terminal: Terminal) -> None:
         path.write_text(masked(terminal.seen), encoding="utf-8")
     expected = path.read_text(encoding="utf-8")
     terminal.read_until(lambda: masked(terminal.seen) == expected, 30)
-    assert masked(terminal.seen) == expected
+    assert masked(terminal.seen) == expected, f"not as in {path.name}:\n{masked(terminal.seen)}"
 
 
 def masked(seen: str) -> str:
