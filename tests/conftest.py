@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,9 @@ from checkpoints import config_of, tensors_of, write_checkpoint, write_safetenso
 from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # `--hypothesis-profile=thorough` looks at more examples.
 settings.register_profile("daily", max_examples=20, deadline=None)
