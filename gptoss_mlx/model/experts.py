@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -81,8 +81,7 @@ class Experts:
         """Row n of x [N, hidden] through expert number[n] -> [N, hidden]."""
         x = x[:, None]
         y = swiglu(*self.gate(x, number, in_order=in_order), *self.up(x, number, in_order=in_order), self.limit)
-        products, biases = self.down(y, number, in_order=in_order)
-        return (products + biases)[:, 0]
+        return self._down(y, number, in_order=in_order)
 
     def _of_one_token(self, x: mx.array, number: mx.array) -> mx.array:
         """x [1, hidden] through the experts `number` [k] -> [k, hidden], in as few launches as there can be."""
@@ -94,7 +93,11 @@ class Experts:
         else:
             rows = self._first[: len(number)]
             parts = [*self.gate(x, number, rows=rows), *self.up(x, number, rows=rows)]
-        products, biases = self.down(swiglu(*parts, self.limit), number, rows=self._all)
+        return self._down(swiglu(*parts, self.limit), number, rows=self._all)
+
+    def _down(self, y: mx.array, number: mx.array, **how: Any) -> mx.array:
+        """y [N, 1, intermediate] through the down projections, as `Stack` takes them -> [N, hidden]."""
+        products, biases = self.down(y, number, **how)
         return (products + biases).squeeze(1)
 
 
@@ -151,4 +154,4 @@ class PagedMoe:
         if self.next_parts is None or x.shape[1] > 1:
             return None
         _, experts, routing_weights = self.next_parts.route(x)
-        return mx.take_along_axis(experts, mx.argsort(-routing_weights, axis=-1), axis=-1)[0]
+        return mx.take_along_axis(experts, mx.argsort(-routing_weights, axis=-1), axis=-1).flatten()
