@@ -24,7 +24,7 @@ FLOORS = (
     ("tools",),
     ("demo",),
     ("chat",),
-    ("terminal", "evaluation"),
+    ("terminal", "server", "evaluation"),
     ("cli",),
     ("__main__",),
 )

@@ -14,6 +14,14 @@ OnPrefill = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Prefill:
+    """Tokens of a prompt that are read, of those that have to be."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ToolResult:
     """The result of a tool, as the model reads it."""
 

@@ -1,0 +1,1 @@
+"""The HTTP face of conversations: OpenAI's and Anthropic's protocols, and a page."""
