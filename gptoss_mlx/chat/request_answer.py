@@ -32,8 +32,8 @@ class RequestAnswer:
     """`write` yields the events of the answer, `AnswerStats` last."""
 
     def __init__(self, request: AnswerRequest, model: Model, replay: Replay):
-        """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for a schema that cannot be used
-        and a tool that has to be called and is not there."""
+        """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for a schema that cannot be
+        used and for a tool that has to be called and is not there."""
         self._request, self._model, self._replay = request, model, replay
         self._encoder = HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
         head = replay.ids(render_head(request.conversation))
