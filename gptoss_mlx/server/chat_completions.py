@@ -20,7 +20,7 @@ from ..errors import GptOssError
 from ..harmony.parse import Content, Preamble, Reasoning
 from .bodies import read_json_body
 from .chat_request import answer_request, is_legacy
-from .errors import RequestError
+from .errors import error_object
 from .fields import Fields
 from .service import Service
 from .sse import EventStream, all_events, frame
@@ -146,13 +146,6 @@ def usage(stats: AnswerStats) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": stats.cached},
         "completion_tokens_details": {"reasoning_tokens": stats.reasoning},
     }
-
-
-def error_object(error: GptOssError) -> dict[str, Any]:
-    """An error as it stands in a stream that has begun."""
-    if not isinstance(error, RequestError):
-        error = RequestError(str(error), status=500, kind="server_error")
-    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
 def finite(logprob: float) -> float:

@@ -13,15 +13,14 @@ from typing import Any, Literal
 
 from ..chat.request import AnswerRequest
 from ..engine.sampling import Sampling
-from ..harmony.messages import FUNCTIONS, ConversationError, conversation_from_json
+from ..harmony.messages import EFFORTS as TRAINED
+from ..harmony.messages import FUNCTIONS, Conversation, ConversationError, conversation_from_json
 from .dates import dated
 from .errors import RequestError
 from .fields import Fields, shortened
 
 # What clients call the efforts, and what the model was trained with; without effort it still reads one.
-EFFORTS = {"none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"} | {
-    "max": "high"
-}
+EFFORTS = {"none": "low", "minimal": "low"} | {name: name for name in TRAINED} | {"xhigh": "high", "max": "high"}
 MAX_TOKENS = ("max_completion_tokens", "max_tokens")
 MAX_TOP_LOGPROBS = 20
 CACHE_KEYS = ("prompt_cache_key", "session_id", "user")
@@ -72,7 +71,7 @@ def cache_key(fields: Fields) -> str | None:
     return next((value for name in CACHE_KEYS if isinstance(value := fields.data.get(name), str) and value), None)
 
 
-def _conversation(fields: Fields, tools: list[Any], effort: str) -> Any:
+def _conversation(fields: Fields, tools: list[Any], effort: str) -> Conversation:
     messages = fields.list("messages")
     if not messages:
         raise fields.wrong("messages", "is missing" if not fields.has("messages") else "is empty")
@@ -89,7 +88,9 @@ def _conversation(fields: Fields, tools: list[Any], effort: str) -> Any:
 
 
 def _effort(fields: Fields) -> str:
-    nested = fields.object("reasoning") if isinstance(fields.data.get("reasoning"), dict) else Fields({})
+    nested = fields.object("reasoning")
+    if nested.data.get("enabled") is False:
+        return "none"
     return fields.choice("reasoning_effort", EFFORTS) or nested.choice("effort", EFFORTS) or "medium"
 
 

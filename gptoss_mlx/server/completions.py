@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -17,8 +17,9 @@ from ..errors import GptOssError
 from ..harmony.messages import Conversation
 from ..harmony.parse import Content
 from .bodies import read_json_body
-from .chat_completions import DONE, error_object, finite, token_text, usage
+from .chat_completions import DONE, finite, token_text, usage
 from .chat_request import MAX_TOP_LOGPROBS, cache_key, max_tokens
+from .errors import error_object
 from .fields import Fields
 from .service import Service
 from .sse import EventStream, all_events, frame
@@ -123,7 +124,7 @@ class CompletionWriter:
     def fail(self, error: GptOssError) -> Iterator[bytes]:
         yield frame(error_object(error))
 
-    def _chunk(self, tokens: Iterable[TokenLogprobs] = (), finish_reason: str | None = None) -> bytes:
+    def _chunk(self, tokens: Sequence[TokenLogprobs] = (), finish_reason: str | None = None) -> bytes:
         text = "".join(self._text)
         self._text.clear()
         return self._frame([self._choice(text, finish_reason, self._logprobs(tokens))])
@@ -135,7 +136,7 @@ class CompletionWriter:
         chunk = self._head | {"choices": choices}
         return frame(chunk | {"usage": used} if self._with_usage else chunk)
 
-    def _logprobs(self, tokens: Iterable[TokenLogprobs]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         """Four lists side by side; None where none are asked for."""
         if not self._with_logprobs:
             return None
