@@ -35,7 +35,8 @@ class ScriptedService(Service):
     def begin(self, *script):
         self.script = script or (Content("Hello."), stats())
         self.requests: list[AnswerRequest] = []
-        self.prompts: list[str | list[int]] = []
+        self.prompts: list[str] = []
+        self.completed: list[str | list[int]] = []
         self.closed = threading.Event()
 
     async def answer(self, request):
@@ -53,9 +54,9 @@ class ScriptedService(Service):
             self.closed.set()
 
     async def complete(self, prompt, request):
+        self.completed.append(prompt)
         async for event in self.answer(request):
             yield event
-        self.prompts.append(prompt)
 
 
 @contextmanager
