@@ -36,3 +36,7 @@ class Service:
     async def count(self, request: AnswerRequest) -> int:
         """Tokens of the prompt."""
         raise NotImplementedError
+
+    def reasoning_before(self, call_id: str) -> str | None:
+        """What the model thought before it made a call, for clients that return the call alone."""
+        raise NotImplementedError

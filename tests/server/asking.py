@@ -3,7 +3,7 @@
 from gptoss_mlx.chat.request import Called
 from gptoss_mlx.chat.turn import Prefill, Thought
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
-from server.answering import begins, frames, stats
+from server.loopback import begins, frames, stats
 
 HI = {"role": "user", "content": "Hi"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

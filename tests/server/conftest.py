@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from server.answering import ScriptedService, serving
+from server.loopback import ScriptedService, serving
 
 
 @pytest.fixture(scope="module")

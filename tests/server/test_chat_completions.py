@@ -9,8 +9,8 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
 from gptoss_mlx.server.errors import RequestError
-from server.answering import begins, frames, stats
 from server.asking import ANSWER, CALL, CALLS, CLOCK, HI, THOUGHT, WEATHER, ask, choice_of, streamed
+from server.loopback import begins, frames, stats
 
 QUESTION = {"role": "user", "content": "Weather?"}
 USAGE = {

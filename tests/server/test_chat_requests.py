@@ -7,8 +7,8 @@ import pytest
 
 from gptoss_mlx.engine.sampling import Sampling
 from gptoss_mlx.harmony.messages import Message, Tool
-from server.answering import refusal
 from server.asking import CALLS, CLOCK, HI, PARAMETERS, WEATHER, ask, streamed
+from server.loopback import refusal
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,18 @@ def test_messages_as_clients_write_them(service, client, messages, expected):
     service.begin()
     assert ask(client, messages=messages, tools=[WEATHER]).status_code == 200
     assert service.requests[0].conversation.messages == expected
+
+
+def test_reasoning_that_a_client_does_not_return_is_remembered(service, client, monkeypatch):
+    service.begin()
+    monkeypatch.setattr(service, "thoughts", {"call_1": "I remember."})
+    asked = {"role": "assistant", "content": None, "tool_calls": [NOW_CALLED]}
+    for more, thought in [({}, "I remember."), ({"reasoning": ""}, "I remember."), ({"thinking": "Hm."}, "Hm.")]:
+        ask(client, messages=[QUESTION, asked | more, RESULT], tools=[WEATHER])
+        assert service.requests[-1].conversation.messages[1] == Message("assistant", thought, "analysis")
+    other = asked | {"tool_calls": [NOW_CALLED | {"id": "call_2"}]}
+    ask(client, messages=[QUESTION, other, RESULT | {"tool_call_id": "call_2"}], tools=[WEATHER])
+    assert service.requests[-1].conversation.messages == READ
 
 
 def test_a_namespace_of_tools(service, client):

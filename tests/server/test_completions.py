@@ -9,7 +9,7 @@ from gptoss_mlx.chat.turn import Prefill
 from gptoss_mlx.engine.sampling import Sampling
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.parse import Content
-from server.answering import frames, refusal, stats
+from server.loopback import frames, refusal, stats
 
 ANSWER = (Prefill(0, 6), Content(" lived"), Content(" a king."), stats("length", reasoning=0))
 

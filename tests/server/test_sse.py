@@ -12,7 +12,7 @@ from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
 from gptoss_mlx.server.sse import frame
-from server.answering import frames, refusal, stats
+from server.loopback import frames, refusal, stats
 
 ASKED = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 TOO_LONG = RequestError("too long", code="context_length_exceeded", param="messages")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
@@ -32,6 +32,9 @@ class ScriptedService(Service):
     model_name, context, created = "gpt-oss-20b", 131_072, 1_790_000_000
     sampling = Sampling()
 
+    thoughts: Mapping[str, str] = {}
+    """What the model thought before each call, by its id."""
+
     def begin(self, *script):
         self.script = script or (Content("Hello."), stats())
         self.requests: list[AnswerRequest] = []
@@ -52,6 +55,9 @@ class ScriptedService(Service):
                     yield step
         finally:
             self.closed.set()
+
+    def reasoning_before(self, call_id):
+        return self.thoughts.get(call_id)
 
     async def complete(self, prompt, request):
         self.completed.append(prompt)
