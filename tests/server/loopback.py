@@ -35,6 +35,9 @@ class ScriptedService(Service):
     thoughts: Mapping[str, str] = {}
     """What the model thought before each call, by its id."""
 
+    def __init__(self):
+        self.begin()
+
     def begin(self, *script):
         self.script = script or (Content("Hello."), stats())
         self.requests: list[AnswerRequest] = []
