@@ -18,6 +18,7 @@ from ..chat.request_answer import RequestAnswer
 from ..chat.session import Session
 from ..chat.turn import TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
+from ..engine.sampling import Sampling
 from ..errors import GptOssError
 from .errors import RequestError
 from .model_thread import ModelThread
@@ -31,6 +32,9 @@ TRIM_EVERY = 32  # events of an answer
 
 class Service:
     """`model_name` is what clients call the model, `context` its tokens, `created` seconds since 1970."""
+
+    sampling = Sampling()
+    """What holds where a request does not say otherwise."""
 
     def __init__(self, model: Model, name: str, pool: Pool, thread: ModelThread):
         """`open_service` makes one."""
