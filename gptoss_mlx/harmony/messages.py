@@ -97,7 +97,7 @@ USED = {
     "system": ("content",),
     "developer": ("content",),
     "user": ("content",),
-    "assistant": ("content", *REASONING, "reasoning_details", "refusal", "tool_calls", "function_call"),
+    "assistant": ("content", *REASONING, "reasoning_details", "refusal", "tool_calls", "function_call", "phase"),
     "tool": ("content", "tool_call_id", *TOOL_NAME),
     "function": ("content", *TOOL_NAME),
 }
@@ -209,7 +209,8 @@ def _assistant(
         text = _content(entry, where) or text
     if text:
         # Beside calls, the text is not the answer yet: a preamble, which has no recipient.
-        yield Message("assistant", text, channel="commentary" if calls else "final")
+        preamble = calls or entry.get("phase") == "commentary"
+        yield Message("assistant", text, channel="commentary" if preamble else "final")
     for item, at in calls:
         function = _function(item, at, "is not a function call")
         name = _text(function.get("name"), f"{at}.name")
