@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from ..chat.request import AnswerEvent, AnswerRequest
+from ..engine.sampling import Sampling
 
 
 class Service:
-    """`model_name` is what clients call the model, `context` its tokens, `created` seconds since 1970."""
+    """`model_name` is what clients call the model, `context` its tokens, `created` seconds since 1970,
+    `sampling` what holds where a request does not say otherwise."""
 
     model_name: str
     context: int
     created: int
+    sampling: Sampling
 
     def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         """The events of an answer, `AnswerStats` last. Closing the generator (`aclose`) frees its place.
