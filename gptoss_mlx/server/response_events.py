@@ -15,12 +15,11 @@ import msgspec
 from ..chat.request import AnswerEvent, AnswerStats, Called, TokenLogprobs
 from ..errors import GptOssError
 from ..harmony.parse import Content, Preamble, Reasoning
+from .chat_completions import finite, token_text
 from .errors import RequestError
 from .response_input import encrypted, text_of_custom_call
 from .response_request import Asked, new_id
 from .sse import frame
-
-MIN_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,14 @@ class ResponseWriter:
             yield from self._end(event)
 
     def fail(self, error: GptOssError) -> Iterator[bytes]:
+        """A client that has a call runs it, and would ask anew after a failure, and so run it again."""
         yield from self._close("incomplete")
         code = error.code if isinstance(error, RequestError) else None
-        self.response |= {"status": "failed", "error": {"code": code or "server_error", "message": str(error)}}
-        yield self._frame("response.failed", response=self.response)
+        self.response["error"] = {"code": code or "server_error", "message": str(error)}
+        if self._called:
+            yield self._ended("incomplete", incomplete_details={"reason": None})
+        else:
+            yield self._ended("failed")
 
     # One item after another.
 
@@ -183,12 +186,16 @@ class ResponseWriter:
             "total_tokens": stats.prompt + stats.sampled,
         }
         if broke_off:
-            self.response |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+            yield self._ended("incomplete", incomplete_details={"reason": "max_output_tokens"})
         else:
-            self.response |= {"status": "completed", "completed_at": int(time.time())}
-        if self._on_end:  # before the client hears of it, which may go on from it at once
+            yield self._ended("completed", completed_at=int(time.time()))
+
+    def _ended(self, status: str, **fields: Any) -> bytes:
+        """The last event. The response is kept before its client hears of it, and may go on from it at once."""
+        self.response |= {"status": status, **fields}
+        if self._on_end:
             self._on_end(self.response)
-        yield self._frame(f"response.{self.response['status']}", response=self.response)
+        return self._frame(f"response.{status}", response=self.response)
 
     # Frames.
 
@@ -220,5 +227,4 @@ def _logprobs(token: TokenLogprobs) -> dict[str, Any]:
 
 
 def _token(token: bytes, logprob: float) -> dict[str, Any]:
-    """JSON has no infinity, which is the logprob of what a grammar forbids."""
-    return {"token": token.decode(errors="replace"), "bytes": list(token), "logprob": max(logprob, MIN_LOGPROB)}
+    return {"token": token_text(token), "bytes": list(token), "logprob": finite(logprob)}

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..harmony.messages import FUNCTIONS
+from .chat_request import TOOL_NAME
 from .errors import RequestError
 from .fields import Fields, shortened
 
 TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+# In the result of a tool that the model has called itself: a refusal would end every session in which it does.
+NOT_SHOWN = "[{} was left out: you can read text alone]"
 ROLES = ("system", "developer", "user", "assistant")
 # What an item of an unknown type may carry for the model to read. Without any of it, the item says nothing.
 READABLE = ("content", "output", "outputs", "result", "results", "text", "input", "arguments", "encrypted_content")
@@ -59,7 +62,11 @@ def _messages(item: Any, where: str) -> Iterator[Message]:
     elif kind == "custom_tool_call":
         yield _call(fields, json.dumps({INPUT: fields.text("input") or ""}, ensure_ascii=False))
     elif kind in ("function_call_output", "custom_tool_call_output"):
-        yield {"role": "tool", "tool_call_id": _needed(fields, "call_id"), "content": _text(fields, "output")}
+        yield {
+            "role": "tool",
+            "tool_call_id": _needed(fields, "call_id"),
+            "content": _text(fields, "output", NOT_SHOWN),
+        }
     elif kind is None:
         raise RequestError(f"{where} has neither a type nor a role", param=where)
     elif lost := next((name for name in READABLE if item.get(name)), None):
@@ -77,21 +84,23 @@ def _message(fields: Fields) -> Message:
     return message
 
 
-def _text(fields: Fields, name: str) -> str:
-    """A string, or a list of parts that have text."""
+def _text(fields: Fields, name: str, instead: str | None = None) -> str:
+    """A string, or a list of parts that have text; `instead` of others."""
     value = fields.data.get(name)
     if isinstance(value, str):
         return value
     if value is not None and not isinstance(value, list):
         raise fields.wrong(name, "is neither a string nor a list of parts")
-    return "".join(_part(fields, f"{name}[{i}]", part) for i, part in enumerate(value or []))
+    return "".join(_part(fields, f"{name}[{i}]", part, instead) for i, part in enumerate(value or []))
 
 
-def _part(fields: Fields, name: str, part: Any) -> str:
+def _part(fields: Fields, name: str, part: Any, instead: str | None) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str):
         raise fields.wrong(name, "is not a part with a type")
     if kind not in TEXT_PARTS:
+        if instead:
+            return instead.format(shortened(kind))
         raise fields.wrong(name, f"is of the type {shortened(kind)}: the model reads text alone")
     text = part.get(TEXT_PARTS[kind])
     if not isinstance(text, str):
@@ -194,6 +203,8 @@ def _tool(entry: Any, where: str, namespace: str | None, tools: Tools) -> Iterat
     elif kind in ("function", "custom"):
         name = _needed(fields, "name")
         full = name if namespace is None else f"{namespace}.{name}"
+        if not TOOL_NAME.fullmatch(full):
+            raise fields.wrong("name", f"is {shortened(full)}: only letters, digits, _ - . : / can be")
         tools.clients[full] = ClientTool(name, namespace, kind == "custom")
         if kind == "custom" or fields.flag("strict"):
             tools.strict.add(full)

@@ -16,24 +16,15 @@ import msgspec
 from ..chat.request import AnswerRequest
 from ..engine.sampling import Sampling
 from ..harmony.messages import ConversationError, conversation_from_json
+from .chat_request import EFFORTS, MAX_TOP_LOGPROBS
+from .dates import dated
 from .errors import RequestError
 from .fields import Fields, shortened
 from .response_input import Tools, chat_messages, read_tools
 from .response_store import ResponseStore
 from .service import Service
 
-# As the model was trained; those that it was not trained with are the nearest. "none" goes straight to the answer.
-EFFORTS = {
-    "none": "low",
-    "minimal": "low",
-    "low": "low",
-    "medium": "medium",
-    "high": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 Choice = Literal["auto", "none", "required"]
-MAX_TOP_LOGPROBS = 20
 LOGPROBS, ENCRYPTED_REASONING = "message.output_text.logprobs", "reasoning.encrypted_content"
 # What a request may ask for, and would get another answer without.
 REFUSED = {
@@ -69,7 +60,7 @@ def read_request(fields: Fields, store: ResponseStore, service: Service) -> Aske
             raise fields.wrong(name, complaint)
     items, tools = _items(fields, store), read_tools(fields.list("tools"))
     include = fields.texts("include")
-    request = _answer_request(fields, _messages(fields, items, store), tools, include)
+    request = _answer_request(fields, _messages(fields, items, store), tools, include, service.sampling)
     return Asked(
         request,
         items,
@@ -122,7 +113,7 @@ def _messages(fields: Fields, items: list[Any], store: ResponseStore) -> list[di
 
 
 def _answer_request(
-    fields: Fields, messages: list[dict[str, Any]], tools: Tools, include: tuple[str, ...]
+    fields: Fields, messages: list[dict[str, Any]], tools: Tools, include: tuple[str, ...], defaults: Sampling
 ) -> AnswerRequest:
     effort = fields.object("reasoning").choice("effort", EFFORTS)
     data = {
@@ -132,7 +123,7 @@ def _answer_request(
         "reasoning_effort": EFFORTS[effort] if effort else None,
     }
     try:
-        conversation = conversation_from_json(data)
+        conversation = dated(conversation_from_json(data))
     except ConversationError as error:
         raise RequestError(str(error)) from None
     choice, among = _tool_choice(fields, tools)
@@ -143,7 +134,7 @@ def _answer_request(
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS) or 0
     return AnswerRequest(
         conversation,
-        fields.sampling(Sampling()),
+        fields.sampling(defaults),
         reasons=effort != "none",
         max_tokens=fields.integer("max_output_tokens", 1),
         tool_choice=choice,

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from .bodies import read_json_body
 from .errors import RequestError
-from .fields import Fields, request_fields, shortened
+from .fields import Fields, shortened
 from .response_events import ResponseWriter
 from .response_request import new_id, read_request
 from .response_store import ResponseStore, StoredResponse
@@ -27,7 +27,7 @@ DEFAULT_PAGE = 20
 
 async def _create(request: Request) -> Response:
     store = _store(request)
-    asked = read_request(request_fields(await read_json_body(request)), store, request.app.state.service)
+    asked = read_request(Fields(await read_json_body(request)), store, request.app.state.service)
 
     def keep(ended: dict[str, Any]) -> None:
         items = [item if item.get("id") else {"type": "message"} | item | {"id": new_id("msg")} for item in asked.items]
