@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gptoss_mlx.chat.turn import Prefill
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Message, call
 from gptoss_mlx.harmony.parse import Content
@@ -31,6 +32,7 @@ web_search = "disabled"
 name = "gptoss-mlx"
 base_url = "{address}/v1"
 wire_api = "responses"
+stream_idle_timeout_ms = {patience}
 
 [agents]
 enabled = {agents}
@@ -65,9 +67,12 @@ def work(tmp_path, codex):
     home.mkdir()
     folder.mkdir()
 
-    def work(service: QueueingService, *options: str, agents: bool = False) -> tuple[subprocess.CompletedProcess, Path]:
+    def work(
+        service: QueueingService, *options: str, agents: bool = False, patience: int = 300_000
+    ) -> tuple[subprocess.CompletedProcess, Path]:
         with serving(service) as address:
-            (home / "config.toml").write_text(CONFIG.format(address=address, agents=json.dumps(agents)))
+            config = CONFIG.format(address=address, agents=json.dumps(agents), patience=patience)
+            (home / "config.toml").write_text(config)
             words = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
             nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9") | {"NO_PROXY": "127.0.0.1"}
             done = subprocess.run(
@@ -170,7 +175,7 @@ def test_a_long_prefill(work, monkeypatch):
     service = QueueingService(
         [lambda: asyncio.sleep(8), *said("Yes.")], [Content("Asked twice.", begins=True), stats()]
     )
-    done, _ = work(service, "-c", "model_providers.gptoss-mlx.stream_idle_timeout_ms=3000")
+    done, _ = work(service, patience=3000)
     assert done.stdout == "Yes.\n"
     assert len(service.requests) == 1
 
