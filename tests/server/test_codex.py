@@ -173,7 +173,7 @@ def test_a_long_prefill(work, monkeypatch):
     """Longer than Codex waits without an event."""
     monkeypatch.setattr(sse, "KEEP_ALIVE", 0.5)
     service = QueueingService(
-        [lambda: asyncio.sleep(8), *said("Yes.")], [Content("Asked twice.", begins=True), stats()]
+        [Prefill(0, 9000), lambda: asyncio.sleep(8), *said("Yes.")], said("You have asked before.")
     )
     done, _ = work(service, patience=3000)
     assert done.stdout == "Yes.\n"
