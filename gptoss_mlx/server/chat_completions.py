@@ -33,7 +33,7 @@ LOWEST_LOGPROB = -9999.0  # for minus infinity, which JSON lacks
 async def create(request: Request) -> Response:
     service: Service = request.app.state.service
     fields = Fields(await read_json_body(request))
-    asked = answer_request(fields, service.sampling)
+    asked = answer_request(fields, service.sampling, service.reasoning_before)
     writer = ChatWriter(
         fields.text("model") or service.model_name,
         with_usage=fields.object("stream_options").flag("include_usage"),

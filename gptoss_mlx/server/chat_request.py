@@ -7,14 +7,14 @@ and tools are read by `harmony.messages`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 from ..chat.request import AnswerRequest
 from ..engine.sampling import Sampling
 from ..harmony.messages import EFFORTS as TRAINED
-from ..harmony.messages import FUNCTIONS, Conversation, ConversationError, conversation_from_json
+from ..harmony.messages import FUNCTIONS, REASONING, Conversation, ConversationError, conversation_from_json
 from .dates import dated
 from .errors import RequestError
 from .fields import Fields, shortened
@@ -30,15 +30,17 @@ NEUTRAL: Mapping[str, Any] = {"n": 1, "modalities": ["text"], "audio": {}, "web_
 TOOL_NAME = re.compile(r"[\w.:/-]{0,255}\w")
 PLACE = re.compile(r"(messages|tools)[\w.\[\]]*")
 
+Recall = Callable[[str], str | None]
+"""What the model thought before it made the call of this id, where that is known."""
 ToolChoice = tuple[Literal["auto", "none", "required"], str | None]
 
 
-def answer_request(fields: Fields, defaults: Sampling) -> AnswerRequest:
+def answer_request(fields: Fields, defaults: Sampling, reasoning_before: Recall) -> AnswerRequest:
     """Raises RequestError, which names the field that is wrong."""
     fields.only_neutral(NEUTRAL)
     entries = [*fields.list("tools"), *fields.list("functions")]
     effort = _effort(fields)
-    conversation = _conversation(fields, entries, EFFORTS[effort])
+    conversation = _conversation(fields, entries, EFFORTS[effort], reasoning_before)
     names = [tool.name for tool in conversation.tools]
     tool_choice, only_tool = _tool_choice(fields, names)
     return AnswerRequest(
@@ -71,10 +73,11 @@ def cache_key(fields: Fields) -> str | None:
     return next((value for name in CACHE_KEYS if isinstance(value := fields.data.get(name), str) and value), None)
 
 
-def _conversation(fields: Fields, tools: list[Any], effort: str) -> Conversation:
+def _conversation(fields: Fields, tools: list[Any], effort: str, reasoning_before: Recall) -> Conversation:
     messages = fields.list("messages")
     if not messages:
         raise fields.wrong("messages", "is missing" if not fields.has("messages") else "is empty")
+    messages = [_with_reasoning(message, reasoning_before) for message in messages]
     data = {"messages": messages, "tools": tools, "reasoning_effort": effort}
     try:
         conversation = conversation_from_json(data, lenient=True)
@@ -85,6 +88,17 @@ def _conversation(fields: Fields, tools: list[Any], effort: str) -> Conversation
         if not TOOL_NAME.fullmatch(tool.name):
             raise fields.wrong("tools", f"has the name {shortened(tool.name)}: only letters, digits, _ - . : / can be")
     return dated(conversation)
+
+
+def _with_reasoning(message: Any, reasoning_before: Recall) -> Any:
+    """The message, with the reasoning before its calls, which some clients do not return."""
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    call = calls[0] if isinstance(calls, list) and calls else None
+    id_ = call.get("id") if isinstance(call, dict) else None
+    if not isinstance(id_, str) or any(message.get(name) for name in (*REASONING, "reasoning_details")):
+        return message
+    reasoning = reasoning_before(id_)
+    return message | {REASONING[0]: reasoning} if reasoning else message
 
 
 def _effort(fields: Fields) -> str:

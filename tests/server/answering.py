@@ -1,92 +1,63 @@
-"""The server's real application before a model that says what a test wants, on loopback."""
+"""Requests to a service, and what comes back, without HTTP."""
 
 import asyncio
-import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, asynccontextmanager
 
-import httpx
-import uvicorn
+import gptoss_mlx
+from gptoss_mlx import Sampling
+from gptoss_mlx.chat.request import AnswerRequest, Called
+from gptoss_mlx.harmony.messages import conversation_from_json
+from gptoss_mlx.harmony.parse import Content, Reasoning
+from gptoss_mlx.server.service import open_service
 
-from gptoss_mlx.chat.request import AnswerRequest, AnswerStats
-from gptoss_mlx.engine.sampling import Sampling
-from gptoss_mlx.harmony.parse import Content
-from gptoss_mlx.harmony.render import render_text
-from gptoss_mlx.server.app import make_app
-from gptoss_mlx.server.service import Service
+DATE = "2026-01-02"
+GREEDY = Sampling(temperature=0)
 
 
-def stats(reason="stop", prompt=10, cached=4, sampled=5, reasoning=2, **more):
-    return AnswerStats(reason, prompt, cached, sampled, reasoning, **more)
+def user(text):
+    return {"role": "user", "content": text}
 
 
-def begins(kind, text):
-    return kind(text, begins=True)
+def request(messages, *, tools=None, **options):
+    data = {"messages": messages, "current_date": DATE} | ({"tools": tools} if tools else {})
+    return AnswerRequest(conversation_from_json(data), **{"sampling": GREEDY} | options)
 
 
-class ScriptedService(Service):
-    """Answers every request with its script: events, errors to raise, and functions to wait for."""
-
-    model_name, context, created = "gpt-oss-20b", 131_072, 1_790_000_000
-    sampling = Sampling()
-
-    def begin(self, *script):
-        self.script = script or (Content("Hello."), stats())
-        self.requests: list[AnswerRequest] = []
-        self.prompts: list[str | list[int]] = []
-        self.closed = threading.Event()
-
-    async def answer(self, request):
-        self.requests.append(request)
-        self.prompts.append(render_text(request.conversation))
-        try:
-            for step in self.script:
-                if isinstance(step, Exception):
-                    raise step
-                if isinstance(step, Callable):
-                    await asyncio.to_thread(step)
-                else:
-                    yield step
-        finally:
-            self.closed.set()
-
-    async def complete(self, prompt, request):
-        async for event in self.answer(request):
-            yield event
-        self.prompts.append(prompt)
+@asynccontextmanager
+async def serving(folder, *, places=4, pool_folder=None, disk_limit=0, **options):
+    """A service of the model in `folder`."""
+    service = await open_service(
+        lambda: gptoss_mlx.load(folder, **options), "demo", places=places, folder=pool_folder, disk_limit=disk_limit
+    )
+    try:
+        yield service
+    finally:
+        service.close("the test is over")
 
 
-@contextmanager
-def serving(service: Service) -> Iterator[str]:
-    """The address of a real server."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+async def events_of(service, request):
+    async with aclosing(service.answer(request)) as events:
+        return [event async for event in events]
 
 
-def frames(response: httpx.Response) -> list:
-    """The data of a complete stream, whose form is checked to the letter."""
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.text.endswith("\n\n")
-    lines = response.text.removesuffix("\n\n").split("\n\n")
-    assert all(line.startswith("data: ") and "\n" not in line for line in lines)
-    return [data if (data := line.removeprefix("data: ")) == "[DONE]" else json.loads(data) for line in lines]
+async def reply(service, messages, **options):
+    """The text of an answer, and its stats."""
+    events = await events_of(service, request(messages, **options))
+    return "".join(event.text for event in events if isinstance(event, Content)), events[-1]
 
 
-def refusal(response: httpx.Response) -> tuple[int, str | None, str]:
-    """The status, the param and the message of a request that is refused; the form of the error is checked."""
-    (error,) = response.json().values()
-    assert list(response.json()) == ["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error["message"]
-    assert "\n" not in error["message"]
-    return response.status_code, error["param"], error["message"]
+def message_of(events, *, reasoning=True):
+    """An answer as a client of chat completions sends it back."""
+    message = {"role": "assistant", "content": "".join(e.text for e in events if isinstance(e, Content)) or None}
+    if reasoning:
+        message["reasoning"] = "".join(event.text for event in events if isinstance(event, Reasoning))
+    calls = [event for event in events if isinstance(event, Called)]
+    if calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in calls
+        ]
+    return message
+
+
+def run(coroutine):
+    return asyncio.run(coroutine)

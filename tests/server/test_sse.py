@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 
-import httpx
 import pytest
 
 from gptoss_mlx.chat.turn import Prefill
@@ -13,21 +12,10 @@ from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
 from gptoss_mlx.server.sse import frame
-from server.answering import ScriptedService, frames, refusal, serving, stats
+from server.loopback import frames, refusal, stats
 
 ASKED = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 TOO_LONG = RequestError("too long", code="context_length_exceeded", param="messages")
-
-
-@pytest.fixture(scope="module")
-def service():
-    return ScriptedService()
-
-
-@pytest.fixture(scope="module")
-def client(service):
-    with serving(service) as url, httpx.Client(base_url=url) as client:
-        yield client
 
 
 def stream(client, **more):
