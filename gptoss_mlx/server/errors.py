@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
 from ..errors import GptOssError
 
 INVALID = "invalid_request_error"
+ANTHROPIC_PATH = "/v1/messages"
+ANTHROPIC_KINDS = {
+    400: INVALID,
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class RequestError(GptOssError):
@@ -16,3 +30,14 @@ class RequestError(GptOssError):
         """`param` names the field that is wrong; `kind` and `code` are OpenAI's `type` and `code`."""
         super().__init__(message)
         self.message, self.status, self.kind, self.code, self.param = message, status, kind, code, param
+
+
+def error_response(error: RequestError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The reply to a request that is refused, in the form of the protocol that the path belongs to."""
+    if path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/"):
+        kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
+        body = {"type": "error", "error": {"type": kind, "message": error.message}}
+    else:
+        details = {"type": error.kind, "param": error.param, "code": error.code}
+        body = {"error": {"message": error.message, **details}}
+    return JSONResponse(body, error.status, headers)
