@@ -35,9 +35,14 @@ class RequestError(GptOssError):
 def error_response(error: RequestError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The reply to a request that is refused, in the form of the protocol that the path belongs to."""
     if path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/"):
-        kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
-        body = {"type": "error", "error": {"type": kind, "message": error.message}}
+        body = {"type": "error", "error": anthropic_error(error)}
     else:
         details = {"type": error.kind, "param": error.param, "code": error.code}
         body = {"error": {"message": error.message, **details}}
     return JSONResponse(body, error.status, headers)
+
+
+def anthropic_error(error: RequestError) -> dict[str, str]:
+    """What Anthropic's API says of an error, in replies and in streams."""
+    kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
+    return {"type": kind, "message": error.message}
