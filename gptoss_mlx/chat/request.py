@@ -1,4 +1,4 @@
-"""One answer to a conversation that somebody else keeps, and sends whole each time: what is asked for, and its events."""
+"""One answer to a conversation that somebody else keeps, and sends whole each time: what is asked, and the events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Called:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """A token of the answer's text, with the natural logarithms of probabilities; follows the text that it completes."""
+    """A token of the answer's text, with natural logarithms of probabilities; follows the text that it completes."""
 
     token: bytes
     logprob: float
