@@ -14,6 +14,11 @@ from gptoss_mlx.harmony.render import render_text
 from gptoss_mlx.server.app import make_app
 from gptoss_mlx.server.service import Service
 
+ASK = [{"role": "user", "content": "What is the weather in Bermi?"}]
+BASIC = {"model": "any", "max_tokens": 100, "messages": ASK}
+SCHEMA = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
+WEATHER = {"name": "weather", "description": "The weather of a place.", "input_schema": SCHEMA}
+
 
 def stats(reason="stop", prompt=10, cached=0, sampled=5, reasoning=1, **more):
     return AnswerStats(reason, prompt, cached, sampled, reasoning, **more)
@@ -33,6 +38,7 @@ class ScriptedService(Service):
         self.scripts = list(scripts)
         self.requests: list[AnswerRequest] = []
         self.closed = threading.Event()
+        self.thoughts: dict[str, str] = {}
 
     async def answer(self, request):
         self.requests.append(request)
@@ -48,6 +54,9 @@ class ScriptedService(Service):
                     yield step
         finally:
             self.closed.set()
+
+    def reasoning_before(self, call_id):
+        return self.thoughts.get(call_id)
 
     async def count(self, request):
         self.requests.append(request)

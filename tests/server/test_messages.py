@@ -15,12 +15,8 @@ from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
 from gptoss_mlx.server.messages import models_page
 
-from .messages_app import ScriptedService, serving, stats
+from .messages_app import ASK, BASIC, SCHEMA, WEATHER, ScriptedService, serving, stats
 
-ASK = [{"role": "user", "content": "What is the weather in Bermi?"}]
-BASIC = {"model": "any", "max_tokens": 100, "messages": ASK}
-SCHEMA = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
-WEATHER = {"name": "weather", "description": "The weather of a place.", "input_schema": SCHEMA}
 THINKS = {"thinking": {"type": "adaptive"}}
 CALLS = [
     Prefill(0, 7),
@@ -246,105 +242,6 @@ def test_why_an_answer_ends(client, service, end, reason, sequence):
     assert service.requests[-1].stop == ("END",)
 
 
-def test_settings(service):
-    request = asked(service, temperature=0.5, top_p=0.9, top_k=20, metadata={"user_id": "u1"}, max_tokens=32000)
-    sampling = request.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 20)
-    assert (request.cache_key, request.max_tokens) == ("u1", 32000)
-    assert asked(service).sampling == service.sampling
-    schema = {"type": "json_schema", "schema": SCHEMA}
-    assert asked(service, output_config={"format": schema}).conversation.response_schema == SCHEMA
-    assert asked(service, output_format=schema).conversation.response_schema == SCHEMA
-
-
-@pytest.mark.parametrize(
-    ("fields", "effort"),
-    [
-        ({}, "medium"),
-        *(({"output_config": {"effort": name}}, name) for name in ("low", "medium", "high")),
-        *(({"output_config": {"effort": name}}, "high") for name in ("xhigh", "max")),
-        *(
-            ({"thinking": {"type": "enabled", "budget_tokens": budget}}, effort)
-            for budget, effort in ((1024, "low"), (10_000, "medium"), (32_000, "high"))
-        ),
-    ],
-)
-def test_effort(service, fields, effort):
-    assert asked(service, **fields).conversation.reasoning_effort == effort
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        (None, ("auto", None)),
-        ({"type": "auto", "disable_parallel_tool_use": True}, ("auto", None)),
-        ({"type": "any"}, ("required", None)),
-        ({"type": "tool", "name": "weather"}, ("required", "weather")),
-        ({"type": "none"}, ("none", None)),
-    ],
-)
-def test_tool_choice(service, choice, expected):
-    request = asked(service, tools=[WEATHER], tool_choice=choice)
-    assert (request.tool_choice, request.only_tool) == expected
-
-
-def test_tools(service):
-    request = asked(
-        service,
-        tools=[
-            WEATHER | {"type": "custom", "strict": True, "cache_control": {"type": "ephemeral"}},
-            {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
-            {"name": "now", "input_schema": {"type": "object"}},
-        ],
-    )
-    assert [tool.name for tool in request.conversation.tools] == ["weather", "now"]
-    assert request.strict_tools == {"weather"}
-
-
-def test_what_is_said(service):
-    def text(text):
-        return {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}
-
-    def said(*messages, **fields):
-        turns = [{"role": role, "content": content} for role, content in messages]
-        return [
-            (message.role, message.channel, message.content)
-            for message in asked(service, messages=turns, **fields).conversation.messages
-        ]
-
-    assert said(("user", [text("a"), text("b")]), system=[text("Be"), text("brief.")]) == [
-        ("developer", None, "Be\n\nbrief."),
-        ("user", None, "a\n\nb"),
-    ]
-    assert said(("system", "s"), ("user", "u"), ("developer", [text("d")]), ("user", ""), ("system", "t")) == [
-        ("developer", None, "s"),
-        ("user", None, "u"),
-        ("developer", None, "d"),
-        ("user", None, ""),
-        ("developer", None, "t"),
-    ]
-    thinking = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
-    redacted = {"type": "redacted_thinking", "data": "c2VjcmV0"}
-    assert said(("user", "u"), ("assistant", [redacted, thinking, text("one"), text("two")]), ("user", "v")) == [
-        ("user", None, "u"),
-        ("assistant", "analysis", "hm"),
-        ("assistant", "commentary", "one"),
-        ("assistant", "final", "two"),
-        ("user", None, "v"),
-    ]
-    use, result = {"type": "tool_use", "id": "1", "name": "f", "input": {}}, {"type": "tool_result", "tool_use_id": "1"}
-    assert said(
-        ("user", "u"), ("assistant", "one"), ("assistant", [use]), ("user", [text("x"), result, text("y")])
-    ) == [
-        ("user", None, "u"),
-        ("assistant", "commentary", "one"),
-        ("assistant", "commentary", "{}"),
-        ("user", None, "x"),
-        ("functions.f", "commentary", ""),
-        ("user", None, "y"),
-    ]
-
-
 def test_the_tokens_of_a_prompt(client, service):
     count = client.messages.count_tokens(
         model="any", messages=ASK, tools=[WEATHER], system="Be brief.", thinking=THINKS["thinking"]
@@ -436,3 +333,99 @@ def test_a_client_that_goes_away_frees_its_place(client, service):
         next(stream)
         assert not service.closed.is_set()
     assert service.closed.wait(10)
+
+
+def a_coding_agent(session, *turns):
+    """A request of the shape and size of Claude Code's, in other words."""
+    words = "Work in small steps, read before you write, and say what you did. "
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "file_path": {"type": "string", "description": words},
+            "limit": {"type": "integer", "exclusiveMinimum": 0},
+            "mode": {"type": "string", "enum": ["all", "some"], "default": "all"},
+            "edits": {"type": "array", "items": {"type": "object", "properties": {"old": {"type": "string"}}}},
+            "where": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "required": ["file_path"],
+        "additionalProperties": False,
+    }
+    text = {"type": "text", "cache_control": {"type": "ephemeral"}}
+    return {
+        "model": "gpt-oss-20b",
+        "max_tokens": 32000,
+        "system": [
+            {"type": "text", "text": f"x-anthropic-billing-header: cc_version=2.1.{session}; cc_entrypoint=cli;"},
+            text | {"text": "You help with software."},
+            text | {"text": words * 150},
+        ],
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": f"<system-reminder>\n{words * 20}\n</system-reminder>\n"},
+                    text | {"text": "create made.txt with hi"},
+                ],
+            },
+            {"role": "system", "content": words * 60},
+            *turns,
+        ],
+        "tools": [
+            {"name": f"Tool{i}" if i else "Write", "description": words * 30, "input_schema": schema} for i in range(24)
+        ],
+        "metadata": {"user_id": json.dumps({"device_id": "d", "account_uuid": "", "session_id": session})},
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "stream": True,
+    }
+
+
+def test_the_requests_of_a_coding_agent(service):
+    service.begin([Reasoning("I write."), Called("call_1", "Write", '{"file_path": "made.txt"}'), stats("tool_calls")])
+    body = a_coding_agent("a1")
+    assert 70_000 < len(json.dumps(body)) < 82_000
+    headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "context-management-2025-06-27,effort-2025-11-24"}
+    response = httpx.post(service.url + "/v1/messages?beta=true", json=body, headers=headers)
+    blocks = [event["content_block"] for event in events_of(response) if event["type"] == "content_block_start"]
+    assert [block["type"] for block in blocks] == ["thinking", "tool_use"]
+    first = service.requests[-1]
+    assert (first.conversation.reasoning_effort, len(first.conversation.tools), first.max_tokens) == ("high", 24, 32000)
+    assert [message.role for message in first.conversation.messages] == ["developer", "user", "developer"]
+
+    turns = [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "I write.", "signature": ""},
+                {"type": "tool_use", "id": "call_1", "name": "Write", "input": {"file_path": "made.txt"}},
+            ],
+        },
+        {"role": "user", "content": [{"tool_use_id": "call_1", "type": "tool_result", "content": "done"}]},
+    ]
+    # Another session of the same client, too: all that it says before is said again word for word.
+    post(service, a_coding_agent("b2", *turns))
+    second = service.requests[-1]
+    assert second.conversation.messages[:3] == first.conversation.messages
+    assert [message.channel for message in second.conversation.messages[3:]] == ["analysis", *["commentary"] * 2]
+    assert second.cache_key != first.cache_key
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        None,
+        BASIC | {"max_tokens": None},
+        BASIC | {"model": 5},
+        BASIC | {"model": ["x"]},
+        BASIC | {"stream": "yes"},
+        BASIC | {"stream": True, "messages": 1},
+    ],
+)
+def test_bodies_that_are_no_requests(service, body):
+    response = post(service, body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert not service.requests
