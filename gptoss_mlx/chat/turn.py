@@ -47,6 +47,16 @@ class Thought:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """A token of the answer's text, with natural logarithms of probabilities; follows the text that it completes."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    """The likeliest tokens, the likeliest first."""
+
+
+@dataclass(frozen=True)
 class TurnStats:
     """One turn, in tokens and seconds; the last event of `send`."""
 
@@ -88,7 +98,7 @@ class Dropped:
     messages: int
 
 
-TurnEvent = Event | Prefill | Waiting | Thought | ToolResult | Dropped | TurnStats
+TurnEvent = Event | Prefill | Waiting | Thought | TokenLogprobs | ToolResult | Dropped | TurnStats
 TurnEvents = Generator[TurnEvent, None, None]
 
 

@@ -11,23 +11,32 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ..chat.turn import OnPrefill
 from ..errors import GptOssError
 from .errors import RequestError, error_response
+from .metrics import Metrics
+from .observing import ObservedService, RequestLog
+from .security import Access, Guard
 from .service import Service
 
 PROTOCOLS = ("chat_completions", "completions", "responses", "messages", "page")
 # Codex asks for the version of Ollama, and refuses one that is older than its Responses endpoint.
 OLLAMA_VERSION = "0.14.2"
+ON_LOOPBACK = Access()
 
 
-def make_app(service: Service) -> Starlette:
-    """The application of one model; `app.state.service` is for the protocols."""
+def make_app(service: Service, access: Access = ON_LOOPBACK, on_prefill: OnPrefill | None = None) -> Starlette:
+    """The application of one model; `app.state.service` is for the protocols. `on_prefill` gets the progress of
+    whatever prompt is being read."""
+    metrics = Metrics()
     app = Starlette(
         routes=[*_protocol_routes(), *ROUTES],
+        middleware=[Middleware(RequestLog, metrics), Middleware(Guard, access)],
         exception_handlers={
             RequestError: _refused,
             GptOssError: _failed,
@@ -36,7 +45,7 @@ def make_app(service: Service) -> Starlette:
         },
     )
     app.router.redirect_slashes = False  # the address of a redirect would be the client's own word
-    app.state.service = service
+    app.state.service, app.state.metrics = ObservedService(service, metrics, on_prefill), metrics
     return app
 
 
@@ -76,6 +85,10 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok", "model": request.app.state.service.model_name})
 
 
+async def _metrics(request: Request) -> Response:
+    return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
 async def _version(request: Request) -> Response:
     return JSONResponse({"version": OLLAMA_VERSION})
 
@@ -89,6 +102,7 @@ ROUTES = (
     Route("/v1/models", _models),
     Route("/v1/models/{name:path}", _model),
     Route("/health", _health),
+    Route("/metrics", _metrics),
     Route("/api/version", _version),
     Route("/api/tags", _tags),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -32,13 +33,19 @@ class RequestError(GptOssError):
         self.message, self.status, self.kind, self.code, self.param = message, status, kind, code, param
 
 
+def error_object(error: GptOssError) -> dict[str, Any]:
+    """OpenAI's, in a reply or in a stream that has begun; an error that is no request's fault is the server's."""
+    if not isinstance(error, RequestError):
+        error = RequestError(str(error), status=500, kind="server_error")
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
 def error_response(error: RequestError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The reply to a request that is refused, in the form of the protocol that the path belongs to."""
     if path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/"):
         body = {"type": "error", "error": anthropic_error(error)}
     else:
-        details = {"type": error.kind, "param": error.param, "code": error.code}
-        body = {"error": {"message": error.message, **details}}
+        body = error_object(error)
     return JSONResponse(body, error.status, headers)
 
 

@@ -99,7 +99,7 @@ class Fields:
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of strings that are not empty, or one such string; none where it is absent, or an empty list."""
         value = self.data.get(name)
-        texts = [value] if isinstance(value, str) else value or []
+        texts = [value] if isinstance(value, str) else [] if value is None else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise self.wrong(name, "is neither a string nor a list of strings")
         if len(texts) > MAX_TEXTS or not all(texts):

@@ -200,8 +200,11 @@ class Pool:
     def _read(self, saved: Saved) -> Lease | None:
         """A cache from the disk; None where that cannot be read."""
         self._saved.remove(saved)
-        cache = PromptCache(self._model)
-        return Lease(cache, saved) if saved.files.load(cache) else None
+        cache, saved.files = PromptCache(self._model), StateFiles(saved.files.folder, self._model)
+        if saved.files.load(cache):
+            return Lease(cache, saved)
+        saved.remove()
+        return None
 
 
 def _continues(cache: PromptCache, cached: int) -> bool:
