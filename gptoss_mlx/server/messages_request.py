@@ -17,6 +17,7 @@ from ..chat.request import AnswerRequest
 from ..engine.sampling import Sampling
 from ..harmony.messages import Conversation, Message, Tool, call, result
 from ..harmony.schema import typescript
+from .dates import dated
 from .fields import Fields
 
 # One more thing in a call's input than JSON's: arguments that are no JSON object, as the model wrote them.
@@ -52,11 +53,13 @@ def answer_request(fields: Fields, defaults: Sampling, recall: Callable[[str], s
     if chosen == "required" and (only not in tools.loaded if only else not tools.loaded):
         raise fields.wrong("tool_choice", "asks for a tool that is not among the tools")
     return AnswerRequest(
-        conversation=Conversation(
-            messages=tuple(reader.read(fields)),
-            tools=tuple(tools.loaded.values()),
-            response_schema=_response_schema(fields),
-            reasoning_effort=_effort(fields),
+        conversation=dated(
+            Conversation(
+                messages=tuple(reader.read(fields)),
+                tools=tuple(tools.loaded.values()),
+                response_schema=_response_schema(fields),
+                reasoning_effort=_effort(fields),
+            )
         ),
         sampling=fields.sampling(defaults, max_temperature=1),
         reasons=_thinking(fields) != "disabled",

@@ -10,8 +10,7 @@ from gptoss_mlx.server.bodies import json_object
 from gptoss_mlx.server.errors import RequestError
 from gptoss_mlx.server.fields import Fields
 from gptoss_mlx.server.messages_request import answer_request
-
-from .messages_app import ASK, BASIC, SCHEMA, WEATHER
+from server.messaging import ASK, BASIC, SCHEMA, WEATHER
 
 
 def asked(thoughts=(), **fields):
