@@ -40,7 +40,7 @@ USAGE: dict[str, Any] = {
 async def create_message(request: Request) -> Response:
     service: Service = request.app.state.service
     fields = Fields(await read_json_body(request))
-    asked = answer_request(fields, service.sampling)
+    asked = answer_request(fields, service.sampling, service.reasoning_before)
     if asked.max_tokens is None:
         raise fields.wrong("max_tokens", "is missing")
     writer = MessageWriter(fields.text("model") or service.model_name)
@@ -52,7 +52,8 @@ async def create_message(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
-    asked = answer_request(Fields(await read_json_body(request)), service.sampling)
+    fields = Fields(await read_json_body(request))
+    asked = answer_request(fields, service.sampling, service.reasoning_before)
     return json_response({"input_tokens": await service.count(asked)})
 
 
