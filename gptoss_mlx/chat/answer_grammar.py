@@ -7,10 +7,10 @@ be called. What texts a grammar allows is `json_grammar`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..engine.json_grammar import JsonGrammar
 from ..engine.special_tokens import CALL, CHANNEL, END_OF_TEXT, MESSAGE, RETURN, START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
@@ -18,6 +18,9 @@ from ..harmony.messages import Message
 from ..harmony.parse import Content, Parser, kind_of, tool_of
 from ..harmony.render import START_OF_ANSWER, encode
 from .call_rules import CallRules, call_headers
+
+if TYPE_CHECKING:
+    from ..engine.json_grammar import JsonGrammar
 
 NO_END_OF_REASONING = (RETURN, CALL, END_OF_TEXT, START, CHANNEL)  # where a call has to follow
 
