@@ -8,7 +8,7 @@ without one. What a model says for a tool is taken back. The conversation around
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from ..harmony.render import START_OF_ANSWER, encode
 from .answer_grammar import AnswerGrammar
 from .call_rules import ANY_CALL, CallRules
 from .repetition import cycle_since
-from .turn import Clock, TokenLogprobs, TurnEvent
+from .turn import Clock, Prefill, TokenLogprobs, TurnEvent
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -94,7 +94,7 @@ class Answer:
     def draft(self) -> Draft:
         return replace(self._draft, written=self._text.ids)
 
-    def write(self) -> Iterator[TurnEvent]:
+    def write(self) -> Generator[TurnEvent, None, None]:
         """Sample until the model has called a tool or given an answer."""
         text, may_force = self._text, True
         if not text.ids:
@@ -106,7 +106,7 @@ class Answer:
             may_force = False
         while True:
             stopped, self._in_header = False, 0
-            with closing(self._decode()) as ids:
+            with closing((yield from self._decode())) as ids:
                 for id_ in ids:
                     yield from text.add(id_)
                     yield from self._logprobs(id_)
@@ -135,12 +135,12 @@ class Answer:
         list(self._text.parser.finish())
         return [each for each in self.emitted if each.message.channel != "analysis" and not is_call(each.message)]
 
-    def _decode(self) -> Generator[int, None, None]:
-        """The ids that the model samples, after what is written."""
+    def _decode(self) -> Generator[Prefill, None, Generator[int, None, None]]:
+        """Prefill what is not cached, and return the ids that the model samples after what is written."""
         left = self._rules.max_tokens and self._rules.max_tokens - self._clock.sampled
         if left == 0:
             return (id_ for id_ in range(0))
-        logits = self._prefill()
+        logits = yield from self._prefill()
         context = self._draft.prompt + self._text.ids
         self._sampler = Sampler(self._rules.sampling, context=context, logprobs=self._rules.logprobs)
         return self._prompt_cache.decode(
@@ -151,7 +151,7 @@ class Answer:
             constraint=self._text.grammar,
         )
 
-    def _logprobs(self, id_: int) -> Iterator[TokenLogprobs]:
+    def _logprobs(self, id_: int) -> Generator[TokenLogprobs, None, None]:
         """How likely a sampled id was, where that is asked for and it belongs to the answer's text."""
         if self._rules.logprobs is None:
             return
@@ -160,19 +160,30 @@ class Answer:
             top = tuple((self._tokenizer.bytes_of(other), value) for other, value in likeliest)
             yield TokenLogprobs(self._tokenizer.bytes_of(id_), logprob, top)
 
-    def _prefill(self) -> mx.array:
+    def _prefill(self) -> Generator[Prefill, None, mx.array]:
         """Prefill what is not cached, with a snapshot where a later prompt may depart; returns the last logits."""
-        cache, prompt, written, clock = self._prompt_cache, self._draft.prompt, self._text.ids, self._clock
+        cache, prompt, written = self._prompt_cache, self._draft.prompt, self._text.ids
         head = prompt[: self._draft.head]
         if len(head) > cache.cache.window and not cache.holds(head):
-            cache.read(head, clock.prefill)
+            yield from self._read(head)
             cache.snapshot()
         if written and cache.holds(prompt):
-            return cache.read(prompt + written, clock.prefill)
-        logits = cache.read(prompt, clock.prefill)
+            return (yield from self._read(prompt + written))
+        logits = yield from self._read(prompt)
         if self._draft.is_first:
             cache.snapshot()
-        return cache.read(prompt + written, clock.prefill) if written else logits
+        return (yield from self._read(prompt + written)) if written else logits
+
+    def _read(self, ids: Sequence[int]) -> Generator[Prefill, None, mx.array]:
+        """Advance the prompt cache to the end of `ids`; returns the last logits."""
+        with closing(self._prompt_cache.read_steps(ids)) as steps:
+            while True:
+                try:
+                    step = Prefill(*next(steps))
+                except StopIteration as end:
+                    return end.value
+                self._clock.prefill(step.done, step.total)
+                yield step
 
     def _is_to_stop(self, id_: int) -> bool:
         """Whether the model has stopped with this token, or has to be."""

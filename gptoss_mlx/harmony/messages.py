@@ -58,6 +58,16 @@ class Conversation:
     knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF
     model_identity: str | None = IDENTITY
 
+    @property
+    def instructions(self) -> str | None:
+        """Those that the conversation begins with."""
+        return self.messages[0].content if self.messages and self.messages[0].role == "developer" else None
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """The messages after the instructions."""
+        return self.messages if self.instructions is None else self.messages[1:]
+
     def __post_init__(self) -> None:
         if self.reasoning_effort not in EFFORTS:
             raise ConversationError(f"reasoning_effort is {self.reasoning_effort!r}, not one of {', '.join(EFFORTS)}")
