@@ -8,6 +8,7 @@ from contextlib import closing
 from ..engine.generate import Model
 from ..engine.prompt_cache import PromptCache
 from ..engine.sampling import Sampler
+from ..errors import GptOssError
 from ..harmony.parse import Content
 from .request import AnswerEvent, AnswerRequest, AnswerStats
 from .stop_texts import StopTexts
@@ -18,7 +19,9 @@ class RawAnswer:
     """`write` yields the events of the answer, `AnswerStats` last. Special tokens that the model writes are no text."""
 
     def __init__(self, ids: Sequence[int], request: AnswerRequest, model: Model):
-        """Raises ContextFull for a prompt that leaves no room for an answer."""
+        """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for an empty one."""
+        if not ids:
+            raise GptOssError("there is no prompt")
         if len(ids) >= model.context:
             raise model.full(f"{len(ids):,} tokens")
         self.prompt = list(ids)

@@ -13,11 +13,14 @@ from contextlib import closing
 
 from ..engine.generate import Model
 from ..engine.interrupts import Interrupts
+from ..engine.json_grammar import JsonGrammar
 from ..engine.prompt_cache import PromptCache
+from ..engine.special_tokens import RETURN
 from ..harmony.openings import without_reasoning
 from ..harmony.parse import Content, Emitted, Reasoning, Stop, ToolCall
 from ..harmony.render import render_head
 from .answer import Answer, AnswerRules, Draft
+from .call_rules import call_rules
 from .history import History, HistoryEncoder, is_worth_saving
 from .replay import Replay
 from .request import AnswerEvent, AnswerRequest, AnswerStats, Called
@@ -29,7 +32,8 @@ class RequestAnswer:
     """`write` yields the events of the answer, `AnswerStats` last."""
 
     def __init__(self, request: AnswerRequest, model: Model, replay: Replay):
-        """Raises ContextFull for a prompt that leaves no room for an answer."""
+        """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for a schema that cannot be
+        used and for a tool that has to be called and is not there."""
         self._request, self._model, self._replay = request, model, replay
         self._encoder = HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
         head = replay.ids(render_head(request.conversation))
@@ -38,18 +42,29 @@ class RequestAnswer:
         if len(self.prompt) >= model.context:
             raise model.full(f"{len(self.prompt):,} tokens")
         self._draft = Draft(self.prompt, len(head), len(history), history.ends_in_question, [])
+        calls = call_rules(request, model.tokenizer, model.config.vocab_size)
         self._rules = AnswerRules(
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             max_reasoning=None if request.reasons else 0,
-            grammar=None,
-            opening=() if request.reasons else without_reasoning(can_call=bool(request.conversation.tools)),
+            grammar=self._grammar(),
+            opening=() if request.reasons or calls.required else without_reasoning(can_call=calls.allowed),
+            calls=calls,
+            logprobs=request.logprobs,
         )
         self._clock = Clock(Interrupts(), None)
         self._stop = StopTexts(request.stop)
         self._cached: int | None = None
         self._thoughts: list[str] = []
         self.finished = False
+
+    def _grammar(self) -> JsonGrammar | None:
+        """That of the answer itself."""
+        schema = self._request.conversation.response_schema
+        if schema is None:
+            return None
+        tokenizer = self._model.tokenizer
+        return JsonGrammar(schema, tokenizer, self._model.config.vocab_size, tokenizer.special(RETURN))
 
     @property
     def ids(self) -> list[int]:

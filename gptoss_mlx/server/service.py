@@ -18,6 +18,7 @@ from ..chat.request_answer import RequestAnswer
 from ..chat.session import Session
 from ..chat.turn import TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
+from ..errors import GptOssError
 from .errors import RequestError
 from .model_thread import ModelThread
 from .pool import Lease, Pool
@@ -51,7 +52,7 @@ class Service:
 
         def begin() -> RawAnswer:
             ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            return self._fitting(lambda: RawAnswer(ids, request, self.model))
+            return _begun(lambda: RawAnswer(ids, request, self.model))
 
         return self.run(lambda: self._answer(begin()))
 
@@ -92,13 +93,7 @@ class Service:
         return lease
 
     def _begin(self, request: AnswerRequest) -> RequestAnswer:
-        return self._fitting(lambda: RequestAnswer(request, self.model, self._replay))
-
-    def _fitting(self, make: Callable[[], T]) -> T:
-        try:
-            return make()
-        except ContextFull as error:
-            raise RequestError(str(error), code="context_length_exceeded", param="messages") from None
+        return _begun(lambda: RequestAnswer(request, self.model, self._replay))
 
     def _answer(self, answer: Answering) -> Generator[AnswerEvent | Waiting, None, None]:
         """Write an answer, in turns with others; where memory is short it gives its cache back, and goes on later."""
@@ -114,6 +109,16 @@ class Service:
                             break
             finally:
                 self.pool.give_back(lease)
+
+
+def _begun(make: Callable[[], T]) -> T:
+    """An answer that can begin. What is wrong with its request is a RequestError."""
+    try:
+        return make()
+    except ContextFull as error:
+        raise RequestError(str(error), code="context_length_exceeded", param="messages") from None
+    except GptOssError as error:
+        raise RequestError(str(error)) from None
 
 
 async def open_service(
