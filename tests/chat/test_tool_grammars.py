@@ -17,7 +17,9 @@ from gptoss_mlx.chat import answer as chat_answer
 from gptoss_mlx.chat.answer import Answer, AnswerRules, Draft
 from gptoss_mlx.chat.call_rules import call_rules
 from gptoss_mlx.chat.history import is_worth_saving
-from gptoss_mlx.chat.request import AnswerRequest, TokenLogprobs
+from gptoss_mlx.chat.replay import Replay
+from gptoss_mlx.chat.request import AnswerRequest, Called, TokenLogprobs
+from gptoss_mlx.chat.request_answer import RequestAnswer
 from gptoss_mlx.chat.turn import Clock, Prefill
 from gptoss_mlx.engine.interrupts import Interrupts
 from gptoss_mlx.engine.json_grammar import JsonGrammar
@@ -126,6 +128,30 @@ def test_a_call_that_is_required_comes(model, reasons, question):
     writing = Writing(model, request_for(question=question, tool_choice="required", reasons=reasons)).all()
     assert_called(writing)
     assert any(isinstance(event, Reasoning) for event in writing.events) <= reasons
+    assert writing.answer.emitted[-1].ids is not None  # fit to be read again as they are
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tool_choice": "required"}, "tool_calls"),
+        ({"tool_choice": "required", "reasons": False}, "tool_calls"),
+        ({"tool_choice": "required", "only_tool": "get"}, "tool_calls"),
+        ({"strict_tools": frozenset({"get_weather"})}, "tool_calls"),
+        ({"tool_choice": "none"}, "stop"),
+        ({"tool_choice": "none", "reasons": False}, "stop"),
+        ({"tool_choice": "required", "max_tokens": 8}, "length"),
+    ],
+    ids=str,
+)
+def test_a_client_reads_how_it_ended(model, options, reason):
+    request = request_for(WEATHER, TIME, **options)
+    *events, stats = RequestAnswer(request, model, Replay(model.tokenizer)).write(PromptCache(model))
+    calls = [event for event in events if isinstance(event, Called)]
+    assert (stats.reason, len(calls)) == (reason, int(reason == "tool_calls"))
+    for call in calls:
+        assert request.only_tool in (None, call.name)
+        jsonschema.validate(json.loads(call.arguments), PLACE if call.name == "get_weather" else closed())
 
 
 @pytest.mark.parametrize("seed", range(3))
