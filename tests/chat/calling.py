@@ -38,22 +38,22 @@ def request_for(*tools, question="What is the weather in Bermi?", **options):
 class Writing:
     """An answer to a request, and its events as far as it was written."""
 
-    def __init__(self, model, request, *, written=(), schema=None, max_reasoning=None):
+    def __init__(self, model, request, *, written=(), schema=None, max_reasoning=None, calls=None):
         self.tokenizer, size = model.tokenizer, model.config.vocab_size
         stop = self.tokenizer.special("<|return|>")
-        rules = AnswerRules(
+        self.rules = AnswerRules(
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             max_reasoning=max_reasoning if request.reasons else 0,
             grammar=None if schema is None else JsonGrammar(schema, self.tokenizer, size, stop),
             opening=() if request.reasons else without_reasoning(can_call=request.tool_choice != "none"),
-            calls=call_rules(request, self.tokenizer, size),
+            calls=calls or call_rules(request, self.tokenizer, size),
             logprobs=request.logprobs,
         )
         prompt = render_ids(request.conversation, self.tokenizer)
         self.clock = Clock(Interrupts(), None)
         draft = Draft(prompt, 0, 1, True, list(written))
-        self.answer = Answer(draft, rules, PromptCache(model), self.tokenizer, self.clock)
+        self.answer = Answer(draft, self.rules, PromptCache(model), self.tokenizer, self.clock)
         self.events = []
 
     def all(self):

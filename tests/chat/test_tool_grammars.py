@@ -1,6 +1,7 @@
 """Calls that follow the schemas of their tools, that have to come, or that must not."""
 
 import json
+import re
 
 import jsonschema
 import pytest
@@ -34,6 +35,12 @@ from gptoss_mlx.engine.prompt_cache import PromptCache
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool
 from gptoss_mlx.harmony.parse import Content, Reasoning, ToolCall
+
+IN_FORM = re.compile(
+    r"(<\|channel\|>analysis<\|message\|>[^<]*<\|end\|><\|start\|>assistant)?"
+    r"( to=functions\.\w+<\|channel\|>commentary|<\|channel\|>commentary to=functions\.\w+)"
+    r" <\|constrain\|>json<\|message\|>[^<]*<\|call\|>"
+)
 
 
 @pytest.fixture
@@ -126,7 +133,9 @@ def test_the_model_chooses_among_several_and_a_client_can_choose_for_it(model, w
 )
 def test_nothing_comes_instead_of_a_required_call(model, wish, instead):
     wish(instead)
-    assert_called(Writing(model, request_for(tool_choice="required")).all())
+    writing = Writing(model, request_for(tool_choice="required")).all()
+    assert_called(writing)
+    assert IN_FORM.fullmatch(writing.markup)
 
 
 def test_reasoning_that_is_cut_off_is_no_call_and_no_answer(model, wish):
@@ -149,13 +158,16 @@ def test_a_call_that_is_cut_off_is_not_told(model):
     assert (writing.calls, writing.text, writing.answer.finished) == ([], "", False)
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 5, 12, 16, 20])
+@pytest.mark.parametrize("tokens", [1, 5, 12, 16, 20])
 def test_a_required_call_goes_on_where_it_broke_off(model, tokens):
-    request = request_for(tool_choice="required", reasons=False)
-    whole = Writing(model, request).all()
-    start = len(whole.answer.draft.written) - whole.clock.sampled
-    later = Writing(model, request, written=whole.answer.draft.written[: start + tokens]).all()
-    assert later.calls == whole.calls
+    """Under the same rules, whose grammars are where the first part has left them."""
+    options = {"tool_choice": "required", "reasons": False}
+    whole = Writing(model, request_for(**options)).all()
+    assert whole.clock.sampled > 20
+    first = Writing(model, request_for(max_tokens=tokens, **options)).all()
+    written = first.answer.draft.written
+    later = Writing(model, request_for(**options), written=written, calls=first.rules.calls).all()
+    assert (first.calls, later.calls) == ([], whole.calls)
 
 
 @pytest.mark.parametrize(
