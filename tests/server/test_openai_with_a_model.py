@@ -85,7 +85,7 @@ def calling(number):
         *(
             pytest.param(name, streams, marks=pytest.mark.slow)
             for name in ("reasoning", "thinking")
-            for streams in (0, 1)
+            for streams in (False, True)
         ),
     ],
 )
