@@ -8,7 +8,7 @@ with, on another prompt cache.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 
 from ..engine.generate import Model
@@ -35,9 +35,8 @@ class RequestAnswer:
         """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for a schema that cannot be
         used and for a tool that has to be called and is not there."""
         self._request, self._model, self._replay = request, model, replay
-        self._encoder = HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
-        head = self._head = replay.ids(render_head(request.conversation))
-        history = self._history = History(tuple(map(replay.entry, request.conversation.said)))
+        self._encoder = _encoder(request, model)
+        head, history = self._head, self._history = _encoded(request, replay)
         self.prompt = [*head, *history.ids, *self._encoder.start_of_answer]
         if len(self.prompt) >= model.context:
             raise model.full(f"{len(self.prompt):,} tokens")
@@ -128,3 +127,19 @@ class RequestAnswer:
             stopped_by=self._stop.found,
             repeated=repetition(self._clock.cycle),
         )
+
+
+def prompt_tokens(request: AnswerRequest, model: Model, replay: Replay) -> int:
+    """Tokens of the prompt, even of one that the context has no room for."""
+    head, history = _encoded(request, replay)
+    return len(head) + len(history.ids) + len(_encoder(request, model).start_of_answer)
+
+
+def _encoder(request: AnswerRequest, model: Model) -> HistoryEncoder:
+    return HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
+
+
+def _encoded(request: AnswerRequest, replay: Replay) -> tuple[Sequence[int], History]:
+    """What stands before all that was said, and what was said."""
+    said = tuple(map(replay.entry, request.conversation.said))
+    return replay.ids(render_head(request.conversation)), History(said)

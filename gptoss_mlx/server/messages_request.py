@@ -7,6 +7,7 @@ Harmony's.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from ..engine.sampling import Sampling
 from ..harmony.messages import Conversation, Message, Tool, call, result
 from ..harmony.schema import typescript
 from .dates import dated
-from .fields import Fields
+from .fields import Fields, shortened
 
 # One more thing in a call's input than JSON's: arguments that are no JSON object, as the model wrote them.
 MALFORMED = "malformed_arguments"
@@ -40,6 +41,8 @@ THINKING = ("enabled", "adaptive", "between_tools", "disabled")
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 # From how many tokens of thinking on a budget means an effort.
 BUDGETS = ((16_384, "high"), (4_096, "medium"), (0, "low"))
+
+log = logging.getLogger(__name__)
 
 
 def answer_request(fields: Fields, defaults: Sampling, recall: Callable[[str], str | None]) -> AnswerRequest:
@@ -75,6 +78,10 @@ def answer_request(fields: Fields, defaults: Sampling, recall: Callable[[str], s
 def shows_thinking(fields: Fields) -> bool:
     """Whether the client wants to see it: one that does not ask takes the first block for the answer."""
     return _thinking(fields) not in (None, "disabled")
+
+
+def wants_one_call(fields: Fields) -> bool:
+    return fields.object("tool_choice").flag("disable_parallel_tool_use")
 
 
 def required_text(fields: Fields, name: str) -> str:
@@ -143,6 +150,7 @@ def _read_tools(fields: Fields) -> _Tools:
     for entry in entries:
         kind = entry.text("type") or "custom"
         if kind.startswith(SERVER_TOOLS):
+            log.info("the tool %s is skipped: only Anthropic's servers can run it", shortened(kind))
             continue
         if kind != "custom" and not entry.has("input_schema"):
             raise entry.wrong("type", f"is {kind!r}, which this model does not know: describe it by an input_schema")

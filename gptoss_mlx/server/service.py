@@ -14,7 +14,7 @@ from typing import TypeVar
 from ..chat.raw_answer import RawAnswer
 from ..chat.replay import Replay
 from ..chat.request import AnswerEvent, AnswerRequest
-from ..chat.request_answer import RequestAnswer
+from ..chat.request_answer import RequestAnswer, prompt_tokens
 from ..chat.session import Session
 from ..chat.turn import TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
@@ -64,8 +64,8 @@ class Service:
         return self.run(lambda: self._answer(begin()))
 
     async def count(self, request: AnswerRequest) -> int:
-        """Tokens of the prompt."""
-        return await self.thread.call(lambda: len(self._begin(request).prompt))
+        """Tokens of the prompt, even of one that is too long."""
+        return await self.thread.call(lambda: prompt_tokens(request, self.model, self._replay))
 
     def reasoning_before(self, call_id: str) -> str | None:
         """What the model thought before it made a call, for clients that return the call alone."""

@@ -216,6 +216,18 @@ def test_thinking_is_shown_to_those_who_ask(client, service):
     assert not service.requests[-1].reasons
 
 
+def test_one_call_at_a_time(package, service):
+    service.begin(Called("a", "weather", "{}"), Called("b", "weather", "{}"), stats("tool_calls"))
+
+    def calls(**choice):
+        message = package.messages.create(**BASIC, tools=[WEATHER], tool_choice={"type": "auto"} | choice)
+        assert message.stop_reason == "tool_use"
+        return [block.id for block in message.content]
+
+    assert calls() == ["a", "b"]
+    assert calls(disable_parallel_tool_use=True) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("end", "reason", "sequence"),
     [
