@@ -1,89 +1,54 @@
 """A service with an answer for each request, and requests as an agent for code makes them."""
 
-from __future__ import annotations
-
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import httpx
 
-from gptoss_mlx.chat.request import AnswerEvent, AnswerRequest, AnswerStats, Called
-from gptoss_mlx.engine.sampling import Sampling
+from gptoss_mlx.chat.request import Called
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
-from gptoss_mlx.server.app import make_app
-from gptoss_mlx.server.service import Service
-
-Step = AnswerEvent | Exception | Callable
-"""An event, an error to raise, or a coroutine function to wait for."""
+from server.loopback import ScriptedService, begins, stats
 
 
-class QueueingService(Service):
-    """Gives the answers that wait, one after another, and keeps what it was asked."""
+class QueueingService(ScriptedService):
+    """Gives the answers that wait, one after another, and the last one again."""
 
-    model_name, context, created = "gpt-oss-test", 131_072, 1_790_000_000
-    sampling = Sampling()
+    def __init__(self, *answers):
+        super().__init__()
+        self._answers = list(answers)
 
-    def __init__(self, *answers: list[Step]):
-        self.answers = list(answers)
-        self.requests: list[AnswerRequest] = []
-        self.closed = 0
-
-    async def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
-        self.requests.append(request)
-        steps = self.answers.pop(0) if self.answers else said("Yes.")
-        try:
-            for step in steps:
-                if isinstance(step, Exception):
-                    raise step
-                if callable(step):
-                    await step()
-                else:
-                    yield step
-        finally:
-            self.closed += 1
-
-    @property
-    def messages(self):
-        return self.requests[-1].conversation.messages
+    async def answer(self, request):
+        if self._answers:
+            self.script = self._answers.pop(0)
+        async with aclosing(super().answer(request)) as events:
+            async for event in events:
+                yield event
 
 
-def stats(reason="stop", prompt=100, cached=60, sampled=20, reasoning=5) -> AnswerStats:
-    return AnswerStats(reason, prompt, cached, sampled, reasoning)
-
-
-def said(text: str) -> list[Step]:
+def said(text: str) -> list:
     """An answer after a thought, in pieces."""
     middle = len(text) // 2
     return [
-        Reasoning("I ", begins=True),
+        begins(Reasoning, "I "),
         Reasoning("think."),
-        Content(text[:middle], begins=True),
+        begins(Content, text[:middle]),
         Content(text[middle:]),
         stats(),
     ]
 
 
-def called(name: str, arguments: str, id_: str = "call_1", preamble: str = "") -> list[Step]:
-    told = [Preamble(preamble, begins=True)] if preamble else []
-    return [Reasoning("I act.", begins=True), *told, Called(id_, name, arguments), stats("tool_calls")]
+def called(name: str, arguments: str, id_: str = "call_1", preamble: str = "") -> list:
+    told = [begins(Preamble, preamble)] if preamble else []
+    return [begins(Reasoning, "I act."), *told, Called(id_, name, arguments), stats("tool_calls")]
 
 
-def send(service: Service, method: str, path: str, body=None, *, app=None, **options) -> httpx.Response:
-    """The reply to one request, without a network. What a handler raises is raised here, unless it is a reply."""
-
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app or make_app(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.request(method, path, json=body, **options)
-
-    return asyncio.run(ask())
-
-
-def frames(text: str) -> list[dict]:
-    """The data of server-sent events, whose names are their types."""
+def frames(response: httpx.Response) -> list[dict]:
+    """The data of the events, whose names are their types."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("\n\n")
     found = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
+    for block in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"
