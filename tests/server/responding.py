@@ -55,6 +55,87 @@ def frames(response: httpx.Response) -> list[dict]:
     return found
 
 
+def items_of(events):
+    """The items that the events say, each of them begun, grown and ended before the next."""
+    done, item = [], None
+    for event in events:
+        assert event["output_index"] == len(done)
+        name = event["type"].removeprefix("response.")
+        if name == "output_item.added":
+            assert item is None
+            item = event["item"]
+            assert item["status"] == "in_progress"
+            text = None
+        elif name == "output_item.done":
+            assert event["item"]["id"] == item["id"]
+            grown = item | {"status": event["item"]["status"]}
+            if "encrypted_content" in item:
+                grown["encrypted_content"] = event["item"]["encrypted_content"]
+            assert event["item"] == grown
+            done.append(event["item"])
+            item = None
+        else:
+            assert event["item_id"] == item["id"]
+            kind, step = name.rsplit(".", 1)
+            if kind == "content_part" and step == "added":
+                assert item["content"] == []
+                part, text = event["part"], ""
+                assert part["text"] == ""
+            elif step == "delta":
+                text = (text or "") + event["delta"]
+            elif kind == "content_part":
+                assert event["part"] == part | {"text": text}
+                item["content"].append(event["part"])
+            else:
+                field = {"function_call_arguments": "arguments", "custom_tool_call_input": "input"}.get(kind, "text")
+                assert event[field] == text
+                if field != "text":
+                    item[field] = text
+    assert item is None
+    return done
+
+
+def ask(client, **fields):
+    return client.post("/v1/responses", json={"input": "Hi"} | fields)
+
+
+def answer(client, **fields):
+    response = ask(client, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def types(events):
+    return [event["type"] for event in events]
+
+
+def without_ids(value):
+    """What an answer says, whenever it was given."""
+    if isinstance(value, dict):
+        own = ("id", "item_id", "created_at", "completed_at")
+        return {name: without_ids(each) for name, each in value.items() if name not in own}
+    return [without_ids(each) for each in value] if isinstance(value, list) else value
+
+
+def messages_of(client, service, items, **fields):
+    service.begin()
+    answer(client, input=items, **fields)
+    return list(service.requests[-1].conversation.messages)
+
+
+def reasoning_item(text, **changes):
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"type": "reasoning", "id": "rs_1", "summary": [], "content": content, "encrypted_content": None} | changes
+
+
+def call_item(name, arguments, id_="call_1", **changes):
+    return {"type": "function_call", "call_id": id_, "name": name, "arguments": arguments} | changes
+
+
+def output_item(output, id_="call_1", **changes):
+    return {"type": "function_call_output", "call_id": id_, "output": output} | changes
+
+
 def function(name: str, **properties: str) -> dict:
     """A tool as Responses has it; each property with its type."""
     parameters = {
