@@ -8,7 +8,7 @@ without one. What a model says for a tool is taken back. The conversation around
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,15 +17,17 @@ import mlx.core as mx
 
 from ..engine.prompt_cache import PromptCache
 from ..engine.sampling import Sampler, Sampling
-from ..engine.special_tokens import CALL, END, END_OF_TEXT, MESSAGE, RETURN, START
+from ..engine.special_tokens import CALL, END, END_OF_TEXT, RETURN, START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import Message
 from ..harmony.openings import OPEN_FINAL
-from ..harmony.parse import Content, Emitted, Event, IdParser, Parser, Reasoning, ToolCall, is_call, kind_of
+from ..harmony.parse import Content, Emitted, Event, IdParser, Kind, Preamble, Reasoning, ToolCall, is_call, kind_of
 from ..harmony.render import START_OF_ANSWER, encode
+from .answer_grammar import AnswerGrammar
+from .call_rules import ANY_CALL, CallRules
 from .repetition import cycle_since
-from .turn import Clock, TurnEvent
+from .turn import Clock, Prefill, TokenLogprobs, TurnEvent
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -60,6 +62,9 @@ class AnswerRules:
     grammar: JsonGrammar | None
     opening: tuple[str, ...]
     """The markup that is written for the model where its answer begins."""
+    calls: CallRules = ANY_CALL
+    logprobs: int | None = None
+    """How many of the likeliest tokens are reported beside each token of the answer; None reports nothing."""
 
 
 class Answer:
@@ -72,7 +77,7 @@ class Answer:
         self._draft, self._rules, self._clock = draft, rules, clock
         self._prompt_cache, self._tokenizer = prompt_cache, tokenizer
         self._stops = frozenset(map(tokenizer.special, (RETURN, CALL, END_OF_TEXT)))
-        self._text = AnswerText(tokenizer, rules.grammar)
+        self._text = AnswerText(tokenizer, rules.grammar, rules.calls)
         self._text.force_tokens(draft.written)
         self._started_at = len(draft.written)
         self._in_header = 0
@@ -89,7 +94,7 @@ class Answer:
     def draft(self) -> Draft:
         return replace(self._draft, written=self._text.ids)
 
-    def write(self) -> Iterator[TurnEvent]:
+    def write(self) -> Generator[TurnEvent, None, None]:
         """Sample until the model has called a tool or given an answer."""
         text, may_force = self._text, True
         if not text.ids:
@@ -101,10 +106,11 @@ class Answer:
             may_force = False
         while True:
             stopped, self._in_header = False, 0
-            with closing(self._decode()) as ids:
+            with closing((yield from self._decode())) as ids:
                 for id_ in ids:
                     yield from text.add(id_)
-                    if thought := self._clock.token(text.reasoned):
+                    yield from self._logprobs(id_)
+                    if thought := self._clock.token(text.kind is Reasoning):
                         yield thought
                     self._clock.interrupts.check()
                     if stopped := self._is_to_stop(id_):
@@ -129,33 +135,55 @@ class Answer:
         list(self._text.parser.finish())
         return [each for each in self.emitted if each.message.channel != "analysis" and not is_call(each.message)]
 
-    def _decode(self) -> Generator[int, None, None]:
-        """The ids that the model samples, after what is written."""
+    def _decode(self) -> Generator[Prefill, None, Generator[int, None, None]]:
+        """Prefill what is not cached, and return the ids that the model samples after what is written."""
         left = self._rules.max_tokens and self._rules.max_tokens - self._clock.sampled
         if left == 0:
             return (id_ for id_ in range(0))
-        logits = self._prefill()
+        logits = yield from self._prefill()
+        context = self._draft.prompt + self._text.ids
+        self._sampler = Sampler(self._rules.sampling, context=context, logprobs=self._rules.logprobs)
         return self._prompt_cache.decode(
             logits,
-            sampler=Sampler(self._rules.sampling, context=self._draft.prompt + self._text.ids),
+            sampler=self._sampler,
             max_tokens=left,
             stop=self._stops,
             constraint=self._text.grammar,
         )
 
-    def _prefill(self) -> mx.array:
+    def _logprobs(self, id_: int) -> Generator[TokenLogprobs, None, None]:
+        """How likely a sampled id was, where that is asked for and it belongs to the answer's text."""
+        if self._rules.logprobs is None:
+            return
+        logprob, likeliest = self._sampler.next_logprobs()
+        if self._text.kind is Content:
+            top = tuple((self._tokenizer.bytes_of(other), value) for other, value in likeliest)
+            yield TokenLogprobs(self._tokenizer.bytes_of(id_), logprob, top)
+
+    def _prefill(self) -> Generator[Prefill, None, mx.array]:
         """Prefill what is not cached, with a snapshot where a later prompt may depart; returns the last logits."""
-        cache, prompt, written, clock = self._prompt_cache, self._draft.prompt, self._text.ids, self._clock
+        cache, prompt, written = self._prompt_cache, self._draft.prompt, self._text.ids
         head = prompt[: self._draft.head]
         if len(head) > cache.cache.window and not cache.holds(head):
-            cache.read(head, clock.prefill)
+            yield from self._read(head)
             cache.snapshot()
         if written and cache.holds(prompt):
-            return cache.read(prompt + written, clock.prefill)
-        logits = cache.read(prompt, clock.prefill)
+            return (yield from self._read(prompt + written))
+        logits = yield from self._read(prompt)
         if self._draft.is_first:
             cache.snapshot()
-        return cache.read(prompt + written, clock.prefill) if written else logits
+        return (yield from self._read(prompt + written)) if written else logits
+
+    def _read(self, ids: Sequence[int]) -> Generator[Prefill, None, mx.array]:
+        """Advance the prompt cache to the end of `ids`; returns the last logits."""
+        with closing(self._prompt_cache.read_steps(ids)) as steps:
+            while True:
+                try:
+                    step = Prefill(*next(steps))
+                except StopIteration as end:
+                    return end.value
+                self._clock.prefill(step.done, step.total)
+                yield step
 
     def _is_to_stop(self, id_: int) -> bool:
         """Whether the model has stopped with this token, or has to be."""
@@ -171,9 +199,12 @@ class Answer:
         return message.role != "assistant" or (limit is not None and self._clock.reasoning >= limit)
 
     def _force_answer(self) -> None:
-        """Open an answer for a model that stopped, or was stopped, without one."""
+        """Open an answer for a model that stopped, or was stopped, without one. To a call that is required
+        its grammar leads, once nothing else is being said."""
         text = self._text
-        if not text.ids:
+        if self._rules.calls.required:
+            forced: tuple[str, ...] = (END,) if text.message else ()
+        elif not text.ids:
             forced = OPEN_FINAL[len((START, START_OF_ANSWER)) :]
         elif text.ids[-1] in self._stops:
             text.ids[-1] = self._tokenizer.special(END)
@@ -186,15 +217,17 @@ class Answer:
 class AnswerText:
     """The ids of an answer, with a parser and a grammar that follow them."""
 
-    def __init__(self, tokenizer: Tokenizer, grammar: JsonGrammar | None):
+    def __init__(self, tokenizer: Tokenizer, grammar: JsonGrammar | None, calls: CallRules = ANY_CALL):
         self.ids: list[int] = []
         self.calls: list[ToolCall] = []
-        self.reasoned = False
-        """Whether the last id belongs to the text of a reasoning."""
-        self.parser = IdParser(tokenizer, headers_needed=grammar is not None)
+        self.kind: Kind | None = None
+        """What the last id belongs to the text of."""
+        needed = ((Content, Preamble) if grammar else ()) + ((ToolCall,) if calls.grammars else ())
+        self.parser = IdParser(tokenizer, headers_needed=needed, calls=calls.allowed)
         self.state = self.parser.parser
         self._start = tokenizer.special(START)
-        self.grammar = AnswerGrammar(grammar, self.state, tokenizer.special(MESSAGE)) if grammar else None
+        held = grammar is not None or bool(calls.grammars)
+        self.grammar = AnswerGrammar(grammar, calls, self.state, tokenizer) if held else None
 
     @property
     def message(self) -> Message | None:
@@ -210,8 +243,12 @@ class AnswerText:
         before = self.message
         self.ids.append(id_)
         events = list(self.parser.feed(id_))
-        self.calls += [event for event in events if isinstance(event, ToolCall)]
-        self.reasoned = before is not None and before is self.message and kind_of(before) is Reasoning
+        calls = [event for event in events if isinstance(event, ToolCall)]
+        for call in calls:
+            if self.grammar:
+                self.grammar.check_call(call.name, call.arguments)
+        self.calls += calls
+        self.kind = kind_of(before) if before is not None and before is self.message else None
         return events
 
     def accept(self, id_: int) -> None:
@@ -226,7 +263,8 @@ class AnswerText:
             self.accept(id_)
 
     def take_back_invented(self) -> None:
-        """Remove the message in which the model has answered for a tool, so that nothing follows from it."""
+        """Remove the message in which the model has answered for a tool, or calls one where it must not, so that
+        nothing follows from it."""
         if not self.state.invented:
             return
         if self.ids[-1] == self._start:  # of the next message
@@ -242,39 +280,6 @@ class AnswerText:
         if self.grammar.finished:
             self.grammar.check()
         return self.grammar.finished
-
-
-class AnswerGrammar:
-    """Applies a grammar to the text of the answer, and to nothing before it. Follows a parser that is fed first."""
-
-    def __init__(self, grammar: JsonGrammar, parser: Parser, message: int):
-        """`message` is the id that ends a header."""
-        grammar.reset()
-        self._grammar, self._parser = grammar, parser
-        self._end_of_header = mx.arange(grammar.vocabulary) == message
-        self._answering = self._in_answer()
-
-    @property
-    def finished(self) -> bool:
-        return self._grammar.finished
-
-    def allowed(self) -> mx.array | None:
-        if self._parser.opens_answer:  # a text without `<|message|>` would be an answer that no grammar has seen
-            return self._end_of_header
-        return self._grammar.allowed() if self._answering else None
-
-    def accept(self, id_: int) -> None:
-        if self._answering:
-            self._grammar.accept(id_)
-        self._answering = self._in_answer()
-
-    def check(self) -> None:
-        """Raises GptOssError where the finished answer breaks a rule of the schema."""
-        self._grammar.check("".join(m.content for m in self._parser.messages if kind_of(m) is Content))
-
-    def _in_answer(self) -> bool:
-        message = self._parser.message
-        return message is not None and kind_of(message) is Content
 
 
 def fits_grammar(written: Sequence[int], tokenizer: Tokenizer, grammar: JsonGrammar | None) -> bool:

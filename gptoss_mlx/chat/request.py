@@ -1,4 +1,4 @@
-"""One answer to a conversation that somebody else keeps, and sends whole each time: what is asked for, and its events."""
+"""One answer to a conversation that somebody else keeps, and sends whole each time: what is asked, and the events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ..engine.sampling import Sampling
 from ..harmony.messages import Conversation
 from ..harmony.parse import Content, Preamble, Reasoning
 from .turn import Prefill, Thought
+from .turn import TokenLogprobs as TokenLogprobs  # for those who read the events
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,6 @@ class Called:
     id: str
     name: str
     arguments: str
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """A token of the answer's text, with the natural logarithms of probabilities; follows the text that it completes."""
-
-    token: bytes
-    logprob: float
-    top: tuple[tuple[bytes, float], ...]
-    """The likeliest tokens, the likeliest first."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ..engine.generate import Model
@@ -24,13 +25,13 @@ from ..harmony.messages import EFFORTS as TRAINED_EFFORTS
 from ..harmony.messages import Conversation, Message, result
 from ..harmony.openings import without_reasoning
 from ..harmony.parse import Emitted, ToolCall, is_call
-from ..harmony.render import START_OF_ANSWER, encode, render
+from ..harmony.render import encode, render_head
 from ..tools.toolbox import Builtin, Function, Toolbox, error_result
 from .answer import Answer, AnswerRules, Draft, fits_grammar
 from .history import History, HistoryEncoder, is_worth_saving
 from .room import room_for_result, tokens_beyond, without_oldest_turns
 from .transcript import Transcript
-from .turn import Clock, Dropped, OnPrefill, ToolResult, TurnEvents, TurnStats
+from .turn import Clock, Dropped, OnPrefill, Prefill, ToolResult, TurnEvents, TurnStats
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -60,6 +61,7 @@ class Session:
         response_schema: Schema | None = None,
         current_date: str | None = None,
         drop_when_full: bool = False,
+        yields_prefill: bool = False,
     ):
         """`approve` is asked about the calls of tools that want it; without it they are refused.
 
@@ -67,6 +69,7 @@ class Session:
         closed and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the
         `response_schema`; one that breaks a rule of it ends the turn with a GptOssError.
         `drop_when_full`: the oldest turns are dropped when the context is full, instead of ContextFull.
+        `yields_prefill`: `Prefill` is among the events, so that others can have their turn between two chunks.
         """
         self.model = model
         self.prompt_cache = PromptCache(model)
@@ -74,7 +77,7 @@ class Session:
         self.toolbox, self.approve = Toolbox(functions, builtins), approve
         self.sampling = sampling or Sampling()
         self.max_tokens, self.max_reasoning = max_tokens, max_reasoning
-        self.drop_when_full = drop_when_full
+        self.drop_when_full, self.yields_prefill = drop_when_full, yields_prefill
         self.instructions = instructions
         self.current_date = current_date or datetime.date.today().isoformat()
         self.set_reasoning_effort(reasoning_effort)
@@ -109,6 +112,11 @@ class Session:
     def token_counts(self) -> tuple[int, list[int]]:
         """Tokens in the next prompt: of instructions and tools, and of each message, 0 for those that are dropped."""
         return len(self._head()), self._history.token_counts
+
+    @property
+    def ids(self) -> list[int]:
+        """Those that the next prompt begins with: all that it contains so far."""
+        return self._ids_so_far()
 
     @property
     def prompt_tokens(self) -> int:
@@ -231,7 +239,10 @@ class Session:
                     rules = self._rules(must_answer=count == MAX_CALLS)
                     answer = Answer(draft, rules, self.prompt_cache, self.tokenizer, clock)
                     try:
-                        yield from answer.write()
+                        with closing(answer.write()) as events:
+                            for event in events:
+                                if self.yields_prefill or not isinstance(event, Prefill):
+                                    yield event
                     except (KeyboardInterrupt, GeneratorExit):
                         self._add(answer.fragment())
                         self._draft = answer.draft
@@ -344,8 +355,7 @@ class Session:
             response_schema=self.response_schema,
         )
         if self._encoded_head is None or self._encoded_head[0] != conversation:
-            pieces = list(render(conversation))[: -len((START, START_OF_ANSWER))]
-            self._encoded_head = conversation, encode(pieces, self.tokenizer)
+            self._encoded_head = conversation, encode(render_head(conversation), self.tokenizer)
         return self._encoded_head[1]
 
     def _set_history(self, history: History) -> None:

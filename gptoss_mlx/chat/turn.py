@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..engine.interrupts import Interrupts
 from ..harmony.parse import Event
@@ -22,6 +24,13 @@ class Prefill:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """Nothing can be done until `future` is: others can have their turn."""
+
+    future: Future[Any]
+
+
+@dataclass(frozen=True)
 class ToolResult:
     """The result of a tool, as the model reads it."""
 
@@ -35,6 +44,16 @@ class Thought:
 
     tokens: int
     seconds: float = field(compare=False)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """A token of the answer's text, with natural logarithms of probabilities; follows the text that it completes."""
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]
+    """The likeliest tokens, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +77,18 @@ class TurnStats:
     @property
     def repeated(self) -> str | None:
         """The thing that was repeated over and over, in words, where the answer was stopped for that."""
-        if self.cycle is None:
-            return None
-        return "the same token" if self.cycle == 1 else f"the same {self.cycle} tokens"
+        return repetition(self.cycle)
 
     @property
     def tokens_per_second(self) -> float:
         return self.decoded / self.decode_seconds if self.decoded else 0.0
+
+
+def repetition(cycle: int | None) -> str | None:
+    """A cycle of so many tokens, in words."""
+    if cycle is None:
+        return None
+    return "the same token" if cycle == 1 else f"the same {cycle} tokens"
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ class Dropped:
     messages: int
 
 
-TurnEvent = Event | Thought | ToolResult | Dropped | TurnStats
+TurnEvent = Event | Prefill | Waiting | Thought | TokenLogprobs | ToolResult | Dropped | TurnStats
 TurnEvents = Generator[TurnEvent, None, None]
 
 

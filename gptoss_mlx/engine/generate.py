@@ -6,7 +6,8 @@ Knows no text: a model has its tokenizer at hand, and what is rendered, and what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,11 @@ class NotFinite(GptOssError):
             f"the model computes NaN or infinity: its files are damaged. `gptoss-mlx verify {folder}` names the file;"
             " convert the checkpoint again"
         )
+
+
+Steps = Generator[tuple[int, int], None, mx.array]
+"""A prefill: yields the tokens that are done and their total, before the first chunk and after each, so that others can
+have their turn between two; returns the last position's logits [1, vocabulary]."""
 
 
 class Constraint(Protocol):
@@ -108,7 +114,6 @@ class Model:
         """Token ids [1, L] -> logits [1, L, vocabulary]. With a cache, the ids follow those that it holds."""
         return self.network.logits(self.network.hidden(ids, cache or self.make_cache()))
 
-    @mlx_errors()
     def prefill(
         self,
         ids: Sequence[int],
@@ -122,17 +127,21 @@ class Model:
         `on_progress(done, total)` is called before the first chunk and after each. Raises ContextFull, GptOssError for
         an unknown id, and OutOfMemory, after which the cache is of no use.
         """
+        return finish(self.prefill_steps(ids, cache, chunk), on_progress)
+
+    def prefill_steps(self, ids: Sequence[int], cache: KVCache, chunk: int | None = None) -> Steps:
+        """As `prefill`, chunk by chunk."""
         self._check(ids, cache)
         chunk = chunk or self.settings.prefill_chunk
-        if on_progress:
-            on_progress(0, len(ids))
+        yield 0, len(ids)
         for start in range(0, len(ids), chunk):
-            part = mx.array([ids[start : start + chunk]])
-            hidden = self.network.hidden(part, cache)
-            mx.eval(hidden, cache.arrays())
-            if on_progress:
-                on_progress(start + part.shape[1], len(ids))
-        return self.network.logits(hidden[:, -1:])[:, 0]
+            with mlx_errors():
+                part = mx.array([ids[start : start + chunk]])
+                hidden = self.network.hidden(part, cache)
+                mx.eval(hidden, cache.arrays())
+            yield start + part.shape[1], len(ids)
+        with mlx_errors():
+            return self.network.logits(hidden[:, -1:])[:, 0]
 
     def generate(
         self,
@@ -222,6 +231,18 @@ class Model:
         """What to raise where so many tokens, in words, are too many."""
         longer = "the model's" if self.context == self.config.max_context else "this run's"
         return ContextFull(f"{tokens} exceed {longer} context of {self.context:,}")
+
+
+def finish(steps: Steps, on_progress: Callable[[int, int], None] | None = None) -> mx.array:
+    """Run a prefill to its end, with a call for each of its steps; returns its logits."""
+    with closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
+            if on_progress:
+                on_progress(*step)
 
 
 @mlx_errors()

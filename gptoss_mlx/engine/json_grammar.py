@@ -13,6 +13,8 @@ finished text may break such a rule still, and has to be checked.
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +26,11 @@ from .json_check import fault
 from .json_matcher import check_matcher, matcher_of, try_pattern
 from .json_schema import Schema, read, relaxed, unwrapped
 
+MAX_COMPILED = 64  # schemas: those of the tools of two agents
+
 if TYPE_CHECKING:
     import numpy as np
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
     from .tokenizer import Tokenizer
 
@@ -49,13 +53,13 @@ class JsonGrammar:
     def __init__(self, schema: Schema, tokenizer: Tokenizer, vocabulary: int, stop: int):
         """`vocabulary` is the number of logits; `stop` is the id that ends a text, the only special one ever allowed.
 
-        Takes a second and 20 MB for the vocabulary of gpt-oss. Raises GptOssError for a schema that cannot be used.
+        The first grammar of a model takes a second and 20 MB for the vocabulary of gpt-oss, which all others share, and
+        what was compiled of a schema too. They belong to one thread. Raises GptOssError for a schema that cannot be
+        used.
         """
-        from llguidance import LLTokenizer, TokenizerWrapper
-
-        self.vocabulary = vocabulary
-        self._rules, held = _read(unwrapped(schema))
-        self._empty = matcher_of(held, LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop))))
+        _require_in(vocabulary, stop)
+        self.vocabulary, self._stop, self._end = vocabulary, stop, _end_of_text(tokenizer)
+        self._rules, self._empty = _compiled(_as_json(unwrapped(schema)), tokenizer, vocabulary)
         self.reset()
 
     def reset(self) -> None:
@@ -83,20 +87,42 @@ class JsonGrammar:
         import numpy as np
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        return np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_)
+        mask = np.unpackbits(bits, count=self.vocabulary, bitorder="little").view(np.bool_)
+        ends = mask[self._end]
+        mask[self._end] = False
+        mask[self._stop] = ends
+        return mask
 
     def accept(self, id_: int) -> None:
         """Add a token to the text. Raises GptOssError for one that is not allowed."""
         if not self._is_masked:
             self._matcher.compute_bitmask()  # only this gives llguidance's lexer new fuel
-        self._matcher.consume_token(id_)
+        self._matcher.consume_token({self._stop: self._end, self._end: self._stop}.get(id_, id_))
         self._is_masked = False
         check_matcher(self._matcher)
 
-    def check(self, text: str) -> None:
+    def check(self, text: str, what: str = "the answer does not fit the JSON schema") -> None:
         """Raises GptOssError where a finished text breaks a rule of the schema that the grammar could not hold."""
         if reason := fault(self._rules, text):
-            raise GptOssError(f"the answer does not fit the JSON schema: {reason}")
+            raise GptOssError(f"{what}: {reason}")
+
+
+@lru_cache(maxsize=MAX_COMPILED)
+def _compiled(schema: str, tokenizer: Tokenizer, vocabulary: int) -> tuple[Schema, LLMatcher]:
+    """The rules of a schema, and the grammar of what it can hold of them, before the first token. Raises
+    GptOssError."""
+    try:
+        rules, held = _read(json.loads(schema))
+    except RecursionError:
+        raise GptOssError("the JSON schema cannot be used: it is nested too deeply") from None
+    return rules, matcher_of(held, _shared(tokenizer, vocabulary))
+
+
+@lru_cache(maxsize=2)
+def _shared(tokenizer: Tokenizer, vocabulary: int) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary)))
 
 
 class _Vocabulary:
@@ -104,15 +130,32 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int, stop: int):
-        if max(stop, tokenizer.size - 1) >= vocabulary:
-            raise GptOssError(f"tokenizer.json does not belong to a model of {vocabulary:,} tokens")
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int):
+        _require_in(vocabulary, max(tokenizer.size - 1, *tokenizer.specials))
         self.tokens = [b"" if id_ in tokenizer.specials else tokenizer.bytes_of(id_) for id_ in range(vocabulary)]
-        self.eos_token_id, self._tokenizer = stop, tokenizer
+        self.eos_token_id, self._tokenizer = _end_of_text(tokenizer), tokenizer
 
     def __call__(self, text: bytes) -> list[int]:
         """The ids of text that the schema leaves no choice about."""
         return self._tokenizer.encode(text.decode())
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int:
+    """The id that llguidance takes for the end of every text: any special one, in whose place each grammar has its own
+    `stop`."""
+    return min(tokenizer.specials)
+
+
+def _require_in(vocabulary: int, id_: int) -> None:
+    if id_ >= vocabulary:
+        raise GptOssError(f"tokenizer.json does not belong to a model of {vocabulary:,} tokens")
+
+
+def _as_json(schema: Schema) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GptOssError(f"the JSON schema cannot be used: {error}") from None
 
 
 def _read(schema: Schema) -> tuple[Schema, Schema]:

@@ -13,8 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..model.kv_cache import MAX_SNAPSHOTS, Snapshot
-from .generate import ContextFull, Model
-from .interrupts import Interrupted
+from .generate import ContextFull, Model, Steps, finish
 from .mlx_errors import mlx_errors
 
 
@@ -37,17 +36,42 @@ class PromptCache:
             self.cache.rewind(snapshots[-1].offset, snapshots[-1])
         self.ids = list(ids[: self.cache.offset])
 
+    @mlx_errors()
+    def fork(self, ids: Sequence[int]) -> PromptCache | None:
+        """A copy of what this one holds of `ids` up to its last snapshot in them; None where there is none. Raises
+        OutOfMemory."""
+        if not (end := self.snapshot_of(ids)):
+            return None
+        fork = PromptCache(self.model)
+        fork.cache.copy_positions(self.cache, end)
+        fork.adopt(self.ids, [snapshot for snapshot in self.snapshots if snapshot.offset <= end])
+        return fork
+
+    def snapshot_of(self, ids: Sequence[int]) -> int:
+        """The position of its last snapshot in `ids`; 0 where there is none."""
+        same = common_prefix(self.ids, ids)
+        return max((each.offset for each in self.snapshots if each.offset <= same), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV cache and its snapshots."""
+        rings = [ring for snapshot in self.snapshots for ring in snapshot.rings.values()]
+        return self.cache.nbytes + sum(ring.nbytes for ring in rings)
+
     def read(self, ids: Sequence[int], on_progress: Callable[[int, int], None] | None = None) -> mx.array:
         """Advance the cache to the end of `ids`, one or more, and return the last logits [1, vocabulary].
 
-        Only uncached tokens are prefilled, and always the last one, for its logits. `on_progress`, as in
-        `Model.prefill`, may raise Interrupted: what was read until then stays cached. Raises ContextFull, and
-        GptOssError.
+        Only uncached tokens are prefilled, and always the last one, for its logits. What `on_progress` raises, as in
+        `Model.prefill`, breaks it off; what was read until then stays cached. Raises ContextFull, and GptOssError.
         """
+        return finish(self.read_steps(ids), on_progress)
+
+    def read_steps(self, ids: Sequence[int]) -> Steps:
+        """As `read`, chunk by chunk; where it is closed between two, what was read until then stays cached."""
         new = ids[self._rewind(ids, len(ids) - 1) :]
         try:
-            logits = self.model.prefill(new, self.cache, on_progress=on_progress)
-        except (Interrupted, ContextFull):
+            logits = yield from self.model.prefill_steps(new, self.cache)
+        except (GeneratorExit, ContextFull):
             self.ids = list(ids[: self.cache.offset])
             raise
         except BaseException:

@@ -1,11 +1,13 @@
-"""Logits -> the next token id. Knows nothing about what the ids mean."""
+"""Logits -> the next token id, and how likely it was. Knows nothing about what the ids mean."""
 
 from __future__ import annotations
 
 import math
 import secrets
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -46,10 +48,15 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses token after token of one answer. A repetition penalty counts `context` as having occurred."""
+    """Chooses token after token of one answer. A repetition penalty counts `context` as having occurred.
 
-    def __init__(self, sampling: Sampling, context: Iterable[int] = ()):
+    With `logprobs`, `next_logprobs` says how likely each of them was, and that many of the likeliest tokens.
+    """
+
+    def __init__(self, sampling: Sampling, context: Iterable[int] = (), logprobs: int | None = None):
         self.sampling = sampling
+        self._logprobs = logprobs
+        self._waiting: deque[tuple[mx.array, mx.array]] = deque()
         self._key = mx.random.key(secrets.randbits(64) if sampling.seed is None else sampling.seed)
         self._context = list(context)
         self._seen: mx.array | None = None
@@ -57,7 +64,7 @@ class Sampler:
     def __call__(self, logits: mx.array, allowed: mx.array | None = None) -> mx.array:
         """Logits [1, vocabulary] -> the chosen id [1], not yet evaluated; one of `allowed`, booleans [vocabulary]."""
         s = self.sampling
-        logits = logits.astype(mx.float32)
+        logits = of_model = logits.astype(mx.float32)
         if allowed is not None:
             logits = mx.where(allowed, logits, -mx.inf)
         if s.repetition_penalty != 1:
@@ -69,7 +76,18 @@ class Sampler:
             chosen = mx.random.categorical(keep_likely(logits / s.temperature, s), key=key)
         if self._seen is not None:
             self._seen[:, chosen] = True
+        if self._logprobs is not None:
+            self._waiting.append(_logprobs(of_model, chosen, self._logprobs))
         return chosen
+
+    def next_logprobs(self) -> tuple[float, list[tuple[int, float]]]:
+        """Of the first chosen token that was not asked about yet: the natural logarithm of its probability, as the
+        model has it, and the likeliest ids with theirs, the likeliest first."""
+        ids, logprobs = self._waiting.popleft()
+        # As lists at once: an element of an array is computed after all that the device was given to do since.
+        lists: Any = ids.tolist(), logprobs.tolist()
+        (_, logprob), *likeliest = zip(*lists, strict=True)
+        return logprob, sorted(likeliest, key=lambda pair: (-pair[1], pair[0]))
 
     def _penalize(self, logits: mx.array) -> mx.array:
         if self._seen is None:
@@ -78,6 +96,20 @@ class Sampler:
                 self._seen[:, mx.array(self._context)] = True
         penalty = self.sampling.repetition_penalty
         return mx.where(self._seen, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _logprobs(logits: mx.array, chosen: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The ids [1 + count] of the chosen token and the likeliest ones, with their log-probabilities."""
+    below = logits[0] - mx.max(logits)
+    # The likeliest are added last: a sum that begins with 1 loses what thousands of small numbers come to.
+    total = mx.sum(mx.where(below < 0, mx.exp(below), 0)) + mx.sum(below == 0)
+    count = min(count, below.size)
+    ids = chosen
+    if count:
+        ids = mx.concatenate([ids, mx.argpartition(-below, kth=count - 1)[:count]])
+    logprobs = below[ids] - mx.log(total)
+    mx.async_eval(ids, logprobs)  # beside the token, before the one after it is computed
+    return ids, logprobs
 
 
 def keep_likely(logits: mx.array, sampling: Sampling) -> mx.array:

@@ -29,6 +29,9 @@ SOUND_HEADER = re.compile(
     rf"(<\|start\|>assistant)?( to={_NAME})?<\|channel\|>({_ANY_CHANNEL})( to={_NAME})?"
     r"( ?<\|constrain\|>\w+| \w+)?"
 )
+OPENING_CALL = re.compile(
+    rf"(<\|start\|>assistant)?(?=.* to=)( to={_NAME})?<\|channel\|>commentary( to={_NAME})? ?(<\|constrain\|>)?json\s*"
+)
 OPENING_ANSWER = re.compile(r"(<\|start\|>)?[^<=]*<\|channel\|>\W*final\s*")
 # The words of a header by kind. Those of the last two are the only ones that say nothing.
 _WORD = re.compile(

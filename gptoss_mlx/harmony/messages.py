@@ -58,6 +58,16 @@ class Conversation:
     knowledge_cutoff: str | None = KNOWLEDGE_CUTOFF
     model_identity: str | None = IDENTITY
 
+    @property
+    def instructions(self) -> str | None:
+        """Those that the conversation begins with."""
+        return self.messages[0].content if self.messages and self.messages[0].role == "developer" else None
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """The messages after the instructions."""
+        return self.messages if self.instructions is None else self.messages[1:]
+
     def __post_init__(self) -> None:
         if self.reasoning_effort not in EFFORTS:
             raise ConversationError(f"reasoning_effort is {self.reasoning_effort!r}, not one of {', '.join(EFFORTS)}")
@@ -97,7 +107,7 @@ USED = {
     "system": ("content",),
     "developer": ("content",),
     "user": ("content",),
-    "assistant": ("content", *REASONING, "reasoning_details", "refusal", "tool_calls", "function_call"),
+    "assistant": ("content", *REASONING, "reasoning_details", "refusal", "phase", "tool_calls", "function_call"),
     "tool": ("content", "tool_call_id", *TOOL_NAME),
     "function": ("content", *TOOL_NAME),
 }
@@ -105,14 +115,17 @@ NOT_SHOWN = (
     *("role", "name", "id", "type", "object", "status", "index", "created", "created_at", "timestamp", "metadata"),
     *("annotations", "cache_control", "finish_reason", "logprobs", "signature", "tool_call_id"),
 )
-KNOWN = {*NOT_SHOWN, *(name for names in USED.values() for name in names), "audio", "images"}
+# What a model that reads text alone would lose, in messages of any role.
+MEDIA = ("audio", "images")
+KNOWN = {*NOT_SHOWN, *(name for names in USED.values() for name in names), *MEDIA}
 
 
-def conversation_from_json(data: Any) -> Conversation:
+def conversation_from_json(data: Any, *, lenient: bool = False) -> Conversation:
     """Read `{"messages": [...], "tools": [...], "builtin_tools": [...], "reasoning_effort", ...}`.
 
     Messages and tools are those of OpenAI's chat completions; an assistant's may carry `reasoning`. Roles `system` and
-    `developer` both are instructions. `response_format` is OpenAI's, or the schema itself. Raises ConversationError.
+    `developer` both are instructions. `response_format` is OpenAI's, or the schema itself. `lenient` passes over fields
+    of messages that no prompt shows, whatever they are called: clients add their own. Raises ConversationError.
     """
     if not isinstance(data, dict) or not isinstance(data.get("messages"), list):
         raise ConversationError('a conversation is a JSON object with a list "messages"')
@@ -125,7 +138,7 @@ def conversation_from_json(data: Any) -> Conversation:
     builtin = tuple(_text(name, "builtin_tools") for name in _list(data.get("builtin_tools"), "builtin_tools"))
     tools = [tool for i, entry in enumerate(_list(data.get("tools"), "tools")) for tool in _tools(entry, f"tools[{i}]")]
     return Conversation(
-        messages=tuple(_messages(data["messages"], builtin)),
+        messages=tuple(_messages(data["messages"], builtin, lenient)),
         tools=tuple(tools),
         builtin_tools=builtin,
         response_schema=_response_schema(data),
@@ -159,8 +172,28 @@ def _response_schema(data: dict[str, Any]) -> Any:
     return schema
 
 
-def _messages(entries: list[Any], builtin_tools: Container[str]) -> Iterable[Message]:
-    names: dict[str, str] = {}
+class _Calls:
+    """The calls so far, which results answer."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._without_id: list[str] = []
+
+    def add(self, name: str, id_: Any) -> None:
+        if isinstance(id_, str):
+            self._names[id_] = name
+        else:
+            self._without_id.append(name)
+
+    def answered_by(self, entry: dict[str, Any]) -> Any:
+        """The name of the call that a result answers: by its id, by the name of the tool, or else in order."""
+        id_ = entry.get("tool_call_id")
+        named = (self._names.get(id_) if isinstance(id_, str) else None) or _first(entry, TOOL_NAME)
+        return named or (self._without_id.pop(0) if id_ is None and self._without_id else None)
+
+
+def _messages(entries: list[Any], builtin_tools: Container[str], lenient: bool) -> Iterable[Message]:
+    calls = _Calls()
     for i, entry in enumerate(entries):
         where = f"messages[{i}]"
         if not isinstance(entry, dict):
@@ -168,32 +201,33 @@ def _messages(entries: list[Any], builtin_tools: Container[str]) -> Iterable[Mes
         role = entry.get("role")
         if not isinstance(role, str) or role not in USED:
             raise ConversationError(f"{where}.role is {role!r}, not system, developer, user, assistant or tool")
-        _refuse_what_would_be_lost(entry, where)
+        _refuse_what_would_be_lost(entry, where, lenient)
         if role in ("system", "developer"):
             yield Message("developer", _content(entry, where))
         elif role == "user":
             yield Message("user", _content(entry, where))
         elif role == "assistant":
-            yield from _assistant(entry, where, names, builtin_tools)
+            yield from _assistant(entry, where, calls, builtin_tools)
         else:
-            called = entry.get("tool_call_id")
-            name = (names.get(called) if isinstance(called, str) else None) or _first(entry, TOOL_NAME)
+            name = calls.answered_by(entry)
             if not isinstance(name, str):
-                raise ConversationError(f"{where}.tool_call_id {called!r} answers no earlier tool call")
+                raise ConversationError(
+                    f"{where}.tool_call_id {entry.get('tool_call_id')!r} answers no earlier tool call"
+                )
             yield result(name, _content(entry, where), builtin_tools)
 
 
-def _refuse_what_would_be_lost(entry: dict[str, Any], where: str) -> None:
+def _refuse_what_would_be_lost(entry: dict[str, Any], where: str, lenient: bool) -> None:
     for name, value in entry.items():
+        if lenient and name not in MEDIA:
+            continue
         if name not in KNOWN:
             raise ConversationError(f"{where} has the field {name!r}, which a message does not have")
         if name not in USED[entry["role"]] and name not in NOT_SHOWN and value:
             raise ConversationError(f"{where}.{name} would be lost: the model reads none in such a message")
 
 
-def _assistant(
-    entry: dict[str, Any], where: str, names: dict[str, str], builtin_tools: Container[str]
-) -> Iterable[Message]:
+def _assistant(entry: dict[str, Any], where: str, earlier: _Calls, builtin_tools: Container[str]) -> Iterable[Message]:
     """Reasoning, then what the user reads, then the calls: the order in which the model emits them."""
     calls = [
         (item, f"{where}.tool_calls[{j}]")
@@ -209,7 +243,8 @@ def _assistant(
         text = _content(entry, where) or text
     if text:
         # Beside calls, the text is not the answer yet: a preamble, which has no recipient.
-        yield Message("assistant", text, channel="commentary" if calls else "final")
+        is_preamble = calls or entry.get("phase") == "commentary"
+        yield Message("assistant", text, channel="commentary" if is_preamble else "final")
     for item, at in calls:
         function = _function(item, at, "is not a function call")
         name = _text(function.get("name"), f"{at}.name")
@@ -218,8 +253,7 @@ def _assistant(
         arguments = function.get("arguments")
         if not isinstance(arguments, str):
             arguments = "{}" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-        if isinstance(item.get("id"), str):
-            names[item["id"]] = name
+        earlier.add(name, item.get("id"))
         yield call(name, arguments, builtin_tools)
 
 
@@ -271,14 +305,18 @@ def _content(entry: dict[str, Any], where: str) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(_text(_part(part), f"{where}.content") for part in content)
+        return "".join(
+            _text(_part(part, f"{where}.content[{i}]"), f"{where}.content") for i, part in enumerate(content)
+        )
     return _text(content, f"{where}.content")
 
 
-def _part(part: Any) -> Any:
+def _part(part: Any, where: str) -> Any:
     """The text of a part of a content; None where it is none."""
     kind = part.get("type") if isinstance(part, dict) else None
-    return part.get(TEXT_OF_PART[kind]) if isinstance(kind, str) and kind in TEXT_OF_PART else None
+    if isinstance(kind, str) and kind not in TEXT_OF_PART:
+        raise ConversationError(f"{where} is a part of the type {kind!r}: the model reads text alone")
+    return part.get(TEXT_OF_PART[kind]) if isinstance(kind, str) else None
 
 
 def _first(entry: dict[str, Any], names: Iterable[str]) -> Any:

@@ -29,12 +29,21 @@ the tool's answer: that makes no event, and whoever feeds the parser should stop
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..engine.special_tokens import CALL, CHANNEL, CONSTRAIN, END, END_OF_TEXT, MESSAGE, NAMES, RETURN, START, Special
-from .headers import NAMESPACED, OPENING_ANSWER, ROLES, SOUND_HEADER, preamble, read_header, read_unfinished_header
+from .headers import (
+    NAMESPACED,
+    OPENING_ANSWER,
+    OPENING_CALL,
+    ROLES,
+    SOUND_HEADER,
+    preamble,
+    read_header,
+    read_unfinished_header,
+)
 from .messages import FUNCTIONS, Message
 
 if TYPE_CHECKING:
@@ -78,19 +87,21 @@ class Stop:
 
 
 Event = Reasoning | Preamble | Content | ToolCall | Stop
+Kind = type[Reasoning | Preamble | Content | ToolCall]
 
 
 class Parser:
     """Takes the pieces that follow `<|start|>assistant`, cut anywhere. It is in a header, in a text, or in between."""
 
-    def __init__(self, *, headers_needed: bool = False):
-        """`headers_needed`: text counts only in messages with a complete header; all other is dropped."""
+    def __init__(self, *, headers_needed: Collection[Kind] = (), calls: bool = True):
+        """`headers_needed`: text of these kinds counts only in messages with a complete header; all other is dropped.
+        Without `calls`, a call is taken for invented, and dropped."""
         self.messages: list[Message] = []
         self.sound = True  # whether the last of the messages has the form that Harmony gives it, but for its end
         self.stop = "none"
-        self.invented = False  # whether the model has answered for a tool
+        self.invented = False  # whether the model has answered for a tool, or calls one where it must not
         self.unfit = False  # whether there was an answer without the header that was needed
-        self._headers_needed = headers_needed
+        self._headers_needed, self._calls = headers_needed, calls
         self._first = True  # whether no header has begun yet
         self._header: list[str] = []
         self._sound = True
@@ -122,6 +133,11 @@ class Parser:
         """Whether a header names the answer's channel, so that only its end is to come."""
         return self._message is None and OPENING_ANSWER.fullmatch("".join(self._header)) is not None
 
+    @property
+    def opens_call(self) -> bool:
+        """Whether a header names a tool, the channel and the type of a call, so that only its end is to come."""
+        return self._message is None and OPENING_CALL.fullmatch("".join(self._header)) is not None
+
     def finish(self) -> Iterator[Event]:
         """The events of the end, whether or not the last message was ended."""
         ended = len(self.messages)
@@ -144,7 +160,7 @@ class Parser:
         if piece == MESSAGE:
             self._sound &= SOUND_HEADER.fullmatch("".join(self._header)) is not None
             self._message = read_header(self._header)
-            self.invented |= is_result(self._message)
+            self.invented |= is_result(self._message) or not (self._calls or tool_of(self._message) is None)
         else:
             self._header.append(piece)
 
@@ -159,6 +175,8 @@ class Parser:
                 message, sound = _call_by(message), False
             else:
                 self.invented = True
+        if message and is_call(message) and not self._calls:
+            message = None
         if message and self._message is None:
             yield from self._add_at_once(message)
         elif message and (message.content or message.channel or message.recipient):
@@ -169,7 +187,7 @@ class Parser:
     def _add_at_once(self, message: Message) -> Iterator[Event]:
         """Add a message that no complete header has announced, with its events."""
         kind = kind_of(message)
-        if self._headers_needed and kind in (Content, Preamble):
+        if kind in self._headers_needed:
             self.unfit |= kind is Content
             return
         yield from self._add(message, sound=False)
@@ -193,6 +211,13 @@ def is_call(message: Message) -> bool:
     return call_of(message) is not None
 
 
+def tool_of(message: Message) -> str | None:
+    """The tool that a message calls, or would call if `<|call|>` ended it; None where it can be no call."""
+    speaks = message.role not in ROLES and not is_result(message)
+    called = call_of(_call_by(message) if speaks else message)
+    return called.name if called else None
+
+
 def is_result(message: Message) -> bool:
     """Whether a header says that a tool answers the model."""
     return message.role not in ROLES and message.recipient == "assistant"
@@ -211,7 +236,7 @@ def _shown(message: Message, text: str, *, begins: bool) -> Iterator[Event]:
         yield kind(text, begins)
 
 
-def kind_of(message: Message) -> type[Reasoning | Preamble | Content | ToolCall] | None:
+def kind_of(message: Message) -> Kind | None:
     """The event that the text of a message becomes; a tool's becomes none."""
     if message.role not in ROLES:
         return None
@@ -238,8 +263,8 @@ class Emitted:
 class IdParser:
     """A parser of token ids: a character arrives with its last byte."""
 
-    def __init__(self, tokenizer: Tokenizer, *, headers_needed: bool = False):
-        self.parser = Parser(headers_needed=headers_needed)
+    def __init__(self, tokenizer: Tokenizer, *, headers_needed: Collection[Kind] = (), calls: bool = True):
+        self.parser = Parser(headers_needed=headers_needed, calls=calls)
         self.emitted: list[Emitted] = []
         self._specials, self._stream = tokenizer.specials, tokenizer.stream()
         self._start = [tokenizer.special(START), *tokenizer.encode("assistant")]
@@ -268,7 +293,7 @@ class IdParser:
         self._ids = []
 
     def drop_invented(self) -> None:
-        """Forget the invented answer of a tool, and continue after it."""
+        """Forget the invented answer of a tool, or the call, and continue after it."""
         list(self.parser.feed(END))
         self.parser.invented = False
         self._collect()

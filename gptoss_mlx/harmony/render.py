@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..engine.special_tokens import CALL, CHANNEL, CONSTRAIN, END, MESSAGE, START, Special
@@ -30,17 +31,27 @@ def render(conversation: Conversation) -> Iterator[str]:
 
 def render_history(conversation: Conversation) -> Iterator[str]:
     """The pieces of all that follows the system message."""
-    messages = list(conversation.messages)
-    instructions = messages.pop(0).content if messages and messages[0].role == "developer" else None
+    instructions, messages = conversation.instructions, conversation.said
     if instructions is not None or conversation.tools or conversation.response_schema is not None:
         content = _developer(instructions, conversation.tools, conversation.response_schema)
         yield from render_message(Message("developer", content))
     for message, dropped in zip(messages, is_stale(messages), strict=True):
-        if dropped:
-            continue
-        if message.role == "developer":
-            message = Message("developer", _developer(message.content, ()))
-        yield from render_message(message)
+        if not dropped:
+            yield from render_later(message)
+
+
+def render_head(conversation: Conversation) -> Iterator[str]:
+    """The pieces of what stands before all that was said: the system message, the instructions and the tools."""
+    instructions = conversation.messages[:1] if conversation.instructions is not None else ()
+    yield from render_message(Message("system", _system(conversation)))
+    yield from render_history(replace(conversation, messages=instructions))
+
+
+def render_later(message: Message) -> Iterator[str]:
+    """The pieces of a message that is not at the beginning, where instructions still are bare."""
+    if message.role == "developer":
+        message = replace(message, content=_developer(message.content, ()))
+    yield from render_message(message)
 
 
 def render_message(message: Message) -> Iterator[str]:

@@ -179,6 +179,13 @@ class KVCache:
         LAYER.BUFFER, two numbers."""
         return {name: buffer[:, :, start:end] for name, buffer in self._buffers(FullKV).items()}
 
+    def copy_positions(self, other: KVCache, count: int) -> None:
+        """Take over the first positions of the full layers of another cache of this model."""
+        for layer in self.layers:
+            layer.reserve(0, count)
+        for start in range(0, count, KV_CHUNK):
+            self.restore(start, other.chunk(start, min(start + KV_CHUNK, count)))
+
     def restore(self, start: int, chunk: Mapping[str, mx.array]) -> None:
         """Store a `chunk` at positions start..; it must have the `chunk_forms` of its length."""
         for index, layer in enumerate(self.layers):
@@ -227,6 +234,14 @@ class KVCache:
     def arrays(self) -> list[mx.array]:
         """All buffers, for `mx.eval`."""
         return [buffer for layer in self.layers for buffer in layer.buffers]
+
+    def bytes_for(self, positions: int) -> int:
+        """Bytes of so many positions, with the rings."""
+        return sum(
+            layer.heads * columns * dtype.size * (layer.window if isinstance(layer, RingKV) else positions)
+            for layer in self.layers
+            for columns, dtype in layer.forms
+        )
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,6 @@ each protocol's business. Null is as good as absent, everywhere.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,24 +14,11 @@ from ..engine.sampling import Sampling
 from .errors import RequestError
 
 MAX_INTEGER = 2**63 - 1
+MAX_TEXTS = 32
 SMALLEST_TOP_P = 1e-6  # which keeps the likeliest token alone, as clients mean a top_p of 0
 # Settings that would change the answer and are not to be had, with the values that change nothing.
 NEUTRAL_SAMPLING: Mapping[str, Any] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
 REPETITION_PENALTY = ("repetition_penalty", "repeat_penalty")
-
-
-def request_fields(body: dict[str, Any]) -> Fields:
-    """The fields of a request's body. Half of a surrogate pair, where a client has cut a text within a character, is
-    replaced: no tokenizer takes it."""
-    try:
-        text = json.dumps(body, ensure_ascii=False)
-    except RecursionError:
-        raise RequestError("the request is nested too deeply") from None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        body = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    return Fields(body)
 
 
 @dataclass(frozen=True)
@@ -111,21 +97,22 @@ class Fields:
         return value or []
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings that are not empty, or one such string; none where it is absent."""
+        """A list of strings that are not empty, or one such string; none where it is absent, or an empty list."""
         value = self.data.get(name)
-        texts = [value] if isinstance(value, str) else self.list(name)
-        for text in texts:
-            if not isinstance(text, str):
-                raise self.wrong(name, "is not a string or a list of strings")
-            if not text:
-                raise self.wrong(name, "has an empty string")
+        texts = [value] if isinstance(value, str) else [] if value is None else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise self.wrong(name, "is neither a string nor a list of strings")
+        if len(texts) > MAX_TEXTS or not all(texts):
+            raise self.wrong(name, f"has an empty string, or more than {MAX_TEXTS} of them")
         return tuple(texts)
 
     def only_neutral(self, neutral: Mapping[str, Any]) -> None:
         """Refuse the fields of `neutral` where they have another value than the one that changes nothing."""
         for name, value in neutral.items():
             if self.has(name) and self.data[name] != value:
-                raise self.wrong(name, "is not supported: leave it out" + (f" or {value!r}" if value == 0 else ""))
+                raise self.wrong(
+                    name, "is not supported: leave it out" + (f", or {value}" if isinstance(value, int) else "")
+                )
 
     def sampling(self, defaults: Sampling, max_temperature: float = 2) -> Sampling:
         """What is asked for, and `defaults` for the rest. A top_k of -1 keeps all tokens, and a seed of -1 is a

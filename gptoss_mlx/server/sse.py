@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
@@ -100,13 +101,12 @@ class EventStream(Response):
 
     async def _send(self, send: Send, frames: Iterator[bytes]) -> None:
         async with self._sending:
-            body = b"".join(frames)
+            body = b"".join(frames if self._started else chain(self._translator.begin(), frames))
             if self._started and not body:
                 return
             self._quiet_since = math.inf
             if not self._started:
                 self._started = True
-                body = b"".join(self._translator.begin()) + body
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": body, "more_body": True})
             self._quiet_since = asyncio.get_running_loop().time()

@@ -180,7 +180,7 @@ def _check_call(message: Message, header: str) -> None:
 
 def _check_headers_needed(pieces: list[str], messages: list[Message]) -> None:
     """What may be told where headers are needed: the texts that arrive while a complete header says so."""
-    parser, told, arrived = Parser(headers_needed=True), "", ""
+    parser, told, arrived = Parser(headers_needed=(Content, Preamble)), "", ""
     for piece in [*pieces, None]:
         for event in parser.finish() if piece is None else parser.feed(piece):
             told += event.text if isinstance(event, Content | Preamble) else ""

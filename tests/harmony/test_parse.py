@@ -143,7 +143,7 @@ def test_what_begins_a_message_is_told():
 
 
 def without_header(text):
-    parser = Parser(headers_needed=True)
+    parser = Parser(headers_needed=(Content, Preamble))
     events = [event for piece in pieces_of(text) for event in parser.feed(piece)]
     return joined([*events, *parser.finish()])[:-1], parser.messages
 

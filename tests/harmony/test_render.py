@@ -145,6 +145,8 @@ F = Message("assistant", "{}", "commentary", "functions.f", "<|constrain|>json")
         (assistant(None, tool_calls=[{"type": "function", "name": "functions.f", "arguments": {}}]), [F]),
         (assistant(None, function_call={"name": "f", "arguments": "{}"}), [F]),
         (assistant("", tool_calls=[call("a", "f", "{}")]), [F]),
+        (assistant("Well.", phase="commentary"), [Message("assistant", "Well.", "commentary")]),
+        (assistant("Well.", phase="final_answer"), [Message("assistant", "Well.", "final")]),
         # What OpenAI's client makes of a reply.
         (
             assistant("Hi", refusal=None, annotations=[], audio=None, function_call=None, tool_calls=None, id="x"),
@@ -180,6 +182,39 @@ def test_messages_as_clients_write_them(entry, expected):
 def test_what_of_a_message_would_be_lost_is_named(entry, complaint):
     with pytest.raises(ConversationError, match=complaint):
         messages_of(entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (user("Hi") | {"colour": "red", "reasoning": "Hm.", "tool_calls": [3]}, [Message("user", "Hi")]),
+        (assistant("Hi", reasonings="Hm."), [Message("assistant", "Hi", "final")]),
+        (user("Hi") | {"images": [], "audio": None}, [Message("user", "Hi")]),
+    ],
+)
+def test_what_clients_add_is_passed_over(entry, expected):
+    assert list(conversation_from_json({"messages": [entry]}, lenient=True).messages) == expected
+
+
+@pytest.mark.parametrize("entry", [user("Hi") | {"images": ["AAAA"]}, assistant(None, audio={"id": "a"})])
+def test_what_a_reader_of_text_would_lose_is_never_passed_over(entry):
+    with pytest.raises(ConversationError, match="would be lost"):
+        conversation_from_json({"messages": [entry]}, lenient=True)
+
+
+def test_results_without_ids_answer_calls_without_ids_in_order():
+    calls = assistant(None, tool_calls=[{"function": {"name": "f"}}, {"function": {"name": "g"}}, call("a", "h", "{}")])
+    results = [{"role": "tool", "content": "1"}, {"role": "tool", "tool_call_id": "a", "content": "2"}]
+    roles = [message.role for message in messages_of(calls, *results, results[0])]
+    assert roles == ["assistant", "assistant", "assistant", "functions.f", "functions.h", "functions.g"]
+    with pytest.raises(ConversationError, match=r"messages\[1\].tool_call_id None answers no earlier"):
+        messages_of(assistant(None, tool_calls=[call("a", "h", "{}")]), results[0])
+
+
+def test_parts_that_are_no_text_are_named():
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with pytest.raises(ConversationError, match=r"messages\[0\].content\[1\] is a part of the type 'image_url'"):
+        messages_of(user([{"type": "text", "text": "What is it?"}, picture]))
 
 
 READ = {"type": "function", "name": "read", "description": "Reads.", "parameters": {"type": "object"}}

@@ -1,0 +1,212 @@
+"""The prompt caches of many conversations, within the memory that the plan has for one that is as long as the context.
+
+A conversation leases the cache that holds most of its prompt. Where that belongs to a conversation that went another
+way, it gets a copy of what both begin with. Those that nobody leases are what a later prompt may begin with: the one
+that was used least lately is written to disk where memory is short, and read back when a prompt continues it.
+
+All of it happens on the model's thread.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..chat.state_files import StateFiles
+from ..chat.turn import Waiting
+from ..engine.generate import Model
+from ..engine.prompt_cache import PromptCache, common_prefix
+from ..errors import GptOssError
+from ..model.kv_cache import MAX_SNAPSHOTS
+from .errors import RequestError
+
+MAX_WAITING = 1_000  # conversations; a client that is refused tries again at once, and one that waits does not
+ROOM_TO_BEGIN = 256  # tokens of an answer that there has to be memory for, before it begins
+WORTH_SAVING = 512  # tokens that are sooner read from a disk than prefilled
+
+
+@dataclass(eq=False)
+class Lease:
+    """A prompt cache in the hands of one conversation."""
+
+    cache: PromptCache
+    saved: Saved | None = None
+    """Where it was read from, or written to."""
+    gives_way: bool = True
+    """Whether its conversation can go on later, with another cache."""
+    revoked: bool = False
+    """Whether the conversation is to give it back, because the memory is short."""
+
+
+@dataclass(eq=False)
+class Saved:
+    """A prompt cache on disk."""
+
+    files: StateFiles
+    ids: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    """Positions of its snapshots, from which it can go on."""
+    bytes: int = 0
+
+    def remove(self) -> None:
+        shutil.rmtree(self.files.folder, ignore_errors=True)
+
+    def cached_of(self, ids: Sequence[int]) -> int:
+        same = common_prefix(self.ids, ids)
+        return max((offset for offset in self.offsets if offset <= same), default=0)
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A conversation that waits, and the bytes that it needs to begin."""
+
+    bytes: int
+    admitted: Future[None] = field(default_factory=Future)
+
+
+class Pool:
+    def __init__(self, model: Model, places: int, folder: Path | None = None, disk_limit: int = 0):
+        """`places`: conversations at a time; `folder`, with at most `disk_limit` bytes: for what memory has no room."""
+        empty = model.make_cache()
+        rings = empty.bytes_for(0)
+        self.budget = empty.bytes_for(model.context) + MAX_SNAPSHOTS * rings
+        self._empty, self._model, self._places = empty, model, places
+        self._leased: list[Lease] = []
+        self._idle: list[Lease] = []  # the one that was used last at the end
+        self._saved: list[Saved] = []
+        self._waiting: deque[_Ticket] = deque()
+        self._admitted: list[_Ticket] = []  # those that have not taken their cache yet
+        self._folder, self._disk_limit, self._count = folder, disk_limit, 0
+
+    @property
+    def leased(self) -> int:
+        return len(self._leased)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all caches in memory."""
+        return sum(lease.cache.nbytes for lease in (*self._leased, *self._idle))
+
+    def lease(self, ids: Sequence[int], *, gives_way: bool = True) -> Generator[Waiting, None, Lease]:
+        """Wait for a place and for memory, and return the cache that holds most of `ids`. Raises RequestError where too
+        many wait already."""
+        if len(self._waiting) >= MAX_WAITING:
+            text = f"{MAX_WAITING:,} requests are waiting already: try again later"
+            raise RequestError(text, status=429, kind="rate_limit_error", code="rate_limit_exceeded")
+        ticket = _Ticket(self._empty.bytes_for(min(len(ids) + ROOM_TO_BEGIN, self._model.context)))
+        self._waiting.append(ticket)
+        self._admit()
+        try:
+            if not ticket.admitted.done():
+                yield Waiting(ticket.admitted)
+        except GeneratorExit:
+            (self._admitted if ticket in self._admitted else self._waiting).remove(ticket)
+            self._admit()
+            raise
+        self._admitted.remove(ticket)
+        lease = self._best(ids)
+        lease.gives_way = gives_way
+        self._leased.append(lease)
+        self._make_room(max(ticket.bytes - lease.cache.nbytes, 0))
+        return lease
+
+    def give_back(self, lease: Lease) -> None:
+        """The conversation rests: its cache stays as long as there is room."""
+        self._leased.remove(lease)
+        lease.revoked = False
+        if lease.cache.ids:
+            self._idle.append(lease)
+        self.trim()
+        self._admit()
+
+    def trim(self) -> None:
+        """Keep to the memory: resting conversations go to the disk; where that is not enough, the one that began last
+        gives way to the others."""
+        self._make_room(0)
+        if self.nbytes > self.budget and not any(lease.revoked for lease in self._leased):
+            for lease in self._leased[:0:-1]:
+                if lease.gives_way:
+                    lease.revoked = True
+                    return
+
+    def close(self) -> None:
+        """Remove what is on the disk."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _admit(self) -> None:
+        """Let those that wait begin, in their order, as long as there is a place and memory for them."""
+        while self._waiting:
+            active = len(self._leased) + len(self._admitted)
+            used = sum(lease.cache.nbytes for lease in self._leased) + sum(each.bytes for each in self._admitted)
+            if active >= self._places or (active and used + self._waiting[0].bytes > self.budget):
+                return
+            ticket = self._waiting.popleft()
+            self._admitted.append(ticket)
+            ticket.admitted.set_result(None)
+
+    def _best(self, ids: Sequence[int]) -> Lease:
+        """The cache that holds most of `ids`: one that rests, one from the disk, a copy of the beginning of one, or an
+        empty one."""
+        idle = max(self._idle, key=lambda lease: lease.cache.cached_of(ids), default=None)
+        cached = idle.cache.cached_of(ids) if idle else 0
+        if idle and cached and _continues(idle.cache, cached):
+            self._idle.remove(idle)
+            return idle
+        saved = max(self._saved, key=lambda saved: saved.cached_of(ids), default=None)
+        if saved and saved.cached_of(ids) > cached + WORTH_SAVING and (read := self._read(saved)):
+            return read
+        nearest = max((*self._idle, *self._leased), key=lambda lease: lease.cache.snapshot_of(ids), default=None)
+        return Lease((nearest and nearest.cache.fork(ids)) or PromptCache(self._model))
+
+    def _make_room(self, more: int) -> None:
+        """Until `more` bytes fit, remove what was used least lately of what rests."""
+        while self._idle and self.nbytes + more > self.budget:
+            lease = self._idle.pop(0)
+            try:
+                self._save(lease)
+            except (GptOssError, OSError):  # such as a full disk: it is prefilled again
+                if lease.saved:
+                    lease.saved.remove()
+
+    def _save(self, lease: Lease) -> None:
+        """Write a cache to the disk, where it is worth that. Raises GptOssError."""
+        if self._folder is None or len(lease.cache.ids) < WORTH_SAVING:
+            return
+        lease.cache.snapshot()
+        saved = lease.saved or Saved(self._new_files(self._folder))
+        saved.files.save(lease.cache)
+        saved.ids = list(lease.cache.ids)
+        saved.offsets = [snapshot.offset for snapshot in lease.cache.snapshots]
+        saved.bytes = sum(path.stat().st_size for path in saved.files.folder.iterdir())
+        self._saved.append(saved)
+        while sum(each.bytes for each in self._saved) > self._disk_limit:
+            self._saved.pop(0).remove()
+
+    def _new_files(self, folder: Path) -> StateFiles:
+        self._count += 1
+        own = folder / str(self._count)
+        own.mkdir(mode=0o700)
+        return StateFiles(own, self._model)
+
+    def _read(self, saved: Saved) -> Lease | None:
+        """A cache from the disk; None where that cannot be read."""
+        self._saved.remove(saved)
+        cache, saved.files = PromptCache(self._model), StateFiles(saved.files.folder, self._model)
+        if saved.files.load(cache):
+            return Lease(cache, saved)
+        saved.remove()
+        return None
+
+
+def _continues(cache: PromptCache, cached: int) -> bool:
+    """Whether a prompt of which so much is cached goes on where the conversation is, and not from an earlier place."""
+    return not cache.snapshots or cached >= cache.snapshots[-1].offset

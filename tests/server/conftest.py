@@ -1,0 +1,31 @@
+"""A server of its own for each file, with a scripted model, and a client of it."""
+
+import httpx
+import pytest
+
+from server.loopback import ScriptedService, serving
+
+
+@pytest.fixture(scope="module")
+def service():
+    return ScriptedService()
+
+
+@pytest.fixture(scope="module")
+def url(service):
+    with serving(service) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def openai(url):
+    from openai import OpenAI
+
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
