@@ -44,7 +44,7 @@ def folder(demo_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def ids(demo_folder):
-    return Tokenizer.load(demo_folder).encode("What is 347 + 285? What is the weather in Bermi? " * 3)
+    return Tokenizer.load(demo_folder).encode("What is 347 + 285? What is the weather in Bermi? ")
 
 
 def refusal(folder, ids):
