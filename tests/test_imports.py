@@ -43,11 +43,16 @@ MODULES = modules()
 
 
 @cache
+def nodes_of(module: str) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(MODULES[module].read_text())))
+
+
+@cache
 def imports_of(module: str) -> set[str]:
     """The project's modules that it imports, anywhere in it, also for types alone."""
     path, found = MODULES[module], set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(module):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -81,8 +86,8 @@ def test_only_the_device_asks_mlx_what_computes():
     asking = ("default_device", "set_default_device", "device_info", "is_available", "DeviceType")
     asks = {
         module
-        for module, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for module in MODULES
+        for node in nodes_of(module)
         if isinstance(node, ast.Attribute) and node.attr in asking
     }
     assert asks == {"gptoss_mlx.device"}

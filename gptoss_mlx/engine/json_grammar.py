@@ -13,6 +13,7 @@ finished text may break such a rule still, and has to be checked.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from .json_schema import Schema, read, relaxed, unwrapped
 
 if TYPE_CHECKING:
     import numpy as np
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
     from .tokenizer import Tokenizer
 
@@ -49,13 +50,12 @@ class JsonGrammar:
     def __init__(self, schema: Schema, tokenizer: Tokenizer, vocabulary: int, stop: int):
         """`vocabulary` is the number of logits; `stop` is the id that ends a text, the only special one ever allowed.
 
-        Takes a second and 20 MB for the vocabulary of gpt-oss. Raises GptOssError for a schema that cannot be used.
+        Takes a second and 20 MB for the vocabulary of gpt-oss, if it is another than that of the grammar before. Raises
+        GptOssError for a schema that cannot be used.
         """
-        from llguidance import LLTokenizer, TokenizerWrapper
-
         self.vocabulary = vocabulary
         self._rules, held = _read(unwrapped(schema))
-        self._empty = matcher_of(held, LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop))))
+        self._empty = matcher_of(held, _vocabulary_of(tokenizer, vocabulary, stop))
         self.reset()
 
     def reset(self) -> None:
@@ -97,6 +97,13 @@ class JsonGrammar:
         """Raises GptOssError where a finished text breaks a rule of the schema that the grammar could not hold."""
         if reason := fault(self._rules, text):
             raise GptOssError(f"the answer does not fit the JSON schema: {reason}")
+
+
+@lru_cache(maxsize=1)
+def _vocabulary_of(tokenizer: Tokenizer, vocabulary: int, stop: int) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, vocabulary, stop)))
 
 
 class _Vocabulary:

@@ -80,7 +80,20 @@ class TestConfigFile:
     def test_a_comparison_of_which_it_is_no_part(self, bench, demo_folder, tmp_path):
         """In the comparison's own runs, `against` would begin a comparison in a comparison, without an end."""
         text = 'against = "mlx-lm"\nprofile = true\nsubmit = true'
-        options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--threads", 1, "--format", "json")
+        options = (
+            "--prompt",
+            8,
+            "--generate",
+            4,
+            "--repeat",
+            1,
+            "--threads",
+            1,
+            "--memory",
+            "300MB",
+            "--format",
+            "json",
+        )
         done = self.configured(bench, demo_folder, tmp_path, text, "--against", "mlx-lm", *options)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)

@@ -31,7 +31,7 @@ NEAR = 0.05  # of each other
 PATIENCE = 40  # seconds: what other programs take may hit one side more, until there are many runs of both
 MAX_OVERHEAD = 0.01
 
-WANTED = BenchmarkSpec(prompt=(100,), generate=(24,), depth=(0, 300), repeat=2, start=False)
+WANTED = BenchmarkSpec(prompt=(100,), generate=(8,), depth=(0, 300), repeat=2, start=False)
 
 
 def plan_of(folder: Path, *, paged: bool = False):
@@ -126,7 +126,7 @@ def test_context_and_tokens_are_just_enough(bench_of, wanted):
 
 
 def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, monkeypatch):
-    monkeypatch.setattr(measure, "MIN_SECONDS", 0.2)
+    monkeypatch.setattr(measure, "MIN_SECONDS", 0.05)
     monkeypatch.setattr(measure, "RATES_APART", 0)
     warm_up, warm_ups = measure._Series.warm_up, []
 
@@ -144,7 +144,7 @@ def test_points_take_turns_and_short_runs_are_done_again_and_again(bench_of, mon
         assert len(series.runs) == 3
         assert len(series.rates) == 3
     decode = bench.series[1]
-    assert len(decode._parts) == 3 * decode._at_a_time * 24
+    assert len(decode._parts) == 3 * decode._at_a_time * 8
     assert sum(decode._parts) == pytest.approx(sum(decode.runs) * decode._at_a_time)
 
 
@@ -184,7 +184,7 @@ def test_time_left(bench_of):
     assert bench.told[0][1] is None
     assert len(known) > len(bench.told) / 2
     assert all(left > 0 for left in known)
-    assert bench.told[-1][0] == "decode 24 at 300, run 5 of 5"
+    assert bench.told[-1][0] == "decode 8 at 300, run 5 of 5"
     assert known[-1] == bench.series[-1].runs[-2]  # one is left, and takes as long as the one before
 
 
@@ -202,13 +202,13 @@ class Joules:
 
 
 def test_energy_is_that_of_the_runs_that_count(bench_of):
-    wanted = replace(WANTED, generate=(24, 6), prompt=(100,), depth=(0,))
+    wanted = replace(WANTED, generate=(8, 6), prompt=(100,), depth=(0,))
     bench = bench_of(wanted, Joules())
     bench.measure()
     # Each run asks twice, before and after; the last of the third point's are not told.
     assert {speed.name: speed.joules_per_token for speed in bench.speeds} == {
         "prefill 100 at 0": 12 / 100,
-        "decode 24 at 0": 12 / 24,
+        "decode 8 at 0": 12 / 8,
         "decode 6 at 0": None,
     }
 

@@ -181,7 +181,7 @@ def run_failing(environment):
     "arguments",
     [
         ("generate", "-p", "Hello"),
-        ("bench", "--prompt", "16", "--generate", "4", "--no-start"),
+        ("bench", "--prompt", "16", "--generate", "4", "--no-start", "--memory", "300MB"),
         ("eval",),
         ("chat",),
     ],

@@ -139,7 +139,7 @@ def test_a_file_that_is_overwritten_under_a_conversation(folder):
     [
         ("generate", "-p", "Hello"),
         ("chat",),
-        ("bench", "--prompt", "16", "--generate", "4", "--no-start"),
+        ("bench", "--prompt", "16", "--generate", "4", "--no-start", "--memory", "300MB"),
         ("eval",),
     ],
     ids=lambda arguments: arguments[0],
