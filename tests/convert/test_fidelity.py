@@ -39,7 +39,7 @@ def demo(tmp_path_factory):
     found = {}
     for recipe in ("mxfp4-bf16", "mxfp4-q8", "mxfp4-q4", "q4"):
         convert(CHECKPOINT, root / recipe, recipe)
-        found[recipe] = fidelity.compare(source, root / recipe, TEXT, 200)
+        found[recipe] = fidelity.compare(source, root / recipe, TEXT, 100)
     return found
 
 
