@@ -300,11 +300,12 @@ class TestCommand:
         assert process.returncode == 130
 
 
-class TestCalibration:
-    @pytest.fixture
-    def found(self, every_form):
-        return importance(Source(every_form["published"]), TEXT, 300)
+@pytest.fixture(scope="module")
+def found(every_form):
+    return importance(Source(every_form["published"]), TEXT, 300)
 
+
+class TestCalibration:
     def test_every_linear_map_has_positive_weights(self, found):
         layer = "model.layers.0"
         experts = {f"{layer}.mlp.experts.{name}_proj": (8, 64) for name in ("gate", "up", "down")}
