@@ -170,7 +170,7 @@ def answered_or_refused(folder, picked):
     poison(folder, name, value, everywhere=picked.random() < 0.3, place=picked.random())
     try:
         model = load(folder)
-        ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 300))]
+        ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 100))]
         emitted = list(model.generate(ids, sampling=GREEDY, max_tokens=4, stop=()))
         # What each of them was chosen by.
         logits = np.array(model(mx.array([ids + emitted])))[0, len(ids) - 1 : -1]
