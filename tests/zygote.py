@@ -12,7 +12,6 @@ import atexit
 import fcntl
 import gc
 import hashlib
-import importlib
 import json
 import os
 import runpy
@@ -230,30 +229,20 @@ def answer(channel: socket.socket, others: Sequence[socket.socket]) -> bool:
 
 
 def import_all() -> None:
-    """What commands import; nothing that asks for the environment, makes threads or looks for a device. Of
-    huggingface_hub, which does ask, what it imports itself."""
-    for name in ("filelock", "fsspec", "httpx", "httpx2", "tqdm.auto", "yaml"):
-        with suppress(ImportError):
-            importlib.import_module(name)
-    import jsonschema  # noqa: F401
-    import llguidance  # noqa: F401
+    """What commands import; nothing that asks for the environment, makes threads or looks for a device."""
     import prompt_toolkit.shortcuts  # noqa: F401
-    import tokenizers  # noqa: F401
 
     import gptoss_convert.reports  # noqa: F401
     import gptoss_mlx.chat.store
     import gptoss_mlx.cli
-    import gptoss_mlx.cli.bench
     import gptoss_mlx.engine.generate
-    import gptoss_mlx.evaluation.task
     import gptoss_mlx.memory.plan
     import gptoss_mlx.terminal.completion
     import gptoss_mlx.terminal.history
     import gptoss_mlx.terminal.loop
     import gptoss_mlx.terminal.markdown
     import gptoss_mlx.terminal.progress_bars
-    import gptoss_mlx.terminal.rich_screen
-    import gptoss_mlx.tools.commands  # noqa: F401
+    import gptoss_mlx.terminal.rich_screen  # noqa: F401
 
 
 def keep(reply: int, *streams: int, request: list) -> NoReturn:
