@@ -200,32 +200,55 @@ def serve(listener: socket.socket) -> None:
     """Fork for each request until all that have connected have closed their ends."""
     import_all()
     gc.freeze()  # a fork copies no page only because what was imported is looked through
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
-    channels = [listener.accept()[0]]
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    channels, replies = [listener.accept()[0]], {}
     while channels:
-        for ready in select.select([listener, *channels], [], [])[0]:
+        for ready in select.select([listener, ended, *channels], [], [])[0]:
             if ready is listener:
                 channels.append(listener.accept()[0])
-            elif not answer(ready, [listener, *channels]):
+            elif ready == ended:
+                os.read(ended, 2**16)
+                report(replies)
+            elif not answer(ready, replies, [listener.fileno(), ended, wake, *(each.fileno() for each in channels)]):
                 channels.remove(ready)
                 ready.close()
 
 
-def answer(channel: socket.socket, others: Sequence[socket.socket]) -> bool:
-    """Fork for a request; False if there is none, for the other end is closed."""
+def report(replies: dict[int, int]) -> None:
+    """Tell the status of each run that has ended."""
+    while replies and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+        with suppress(BrokenPipeError):  # nobody waits for it any more
+            os.write(replies[ended[0]], ended[1].to_bytes(4, "little"))
+        os.close(replies.pop(ended[0]))
+
+
+def answer(channel: socket.socket, replies: dict[int, int], ours: Sequence[int]) -> bool:
+    """Fork a run for a request, and tell its number; False if there is none, for the other end is closed. `ours` are
+    descriptors that no run has."""
     length, descriptors, *_ = socket.recv_fds(channel, 4, 4)
     request = b""
-    while length and len(request) < int.from_bytes(length, "little"):
+    while len(request) < int.from_bytes(length, "little"):
         if not (part := channel.recv(2**16)):
             return False
         request += part
-    if length and os.fork() == 0:
-        for each in others:
-            each.close()
-        keep(*descriptors, request=json.loads(request))
-    for descriptor in descriptors:
+    if not length:
+        return False
+    reply, *streams = descriptors
+    if (pid := os.fork()) == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (*ours, *replies.values(), reply):
+            os.close(descriptor)
+        become(streams, *json.loads(request))
+    replies[pid] = reply
+    for descriptor in streams:
         os.close(descriptor)
-    return bool(length)
+    with suppress(BrokenPipeError):
+        os.write(reply, pid.to_bytes(4, "little"))
+    return True
 
 
 def import_all() -> None:
@@ -243,20 +266,6 @@ def import_all() -> None:
     import gptoss_mlx.terminal.markdown
     import gptoss_mlx.terminal.progress_bars
     import gptoss_mlx.terminal.rich_screen  # noqa: F401
-
-
-def keep(reply: int, *streams: int, request: list) -> NoReturn:
-    """Fork a run, and report its number, and its status when it has ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if (pid := os.fork()) == 0:
-        os.close(reply)
-        become(streams, *request)
-    for descriptor in streams:
-        os.close(descriptor)
-    with suppress(BrokenPipeError):  # nobody waits for it any more
-        os.write(reply, pid.to_bytes(4, "little"))
-        os.write(reply, os.waitpid(pid, 0)[1].to_bytes(4, "little"))
-    os._exit(0)
 
 
 def become(
