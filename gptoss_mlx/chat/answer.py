@@ -199,8 +199,8 @@ class Answer:
         return message.role != "assistant" or (limit is not None and self._clock.reasoning >= limit)
 
     def _force_answer(self) -> None:
-        """Open an answer for a model that stopped, or was stopped, without one. To a call that is required
-        its grammar leads, once nothing else is being said."""
+        """Open an answer for a model that stopped, or was stopped, without one. To a call that is required its grammar
+        leads, once nothing else is being said."""
         text = self._text
         if self._rules.calls.required:
             forced: tuple[str, ...] = (END,) if text.message else ()

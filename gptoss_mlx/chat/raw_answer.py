@@ -40,6 +40,10 @@ class RawAnswer:
         """All that the prompt cache has to hold to go on."""
         return self.prompt + self._written
 
+    def next_prompt(self) -> list[int]:
+        """What a next prompt will begin with, where that differs from `ids`: it does not."""
+        return []
+
     def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent, None, None]:
         """Go on with the answer; where this is closed before `finished`, it can be called again."""
         if self._cached is None:

@@ -11,23 +11,34 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from ..chat.turn import OnPrefill
 from ..errors import GptOssError
 from .errors import RequestError, error_response
+from .messages import model_info, models_page
+from .metrics import Metrics
+from .observing import ObservedService, RequestLog
+from .security import Access, Guard
 from .service import Service
 
 PROTOCOLS = ("chat_completions", "completions", "responses", "messages", "page")
 # Codex asks for the version of Ollama, and refuses one that is older than its Responses endpoint.
 OLLAMA_VERSION = "0.14.2"
+ANTHROPIC_VERSION = "anthropic-version"  # a header that all clients of Anthropic's API send
+ON_LOOPBACK = Access()
 
 
-def make_app(service: Service) -> Starlette:
-    """The application of one model; `app.state.service` is for the protocols."""
+def make_app(service: Service, access: Access = ON_LOOPBACK, on_prefill: OnPrefill | None = None) -> Starlette:
+    """The application of one model; `app.state.service` is for the protocols. `on_prefill` gets the progress of
+    whatever prompt is being read."""
+    metrics = Metrics()
     app = Starlette(
         routes=[*_protocol_routes(), *ROUTES],
+        middleware=[Middleware(RequestLog, metrics), Middleware(Guard, access)],
         exception_handlers={
             RequestError: _refused,
             GptOssError: _failed,
@@ -36,7 +47,7 @@ def make_app(service: Service) -> Starlette:
         },
     )
     app.router.redirect_slashes = False  # the address of a redirect would be the client's own word
-    app.state.service = service
+    app.state.service, app.state.metrics = ObservedService(service, metrics, on_prefill), metrics
     return app
 
 
@@ -46,10 +57,10 @@ def _protocol_routes() -> list[BaseRoute]:
 
 
 async def _models(request: Request) -> Response:
-    """The list in OpenAI's form, with what Anthropic's has beside it."""
-    name = request.app.state.service.model_name
-    page = {"first_id": name, "last_id": name, "has_more": False}
-    return JSONResponse({"object": "list", "data": [_model_object(request)]} | page)
+    """The list in OpenAI's form, or Anthropic's for its clients."""
+    if ANTHROPIC_VERSION in request.headers:
+        return JSONResponse(models_page(request.app.state.service))
+    return JSONResponse({"object": "list", "data": [_model_object(request)]})
 
 
 async def _model(request: Request) -> Response:
@@ -58,6 +69,8 @@ async def _model(request: Request) -> Response:
         raise RequestError(
             f"there is no model {name!r} here, only {known}", status=404, code="model_not_found", param="model"
         )
+    if ANTHROPIC_VERSION in request.headers:
+        return JSONResponse(model_info(request.app.state.service))
     return JSONResponse(_model_object(request))
 
 
@@ -76,6 +89,10 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok", "model": request.app.state.service.model_name})
 
 
+async def _metrics(request: Request) -> Response:
+    return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
 async def _version(request: Request) -> Response:
     return JSONResponse({"version": OLLAMA_VERSION})
 
@@ -89,6 +106,7 @@ ROUTES = (
     Route("/v1/models", _models),
     Route("/v1/models/{name:path}", _model),
     Route("/health", _health),
+    Route("/metrics", _metrics),
     Route("/api/version", _version),
     Route("/api/tags", _tags),
 )

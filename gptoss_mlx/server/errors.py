@@ -43,8 +43,13 @@ def error_object(error: GptOssError) -> dict[str, Any]:
 def error_response(error: RequestError, path: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The reply to a request that is refused, in the form of the protocol that the path belongs to."""
     if path == ANTHROPIC_PATH or path.startswith(ANTHROPIC_PATH + "/"):
-        kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
-        body = {"type": "error", "error": {"type": kind, "message": error.message}}
+        body = {"type": "error", "error": anthropic_error(error)}
     else:
         body = error_object(error)
     return JSONResponse(body, error.status, headers)
+
+
+def anthropic_error(error: RequestError) -> dict[str, str]:
+    """What Anthropic's API says of an error, in replies and in streams."""
+    kind = ANTHROPIC_KINDS.get(error.status, INVALID if error.status < 500 else "api_error")
+    return {"type": kind, "message": error.message}

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..chat.attached import MAX_FILE, file_text, with_files
 from ..chat.transcript import fenced
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError, printable
 from ..process import Output, collect, end, start
 from ..untrusted import os_error_text, read_regular
 
-MAX_FILE = 1_000_000  # bytes: some 250,000 tokens, twice the context of gpt-oss
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
 LIKE_A_PATH = re.compile(r"[\w~./+-]*[./][\w~./+-]+")
 PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
@@ -71,12 +71,7 @@ def expand(text: str) -> Expanded:
         notes.append(printable(f"sent as text, because only files can be attached: {', '.join(folders)}"))
     if missing:
         notes.append(printable(f"sent as text, because there is no such file: {', '.join(missing)}"))
-    return Expanded("\n\n".join([text, *(_block(name, content) for name, content in files.items())]), notes)
-
-
-def _block(name: str, content: str) -> str:
-    without_end = content.removesuffix("\n")
-    return f"File {printable(name)}:\n{fenced(without_end)}"
+    return Expanded(with_files(text, files), notes)
 
 
 def _size(content: str) -> str:
@@ -97,11 +92,7 @@ def _read(name: str) -> str:
         data = read_regular(Path(os.path.expanduser(name)), MAX_FILE)
     except OSError as error:
         raise GptOssError(f"cannot attach {name}: {os_error_text(error)}") from None
-    with suppress(UnicodeDecodeError):
-        content = data.decode("utf-8-sig")
-        if "\0" not in content:
-            return content.replace("\r\n", "\n")
-    raise GptOssError(f"cannot attach {name}: it is not text in UTF-8")
+    return file_text(name, data)
 
 
 def _is_empty(path: str) -> bool:

@@ -18,12 +18,13 @@ from pathlib import Path
 from ..chat.autosave import SessionAutosave
 from ..chat.session import Session
 from ..chat.turn import Dropped, Thought, ToolResult, TurnEvent, TurnEvents, TurnStats
+from ..chat.visible import with_all_visible
 from ..errors import GptOssError, printable
 from ..harmony.messages import FUNCTIONS, Message
 from ..harmony.parse import Content, Preamble, Reasoning, Stop, ToolCall, kind_of
 from .input import reply
 from .job_control import NOT_DRAWN, Ended, ending_raises
-from .safe_text import shortened, with_all_visible, without_controls
+from .safe_text import shortened, without_controls
 from .screen import Screen
 
 STOPPED = "(stopped; /continue resumes)"

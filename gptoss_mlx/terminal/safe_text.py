@@ -8,36 +8,18 @@ from __future__ import annotations
 import re
 import textwrap
 
+from ..chat.visible import with_all_visible
+
 RESULT_LINES = 4  # shown of what a tool returned
 
 # C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
 # for line ends, and lone surrogates, which cannot be written at all.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# Unicode's Default_Ignorable_Code_Point, for which a font may show nothing at all, and the blank of Braille.
-_LOOKS_EMPTY = re.compile(
-    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
-    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-
 
 def without_controls(text: str) -> str:
     """Text without the characters that would steer a terminal; line breaks and tabs stay."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def with_all_visible(text: str) -> str:
-    """Text in which nothing hides: invisible characters and unusual blanks are escaped as Python escapes them.
-
-    A carriage return is escaped and followed by a line break: Python begins a line after it, terminals do not.
-    """
-
-    def visible(character: str) -> str:
-        if character in "\n\t" or (character.isprintable() and not _LOOKS_EMPTY.match(character)):
-            return character
-        return character.encode("unicode_escape").decode() + "\n" * (character == "\r")
-
-    return "".join(map(visible, text.replace("\r\n", "\n")))
 
 
 def shortened(text: str, width: int) -> str:

@@ -50,6 +50,14 @@ def test_what_is_asked_for(service, client, fields, expected):
     assert {name: getattr(asked, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_what_a_request_leaves_open_is_the_servers(service, client, monkeypatch, path):
+    service.begin()
+    monkeypatch.setattr(service, "sampling", Sampling(temperature=0.3, top_k=5))
+    client.post(path, json={"messages": [HI], "prompt": "Once", "top_p": 0.5})
+    assert service.requests[0].sampling == Sampling(temperature=0.3, top_k=5, top_p=0.5)
+
+
 @pytest.mark.parametrize(
     ("effort", "trained"),
     [("none", "low"), ("minimal", "low"), ("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "high")],

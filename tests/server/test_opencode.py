@@ -1,81 +1,99 @@
-"""opencode does a task with our chat completions: it runs what the scripted model calls."""
+"""opencode, a coding agent, writes a file by way of chat completions: the real program, the real engine, a script.
 
+It asks for a title of the conversation at the same time, so two conversations take turns.
+"""
+
+import asyncio
 import json
 import os
+import shutil
 import subprocess
 
+import mlx.core as mx
 import pytest
 
-from gptoss_mlx.harmony.messages import Message
-from server.installing import npm_program
-from server.loopback import ScriptedService, serving
-from server.responding import called, said
+import gptoss_mlx
+from gptoss_mlx.chat import answer as chat_answer
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.server.service import open_service
+from server.loopback import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PACKAGE = "opencode-ai@1.18.33"
-TASK = "create made.txt with hi"
-MAKE = json.dumps({"command": "printf hi > made.txt", "description": "Makes the file"})
+ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>{}<|return|>"
+PREAMBLE = "<|channel|>commentary<|message|>I write it.<|end|><|start|>assistant"
+CALL = "<|channel|>commentary to=functions.write <|constrain|>json<|message|>{}<|call|>"
 
 
-def config(address: str) -> dict:
-    """As docs/clients.md has it, but for the address."""
-    return {
-        "$schema": "https://opencode.ai/config.json",
-        "provider": {
-            "gptoss-mlx": {
-                "npm": "@ai-sdk/openai-compatible",
-                "name": "gptoss-mlx",
-                "options": {"baseURL": f"{address}/v1"},
-                "models": {"gpt-oss-20b": {"name": "gpt-oss-20b", "limit": {"context": 131072, "output": 32768}}},
-            }
-        },
-        "model": "gptoss-mlx/gpt-oss-20b",
-    }
-
-
-class TaskService(ScriptedService):
-    """Gives a title where there are no tools, as for the request beside the first question; else does the task."""
-
-    async def answer(self, request):
-        if not request.conversation.tools:
-            self.script = said("A file")
-        elif any(message.recipient == "assistant" for message in request.conversation.messages):
-            self.script = said("The file is there.")
-        else:
-            self.script = called("bash", MAKE, preamble="I make the file.")
-        async for event in super().answer(request):
-            yield event
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opencode(tmp_path_factory) -> str:
-    return npm_program(PACKAGE, "opencode", tmp_path_factory)
+    """The program, from npm; its binary comes as a package of its own."""
+    if not shutil.which("npm"):
+        pytest.skip("there is no npm")
+    folder = tmp_path_factory.mktemp("opencode")
+    words = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE]
+    installed = subprocess.run(words, capture_output=True, text=True)
+    programs = sorted(folder.glob("node_modules/opencode-*/bin/opencode"), key=lambda path: len(str(path)))
+    if not programs:
+        pytest.skip(f"npm does not install {PACKAGE}: {installed.stderr.strip()[-200:]}")
+    return str(next(path for path in programs if "opencode-ai" not in str(path)))
 
 
-def test_a_task_with_a_call(opencode, tmp_path):
-    service = TaskService()
-    home, project = tmp_path / "home", tmp_path / "project"
+def test_opencode_writes_a_file(opencode, demo_folder, tmp_path, monkeypatch):
+    tokenizer = Tokenizer.load(demo_folder)
+    work, home = tmp_path / "work", tmp_path / "home"
+    work.mkdir()
     home.mkdir()
-    project.mkdir()
-    with serving(service) as address:
-        (project / "opencode.json").write_text(json.dumps(config(address)))
-        nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9") | {"NO_PROXY": "127.0.0.1"}
-        quiet = {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
-        done = subprocess.run(
-            [opencode, "run", TASK],
-            cwd=project,
-            stdin=subprocess.DEVNULL,
+    call = CALL.format(json.dumps({"filePath": str(work / "hello.txt"), "content": "Hello.\n"}))
+    prompts = []
+
+    class Agent:
+        """Samples what an agent would write after the prompt that it is made for."""
+
+        def __init__(self, sampling, context=(), logprobs=None):
+            prompts.append(prompt := tokenizer.decode(list(context)))
+            if "namespace functions" not in prompt:
+                script = FINAL.format("A title")
+            elif "<|start|>functions.write to=assistant" not in prompt:
+                script = ANALYSIS.format("I think of it.") + PREAMBLE + call
+            else:
+                script = ANALYSIS.format("It is there.") + FINAL.format("Done, it is written.")
+            self.ids = tokenizer.encode_markup(script)
+
+        def __call__(self, logits, allowed=None):
+            return mx.array([self.ids.pop(0) if self.ids else 0])
+
+    monkeypatch.setattr(chat_answer, "Sampler", Agent)
+    service = asyncio.run(open_service(lambda: gptoss_mlx.load(demo_folder), "demo", places=2))
+    with serving(service) as url:
+        (work / "opencode.json").write_text(json.dumps(config(f"{url}/v1")))
+        ran = subprocess.run(
+            [opencode, "run", "Write hello.txt"],
+            cwd=work,
+            env={"PATH": os.environ["PATH"], "HOME": str(home)},
             capture_output=True,
             text=True,
             timeout=300,
-            env={"PATH": os.environ["PATH"], "HOME": str(home), **nowhere, **quiet},
         )
-    assert done.returncode == 0, done.stderr
-    assert "The file is there." in done.stdout
-    assert (project / "made.txt").read_text() == "hi"
-    last = max(service.requests, key=lambda request: len(request.conversation.messages)).conversation.messages
-    *_, preamble, made, output = last
-    assert preamble == Message("assistant", "I make the file.", "commentary")
-    assert (made.recipient, json.loads(made.content)) == ("functions.bash", json.loads(MAKE))
-    assert output.role == "functions.bash"
+    service.close("the test is over")
+    assert ran.returncode == 0, ran.stderr
+    assert (work / "hello.txt").read_text() == "Hello.\n"
+    assert "Done, it is written." in ran.stdout
+    assert len(prompts) == 3
+    # The reasoning and the preamble before the call are back.
+    assert ANALYSIS.format("I think of it.") + PREAMBLE in prompts[-1]
+
+
+def config(url):
+    model = {"name": "gpt-oss", "reasoning": True, "tool_call": True, "limit": {"context": 131_072, "output": 8192}}
+    provider = {"npm": "@ai-sdk/openai-compatible", "options": {"baseURL": url, "apiKey": "none"}}
+    return {
+        "provider": {"gptoss": provider | {"models": {"gpt-oss-20b": model}}},
+        "model": "gptoss/gpt-oss-20b",
+        "small_model": "gptoss/gpt-oss-20b",
+        "permission": {"*": "allow"},
+        "share": "disabled",
+        "autoupdate": False,
+    }

@@ -1,6 +1,7 @@
 """Text that goes to a terminal: without what would steer it or hide in it."""
 
-from gptoss_mlx.terminal.safe_text import call_text, shortened, with_all_visible, without_controls
+from gptoss_mlx.chat.visible import with_all_visible
+from gptoss_mlx.terminal.safe_text import call_text, shortened, without_controls
 
 
 def test_control_characters_become_marks():
