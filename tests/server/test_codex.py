@@ -1,20 +1,26 @@
 """The Codex CLI does its tasks with our server: real sessions, in which it runs what the scripted model calls."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
+import gptoss_mlx
+from gptoss_mlx import Sampling
+from gptoss_mlx.chat.request import AnswerStats
 from gptoss_mlx.chat.turn import Prefill
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Message, call
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
+from gptoss_mlx.server.service import Service, open_service
 from server.loopback import begins, serving, stats
 from server.responding import QueueingService, called, said
 
@@ -68,7 +74,7 @@ def work(tmp_path, codex):
     folder.mkdir()
 
     def work(
-        service: QueueingService, *options: str, agents: bool = False, patience: int = 300_000
+        service: Service, *options: str, task: str = TASK, agents: bool = False, patience: int = 300_000
     ) -> tuple[subprocess.CompletedProcess, Path]:
         with serving(service) as address:
             config = CONFIG.format(address=address, agents=json.dumps(agents), patience=patience)
@@ -76,7 +82,7 @@ def work(tmp_path, codex):
             words = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
             nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9") | {"NO_PROXY": "127.0.0.1"}
             done = subprocess.run(
-                [*words, *options, TASK],
+                [*words, *options, task],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -108,6 +114,33 @@ def test_a_task_with_a_call(work):
     ]
     assert result.role == "functions.exec_command"
     assert "exited with code 0" in result.content
+
+
+def test_the_embedded_model(work, demo_folder, monkeypatch):
+    """A real answer to the prompt of an agent; the next question costs what is new alone."""
+    service = asyncio.run(open_service(lambda: gptoss_mlx.load(demo_folder), "demo", places=2))
+    service.sampling = Sampling(temperature=0)
+    stats_of_answers = []
+    answer = service.answer
+
+    async def watched(request):
+        async with aclosing(answer(request)) as events:
+            async for event in events:
+                if isinstance(event, AnswerStats):
+                    stats_of_answers.append(event)
+                yield event
+
+    monkeypatch.setattr(service, "answer", watched)
+    try:
+        done, _ = work(service, task="What is 12 + 30?")
+        assert "42" in done.stdout
+        done, _ = work(service, "resume", "--last", task="What is 81 - 20?")
+        assert "61" in done.stdout
+    finally:
+        service.close("the test is over")
+    first, second = stats_of_answers
+    assert first.prompt > 5000
+    assert first.prompt < second.cached < second.prompt < first.prompt + 500
 
 
 def test_a_session_that_is_resumed(work):
