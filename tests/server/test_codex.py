@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gptoss_mlx
+from docs.pages import ROOT, fenced
 from gptoss_mlx import Sampling
 from gptoss_mlx.chat.request import AnswerStats
 from gptoss_mlx.chat.turn import Prefill
@@ -27,25 +28,6 @@ from server.responding import QueueingService, called, said
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PACKAGE = "@openai/codex@0.171.0"
-# As docs/clients.md has it, but for the address and the file of instructions.
-CONFIG = """
-model = "gpt-oss-20b"
-model_provider = "gptoss-mlx"
-model_context_window = 131072
-web_search = "disabled"
-
-[model_providers.gptoss-mlx]
-name = "gptoss-mlx"
-base_url = "{address}/v1"
-wire_api = "responses"
-stream_idle_timeout_ms = {patience}
-
-[agents]
-enabled = {agents}
-
-[features]
-goals = false
-"""
 TASK = "create made.txt with hi"
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 MAKE = json.dumps({"cmd": "printf hi > made.txt"})
@@ -66,6 +48,16 @@ def codex(tmp_path_factory) -> str:
     return str(folder / "node_modules" / ".bin" / "codex")
 
 
+def config(address: str, agents: bool, patience: int) -> str:
+    """The settings that docs/clients.md tells people to use, but for the address and what a test changes."""
+    (settings,) = fenced(ROOT / "docs" / "clients.md", "toml")
+    url, enabled = 'base_url = "http://127.0.0.1:8080/v1"', "enabled = false"
+    assert url in settings
+    assert enabled in settings
+    settings = settings.replace(url, f'base_url = "{address}/v1"\nstream_idle_timeout_ms = {patience}')
+    return settings.replace(enabled, f"enabled = {json.dumps(agents)}")
+
+
 @pytest.fixture
 def work(tmp_path, codex):
     """Has Codex do the task with a service; returns what it printed and where it worked."""
@@ -77,8 +69,7 @@ def work(tmp_path, codex):
         service: Service, *options: str, task: str = TASK, agents: bool = False, patience: int = 300_000
     ) -> tuple[subprocess.CompletedProcess, Path]:
         with serving(service) as address:
-            config = CONFIG.format(address=address, agents=json.dumps(agents), patience=patience)
-            (home / "config.toml").write_text(config)
+            (home / "config.toml").write_text(config(address, agents, patience))
             words = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
             nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9") | {"NO_PROXY": "127.0.0.1"}
             done = subprocess.run(
