@@ -132,8 +132,10 @@ class ResponseWriter:
     def _delta(self) -> bytes:
         """The text that has arrived since the last one, with the logprobs of its tokens."""
         assert self._open is not None
-        text, logprobs = self._waiting_text, self._waiting_logprobs
-        self._waiting_text, self._waiting_logprobs = "", []
+        text, self._waiting_text = self._waiting_text, ""
+        logprobs: list[dict[str, Any]] = []
+        if self._open.kind is Content:
+            logprobs, self._waiting_logprobs = self._waiting_logprobs, []
         self._open.pieces.append(text)
         self._open.logprobs += logprobs
         more = {"logprobs": logprobs} if self._open.has_logprobs else {}
@@ -143,7 +145,7 @@ class ResponseWriter:
         """End the text that is arriving, if one is."""
         if self._open is None:
             return
-        if self._waiting_text or self._waiting_logprobs:
+        if self._waiting_text or (self._waiting_logprobs and self._open.kind is Content):
             yield self._delta()
         part = self._open.part()
         yield self._in_text(f"{self._open.form.events}.done", **{k: part[k] for k in ("text", "logprobs") if k in part})

@@ -80,6 +80,7 @@ def serving(service: Service) -> Iterator[str]:
     # With its protocol named: without, asyncio does not see that Nagle's algorithm is to be turned off.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # so that a client that is faster than the thread waits
         server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

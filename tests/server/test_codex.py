@@ -1,45 +1,33 @@
 """The Codex CLI does its tasks with our server: real sessions, in which it runs what the scripted model calls."""
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import time
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
+import gptoss_mlx
+from docs.pages import ROOT, fenced
+from gptoss_mlx import Sampling
+from gptoss_mlx.chat.request import AnswerStats
 from gptoss_mlx.chat.turn import Prefill
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Message, call
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
+from gptoss_mlx.server.service import Service, open_service
 from server.loopback import begins, serving, stats
 from server.responding import QueueingService, called, said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PACKAGE = "@openai/codex@0.171.0"
-# As docs/clients.md has it, but for the address and the file of instructions.
-CONFIG = """
-model = "gpt-oss-20b"
-model_provider = "gptoss-mlx"
-model_context_window = 131072
-web_search = "disabled"
-
-[model_providers.gptoss-mlx]
-name = "gptoss-mlx"
-base_url = "{address}/v1"
-wire_api = "responses"
-stream_idle_timeout_ms = {patience}
-
-[agents]
-enabled = {agents}
-
-[features]
-goals = false
-"""
 TASK = "create made.txt with hi"
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 MAKE = json.dumps({"cmd": "printf hi > made.txt"})
@@ -60,6 +48,16 @@ def codex(tmp_path_factory) -> str:
     return str(folder / "node_modules" / ".bin" / "codex")
 
 
+def config(address: str, agents: bool, patience: int) -> str:
+    """The settings that docs/clients.md tells people to use, but for the address and what a test changes."""
+    (settings,) = fenced(ROOT / "docs" / "clients.md", "toml")
+    url, enabled = 'base_url = "http://127.0.0.1:8080/v1"', "enabled = false"
+    assert url in settings
+    assert enabled in settings
+    settings = settings.replace(url, f'base_url = "{address}/v1"\nstream_idle_timeout_ms = {patience}')
+    return settings.replace(enabled, f"enabled = {json.dumps(agents)}")
+
+
 @pytest.fixture
 def work(tmp_path, codex):
     """Has Codex do the task with a service; returns what it printed and where it worked."""
@@ -68,15 +66,14 @@ def work(tmp_path, codex):
     folder.mkdir()
 
     def work(
-        service: QueueingService, *options: str, agents: bool = False, patience: int = 300_000
+        service: Service, *options: str, task: str = TASK, agents: bool = False, patience: int = 300_000
     ) -> tuple[subprocess.CompletedProcess, Path]:
         with serving(service) as address:
-            config = CONFIG.format(address=address, agents=json.dumps(agents), patience=patience)
-            (home / "config.toml").write_text(config)
+            (home / "config.toml").write_text(config(address, agents, patience))
             words = [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
             nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9") | {"NO_PROXY": "127.0.0.1"}
             done = subprocess.run(
-                [*words, *options, TASK],
+                [*words, *options, task],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -108,6 +105,33 @@ def test_a_task_with_a_call(work):
     ]
     assert result.role == "functions.exec_command"
     assert "exited with code 0" in result.content
+
+
+def test_the_embedded_model(work, demo_folder, monkeypatch):
+    """A real answer to the prompt of an agent; the next question costs what is new alone."""
+    service = asyncio.run(open_service(lambda: gptoss_mlx.load(demo_folder), "demo", places=2))
+    service.sampling = Sampling(temperature=0)
+    stats_of_answers = []
+    answer = service.answer
+
+    async def watched(request):
+        async with aclosing(answer(request)) as events:
+            async for event in events:
+                if isinstance(event, AnswerStats):
+                    stats_of_answers.append(event)
+                yield event
+
+    monkeypatch.setattr(service, "answer", watched)
+    try:
+        done, _ = work(service, task="What is 12 + 30?")
+        assert "42" in done.stdout
+        done, _ = work(service, "resume", "--last", task="What is 81 - 20?")
+        assert "61" in done.stdout
+    finally:
+        service.close("the test is over")
+    first, second = stats_of_answers
+    assert first.prompt > 5000
+    assert first.prompt < second.cached < second.prompt < first.prompt + 500
 
 
 def test_a_session_that_is_resumed(work):

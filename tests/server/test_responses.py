@@ -161,6 +161,7 @@ def test_a_long_prefill_is_bridged_by_events(client, service, monkeypatch):
 def test_log_probabilities(client, service, of_openai):
     tops = ((b"Hel", -0.1), (b"\xe4", float("-inf")))
     service.begin(
+        begins(Reasoning, "Hm."),
         TokenLogprobs(b"\xe2", -0.5, ()),
         begins(Content, "Hel"),
         TokenLogprobs(b"Hel", -0.1, tops),
@@ -175,7 +176,7 @@ def test_log_probabilities(client, service, of_openai):
         of_openai["event"].validate_python(event)
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     assert [(each["delta"], len(each["logprobs"])) for each in deltas] == [("Hel", 2), ("lo.", 1)]
-    (part,) = answer(client, **fields)["output"][0]["content"]
+    (part,) = answer(client, **fields)["output"][1]["content"]
     assert part["text"] == "Hello."
     assert [entry["bytes"] for entry in part["logprobs"]] == [[0xE2], list(b"Hel"), list(b"lo.")]
     assert part["logprobs"][1]["top_logprobs"][1] == {"token": "\ufffd", "bytes": [0xE4], "logprob": -9999.0}
