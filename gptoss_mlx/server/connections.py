@@ -66,7 +66,7 @@ class LimitedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._follow(None)
+        self._follow("head" if self.conn.trailing_data[0] else None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
