@@ -25,7 +25,7 @@ from .history import History, HistoryEncoder, HistoryEntry, is_worth_saving
 from .replay import Replay
 from .request import AnswerEvent, AnswerRequest, AnswerStats, Called
 from .stop_texts import StopTexts
-from .turn import Clock, TurnEvent, repetition
+from .turn import Clock, TurnEvent, Waiting, repetition
 
 
 class RequestAnswer:
@@ -47,7 +47,7 @@ class RequestAnswer:
             max_tokens=request.max_tokens,
             max_reasoning=None if request.reasons else 0,
             grammar=self._grammar(),
-            opening=() if request.reasons or calls.required else without_reasoning(can_call=calls.allowed),
+            opening=() if request.reasons else without_reasoning(can_call=calls.allowed),
             calls=calls,
             logprobs=request.logprobs,
         )
@@ -71,8 +71,8 @@ class RequestAnswer:
         """All that the prompt cache has to hold to go on."""
         return self.prompt + self._draft.written
 
-    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent, None, None]:
-        """Go on with the answer; where this is closed before `finished`, it can be called again."""
+    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent | Waiting, None, None]:
+        """Go on with the answer; where this is closed at a `Prefill` or `Waiting`, it can be called again."""
         if self._cached is None:
             self._cached = prompt_cache.cached_of(self.prompt)
         answer = Answer(self._draft, self._rules, prompt_cache, self._model.tokenizer, self._clock)
@@ -91,7 +91,7 @@ class RequestAnswer:
         yield from self._stop.rest()
         yield self._stats(answer)
 
-    def _shown(self, event: TurnEvent) -> Generator[AnswerEvent, None, None]:
+    def _shown(self, event: TurnEvent) -> Generator[AnswerEvent | Waiting, None, None]:
         match event:
             case Content():
                 yield from self._stop.feed(event)

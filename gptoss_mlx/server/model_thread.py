@@ -89,12 +89,13 @@ class ModelThread:
         except Exception as error:  # whoever asked for it knows what it means
             work.end(error)
         else:
-            if isinstance(value, Waiting):
+            if isinstance(value, Waiting) and value.future:
                 self._parked.add(work)
                 value.future.add_done_callback(lambda _: self._inbox.put(partial(self._wake, work)))
-            else:
+                return
+            if not isinstance(value, Waiting):
                 work.put(value)
-                self._ready.append(work)
+            self._ready.append(work)
 
     def _wake(self, work: _Work[Any]) -> None:
         if work in self._parked:

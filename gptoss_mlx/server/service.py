@@ -16,7 +16,7 @@ from ..chat.replay import Replay
 from ..chat.request import AnswerEvent, AnswerRequest
 from ..chat.request_answer import RequestAnswer, prompt_tokens
 from ..chat.session import Session
-from ..chat.turn import TurnEvent, TurnEvents, Waiting
+from ..chat.turn import Prefill, TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
 from ..engine.sampling import Sampling
 from ..errors import GptOssError
@@ -83,7 +83,7 @@ class Service:
             try:
                 for event in events:
                     yield event
-                    if isinstance(event, Waiting):
+                    if isinstance(event, Waiting) and event.future:
                         self.pool.give_back(lease)
                         lease = yield from self._lease(session)
             finally:
@@ -125,7 +125,7 @@ class Service:
                         yield event
                         if count % TRIM_EVERY == 0:
                             self.pool.trim()
-                        if lease.revoked:
+                        if lease.revoked and isinstance(event, Prefill | Waiting):
                             break
             finally:
                 self.pool.give_back(lease)
