@@ -27,11 +27,12 @@ from ..harmony.render import START_OF_ANSWER, encode
 from .answer_grammar import AnswerGrammar
 from .call_rules import ANY_CALL, CallRules
 from .repetition import cycle_since
-from .turn import Clock, Prefill, TokenLogprobs, TurnEvent
+from .turn import Clock, Prefill, TokenLogprobs, TurnEvent, Waiting
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
 
+TOKEN_DONE = Waiting()
 MAX_HEADER = 512  # tokens outside of any message, before a model is taken to have lost its way
 
 
@@ -119,6 +120,7 @@ class Answer:
                     if cycle := cycle_since(self._started_at, text.ids):
                         self._clock.cycle = cycle
                         break
+                    yield TOKEN_DONE
             text.take_back_invented()
             if not (stopped and may_force) or text.calls or text.state.unfit or text.has_answer:
                 break
@@ -199,8 +201,8 @@ class Answer:
         return message.role != "assistant" or (limit is not None and self._clock.reasoning >= limit)
 
     def _force_answer(self) -> None:
-        """Open an answer for a model that stopped, or was stopped, without one. To a call that is required
-        its grammar leads, once nothing else is being said."""
+        """Open an answer for a model that stopped, or was stopped, without one. To a call that is required its grammar
+        leads, once nothing else is being said."""
         text = self._text
         if self._rules.calls.required:
             forced: tuple[str, ...] = (END,) if text.message else ()

@@ -7,11 +7,11 @@ be called. What texts a grammar allows is `json_grammar`'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..engine.json_grammar import JsonGrammar
-from ..engine.special_tokens import CALL, CHANNEL, END_OF_TEXT, MESSAGE, RETURN, START
+from ..engine.special_tokens import CHANNEL, END, MESSAGE, START
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.messages import Message
@@ -19,7 +19,8 @@ from ..harmony.parse import Content, Parser, kind_of, tool_of
 from ..harmony.render import START_OF_ANSWER, encode
 from .call_rules import CallRules, call_headers
 
-NO_END_OF_REASONING = (RETURN, CALL, END_OF_TEXT, START, CHANNEL)  # where a call has to follow
+if TYPE_CHECKING:
+    from ..engine.json_grammar import JsonGrammar
 
 
 class AnswerGrammar:
@@ -31,7 +32,8 @@ class AnswerGrammar:
         self._answer, self._calls, self._parser = answer, calls, parser
         self._vocabulary = next(grammar.vocabulary for grammar in (answer, *calls.grammars.values()) if grammar)
         self._end_of_header = self._only([tokenizer.special(MESSAGE)])
-        self._reasoning = mx.logical_not(self._only(map(tokenizer.special, NO_END_OF_REASONING)))
+        # Where a call has to follow, reasoning ends as that leaves room for it.
+        self._reasoning = mx.logical_not(self._only(tokenizer.specials.keys() - {tokenizer.special(END)}))
         self._headers = CallHeaders(calls.required, tokenizer) if calls.required else None
         self._message: Message | None = None
         self._grammar: JsonGrammar | None = None

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine.json_grammar import JsonGrammar
 from ..engine.special_tokens import CALL, CHANNEL, CONSTRAIN
 from ..engine.tokenizer import Tokenizer
 from ..errors import GptOssError
 from ..harmony.headers import read_header
 from ..harmony.messages import FUNCTIONS, Tool
-from .request import AnswerRequest
+
+if TYPE_CHECKING:
+    from ..engine.json_grammar import JsonGrammar
+    from .request import AnswerRequest
 
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -68,6 +70,8 @@ def call_headers(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _grammar(tool: Tool, tokenizer: Tokenizer, vocabulary: int) -> JsonGrammar:
+    from ..engine.json_grammar import JsonGrammar
+
     if any(read_header(header).recipient != FUNCTIONS + tool.name for header in call_headers(tool.name)):
         raise GptOssError(f"the tool {tool.name!r} has a name by which a model cannot call it")
     try:

@@ -12,7 +12,7 @@ from ..errors import GptOssError
 from ..harmony.parse import Content
 from .request import AnswerEvent, AnswerRequest, AnswerStats
 from .stop_texts import StopTexts
-from .turn import Prefill, TokenLogprobs
+from .turn import Prefill, TokenLogprobs, Waiting
 
 
 class RawAnswer:
@@ -40,8 +40,12 @@ class RawAnswer:
         """All that the prompt cache has to hold to go on."""
         return self.prompt + self._written
 
-    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent, None, None]:
-        """Go on with the answer; where this is closed before `finished`, it can be called again."""
+    def next_prompt(self) -> list[int]:
+        """What a next prompt will begin with, where that differs from `ids`: it does not."""
+        return []
+
+    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent | Waiting, None, None]:
+        """Go on with the answer; where this is closed at a `Prefill` or `Waiting`, it can be called again."""
         if self._cached is None:
             self._cached = min(prompt_cache.cached_of(self.prompt), len(self.prompt) - 1)
         with closing(prompt_cache.read_steps(self.ids)) as steps:
@@ -67,6 +71,7 @@ class RawAnswer:
                         yield self._logprobs(id_, logprob, likeliest)
                 if self._stop.found is not None:
                     break
+                yield Waiting()
         self.finished = True
         if rest := self._text.flush():
             yield from self._stop.feed(Content(rest))

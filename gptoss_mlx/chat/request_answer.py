@@ -15,17 +15,17 @@ from ..engine.generate import Model
 from ..engine.interrupts import Interrupts
 from ..engine.json_grammar import JsonGrammar
 from ..engine.prompt_cache import PromptCache
-from ..engine.special_tokens import RETURN
+from ..engine.special_tokens import MESSAGE, RETURN, START
 from ..harmony.openings import without_reasoning
-from ..harmony.parse import Content, Emitted, Reasoning, Stop, ToolCall
-from ..harmony.render import render_head
+from ..harmony.parse import Content, Reasoning, Stop, ToolCall
+from ..harmony.render import encode, render_head
 from .answer import Answer, AnswerRules, Draft
 from .call_rules import call_rules
-from .history import History, HistoryEncoder, is_worth_saving
+from .history import History, HistoryEncoder, HistoryEntry, is_worth_saving
 from .replay import Replay
 from .request import AnswerEvent, AnswerRequest, AnswerStats, Called
 from .stop_texts import StopTexts
-from .turn import Clock, TurnEvent, repetition
+from .turn import Clock, TurnEvent, Waiting, repetition
 
 
 class RequestAnswer:
@@ -35,9 +35,8 @@ class RequestAnswer:
         """Raises ContextFull for a prompt that leaves no room for an answer, GptOssError for a schema that cannot be
         used and for a tool that has to be called and is not there."""
         self._request, self._model, self._replay = request, model, replay
-        self._encoder = HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
-        head = replay.ids(render_head(request.conversation))
-        history = History(tuple(map(replay.entry, request.conversation.said)))
+        self._encoder = _encoder(request, model)
+        head, history = self._head, self._history = _encoded(request, replay)
         self.prompt = [*head, *history.ids, *self._encoder.start_of_answer]
         if len(self.prompt) >= model.context:
             raise model.full(f"{len(self.prompt):,} tokens")
@@ -48,7 +47,7 @@ class RequestAnswer:
             max_tokens=request.max_tokens,
             max_reasoning=None if request.reasons else 0,
             grammar=self._grammar(),
-            opening=() if request.reasons or calls.required else without_reasoning(can_call=calls.allowed),
+            opening=() if request.reasons else without_reasoning(can_call=calls.allowed),
             calls=calls,
             logprobs=request.logprobs,
         )
@@ -56,7 +55,8 @@ class RequestAnswer:
         self._stop = StopTexts(request.stop)
         self._cached: int | None = None
         self._thoughts: list[str] = []
-        self.finished = False
+        self._written: list[HistoryEntry] = []
+        self.finished = self._complete = False
 
     def _grammar(self) -> JsonGrammar | None:
         """That of the answer itself."""
@@ -71,8 +71,8 @@ class RequestAnswer:
         """All that the prompt cache has to hold to go on."""
         return self.prompt + self._draft.written
 
-    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent, None, None]:
-        """Go on with the answer; where this is closed before `finished`, it can be called again."""
+    def write(self, prompt_cache: PromptCache) -> Generator[AnswerEvent | Waiting, None, None]:
+        """Go on with the answer; where this is closed at a `Prefill` or `Waiting`, it can be called again."""
         if self._cached is None:
             self._cached = prompt_cache.cached_of(self.prompt)
         answer = Answer(self._draft, self._rules, prompt_cache, self._model.tokenizer, self._clock)
@@ -85,12 +85,13 @@ class RequestAnswer:
         except GeneratorExit:
             self._draft = answer.draft
             raise
-        self.finished = True
-        self._remember(answer.emitted)
+        self.finished, self._complete = True, answer.finished and not answer.calls
+        self._written = [self._encoder.emitted(each) for each in answer.emitted if is_worth_saving(each.message)]
+        self._replay.remember(self._written)
         yield from self._stop.rest()
         yield self._stats(answer)
 
-    def _shown(self, event: TurnEvent) -> Generator[AnswerEvent, None, None]:
+    def _shown(self, event: TurnEvent) -> Generator[AnswerEvent | Waiting, None, None]:
         match event:
             case Content():
                 yield from self._stop.feed(event)
@@ -106,9 +107,14 @@ class RequestAnswer:
             case _:
                 yield event  # type: ignore[misc]
 
-    def _remember(self, emitted: Sequence[Emitted]) -> None:
-        """Keep the ids of the messages that the model wrote to their end."""
-        self._replay.remember(self._encoder.emitted(each) for each in emitted if is_worth_saving(each.message))
+    def next_prompt(self) -> list[int]:
+        """What a next question's prompt will begin with, after a complete answer, where that is not what was read: the
+        answer without its reasoning. Empty where a client is to run a tool, whose result goes on from here."""
+        if not self._complete:
+            return []
+        entries = self._history.plus(*self._written)
+        ids = [*self._head, *entries.ids, *encode((START, "user", MESSAGE), self._model.tokenizer)]
+        return ids if len(ids) < self._model.context else []
 
     def _stats(self, answer: Answer) -> AnswerStats:
         stopped = answer.finished or self._stop.found is not None
@@ -121,3 +127,19 @@ class RequestAnswer:
             stopped_by=self._stop.found,
             repeated=repetition(self._clock.cycle),
         )
+
+
+def prompt_tokens(request: AnswerRequest, model: Model, replay: Replay) -> int:
+    """Tokens of the prompt, even of one that the context has no room for."""
+    head, history = _encoded(request, replay)
+    return len(head) + len(history.ids) + len(_encoder(request, model).start_of_answer)
+
+
+def _encoder(request: AnswerRequest, model: Model) -> HistoryEncoder:
+    return HistoryEncoder(model.tokenizer, model.config.vocab_size, request.conversation.builtin_tools)
+
+
+def _encoded(request: AnswerRequest, replay: Replay) -> tuple[Sequence[int], History]:
+    """What stands before all that was said, and what was said."""
+    said = tuple(map(replay.entry, request.conversation.said))
+    return replay.ids(render_head(request.conversation)), History(said)

@@ -64,7 +64,7 @@ class Session:
         response_schema: Schema | None = None,
         current_date: str | None = None,
         drop_when_full: bool = False,
-        yields_prefill: bool = False,
+        yields_steps: bool = False,
     ):
         """`approve` is asked about the calls of tools that want it; without it they are refused. `outputs` runs tools
         instead, and asks by itself.
@@ -73,7 +73,8 @@ class Session:
         closed and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the
         `response_schema`; one that breaks a rule of it ends the turn with a GptOssError.
         `drop_when_full`: the oldest turns are dropped when the context is full, instead of ContextFull.
-        `yields_prefill`: `Prefill` is among the events, so that others can have their turn between two chunks.
+        `yields_steps`: `Prefill` and `Waiting` are among the events, so that others can have their turn between two
+        chunks and two tokens.
         """
         self.model = model
         self.prompt_cache = PromptCache(model)
@@ -81,7 +82,7 @@ class Session:
         self.toolbox, self.approve, self.outputs = Toolbox(functions, builtins), approve, outputs
         self.sampling = sampling or Sampling()
         self.max_tokens, self.max_reasoning = max_tokens, max_reasoning
-        self.drop_when_full, self.yields_prefill = drop_when_full, yields_prefill
+        self.drop_when_full, self.yields_steps = drop_when_full, yields_steps
         self.instructions = instructions
         self.current_date = current_date or datetime.date.today().isoformat()
         self.set_reasoning_effort(reasoning_effort)
@@ -249,7 +250,7 @@ class Session:
                     try:
                         with closing(answer.write()) as events:
                             for event in events:
-                                if self.yields_prefill or not isinstance(event, Prefill):
+                                if self.yields_steps or not isinstance(event, Prefill | Waiting):
                                     yield event
                     except (KeyboardInterrupt, GeneratorExit):
                         self._add(answer.fragment())

@@ -25,9 +25,9 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing can be done until `future` is: others can have their turn."""
+    """Others can have their turn, until `future` is done; without one, for a step."""
 
-    future: Future[Any]
+    future: Future[Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import click
 
 from ..errors import GptOssError, printable
 from ..terminal.safe_text import without_controls
-from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, sessions
+from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, serve, sessions
 
 PROGRAM = "gptoss-mlx"
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -99,6 +99,6 @@ def _without_command(context: click.Context, model: str | None) -> None:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, sessions):
+for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, serve, sessions):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import fields
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from ..chat.session import Approve, Session
     from ..chat.store import SessionEntry
     from ..engine.generate import Model
-    from ..engine.sampling import Sampling
     from ..harmony.parse import ToolCall
     from ..tools.toolbox import Builtin, Function
 
@@ -300,7 +298,7 @@ def _session_maker(
             functions=functions,
             builtins=builtins,
             response_schema=schema,
-            sampling=_sampling(chat),
+            sampling=chat.sampling(),
             instructions=chat.system,
             reasoning_effort=chat.reasoning,
             max_tokens=chat.max_tokens,
@@ -320,12 +318,6 @@ def _builtins(tools: ToolOptions) -> Iterator[Builtin]:
         from ..tools.python import PythonTool
 
         yield PythonTool(unsafe=tools.unsafe_python)
-
-
-def _sampling(chat: ChatOptions) -> Sampling:
-    from ..engine.sampling import Sampling
-
-    return Sampling(**{field.name: getattr(chat, field.name) for field in fields(Sampling)})
 
 
 COMMANDS = (chat, generate, demo)

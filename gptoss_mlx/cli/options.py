@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ..memory.system import parse_size
 from ..tools import EXAMPLE_FILE
 from .completion import complete_models
+
+if TYPE_CHECKING:
+    from ..engine.sampling import Sampling
 
 Decorator = Callable[[Callable], Callable]
 
@@ -108,6 +111,11 @@ class ChatOptions:
     max_reasoning: int | None = None
     system: str | None = None
 
+    def sampling(self) -> Sampling:
+        from ..engine.sampling import Sampling
+
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+
 
 @dataclass(frozen=True)
 class ToolOptions:
@@ -168,9 +176,7 @@ _THREADS = click.option(
 pass_plan_options = _passed_as("model_options", _model_options, *_PLAN)
 pass_model_options = _passed_as("model_options", _model_options, *_PLAN, _THREADS)
 
-pass_chat_options = _passed_as(
-    "chat_options",
-    ChatOptions,
+_SAMPLING = (
     click.option(
         "--temperature",
         type=float,
@@ -207,6 +213,12 @@ pass_chat_options = _passed_as(
         help="Above 1, tokens that have occurred become less likely.",
     ),
     click.option("--seed", type=int, show_default="random", help="The same seed gives the same answer."),
+)
+pass_sampling_options = _passed_as("chat_options", ChatOptions, *_SAMPLING)
+pass_chat_options = _passed_as(
+    "chat_options",
+    ChatOptions,
+    *_SAMPLING,
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),

@@ -20,6 +20,7 @@ from ..chat.turn import OnPrefill
 from ..errors import GptOssError
 from .conversations import Conversations
 from .errors import RequestError, error_response
+from .messages import model_info, models_page
 from .metrics import Metrics
 from .observing import ObservedService, RequestLog
 from .security import Access, Guard
@@ -28,6 +29,7 @@ from .service import Service
 PROTOCOLS = ("chat_completions", "completions", "responses", "messages", "page")
 # Codex asks for the version of Ollama, and refuses one that is older than its Responses endpoint.
 OLLAMA_VERSION = "0.14.2"
+ANTHROPIC_VERSION = "anthropic-version"  # a header that all clients of Anthropic's API send
 ON_LOOPBACK = Access()
 
 
@@ -62,10 +64,10 @@ def _protocol_routes() -> list[BaseRoute]:
 
 
 async def _models(request: Request) -> Response:
-    """The list in OpenAI's form, with what Anthropic's has beside it."""
-    name = request.app.state.service.model_name
-    page = {"first_id": name, "last_id": name, "has_more": False}
-    return JSONResponse({"object": "list", "data": [_model_object(request)]} | page)
+    """The list in OpenAI's form, or Anthropic's for its clients."""
+    if ANTHROPIC_VERSION in request.headers:
+        return JSONResponse(models_page(request.app.state.service))
+    return JSONResponse({"object": "list", "data": [_model_object(request)]})
 
 
 async def _model(request: Request) -> Response:
@@ -74,6 +76,8 @@ async def _model(request: Request) -> Response:
         raise RequestError(
             f"there is no model {name!r} here, only {known}", status=404, code="model_not_found", param="model"
         )
+    if ANTHROPIC_VERSION in request.headers:
+        return JSONResponse(model_info(request.app.state.service))
     return JSONResponse(_model_object(request))
 
 

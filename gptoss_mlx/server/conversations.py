@@ -180,7 +180,7 @@ class _Running:
 
     def _prepare(self, session: Session) -> None:
         request = self.request
-        session.yields_prefill, session.outputs = True, self._output
+        session.yields_steps, session.outputs = True, self._output
         if self.autosave.name:
             self.autosave.resume(session)
             if request.keep is not None:

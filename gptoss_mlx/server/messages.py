@@ -23,7 +23,7 @@ from ..harmony.parse import Content, Preamble, Reasoning
 from .bodies import read_json_body
 from .errors import RequestError, anthropic_error
 from .fields import Fields
-from .messages_request import MALFORMED, answer_request, shows_thinking
+from .messages_request import MALFORMED, answer_request, shows_thinking, wants_one_call
 from .service import Service
 from .sse import EventStream, all_events, frame
 
@@ -40,11 +40,11 @@ USAGE: dict[str, Any] = {
 async def create_message(request: Request) -> Response:
     service: Service = request.app.state.service
     fields = Fields(await read_json_body(request))
-    asked = answer_request(fields, service.sampling)
+    asked = answer_request(fields, service.sampling, service.reasoning_before)
     if asked.max_tokens is None:
         raise fields.wrong("max_tokens", "is missing")
     writer = MessageWriter(fields.text("model") or service.model_name)
-    events = _answer(service, asked, shows_thinking(fields))
+    events = _answer(service, asked, fields)
     if fields.flag("stream"):
         return EventStream(events, writer)
     return json_response(writer.message(await all_events(request, events)))
@@ -52,7 +52,8 @@ async def create_message(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
-    asked = answer_request(Fields(await read_json_body(request)), service.sampling)
+    fields = Fields(await read_json_body(request))
+    asked = answer_request(fields, service.sampling, service.reasoning_before)
     return json_response({"input_tokens": await service.count(asked)})
 
 
@@ -62,12 +63,17 @@ routes = [
 ]
 
 
-async def _answer(service: Service, asked: AnswerRequest, shows_thinking: bool) -> AsyncGenerator[AnswerEvent, None]:
-    """The events of an answer; clients know by the words that a prompt is too long, and shorten it."""
+async def _answer(service: Service, asked: AnswerRequest, fields: Fields) -> AsyncGenerator[AnswerEvent, None]:
+    """The events that the client wants to see. It knows by an error's words that its prompt is too long."""
+    with_thinking, one_call, called = shows_thinking(fields), wants_one_call(fields), False
     try:
         async with aclosing(service.answer(asked)) as events:
             async for event in events:
-                if shows_thinking or not isinstance(event, Reasoning):
+                if isinstance(event, Called):
+                    if one_call and called:
+                        continue
+                    called = True
+                if with_thinking or not isinstance(event, Reasoning):
                     yield event
     except RequestError as error:
         if error.code != "context_length_exceeded":

@@ -24,6 +24,8 @@ class ModelThread:
     """All methods are for the thread of one event loop."""
 
     def __init__(self) -> None:
+        self.spare_time: Callable[[], bool] | None = None
+        """What is done, a little of it at a time, while no generator can be stepped; returns whether more is left."""
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ready: deque[_Work[Any]] = deque()
         self._parked: set[_Work[Any]] = set()
@@ -69,7 +71,8 @@ class ModelThread:
     def _take_turns(self) -> None:
         while not self._closed:
             while not self._closed and not (self._ready and self._inbox.empty()):
-                self._inbox.get()()
+                if not (self._inbox.empty() and self.spare_time and self.spare_time()):
+                    self._inbox.get()()
             if self._ready and not self._closed:
                 self._step(self._ready.popleft())
         for work in (*self._ready, *self._parked):
@@ -86,12 +89,13 @@ class ModelThread:
         except Exception as error:  # whoever asked for it knows what it means
             work.end(error)
         else:
-            if isinstance(value, Waiting):
+            if isinstance(value, Waiting) and value.future:
                 self._parked.add(work)
                 value.future.add_done_callback(lambda _: self._inbox.put(partial(self._wake, work)))
-            else:
+                return
+            if not isinstance(value, Waiting):
                 work.put(value)
-                self._ready.append(work)
+            self._ready.append(work)
 
     def _wake(self, work: _Work[Any]) -> None:
         if work in self._parked:

@@ -127,6 +127,10 @@ class Pool:
         self.trim()
         self._admit()
 
+    def rests(self, lease: Lease) -> bool:
+        """Whether a cache is in memory and in nobody's hands."""
+        return lease in self._idle
+
     def trim(self) -> None:
         """Keep to the memory: resting conversations go to the disk; where that is not enough, the one that began last
         gives way to the others."""

@@ -39,18 +39,30 @@ def encrypted(reasoning: str) -> str:
     return ENCRYPTED + base64.b64encode(reasoning.encode()).decode()
 
 
+def object_fields(value: Any, where: str) -> Fields:
+    """The fields of an object in a list."""
+    if not isinstance(value, dict):
+        raise RequestError(f"{where} is not a JSON object", param=where)
+    return Fields(value, f"{where}.")
+
+
 def chat_messages(items: list[Any], earlier: int = 0) -> list[Message]:
     """The messages of chat completions that these items are, one for each that says something. The first `earlier` of
     them are not the request's own."""
     messages = [message for i, item in enumerate(items) for message in _messages(item, f"input[{i - earlier}]")]
     _tell_preambles(messages)
+    called: set[str] = set()
+    for message in messages:
+        called |= {call["id"] for call in message.get("tool_calls", ())}
+        if message["role"] == "tool" and (id_ := message["tool_call_id"]) not in called:
+            raise RequestError(
+                f"input has a result for {shortened(id_)}, and no earlier call of that id", param="input"
+            )
     return messages
 
 
 def _messages(item: Any, where: str) -> Iterator[Message]:
-    if not isinstance(item, dict):
-        raise RequestError(f"{where} is not a JSON object", param=where)
-    fields = Fields(item, f"{where}.")
+    fields = object_fields(item, where)
     kind = fields.text("type")
     if kind == "message" or (kind is None and fields.has("role")):
         yield _message(fields)
@@ -192,9 +204,7 @@ def read_tools(entries: list[Any]) -> Tools:
 
 
 def _tool(entry: Any, where: str, namespace: str | None, tools: Tools) -> Iterator[dict[str, Any]]:
-    if not isinstance(entry, dict):
-        raise RequestError(f"{where} is not a JSON object", param=where)
-    fields = Fields(entry, f"{where}.")
+    fields = object_fields(entry, where)
     kind = _needed(fields, "type")
     if kind == "namespace" and namespace is None:
         inner, name = fields.list("tools"), _needed(fields, "name")

@@ -16,11 +16,11 @@ import msgspec
 from ..chat.request import AnswerRequest
 from ..engine.sampling import Sampling
 from ..harmony.messages import ConversationError, conversation_from_json
-from .chat_request import EFFORTS, MAX_TOP_LOGPROBS
+from .chat_request import EFFORTS, MAX_TOP_LOGPROBS, Recall
 from .dates import dated
 from .errors import RequestError
 from .fields import Fields, shortened
-from .response_input import Tools, chat_messages, read_tools
+from .response_input import Tools, chat_messages, object_fields, read_tools
 from .response_store import ResponseStore
 from .service import Service
 
@@ -60,7 +60,8 @@ def read_request(fields: Fields, store: ResponseStore, service: Service) -> Aske
             raise fields.wrong(name, complaint)
     items, tools = _items(fields, store), read_tools(fields.list("tools"))
     include = fields.texts("include")
-    request = _answer_request(fields, _messages(fields, items, store), tools, include, service.sampling)
+    messages = _with_reasoning(_messages(fields, items, store), service.reasoning_before)
+    request = _answer_request(fields, messages, tools, include, service.sampling)
     return Asked(
         request,
         items,
@@ -112,6 +113,23 @@ def _messages(fields: Fields, items: list[Any], store: ResponseStore) -> list[di
     return messages + chat_messages([*earlier, *items], len(earlier))
 
 
+def _with_reasoning(messages: list[dict[str, Any]], reasoning_before: Recall) -> list[dict[str, Any]]:
+    """With the reasoning before calls, which some clients do not return."""
+    whole: list[dict[str, Any]] = []
+    begin, thought = 0, False  # where the assistant began to speak, and whether its thoughts there were looked for
+    for message in messages:
+        if message["role"] != "assistant":
+            begin, thought = len(whole) + 1, False
+        elif "reasoning" in message:
+            thought = True
+        elif "tool_calls" in message and not thought:
+            thought = True
+            if reasoning := reasoning_before(message["tool_calls"][0]["id"]):
+                whole.insert(begin, {"role": "assistant", "reasoning": reasoning})
+        whole.append(message)
+    return whole
+
+
 def _answer_request(
     fields: Fields, messages: list[dict[str, Any]], tools: Tools, include: tuple[str, ...], defaults: Sampling
 ) -> AnswerRequest:
@@ -125,7 +143,7 @@ def _answer_request(
     try:
         conversation = dated(conversation_from_json(data))
     except ConversationError as error:
-        raise RequestError(str(error)) from None
+        raise RequestError(str(error), param="input") from None
     choice, among = _tool_choice(fields, tools)
     only = among[0] if among and len(among) == 1 and choice == "required" else None
     if among is not None and only is None:
@@ -176,7 +194,7 @@ def _choice(fields: Fields, name: str, choices: tuple[Choice, ...]) -> Choice:
 def _chosen_tools(choice: Fields, tools: Tools) -> tuple[Choice, tuple[str, ...]]:
     if choice.data.get("type") != "allowed_tools":
         return "required", (_chosen(choice, tools),)
-    entries = [Fields(entry, f"{choice.place}tools[{i}].") for i, entry in enumerate(choice.list("tools"))]
+    entries = [object_fields(entry, f"{choice.place}tools[{i}]") for i, entry in enumerate(choice.list("tools"))]
     return _choice(choice, "mode", ("auto", "required")), tuple(_chosen(entry, tools) for entry in entries)
 
 

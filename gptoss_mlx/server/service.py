@@ -14,9 +14,9 @@ from typing import TypeVar
 from ..chat.raw_answer import RawAnswer
 from ..chat.replay import Replay
 from ..chat.request import AnswerEvent, AnswerRequest
-from ..chat.request_answer import RequestAnswer
+from ..chat.request_answer import RequestAnswer, prompt_tokens
 from ..chat.session import Session
-from ..chat.turn import TurnEvent, TurnEvents, Waiting
+from ..chat.turn import Prefill, TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
 from ..engine.sampling import Sampling
 from ..errors import GptOssError
@@ -28,6 +28,7 @@ T = TypeVar("T")
 Answering = RequestAnswer | RawAnswer
 
 TRIM_EVERY = 32  # events of an answer
+READ_AHEAD = 64  # tokens at a time, while nobody asks for anything
 
 
 class Service:
@@ -41,6 +42,8 @@ class Service:
         self.model, self.pool, self.thread = model, pool, thread
         self.model_name, self.context, self.created = name, model.context, int(time.time())
         self._replay = Replay(model.tokenizer)
+        self._next_prompts: dict[Lease, list[int]] = {}
+        thread.spare_time = self._read_ahead
 
     def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
         """The events of an answer, `AnswerStats` last. Closing the generator (`aclose`) frees its place.
@@ -61,8 +64,8 @@ class Service:
         return self.run(lambda: self._answer(begin()))
 
     async def count(self, request: AnswerRequest) -> int:
-        """Tokens of the prompt."""
-        return await self.thread.call(lambda: len(self._begin(request).prompt))
+        """Tokens of the prompt, even of one that is too long."""
+        return await self.thread.call(lambda: prompt_tokens(request, self.model, self._replay))
 
     def reasoning_before(self, call_id: str) -> str | None:
         """What the model thought before it made a call, for clients that return the call alone."""
@@ -80,7 +83,7 @@ class Service:
             try:
                 for event in events:
                     yield event
-                    if isinstance(event, Waiting):
+                    if isinstance(event, Waiting) and event.future:
                         self.pool.give_back(lease)
                         lease = yield from self._lease(session)
             finally:
@@ -90,6 +93,19 @@ class Service:
         """End all answers with a RequestError, and the thread."""
         self.thread.close(RequestError(reason, status=503, kind="server_error", code="shutting_down"))
         self.pool.close()
+
+    def _read_ahead(self) -> bool:
+        """Read, of a conversation that rests, what its next prompt will begin with: an answer stands there without the
+        reasoning after which it was sampled. Returns whether there is more to read."""
+        while self._next_prompts:
+            lease, ids = next(iter(self._next_prompts.items()))
+            if self.pool.rests(lease) and lease.cache.prepare(ids, READ_AHEAD):
+                return True
+            if self.pool.rests(lease):
+                lease.cache.snapshot()
+                self.pool.trim()
+            del self._next_prompts[lease]
+        return False
 
     def _lease(self, session: Session) -> Generator[Waiting, None, Lease]:
         lease = yield from self.pool.lease(session.ids, gives_way=False)
@@ -109,10 +125,12 @@ class Service:
                         yield event
                         if count % TRIM_EVERY == 0:
                             self.pool.trim()
-                        if lease.revoked:
+                        if lease.revoked and isinstance(event, Prefill | Waiting):
                             break
             finally:
                 self.pool.give_back(lease)
+        if ids := answer.next_prompt():
+            self._next_prompts[lease] = ids
 
 
 def _begun(make: Callable[[], T]) -> T:

@@ -54,7 +54,12 @@ def test_the_date_is_that_of_the_start(model, monkeypatch):
     """A prompt that changes at midnight would have to be read again."""
     session = Session(model, sampling=Sampling(temperature=0), max_tokens=5)
     prompts = []
-    monkeypatch.setattr(session.prompt_cache, "read", lambda ids, *more: prompts.append(ids))
+
+    def read_steps(ids):
+        prompts.append(ids)
+        yield 0, len(ids)
+
+    monkeypatch.setattr(session.prompt_cache, "read_steps", read_steps)
     monkeypatch.setattr(session.prompt_cache, "snapshot", lambda: None)
     monkeypatch.setattr(session.prompt_cache, "decode", lambda *args, **more: (id_ for id_ in ()))
     with monkeypatch.context() as patch:

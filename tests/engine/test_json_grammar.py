@@ -10,8 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import write_tokenizer
-from engine.grammars import BLANK, INTEGER, NULL, STOP, STRING, TOKENIZER, assert_valid, closed, grammar_of, written
+from engine.grammars import (
+    BLANK,
+    INTEGER,
+    NULL,
+    STOP,
+    STRING,
+    TOKENIZER,
+    VOCABULARY,
+    assert_valid,
+    closed,
+    grammar_of,
+    written,
+)
+from gptoss_mlx.demo import CHECKPOINT
+from gptoss_mlx.engine import json_grammar
 from gptoss_mlx.engine.json_grammar import JsonGrammar, load_schema
+from gptoss_mlx.engine.json_matcher import matcher_of
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
 
@@ -212,6 +227,49 @@ def test_a_tokenizer_whose_tokens_are_not_bytes_is_refused(tmp_path):
     tokenizer = Tokenizer.load(tmp_path)
     with pytest.raises(GptOssError, match="日本"):
         JsonGrammar(True, tokenizer, 301, tokenizer.special("<|return|>"))
+
+
+class Counting(Tokenizer):
+    """Counts how often it was asked for the bytes of a token."""
+
+    asked = 0
+
+    def bytes_of(self, id_):
+        self.asked += 1
+        return super().bytes_of(id_)
+
+
+def test_grammars_of_a_model_share_its_vocabulary_and_what_was_compiled_of_a_schema(monkeypatch):
+    tokenizer = Counting.load(CHECKPOINT)
+    compiled = []
+    monkeypatch.setattr(json_grammar, "matcher_of", lambda *args: compiled.append(args) or matcher_of(*args))
+    JsonGrammar(closed(a=NULL), tokenizer, VOCABULARY, STOP)
+    assert (tokenizer.asked > 1000, len(compiled)) == (True, 1)
+    tokenizer.asked = 0
+    for stop in (STOP, TOKENIZER.special("<|call|>")):
+        for schema in (closed(a=NULL), closed(b=NULL)):
+            JsonGrammar(schema, tokenizer, VOCABULARY, stop)
+    assert (tokenizer.asked, len(compiled)) == (0, 2)
+
+
+@pytest.mark.parametrize("stop", [*TOKENIZER.specials])
+def test_each_grammar_has_its_own_stop_and_allows_no_other(stop):
+    grammar = JsonGrammar({"const": 1}, TOKENIZER, VOCABULARY, stop)
+    for other in TOKENIZER.specials.keys() - {stop}:
+        with pytest.raises(GptOssError):
+            grammar.accept(other)
+        grammar.reset()
+    grammar.accept(*TOKENIZER.encode("1"))
+    assert np.flatnonzero(np.array(grammar.allowed())).tolist() == [stop]
+    grammar.accept(stop)
+    assert grammar.finished
+
+
+def test_grammars_of_one_schema_do_not_know_of_each_other():
+    first, second = grammar_of(closed(a=NULL)), grammar_of(closed(a=NULL))
+    first.accept(*TOKENIZER.encode("{"))
+    assert written(second, 0) == written(grammar_of(closed(a=NULL)), 0)
+    assert_valid(closed(a=NULL), "{" + written(first, 0))
 
 
 def test_a_schema_is_read_as_it_is(tmp_path):

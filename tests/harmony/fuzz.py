@@ -33,6 +33,7 @@ from gptoss_mlx.harmony.parse import (
     ToolCall,
     is_call,
     kind_of,
+    tool_of,
 )
 
 FRAGMENTS = (
@@ -154,6 +155,7 @@ def _check_pieces(pieces: list[str]) -> tuple[list[Event], list[Message]]:
     assert [event for event in events if isinstance(event, Stop)] == events[-1:], "not one Stop, at the end"
     assert joined(events[:-1]) == joined(_events_of(parser.messages)), "events and messages differ"
     _check_headers_needed(pieces, parser.messages)
+    _check_calls(pieces, parser.messages)
     return events, parser.messages
 
 
@@ -190,6 +192,22 @@ def _check_headers_needed(pieces: list[str], messages: list[Message]) -> None:
     assert all(message in messages for message in parser.messages), "needing headers gives other messages"
     said = [message.content for message in parser.messages if kind_of(message) in (Content, Preamble)]
     assert "".join(said) == told, "a text is kept that was not told"
+
+
+def _check_calls(pieces: list[str], messages: list[Message]) -> None:
+    """What is told of calls where they need headers: those of complete ones; and where there must be none."""
+    headed, without = Parser(headers_needed=(ToolCall,)), Parser(calls=False)
+    for piece in [*pieces, None]:
+        before = headed.message
+        told = list(headed.finish() if piece is None else headed.feed(piece))
+        announced = before is not None and tool_of(before) is not None
+        assert announced or not any(isinstance(event, ToolCall) for event in told), "a call has no complete header"
+        told = list(without.finish() if piece is None else without.feed(piece))
+        assert not any(isinstance(event, ToolCall) for event in told), "a call is told that must not be"
+        message = without.message
+        assert without.invented or message is None or tool_of(message) is None, "a call is not noticed"
+    said = [message for message in messages if message.role in ROLES and not is_call(message)]
+    assert [message for message in without.messages if message.role in ROLES] == said, "other messages are lost"
 
 
 def _events_of(messages: Iterable[Message]) -> Iterable[Event]:

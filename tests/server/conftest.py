@@ -29,3 +29,12 @@ def openai(url):
 
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def of_openai():
+    """Checks values by the types of openai's package, which parse strictly here."""
+    from openai.types.responses import Response, ResponseStreamEvent
+    from pydantic import TypeAdapter
+
+    return {"event": TypeAdapter(ResponseStreamEvent), "response": TypeAdapter(Response)}

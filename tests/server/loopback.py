@@ -62,6 +62,12 @@ class ScriptedService(Service):
     def reasoning_before(self, call_id):
         return self.thoughts.get(call_id)
 
+    async def count(self, request):
+        """Characters of the prompt."""
+        self.requests.append(request)
+        self.prompts.append(render_text(request.conversation))
+        return len(self.prompts[-1])
+
     async def complete(self, prompt, request):
         self.completed.append(prompt)
         async for event in self.answer(request):

@@ -1,93 +1,139 @@
 """A service with an answer for each request, and requests as an agent for code makes them."""
 
-from __future__ import annotations
-
-import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import httpx
 
-from gptoss_mlx.chat.request import AnswerEvent, AnswerRequest, AnswerStats, Called
-from gptoss_mlx.engine.sampling import Sampling
+from gptoss_mlx.chat.request import Called
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
-from gptoss_mlx.server.app import make_app
-from gptoss_mlx.server.service import Service
-
-Step = AnswerEvent | Exception | Callable
-"""An event, an error to raise, or a coroutine function to wait for."""
+from server.loopback import ScriptedService, begins, stats
 
 
-class QueueingService(Service):
-    """Gives the answers that wait, one after another, and keeps what it was asked."""
+class QueueingService(ScriptedService):
+    """Gives the answers that wait, one after another, and the last one again."""
 
-    model_name, context, created = "gpt-oss-test", 131_072, 1_790_000_000
-    sampling = Sampling()
+    def __init__(self, *answers):
+        super().__init__()
+        self._answers = list(answers)
 
-    def __init__(self, *answers: list[Step]):
-        self.answers = list(answers)
-        self.requests: list[AnswerRequest] = []
-        self.closed = 0
-
-    async def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
-        self.requests.append(request)
-        steps = self.answers.pop(0) if self.answers else said("Yes.")
-        try:
-            for step in steps:
-                if isinstance(step, Exception):
-                    raise step
-                if callable(step):
-                    await step()
-                else:
-                    yield step
-        finally:
-            self.closed += 1
-
-    @property
-    def messages(self):
-        return self.requests[-1].conversation.messages
+    async def answer(self, request):
+        if self._answers:
+            self.script = self._answers.pop(0)
+        async with aclosing(super().answer(request)) as events:
+            async for event in events:
+                yield event
 
 
-def stats(reason="stop", prompt=100, cached=60, sampled=20, reasoning=5) -> AnswerStats:
-    return AnswerStats(reason, prompt, cached, sampled, reasoning)
-
-
-def said(text: str) -> list[Step]:
+def said(text: str) -> list:
     """An answer after a thought, in pieces."""
     middle = len(text) // 2
     return [
-        Reasoning("I ", begins=True),
+        begins(Reasoning, "I "),
         Reasoning("think."),
-        Content(text[:middle], begins=True),
+        begins(Content, text[:middle]),
         Content(text[middle:]),
         stats(),
     ]
 
 
-def called(name: str, arguments: str, id_: str = "call_1", preamble: str = "") -> list[Step]:
-    told = [Preamble(preamble, begins=True)] if preamble else []
-    return [Reasoning("I act.", begins=True), *told, Called(id_, name, arguments), stats("tool_calls")]
+def called(name: str, arguments: str, id_: str = "call_1", preamble: str = "") -> list:
+    told = [begins(Preamble, preamble)] if preamble else []
+    return [begins(Reasoning, "I act."), *told, Called(id_, name, arguments), stats("tool_calls")]
 
 
-def send(service: Service, method: str, path: str, body=None, *, app=None, **options) -> httpx.Response:
-    """The reply to one request, without a network. What a handler raises is raised here, unless it is a reply."""
-
-    async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(app or make_app(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            return await client.request(method, path, json=body, **options)
-
-    return asyncio.run(ask())
-
-
-def frames(text: str) -> list[dict]:
-    """The data of server-sent events, whose names are their types."""
+def frames(response: httpx.Response) -> list[dict]:
+    """The data of the events, whose names are their types."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("\n\n")
     found = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
+    for block in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
         found.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {found[-1]['type']}"
     return found
+
+
+def items_of(events):
+    """The items that the events say, each of them begun, grown and ended before the next."""
+    done, item = [], None
+    for event in events:
+        assert event["output_index"] == len(done)
+        name = event["type"].removeprefix("response.")
+        if name == "output_item.added":
+            assert item is None
+            item = event["item"]
+            assert item["status"] == "in_progress"
+            text = None
+        elif name == "output_item.done":
+            assert event["item"]["id"] == item["id"]
+            grown = item | {"status": event["item"]["status"]}
+            if "encrypted_content" in item:
+                grown["encrypted_content"] = event["item"]["encrypted_content"]
+            assert event["item"] == grown
+            done.append(event["item"])
+            item = None
+        else:
+            assert event["item_id"] == item["id"]
+            kind, step = name.rsplit(".", 1)
+            if kind == "content_part" and step == "added":
+                assert item["content"] == []
+                part, text = event["part"], ""
+                assert part["text"] == ""
+            elif step == "delta":
+                text = (text or "") + event["delta"]
+            elif kind == "content_part":
+                assert event["part"] == part | {"text": text}
+                item["content"].append(event["part"])
+            else:
+                field = {"function_call_arguments": "arguments", "custom_tool_call_input": "input"}.get(kind, "text")
+                assert event[field] == text
+                if field != "text":
+                    item[field] = text
+    assert item is None
+    return done
+
+
+def ask(client, **fields):
+    return client.post("/v1/responses", json={"input": "Hi"} | fields)
+
+
+def answer(client, **fields):
+    response = ask(client, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def types(events):
+    return [event["type"] for event in events]
+
+
+def without_ids(value):
+    """What an answer says, whenever it was given."""
+    if isinstance(value, dict):
+        own = ("id", "item_id", "created_at", "completed_at")
+        return {name: without_ids(each) for name, each in value.items() if name not in own}
+    return [without_ids(each) for each in value] if isinstance(value, list) else value
+
+
+def messages_of(client, service, items, **fields):
+    service.begin()
+    answer(client, input=items, **fields)
+    return list(service.requests[-1].conversation.messages)
+
+
+def reasoning_item(text, **changes):
+    content = [{"type": "reasoning_text", "text": text}]
+    return {"type": "reasoning", "id": "rs_1", "summary": [], "content": content, "encrypted_content": None} | changes
+
+
+def call_item(name, arguments, id_="call_1", **changes):
+    return {"type": "function_call", "call_id": id_, "name": name, "arguments": arguments} | changes
+
+
+def output_item(output, id_="call_1", **changes):
+    return {"type": "function_call_output", "call_id": id_, "output": output} | changes
 
 
 def function(name: str, **properties: str) -> dict:

@@ -1,13 +1,16 @@
 """Chat completions: replies and chunks, to the letter and as OpenAI's own package reads them."""
 
 import math
+import threading
 
 import pytest
 
 from gptoss_mlx.chat.request import Called, TokenLogprobs
+from gptoss_mlx.chat.turn import Prefill
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
+from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
 from server.asking import ANSWER, CALL, CALLS, CLOCK, HI, THOUGHT, WEATHER, ask, choice_of, streamed
 from server.loopback import begins, frames, stats
@@ -211,6 +214,19 @@ def test_openai_goes_through_a_tool_loop(service, openai):
         Message("functions.weather", "sun", "commentary", "assistant"),
     )
     assert said == (Message("user", "Weather?"), *once, *once)
+
+
+def test_openai_reads_over_chunks_that_only_keep_a_stream_alive(service, openai, monkeypatch):
+    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.02)
+    seen, empty = threading.Event(), 0
+    service.begin(Prefill(0, 9), lambda: seen.wait(60), *ANSWER)
+    with openai.chat.completions.stream(model="m", messages=[HI]) as stream:
+        for event in stream:
+            if event.type == "chunk" and event.chunk.choices[0].delta.content is None:
+                empty += 1
+                if empty == 3:
+                    seen.set()
+        assert stream.get_final_completion().choices[0].message.content == "Hello."
 
 
 def test_openai_parses_structured_outputs(service, openai):

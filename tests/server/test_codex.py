@@ -1,10 +1,10 @@
 """The Codex CLI does its tasks with our server: real sessions, in which it runs what the scripted model calls."""
 
-import asyncio
 import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,8 @@ from gptoss_mlx.harmony.messages import Message, call
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
-from server.answering import serving
-from server.responding import QueueingService, called, said, stats
+from server.loopback import begins, serving, stats
+from server.responding import QueueingService, called, said
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -143,8 +143,8 @@ def test_arguments_that_are_no_json(work):
     done, folder = work(service)
     assert done.returncode == 0
     assert (folder / "made.txt").read_text() == "hi"
-    failed = service.messages.index(call("exec_command", cut_off))
-    assert "failed to parse" in service.messages[failed + 1].content
+    failed = service.requests[-1].conversation.messages.index(call("exec_command", cut_off))
+    assert "failed to parse" in service.requests[-1].conversation.messages[failed + 1].content
 
 
 def test_a_picture_that_it_looks_at(work):
@@ -156,7 +156,7 @@ def test_a_picture_that_it_looks_at(work):
     )
     done, _ = work(service)
     assert done.stdout == "I cannot see it.\n"
-    assert "left out" in service.messages[-1].content
+    assert "left out" in service.requests[-1].conversation.messages[-1].content
 
 
 def test_an_answer_in_json(work, tmp_path):
@@ -172,9 +172,7 @@ def test_an_answer_in_json(work, tmp_path):
 def test_a_long_prefill(work, monkeypatch):
     """Longer than Codex waits without an event."""
     monkeypatch.setattr(sse, "KEEP_ALIVE", 0.5)
-    service = QueueingService(
-        [Prefill(0, 9000), lambda: asyncio.sleep(8), *said("Yes.")], said("You have asked before.")
-    )
+    service = QueueingService([Prefill(0, 9000), lambda: time.sleep(8), *said("Yes.")], said("You have asked before."))
     done, _ = work(service, patience=3000)
     assert done.stdout == "Yes.\n"
     assert len(service.requests) == 1
@@ -183,10 +181,10 @@ def test_a_long_prefill(work, monkeypatch):
 GONE = GptOssError("the model is gone")
 TOO_LONG = RequestError("the prompt has 9 tokens too many", code="context_length_exceeded")
 ENDS = {
-    "at the maximum": ([Content("The f", begins=True), stats("length")], 1, "max_output_tokens"),
+    "at the maximum": ([begins(Content, "The f"), stats("length")], 1, "max_output_tokens"),
     "too long": ([TOO_LONG], 1, "ran out of room in the model's context window"),
-    "too long, after it waited": ([lambda: asyncio.sleep(1), TOO_LONG], 1, "ran out of room in the model's context"),
-    "failed": ([Content("The f", begins=True), GONE], 6, "the model is gone"),
+    "too long, after it waited": ([lambda: time.sleep(1), TOO_LONG], 1, "ran out of room in the model's context"),
+    "failed": ([begins(Content, "The f"), GONE], 6, "the model is gone"),
     "failed after a call": ([*called("exec_command", json.dumps({"cmd": "echo hi >> made.txt"}))[:-1], GONE], 1, ""),
 }
 

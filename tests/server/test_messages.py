@@ -1,9 +1,8 @@
 """Anthropic's Messages API: its own package talks to a real server, and requests have the shapes of real clients'."""
 
-import asyncio
 import json
+import threading
 
-import httpx
 import pytest
 
 from gptoss_mlx.chat.request import Called
@@ -13,57 +12,44 @@ from gptoss_mlx.harmony.messages import Message, Tool
 from gptoss_mlx.harmony.parse import Content, Preamble, Reasoning
 from gptoss_mlx.server import sse
 from gptoss_mlx.server.errors import RequestError
-from gptoss_mlx.server.messages import models_page
+from server.loopback import begins, stats
+from server.messaging import ASK, BASIC, SCHEMA, WEATHER
 
-from .messages_app import ScriptedService, serving, stats
-
-ASK = [{"role": "user", "content": "What is the weather in Bermi?"}]
-BASIC = {"model": "any", "max_tokens": 100, "messages": ASK}
-SCHEMA = {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}
-WEATHER = {"name": "weather", "description": "The weather of a place.", "input_schema": SCHEMA}
 THINKS = {"thinking": {"type": "adaptive"}}
 CALLS = [
     Prefill(0, 7),
-    Reasoning("I ", begins=True),
+    begins(Reasoning, "I "),
     Reasoning("ask."),
     Thought(2, 0.1),
-    Preamble("Let me ", begins=True),
+    begins(Preamble, "Let me "),
     Preamble("look."),
     Called("call_1", "weather", '{"place": "Bermi"}'),
     stats("tool_calls", prompt=10, cached=3, sampled=9, reasoning=2),
 ]
-ANSWERS = [Reasoning("Rain.", begins=True), Content("It ", begins=True), Content("rains."), stats()]
+ANSWERS = [begins(Reasoning, "Rain."), begins(Content, "It "), Content("rains."), stats()]
+
+
+@pytest.fixture(autouse=True)
+def begun(service):
+    service.begin()
 
 
 @pytest.fixture(scope="module")
-def server():
-    service = ScriptedService()
-    with serving(service) as service.url:
-        yield service
-
-
-@pytest.fixture
-def service(server):
-    server.begin([Content("Hello.", begins=True), stats()])
-    return server
-
-
-@pytest.fixture
-def client(service):
+def package(url):
     from anthropic import Anthropic
 
-    return Anthropic(base_url=service.url, api_key="any", max_retries=0)
+    with Anthropic(base_url=url, api_key="any", max_retries=0) as client:
+        yield client
 
 
-def post(service, body, path="/v1/messages"):
-    return httpx.post(service.url + path, json=body)
+def post(client, body):
+    return client.post("/v1/messages", json=body)
 
 
-def asked(service, **fields):
-    """What the service is asked for by a request with these fields."""
-    response = post(service, BASIC | fields)
-    assert response.status_code == 200, response.text
-    return service.requests[-1]
+def said(client, service, messages):
+    """The messages of a conversation as the model gets them."""
+    assert post(client, BASIC | {"messages": messages}).status_code == 200
+    return service.requests[-1].conversation.messages
 
 
 def events_of(response):
@@ -74,9 +60,9 @@ def events_of(response):
     return events
 
 
-def test_a_message(client, service):
-    service.begin([Prefill(0, 7), *ANSWERS[:-1], stats(prompt=10, cached=3, sampled=6, reasoning=2)])
-    message = client.messages.create(**BASIC, **THINKS)
+def test_a_message(package, service):
+    service.begin(Prefill(0, 7), *ANSWERS[:-1], stats(prompt=10, cached=3, sampled=6, reasoning=2))
+    message = package.messages.create(**BASIC, **THINKS)
     assert [(block.type, getattr(block, block.type)) for block in message.content] == [
         ("thinking", "Rain."),
         ("text", "It rains."),
@@ -88,9 +74,9 @@ def test_a_message(client, service):
     assert (usage.output_tokens, usage.output_tokens_details.thinking_tokens) == (6, 2)
 
 
-def test_the_events_of_a_stream(service):
-    service.begin(CALLS)
-    response = post(service, BASIC | THINKS | {"stream": True})
+def test_the_events_of_a_stream(client, service):
+    service.begin(*CALLS)
+    response = post(client, BASIC | THINKS | {"stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     start, *events = events_of(response)
     message = start["message"]
@@ -156,36 +142,37 @@ def test_the_events_of_a_stream(service):
         CALLS,
         ANSWERS,
         [stats("length")],
-        [Reasoning("Hm", begins=True), stats("length")],
-        [Content("One.", begins=True), Content("Two.", begins=True), stats()],
+        [begins(Reasoning, "Hm"), stats("length")],
+        [begins(Content, "One."), begins(Content, "Two."), stats()],
         [Called("a", "weather", ""), Called("b", "weather", '{"place":"T"}'), stats("tool_calls")],
         [Called("a", "weather", '{"place": "B'), stats("tool_calls")],
-        [Content("1, 2, ", begins=True), stats(stopped_by="3")],
+        [begins(Content, "1, 2, "), stats(stopped_by="3")],
     ],
 )
-def test_the_stream_helper_builds_the_message_that_is_not_streamed(client, service, script):
-    service.begin(script)
-    whole = client.messages.create(**BASIC, **THINKS)
-    with client.messages.stream(**BASIC, **THINKS) as stream:
+def test_the_stream_helper_builds_the_message_that_is_not_streamed(package, service, script):
+    service.begin(*script)
+    whole = package.messages.create(**BASIC, **THINKS)
+    with package.messages.stream(**BASIC, **THINKS) as stream:
         streamed = stream.get_final_message()
     assert streamed.to_dict() | {"id": ""} == whole.to_dict() | {"id": ""}
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_loop_of_tools_gives_the_model_back_what_it_wrote(client, service, streams):
+def test_a_loop_of_tools_gives_the_model_back_what_it_wrote(package, service, streams):
     def turn():
         if not streams:
-            return client.messages.create(**BASIC | {"messages": messages}, **THINKS, tools=[WEATHER])
-        with client.messages.stream(**BASIC | {"messages": messages}, **THINKS, tools=[WEATHER]) as stream:
+            return package.messages.create(**BASIC | {"messages": messages}, **THINKS, tools=[WEATHER])
+        with package.messages.stream(**BASIC | {"messages": messages}, **THINKS, tools=[WEATHER]) as stream:
             return stream.get_final_message()
 
-    service.begin(CALLS, ANSWERS)
+    service.begin(*CALLS)
     messages = list(ASK)
     first = turn()
     call = first.content[-1]
     assert (first.stop_reason, call.name, call.input) == ("tool_use", "weather", {"place": "Bermi"})
     rain = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "rain"}]}
     messages += [{"role": "assistant", "content": first.content}, {"role": "user", "content": [rain]}]
+    service.begin(*ANSWERS)
     second = turn()
     assert second.content[-1].text == "It rains."
     conversation = service.requests[-1].conversation
@@ -202,23 +189,23 @@ def test_a_loop_of_tools_gives_the_model_back_what_it_wrote(client, service, str
 @pytest.mark.parametrize(
     "arguments", ['{"place": "B', "[1]", '"x"', "{1: 2}", '{"x": NaN}', '{"x": "\\ud800"}', "[" * 9999]
 )
-def test_arguments_that_are_no_json_object_come_back_as_they_were(client, service, arguments):
-    service.begin([Called("call_1", "weather", arguments), stats("tool_calls")])
-    with client.messages.stream(**BASIC, tools=[WEATHER]) as stream:
+def test_arguments_that_are_no_json_object_come_back_as_they_were(client, package, service, arguments):
+    service.begin(Called("call_1", "weather", arguments), stats("tool_calls"))
+    with package.messages.stream(**BASIC, tools=[WEATHER]) as stream:
         message = stream.get_final_message()
     assert message.content[0].input == {"malformed_arguments": arguments}
     failed = {"type": "tool_result", "tool_use_id": "call_1", "content": "no place", "is_error": True}
     turns = [{"role": "assistant", "content": message.to_dict()["content"]}, {"role": "user", "content": [failed]}]
-    _, call, result = asked(service, messages=ASK + turns).conversation.messages
+    _, call, result = said(client, service, ASK + turns)
     assert call.content == arguments
     assert result.content == "Error: no place"
 
 
-def test_thinking_is_shown_to_those_who_ask(service):
-    service.begin(ANSWERS)
+def test_thinking_is_shown_to_those_who_ask(client, service):
+    service.begin(*ANSWERS)
 
     def kinds(**fields):
-        return [block["type"] for block in post(service, BASIC | fields).json()["content"]]
+        return [block["type"] for block in post(client, BASIC | fields).json()["content"]]
 
     for shown in ({"type": "enabled", "budget_tokens": 2000}, {"type": "adaptive"}, {"type": "between_tools"}):
         assert kinds(thinking=shown) == ["thinking", "text"]
@@ -227,6 +214,18 @@ def test_thinking_is_shown_to_those_who_ask(service):
     assert service.requests[-1].reasons
     assert kinds(thinking={"type": "disabled"}) == ["text"]
     assert not service.requests[-1].reasons
+
+
+def test_one_call_at_a_time(package, service):
+    service.begin(Called("a", "weather", "{}"), Called("b", "weather", "{}"), stats("tool_calls"))
+
+    def calls(**choice):
+        message = package.messages.create(**BASIC, tools=[WEATHER], tool_choice={"type": "auto"} | choice)
+        assert message.stop_reason == "tool_use"
+        return [block.id for block in message.content]
+
+    assert calls() == ["a", "b"]
+    assert calls(disable_parallel_tool_use=True) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -239,143 +238,42 @@ def test_thinking_is_shown_to_those_who_ask(service):
         (stats("tool_calls"), "tool_use", None),
     ],
 )
-def test_why_an_answer_ends(client, service, end, reason, sequence):
-    service.begin([Content("x", begins=True), end])
-    message = client.messages.create(**BASIC, stop_sequences=["END"])
+def test_why_an_answer_ends(package, service, end, reason, sequence):
+    service.begin(begins(Content, "x"), end)
+    message = package.messages.create(**BASIC, stop_sequences=["END"])
     assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
     assert service.requests[-1].stop == ("END",)
 
 
-def test_settings(service):
-    request = asked(service, temperature=0.5, top_p=0.9, top_k=20, metadata={"user_id": "u1"}, max_tokens=32000)
-    sampling = request.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 20)
-    assert (request.cache_key, request.max_tokens) == ("u1", 32000)
-    assert asked(service).sampling == service.sampling
-    schema = {"type": "json_schema", "schema": SCHEMA}
-    assert asked(service, output_config={"format": schema}).conversation.response_schema == SCHEMA
-    assert asked(service, output_format=schema).conversation.response_schema == SCHEMA
-
-
-@pytest.mark.parametrize(
-    ("fields", "effort"),
-    [
-        ({}, "medium"),
-        *(({"output_config": {"effort": name}}, name) for name in ("low", "medium", "high")),
-        *(({"output_config": {"effort": name}}, "high") for name in ("xhigh", "max")),
-        *(
-            ({"thinking": {"type": "enabled", "budget_tokens": budget}}, effort)
-            for budget, effort in ((1024, "low"), (10_000, "medium"), (32_000, "high"))
-        ),
-    ],
-)
-def test_effort(service, fields, effort):
-    assert asked(service, **fields).conversation.reasoning_effort == effort
-
-
-@pytest.mark.parametrize(
-    ("choice", "expected"),
-    [
-        (None, ("auto", None)),
-        ({"type": "auto", "disable_parallel_tool_use": True}, ("auto", None)),
-        ({"type": "any"}, ("required", None)),
-        ({"type": "tool", "name": "weather"}, ("required", "weather")),
-        ({"type": "none"}, ("none", None)),
-    ],
-)
-def test_tool_choice(service, choice, expected):
-    request = asked(service, tools=[WEATHER], tool_choice=choice)
-    assert (request.tool_choice, request.only_tool) == expected
-
-
-def test_tools(service):
-    request = asked(
-        service,
-        tools=[
-            WEATHER | {"type": "custom", "strict": True, "cache_control": {"type": "ephemeral"}},
-            {"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
-            {"name": "now", "input_schema": {"type": "object"}},
-        ],
-    )
-    assert [tool.name for tool in request.conversation.tools] == ["weather", "now"]
-    assert request.strict_tools == {"weather"}
-
-
-def test_what_is_said(service):
-    def text(text):
-        return {"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}
-
-    def said(*messages, **fields):
-        turns = [{"role": role, "content": content} for role, content in messages]
-        return [
-            (message.role, message.channel, message.content)
-            for message in asked(service, messages=turns, **fields).conversation.messages
-        ]
-
-    assert said(("user", [text("a"), text("b")]), system=[text("Be"), text("brief.")]) == [
-        ("developer", None, "Be\n\nbrief."),
-        ("user", None, "a\n\nb"),
-    ]
-    assert said(("system", "s"), ("user", "u"), ("developer", [text("d")]), ("user", ""), ("system", "t")) == [
-        ("developer", None, "s"),
-        ("user", None, "u"),
-        ("developer", None, "d"),
-        ("user", None, ""),
-        ("developer", None, "t"),
-    ]
-    thinking = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
-    redacted = {"type": "redacted_thinking", "data": "c2VjcmV0"}
-    assert said(("user", "u"), ("assistant", [redacted, thinking, text("one"), text("two")]), ("user", "v")) == [
-        ("user", None, "u"),
-        ("assistant", "analysis", "hm"),
-        ("assistant", "commentary", "one"),
-        ("assistant", "final", "two"),
-        ("user", None, "v"),
-    ]
-    use, result = {"type": "tool_use", "id": "1", "name": "f", "input": {}}, {"type": "tool_result", "tool_use_id": "1"}
-    assert said(
-        ("user", "u"), ("assistant", "one"), ("assistant", [use]), ("user", [text("x"), result, text("y")])
-    ) == [
-        ("user", None, "u"),
-        ("assistant", "commentary", "one"),
-        ("assistant", "commentary", "{}"),
-        ("user", None, "x"),
-        ("functions.f", "commentary", ""),
-        ("user", None, "y"),
-    ]
-
-
-def test_the_tokens_of_a_prompt(client, service):
-    count = client.messages.count_tokens(
+def test_the_tokens_of_a_prompt(package, service):
+    count = package.messages.count_tokens(
         model="any", messages=ASK, tools=[WEATHER], system="Be brief.", thinking=THINKS["thinking"]
     )
-    assert count.input_tokens == asyncio.run(service.count(service.requests[-1])) > 100
+    assert count.input_tokens == len(service.prompts[-1]) > 100
 
 
-def test_models(service):
-    from anthropic.types import ModelInfo
-
-    page = models_page(service)
-    model = ModelInfo.model_validate(page["data"][0], strict=False)
-    assert (model.id, model.max_input_tokens, model.lifecycle) == ("gpt-oss-20b", 131_072, "active")
+def test_models(package, service):
+    (model,) = package.models.list()
+    assert (model.type, model.id, model.lifecycle) == ("model", "gpt-oss-20b", "active")
+    assert (model.max_input_tokens, model.max_tokens) == (131_072, 131_072)
     assert model.created_at.timestamp() == service.created
-    assert (page["has_more"], page["first_id"], page["last_id"]) == (False, model.id, model.id)
+    assert package.models.retrieve("gpt-oss-20b") == model
 
 
-def test_errors_are_the_exceptions_of_the_package(client, service):
+def test_errors_are_the_exceptions_of_the_package(package, service):
     import anthropic
 
     def refused(kind, error, **fields):
-        service.begin([error] if error else [stats()])
+        service.begin(error or stats())
         with pytest.raises(kind) as caught:
-            client.messages.create(**BASIC, extra_body=fields)
+            package.messages.create(**BASIC, extra_body=fields)
         body = caught.value.body
         assert body["type"] == "error"
         return body["error"]["type"], body["error"]["message"]
 
     too_long = RequestError("too long", code="context_length_exceeded")
     kind, message = refused(anthropic.BadRequestError, too_long)
-    tokens = asyncio.run(service.count(service.requests[-1]))
+    tokens = len(service.prompts[-1])
     assert (kind, message) == ("invalid_request_error", f"prompt is too long: {tokens} tokens > 131072 maximum")
     assert refused(anthropic.BadRequestError, None, temperature=2)[0] == "invalid_request_error"
     for status, exception, kind in [
@@ -394,33 +292,30 @@ def test_errors_are_the_exceptions_of_the_package(client, service):
     ("error", "kind"),
     [(GptOssError("so"), "api_error"), (RequestError("so", status=503), "overloaded_error")],
 )
-def test_an_error_in_a_stream_is_its_last_event(client, service, error, kind):
+def test_an_error_in_a_stream_is_its_last_event(client, package, service, error, kind):
     import anthropic
 
-    service.begin([Content("It", begins=True), error])
-    events = events_of(post(service, BASIC | {"stream": True}))
+    service.begin(begins(Content, "It"), error)
+    events = events_of(post(client, BASIC | {"stream": True}))
     assert events[-1] == {"type": "error", "error": {"type": kind, "message": "so"}}
-    with pytest.raises(anthropic.APIStatusError) as caught, client.messages.stream(**BASIC) as stream:
+    with pytest.raises(anthropic.APIStatusError) as caught, package.messages.stream(**BASIC) as stream:
         stream.get_final_message()
     assert caught.value.body["error"]["type"] == kind
 
 
-def test_pings_while_a_prompt_is_read(service, monkeypatch):
+def test_pings_while_a_prompt_is_read(client, service, monkeypatch):
     monkeypatch.setattr(sse, "KEEP_ALIVE", 0.01)
-    read = asyncio.Event()
-
-    async def until_read():
-        await read.wait()
-        read.clear()
-
-    service.begin([until_read, Prefill(0, 7), until_read, Content("x", begins=True), stats()])
+    waits = [threading.Event(), threading.Event()]
+    service.begin(waits[0].wait, Prefill(0, 7), waits[1].wait, begins(Content, "x"), stats())
     names = []
-    with httpx.stream("POST", service.url + "/v1/messages?beta=true", json=BASIC | {"stream": True}) as response:
+    with client.stream("POST", "/v1/messages?beta=true", json=BASIC | {"stream": True}) as response:
         for line in response.iter_lines():
             if line.startswith("event: "):
                 names.append(line.removeprefix("event: "))
-            if line == "event: ping" and names.count("ping") in (2, 5):
-                read._loop.call_soon_threadsafe(read.set)
+            if names.count("ping") == 2:
+                waits[0].set()
+            if names[-1:] == ["ping"] and "message_start" in names:
+                waits[1].set()
     assert names[:2] == ["ping", "ping"]
     assert "ping" in names[names.index("message_start") : names.index("content_block_start")]
     assert [name for name in names if name != "ping"] == [
@@ -430,9 +325,109 @@ def test_pings_while_a_prompt_is_read(service, monkeypatch):
     ]
 
 
-def test_a_client_that_goes_away_frees_its_place(client, service):
-    service.begin([Content("x", begins=True), asyncio.Event().wait])
-    with client.messages.create(**BASIC, stream=True) as stream:
+def test_a_client_that_goes_away_frees_its_place(package, service):
+    waits = threading.Event()
+    service.begin(begins(Content, "x"), waits.wait)
+    with package.messages.create(**BASIC, stream=True) as stream:
         next(stream)
         assert not service.closed.is_set()
-    assert service.closed.wait(10)
+    try:
+        assert service.closed.wait(10)
+    finally:
+        waits.set()
+
+
+def a_coding_agent(session, *turns):
+    """A request of the shape and size of Claude Code's, in other words."""
+    words = "Work in small steps, read before you write, and say what you did. "
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "file_path": {"type": "string", "description": words},
+            "limit": {"type": "integer", "exclusiveMinimum": 0},
+            "mode": {"type": "string", "enum": ["all", "some"], "default": "all"},
+            "edits": {"type": "array", "items": {"type": "object", "properties": {"old": {"type": "string"}}}},
+            "where": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+        },
+        "required": ["file_path"],
+        "additionalProperties": False,
+    }
+    text = {"type": "text", "cache_control": {"type": "ephemeral"}}
+    return {
+        "model": "gpt-oss-20b",
+        "max_tokens": 32000,
+        "system": [
+            {"type": "text", "text": f"x-anthropic-billing-header: cc_version=2.1.{session}; cc_entrypoint=cli;"},
+            text | {"text": "You help with software."},
+            text | {"text": words * 150},
+        ],
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": f"<system-reminder>\n{words * 20}\n</system-reminder>\n"},
+                    text | {"text": "create made.txt with hi"},
+                ],
+            },
+            {"role": "system", "content": words * 60},
+            *turns,
+        ],
+        "tools": [
+            {"name": f"Tool{i}" if i else "Write", "description": words * 30, "input_schema": schema} for i in range(24)
+        ],
+        "metadata": {"user_id": json.dumps({"device_id": "d", "account_uuid": "", "session_id": session})},
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "stream": True,
+    }
+
+
+def test_the_requests_of_a_coding_agent(client, service):
+    service.begin(Reasoning("I write."), Called("call_1", "Write", '{"file_path": "made.txt"}'), stats("tool_calls"))
+    body = a_coding_agent("a1")
+    assert 70_000 < len(json.dumps(body)) < 82_000
+    headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "context-management-2025-06-27,effort-2025-11-24"}
+    response = client.post("/v1/messages?beta=true", json=body, headers=headers)
+    blocks = [event["content_block"] for event in events_of(response) if event["type"] == "content_block_start"]
+    assert [block["type"] for block in blocks] == ["thinking", "tool_use"]
+    first = service.requests[-1]
+    assert (first.conversation.reasoning_effort, len(first.conversation.tools), first.max_tokens) == ("high", 24, 32000)
+    assert [message.role for message in first.conversation.messages] == ["developer", "user", "developer"]
+
+    turns = [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "I write.", "signature": ""},
+                {"type": "tool_use", "id": "call_1", "name": "Write", "input": {"file_path": "made.txt"}},
+            ],
+        },
+        {"role": "user", "content": [{"tool_use_id": "call_1", "type": "tool_result", "content": "done"}]},
+    ]
+    # Another session of the same client, too: all that it says before is said again word for word.
+    post(client, a_coding_agent("b2", *turns))
+    second = service.requests[-1]
+    assert second.conversation.messages[:3] == first.conversation.messages
+    assert [message.channel for message in second.conversation.messages[3:]] == ["analysis", *["commentary"] * 2]
+    assert second.cache_key != first.cache_key
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        None,
+        BASIC | {"max_tokens": None},
+        BASIC | {"model": 5},
+        BASIC | {"model": ["x"]},
+        BASIC | {"stream": "yes"},
+        BASIC | {"stream": True, "messages": 1},
+    ],
+)
+def test_bodies_that_are_no_requests(client, service, body):
+    response = post(client, body)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert not service.requests

@@ -99,8 +99,9 @@ def test_a_client_that_goes_away_ends_its_answer(service, client, streams, befor
     started, forever = threading.Event(), threading.Event()
     service.begin(*before, started.set, lambda: forever.wait(60), stats())
     body = json.dumps(ASKED | {"stream": streams}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection((client.base_url.host, client.base_url.port)) as leaving:
+    host, port = client.base_url.host, client.base_url.port
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, port)) as leaving:
         leaving.sendall(head.encode() + body)
         assert started.wait(60)
     try:
