@@ -216,7 +216,7 @@ class _Running:
         try:
             with closing(events):
                 for event in events:
-                    if not accepted:
+                    if not (accepted or isinstance(event, Waiting)):
                         accepted = True
                         self._save(session)
                         yield Named(self.autosave.name or "")

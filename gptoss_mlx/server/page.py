@@ -42,7 +42,8 @@ TYPES = {
 }
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types page"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script';"
+    " trusted-types page"
 )
 PAGE_HEADERS = {
     "content-security-policy": POLICY,
@@ -192,7 +193,10 @@ def _files(fields: Fields) -> dict[str, str]:
         name, data = printable(file.text("name") or "file"), (file.text("text") or "").encode()
         if len(data) > MAX_FILE:
             raise file.wrong("text", f"has {len(data):,} bytes, not at most {MAX_FILE:,}")
-        files[name] = file_text(name, data)
+        try:
+            files[name] = file_text(name, data)
+        except GptOssError as error:
+            raise RequestError(str(error), param=f"{file.place}text") from None
     return files
 
 

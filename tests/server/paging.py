@@ -44,7 +44,7 @@ class PageServer:
         return Session(model, functions=[Function(look, self.look, asks=True)], current_date="2026-01-02")
 
     async def _serve(self, ready, port):
-        async with serving(self.folder) as service:
+        async with serving(self.folder, places=1) as service:
             app = make_app(service, conversations=Conversations(service, self.store, self.new_session))
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
