@@ -10,7 +10,7 @@ where each turn's prompt ended, which is where the next prompt departs from what
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from .answer import Answer, AnswerRules, Draft, fits_grammar
 from .history import History, HistoryEncoder, is_worth_saving
 from .room import room_for_result, tokens_beyond, without_oldest_turns
 from .transcript import Transcript
-from .turn import Clock, Dropped, OnPrefill, Prefill, ToolResult, TurnEvents, TurnStats, Waiting
+from .turn import Asked, Clock, Dropped, OnPrefill, Prefill, ToolResult, TurnEvent, TurnEvents, TurnStats, Waiting
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -41,6 +41,8 @@ MAX_CALLS = 32  # rounds of tool calls in one turn, before a model that loops ha
 
 Approve = Callable[[ToolCall, str], bool]
 """A call and what it would do -> whether it may."""
+Outputs = Callable[[ToolCall], Generator[Asked | Waiting, None, str]]
+"""A call -> its output, for which others need not wait."""
 
 
 class Session:
@@ -53,6 +55,7 @@ class Session:
         functions: Sequence[Function] = (),
         builtins: Sequence[Builtin] = (),
         approve: Approve | None = None,
+        outputs: Outputs | None = None,
         instructions: str | None = None,
         reasoning_effort: str = "medium",
         max_reasoning: int | None = None,
@@ -63,7 +66,8 @@ class Session:
         drop_when_full: bool = False,
         yields_steps: bool = False,
     ):
-        """`approve` is asked about the calls of tools that want it; without it they are refused.
+        """`approve` is asked about the calls of tools that want it; without it they are refused. `outputs` runs tools
+        instead, and asks by itself.
 
         `reasoning_effort` "none" goes straight to the answer; after `max_reasoning` tokens of a turn, reasoning is
         closed and the answer opened. `max_tokens` are those of a turn. A finished answer is JSON of the
@@ -75,16 +79,15 @@ class Session:
         self.model = model
         self.prompt_cache = PromptCache(model)
         self.tokenizer = model.tokenizer
-        self.toolbox, self.approve = Toolbox(functions, builtins), approve
+        self.toolbox, self.approve, self.outputs = Toolbox(functions, builtins), approve, outputs
         self.sampling = sampling or Sampling()
         self.max_tokens, self.max_reasoning = max_tokens, max_reasoning
         self.drop_when_full, self.yields_steps = drop_when_full, yields_steps
         self.instructions = instructions
         self.current_date = current_date or datetime.date.today().isoformat()
         self.set_reasoning_effort(reasoning_effort)
-        self.response_schema = unwrapped(response_schema)
+        self.set_response_schema(response_schema)
         self.stats: list[TurnStats] = []
-        self._grammar = None if response_schema is None else self._make_grammar(self.response_schema)
         self._encoder = HistoryEncoder(self.tokenizer, model.config.vocab_size, self.toolbox.builtins)
         self._encoded_head: tuple[Conversation, list[int]] | None = None
         self._history = History()
@@ -173,6 +176,11 @@ class Session:
         if effort not in EFFORTS:
             raise GptOssError(f"reasoning effort is {effort!r}, not one of {', '.join(EFFORTS)}")
         self.reasoning_effort = effort
+
+    def set_response_schema(self, schema: Schema | None) -> None:
+        """From the next turn on. Raises GptOssError for one that cannot be used."""
+        self.response_schema = unwrapped(schema)
+        self._grammar = None if schema is None else self._make_grammar(self.response_schema)
 
     def close(self) -> None:
         """End what the tools have started."""
@@ -274,13 +282,16 @@ class Session:
             opening=() if reasons and not must_answer else without_reasoning(can_call=can_call),
         )
 
-    def _run(self, calls: Sequence[ToolCall], interrupts: Interrupts) -> Iterator[ToolResult]:
+    def _run(self, calls: Sequence[ToolCall], interrupts: Interrupts) -> Generator[TurnEvent, None, None]:
         """Run the tools that may run, and add their results; Ctrl-C ends them at once."""
         waiting = list(calls)
         try:
             while waiting:
-                with interrupts.at_once():
-                    output = self._output(waiting[0])
+                if self.outputs:
+                    output = yield from self.outputs(waiting[0])
+                else:
+                    with interrupts.at_once():
+                        output = self._output(waiting[0])
                 name = waiting.pop(0).name
                 yield ToolResult(name, self._add_result(name, output))
         except (KeyboardInterrupt, GeneratorExit):

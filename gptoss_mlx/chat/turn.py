@@ -31,6 +31,15 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A person has to agree to a call before it runs."""
+
+    name: str
+    preview: str
+    """What the call would do."""
+
+
+@dataclass(frozen=True)
 class ToolResult:
     """The result of a tool, as the model reads it."""
 
@@ -98,7 +107,7 @@ class Dropped:
     messages: int
 
 
-TurnEvent = Event | Prefill | Waiting | Thought | TokenLogprobs | ToolResult | Dropped | TurnStats
+TurnEvent = Event | Asked | Prefill | Waiting | Thought | TokenLogprobs | ToolResult | Dropped | TurnStats
 TurnEvents = Generator[TurnEvent, None, None]
 
 

@@ -141,7 +141,7 @@ def serve(
     from ..server.connections import GracefulServer
     from ..server.service import open_service
 
-    async def run(caches: Path | None, progress: PrefillProgress | None) -> None:
+    async def run(caches: Path | None, progress: PrefillProgress | None) -> int | None:
         name = folder.resolve().name.rpartition("--")[2]
         service = await open_service(
             lambda: load(folder, plan.settings),
@@ -157,11 +157,14 @@ def serve(
             remember(folder)
             _announce(place, name, plan, parallel, access, key_line)
             await server.serve(sockets=place.sockets)
+            return server.ended_by
         finally:
             service.close(ENDING)
 
     with _cache_folder(not no_kv) as caches, _logging() as progress:
-        asyncio.run(run(caches, progress))
+        ended_by = asyncio.run(run(caches, progress))
+    if ended_by == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 def _exit(*_: object) -> NoReturn:

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from ..chat.turn import OnPrefill
 from ..errors import GptOssError
+from .conversations import Conversations
 from .errors import RequestError, error_response
 from .messages import model_info, models_page
 from .metrics import Metrics
@@ -32,9 +33,14 @@ ANTHROPIC_VERSION = "anthropic-version"  # a header that all clients of Anthropi
 ON_LOOPBACK = Access()
 
 
-def make_app(service: Service, access: Access = ON_LOOPBACK, on_prefill: OnPrefill | None = None) -> Starlette:
-    """The application of one model; `app.state.service` is for the protocols. `on_prefill` gets the progress of
-    whatever prompt is being read."""
+def make_app(
+    service: Service,
+    access: Access = ON_LOOPBACK,
+    on_prefill: OnPrefill | None = None,
+    conversations: Conversations | None = None,
+) -> Starlette:
+    """The application of one model; `app.state.service` is for the protocols, `app.state.conversations` for the page.
+    `on_prefill` gets the progress of whatever prompt is being read."""
     metrics = Metrics()
     app = Starlette(
         routes=[*_protocol_routes(), *ROUTES],
@@ -48,6 +54,7 @@ def make_app(service: Service, access: Access = ON_LOOPBACK, on_prefill: OnPrefi
     )
     app.router.redirect_slashes = False  # the address of a redirect would be the client's own word
     app.state.service, app.state.metrics = ObservedService(service, metrics, on_prefill), metrics
+    app.state.conversations = conversations
     return app
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,7 +69,7 @@ class LimitedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._follow(None)
+        self._follow("head" if self.conn.trailing_data[0] else None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
@@ -152,6 +155,21 @@ class GracefulServer(Server):
             )
         )
         self._grace, self._end_answers = limits.grace, end_answers
+        self.ended_by: int | None = None
+        """The signal that told it to end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Until the loop is closed: none of them, however many come, interrupts what is done at the end."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self._told_to_end, number)
+        yield
+
+    def _told_to_end(self, number: int) -> None:
+        """A second Ctrl-C waits for no answer."""
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self.should_exit, self.ended_by = True, number
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         ending = asyncio.get_running_loop().call_later(self._grace, self._end_answers)

@@ -24,59 +24,18 @@ from pygments.token import Token as AnyToken
 
 from ..chat.markdown import FORMULA, markdown_parser
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 MAX_COLORED = 10_000  # characters of code: more is shown in one color
 MAX_SECONDS = 0.2  # for the same: the lexers of some languages take time with the square of what is no code of theirs
-LANGUAGES = frozenset(
-    [
-        "bash",
-        "c",
-        "c++",
-        "console",
-        "cpp",
-        "csharp",
-        "css",
-        "dart",
-        "diff",
-        "docker",
-        "go",
-        "haskell",
-        "html",
-        "http",
-        "java",
-        "javascript",
-        "js",
-        "json",
-        "jsx",
-        "julia",
-        "kotlin",
-        "latex",
-        "lua",
-        "makefile",
-        "nix",
-        "objective-c",
-        "perl",
-        "php",
-        "powershell",
-        "py",
-        "python",
-        "r",
-        "ruby",
-        "rust",
-        "scala",
-        "scss",
-        "sh",
-        "shell",
-        "sql",
-        "swift",
-        "toml",
-        "ts",
-        "tsx",
-        "typescript",
-        "xml",
-        "yaml",
-        "zig",
-    ]
-)
+LANGUAGES = _words("""
+    bash c c++ console cpp csharp css dart diff docker go haskell html http java javascript js json jsx julia kotlin
+    latex lua makefile nix objective-c perl php powershell py python r ruby rust scala scss sh shell sql swift toml
+    ts tsx typescript xml yaml zig
+""")
 MAX_LINK = 2000  # characters
 DELIMITERS = ("\\(", "\\)"), ("\\[", "\\]"), ("$$", "$$"), ("$", "$")
 
@@ -84,96 +43,19 @@ LINK = re.compile(r"(?:https?://|mailto:)[^\s<>]+", re.IGNORECASE)
 BARE_LINK = re.compile(r"""https?://[^\s<>"'`]*[^\s<>"'`.,;:!?()\[\]{}*_]""", re.IGNORECASE)
 _ENTITY = re.compile(r"&#x[0-9A-Fa-f]{2,6};")  # as latex2mathml writes operators
 
-MATH_TAGS = frozenset(
-    [
-        "math",
-        "menclose",
-        "mfrac",
-        "mi",
-        "mmultiscripts",
-        "mn",
-        "mo",
-        "mover",
-        "mpadded",
-        "mphantom",
-        "mprescripts",
-        "mroot",
-        "mrow",
-        "ms",
-        "mspace",
-        "msqrt",
-        "mstyle",
-        "msub",
-        "msubsup",
-        "msup",
-        "mtable",
-        "mtd",
-        "mtext",
-        "mtr",
-        "munder",
-        "munderover",
-        "none",
-    ]
-)
-MATH_ATTRIBUTES = frozenset(
-    [
-        "accent",
-        "accentunder",
-        "columnalign",
-        "columnspacing",
-        "displaystyle",
-        "fence",
-        "height",
-        "largeop",
-        "linethickness",
-        "lspace",
-        "mathsize",
-        "mathvariant",
-        "maxsize",
-        "minsize",
-        "movablelimits",
-        "notation",
-        "rowspacing",
-        "rspace",
-        "scriptlevel",
-        "separator",
-        "stretchy",
-        "symmetric",
-        "width",
-    ]
-)
-TAGS = frozenset(
-    [
-        "a",
-        "blockquote",
-        "br",
-        "button",
-        "code",
-        "del",
-        "div",
-        "em",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "li",
-        "ol",
-        "p",
-        "pre",
-        "span",
-        "strong",
-        "table",
-        "tbody",
-        "td",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-    ]
-)
+MATH_TAGS = _words("""
+    math menclose mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow ms mspace msqrt mstyle
+    msub msubsup msup mtable mtd mtext mtr munder munderover none
+""")
+MATH_ATTRIBUTES = _words("""
+    accent accentunder columnalign columnspacing displaystyle fence height largeop linethickness lspace mathsize
+    mathvariant maxsize minsize movablelimits notation rowspacing rspace scriptlevel separator stretchy symmetric
+    width
+""")
+TAGS = _words("""
+    a blockquote br button code del div em h1 h2 h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr
+    ul
+""")
 ATTRIBUTES = {
     "a": {"href"},
     "button": {"class", "type"},

@@ -64,7 +64,7 @@ class Access:
         if name == "localhost" or name in self.names:
             return True
         try:
-            return self.on_network or ip_address(name).is_loopback
+            return ip_address(name).is_loopback or self.on_network
         except ValueError:
             return False
 

@@ -79,15 +79,19 @@ class Service:
         """The events of a session's turn, on the model's thread: with a prompt cache of the pool, which others can have
         while a tool runs or a person is asked."""
         with closing(events):
-            lease = yield from self._lease(session)
+            lease: Lease | None = yield from self._lease(session)
             try:
                 for event in events:
-                    yield event
-                    if isinstance(event, Waiting) and event.future:
+                    if isinstance(event, Waiting) and event.future and lease:
                         self.pool.give_back(lease)
+                        lease = None
+                        yield event
                         lease = yield from self._lease(session)
+                    else:
+                        yield event
             finally:
-                self.pool.give_back(lease)
+                if lease:
+                    self.pool.give_back(lease)
 
     def close(self, reason: str) -> None:
         """End all answers with a RequestError, and the thread."""

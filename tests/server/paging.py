@@ -1,0 +1,83 @@
+"""The page's server: the real application before the demo model, whose tokens a test writes, on loopback."""
+
+import asyncio
+import json
+import socket
+import threading
+from contextlib import contextmanager
+
+import uvicorn
+
+from chat.conversing import Scripted
+from gptoss_mlx.chat.session import Session
+from gptoss_mlx.engine.tokenizer import Tokenizer
+from gptoss_mlx.harmony.messages import Tool
+from gptoss_mlx.server.app import make_app
+from gptoss_mlx.server.conversations import Conversations
+from gptoss_mlx.tools.toolbox import Function
+
+from .answering import serving
+
+FINAL = "<|channel|>final<|message|>"
+THOUGHT = "<|channel|>analysis<|message|>I think.<|end|><|start|>assistant"
+CALL = '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"x": 1}<|call|>'
+
+
+class PageServer:
+    """Sessions have one tool, `look`, which waits for `seen` and asks first."""
+
+    def __init__(self, folder, store):
+        self.folder, self.store, self.url = folder, store, ""
+        self.port, self.server, self.seen, self.calls = 0, None, threading.Event(), []
+
+    def script(self, *answers):
+        """What the model writes next."""
+        Scripted.waiting = Tokenizer.load(self.folder).encode_markup("".join(answers))
+
+    def look(self, x):
+        self.calls.append(x)
+        self.seen.wait(30)
+        return {"seen": x}
+
+    def new_session(self, model):
+        look = Tool("look", "Look.", {"type": "object", "properties": {"x": {"type": "integer"}}})
+        return Session(model, functions=[Function(look, self.look, asks=True)], current_date="2026-01-02")
+
+    async def _serve(self, ready, port):
+        async with serving(self.folder, places=1) as service:
+            app = make_app(service, conversations=Conversations(service, self.store, self.new_session))
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind(("127.0.0.1", port))
+                self.port = listening.getsockname()[1]
+                self.url = f"http://127.0.0.1:{self.port}"
+                self.server = uvicorn.Server(
+                    uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+                )
+                ready.set()
+                await self.server.serve(sockets=[listening])
+            self.seen.set()
+            await app.state.conversations.close()
+
+    @contextmanager
+    def running(self, port=0):
+        ready = threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready, port)))
+        thread.start()
+        assert ready.wait(60)
+        try:
+            yield self
+        finally:
+            self.server.should_exit = True
+            thread.join()
+
+
+def pieces_of(text, since=0):
+    """The last form of each piece in a stream, in order, and the last id."""
+    pieces, last = {}, since
+    for event in text.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in event.split("\n") if ": " in line)
+        if "data" in lines:
+            last = int(lines["id"])
+            pieces |= {piece["at"]: piece for piece in json.loads(lines["data"])}
+    return [pieces[at] for at in sorted(pieces)], last
