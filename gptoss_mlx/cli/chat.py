@@ -96,7 +96,7 @@ def chat(
 
     store = Store(sessions_folder())
     saved = None if resume is None else store.find(resume)
-    new_session = _session_maker(chat_options, tool_options, drop_when_full=when_full == "drop")
+    new_session = session_maker(chat_options, tool_options, drop_when_full=when_full == "drop")
     from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
 
@@ -176,7 +176,7 @@ def generate(
     begun = _piped(1)
     if not (prompt or begun):
         raise NOTHING_TO_ANSWER
-    new_session = _session_maker(chat_options, tool_options, approve=_approval(tool_options.yes))
+    new_session = session_maker(chat_options, tool_options, approve=_approval(tool_options.yes))
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
     with (
@@ -265,7 +265,7 @@ def demo() -> None:
     folder = home() / "demo"
     shutil.rmtree(folder, ignore_errors=True)
     print_report(convert_with_progress(str(CHECKPOINT), folder))
-    new_session = _session_maker(DEMO, ToolOptions(), functions=FUNCTIONS)
+    new_session = session_maker(DEMO, ToolOptions(), functions=FUNCTIONS)
     session = new_session(load_model(str(folder), ModelOptions()))
     for question in QUESTIONS:
         ask(session, question, show_reasoning=True)
@@ -275,7 +275,7 @@ def demo() -> None:
     warn_without_kernels()
 
 
-def _session_maker(
+def session_maker(
     chat: ChatOptions, tools: ToolOptions, functions: Sequence[Function] = (), **more: Any
 ) -> Callable[[Model], Session]:
     """What makes a session of a model. What is wrong with the files of the options shows now, before one is loaded."""

@@ -176,7 +176,9 @@ _THREADS = click.option(
 pass_plan_options = _passed_as("model_options", _model_options, *_PLAN)
 pass_model_options = _passed_as("model_options", _model_options, *_PLAN, _THREADS)
 
-_SAMPLING = (
+pass_chat_options = _passed_as(
+    "chat_options",
+    ChatOptions,
     click.option(
         "--temperature",
         type=float,
@@ -213,12 +215,6 @@ _SAMPLING = (
         help="Above 1, tokens that have occurred become less likely.",
     ),
     click.option("--seed", type=int, show_default="random", help="The same seed gives the same answer."),
-)
-pass_sampling_options = _passed_as("chat_options", ChatOptions, *_SAMPLING)
-pass_chat_options = _passed_as(
-    "chat_options",
-    ChatOptions,
-    *_SAMPLING,
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
@@ -242,9 +238,7 @@ pass_chat_options = _passed_as(
 )
 
 _FILE = UserPath(exists=True, dir_okay=False)
-pass_tool_options = _passed_as(
-    "tool_options",
-    ToolOptions,
+_TOOLS = (
     click.option(
         "--tools",
         type=ToolsFile(),
@@ -259,6 +253,12 @@ pass_tool_options = _passed_as(
         metavar="DIR",
         help="Let the model search and read the files in DIR.",
     ),
+)
+pass_page_tool_options = _passed_as("tool_options", ToolOptions, *_TOOLS)  # the page asks, and has schemas of its own
+pass_tool_options = _passed_as(
+    "tool_options",
+    ToolOptions,
+    *_TOOLS,
     click.option("-y", "--yes", is_flag=True, help="Run tool calls without asking."),
     click.option("--json-schema", type=_FILE, metavar="FILE", help="Answer in JSON that follows this schema."),
 )

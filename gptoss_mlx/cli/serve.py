@@ -26,15 +26,18 @@ from ..files import lock, open_own_folder, remove_tree
 from ..memory.system import parse_size, size_text
 from ..model.model_store import home, last_used, remember
 from ..untrusted import os_error_text
+from .chat import session_maker
 from .loading import model_folder, plan_to_keep, use_threads
 from .options import (
     ChatOptions,
     ModelOptions,
     Size,
+    ToolOptions,
     UserPath,
     model_argument,
+    pass_chat_options,
     pass_model_options,
-    pass_sampling_options,
+    pass_page_tool_options,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +95,8 @@ class Place:
     show_default=True,
     help="Answers that are written at a time, in turns; others wait.",
 )
-@pass_sampling_options
+@pass_chat_options
+@pass_page_tool_options
 @pass_model_options
 @click.option("--no-kv", is_flag=True, help="Don't save KV caches that memory has no room for.")
 @click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Disk limit for saved KV caches.")
@@ -117,15 +121,19 @@ def serve(
     tls_cert: Path | None,
     tls_key: Path | None,
     chat_options: ChatOptions,
+    tool_options: ToolOptions,
     model_options: ModelOptions,
 ) -> None:
-    """Serve MODEL to other programs, as OpenAI's and Anthropic's APIs do; with a page to chat at /.
+    """Serve MODEL to other programs, and on a page to chat at.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last. Sampling options
-    hold where a request does not say otherwise. On another host than this machine, requests need the key that is shown.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last. Programs use
+    OpenAI's APIs or Anthropic's. Options of sampling hold where a request does not say otherwise; those of answers and
+    tools are for the page, whose conversations are the sessions of the chat. On another host than this machine,
+    requests need the key that is shown.
     """
     signal.signal(signal.SIGTERM, _exit)
     sampling = chat_options.sampling()
+    new_session = session_maker(chat_options, tool_options)
     if tls_key and not tls_cert:
         raise click.UsageError("--tls-key goes with --tls-cert")
     if tls_cert:
@@ -136,9 +144,11 @@ def serve(
     use_threads(model_options.threads)
     plan = plan_to_keep(folder, model_options)
 
+    from ..chat.store import Store, sessions_folder
     from ..engine.generate import load
     from ..server.app import make_app
     from ..server.connections import GracefulServer
+    from ..server.conversations import Conversations
     from ..server.service import open_service
 
     async def run(caches: Path | None, progress: PrefillProgress | None) -> int | None:
@@ -150,15 +160,17 @@ def serve(
             folder=caches,
             disk_limit=parse_size(kv_limit),
         )
+        service.sampling = sampling
+        conversations = Conversations(service, Store(sessions_folder()), new_session)
         try:
-            service.sampling = sampling
-            app = make_app(service, access, progress)
+            app = make_app(service, access, progress, conversations)
             server = GracefulServer(app, lambda: service.close(ENDING), certificate=tls_cert, private_key=tls_key)
             remember(folder)
             _announce(place, name, plan, parallel, access, key_line)
             await server.serve(sockets=place.sockets)
             return server.ended_by
         finally:
+            await conversations.close()
             service.close(ENDING)
 
     with _cache_folder(not no_kv) as caches, _logging() as progress:

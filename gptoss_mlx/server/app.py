@@ -5,8 +5,6 @@ Who may ask is `security`'s, connections are `connections`'s.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,10 +12,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from ..chat.turn import OnPrefill
 from ..errors import GptOssError
+from . import chat_completions, completions, messages, page, responses
 from .conversations import Conversations
 from .errors import RequestError, error_response
 from .messages import model_info, models_page
@@ -26,7 +25,7 @@ from .observing import ObservedService, RequestLog
 from .security import Access, Guard
 from .service import Service
 
-PROTOCOLS = ("chat_completions", "completions", "responses", "messages", "page")
+PROTOCOLS = (chat_completions, completions, responses, messages, page)
 # Codex asks for the version of Ollama, and refuses one that is older than its Responses endpoint.
 OLLAMA_VERSION = "0.14.2"
 ANTHROPIC_VERSION = "anthropic-version"  # a header that all clients of Anthropic's API send
@@ -43,7 +42,7 @@ def make_app(
     `on_prefill` gets the progress of whatever prompt is being read."""
     metrics = Metrics()
     app = Starlette(
-        routes=[*_protocol_routes(), *ROUTES],
+        routes=[*(route for protocol in PROTOCOLS for route in protocol.routes), *ROUTES],
         middleware=[Middleware(RequestLog, metrics), Middleware(Guard, access)],
         exception_handlers={
             RequestError: _refused,
@@ -56,11 +55,6 @@ def make_app(
     app.state.service, app.state.metrics = ObservedService(service, metrics, on_prefill), metrics
     app.state.conversations = conversations
     return app
-
-
-def _protocol_routes() -> list[BaseRoute]:
-    modules = [f"{__package__}.{name}" for name in PROTOCOLS]
-    return [route for module in modules if find_spec(module) for route in import_module(module).routes]
 
 
 async def _models(request: Request) -> Response:

@@ -18,6 +18,7 @@ COMMANDS = [
     "upload",
     "chat",
     "generate",
+    "serve",
     "bench",
     "eval",
     "plan",

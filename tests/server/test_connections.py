@@ -163,7 +163,6 @@ MALFORMED = [
     b"\r\n\r\n",
     b"\0" * 100,
     b"GET\r\n\r\n",
-    b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
     b"GET / HTTP/1.1\r\n\r\n",
     b"GET /\xff HTTP/1.1\r\nhost: localhost\r\n\r\n",
     b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: localhost\r\n\r\n",
