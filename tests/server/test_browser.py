@@ -133,7 +133,7 @@ def test_a_question_and_its_answer(page, server):
     ask(page, server, "How are quadratic equations solved?", f"{THOUGHT}{FINAL}{RICH}<|return|>")
     done(page)
     assert page.locator("math").count() == 2
-    assert page.locator(".c-k").first.inner_text() == "from"
+    assert page.locator(".c-kn").first.inner_text() == "from"
     assert re.match(r"Thought for [\d.]+ s, \d+ tokens", page.locator(".reasoning summary").inner_text())
     assert not page.locator(".reasoning .block").is_visible()
     page.locator(".reasoning summary").click()
