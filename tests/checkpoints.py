@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ DEFAULTS = {
     "torch_dtype": "bfloat16",
 }
 
+# What decides the shapes of tensors.
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_local_experts",
+    "vocab_size",
+)
+
 
 def config_of(**changes: Any) -> dict[str, Any]:
     """A published-style config.json; `changes` are its fields."""
@@ -56,6 +69,14 @@ def config_of(**changes: Any) -> dict[str, Any]:
 
 def tensors_of(config: dict[str, Any], seed: int = 0) -> dict[str, tuple[np.ndarray, str]]:
     """Name -> (array, dtype): BF16 as its bits in uint16, MXFP4 blocks and scales as uint8."""
+    drawn = _drawn(*(config[name] for name in SIZES), seed)
+    return {name: (array.copy(), dtype) for name, (array, dtype) in drawn.items()}
+
+
+@lru_cache(maxsize=4)
+def _drawn(*sizes_and_seed: int) -> dict[str, tuple[np.ndarray, str]]:
+    *sizes, seed = sizes_and_seed
+    config = dict(zip(SIZES, sizes, strict=True))
     random = np.random.RandomState(seed)
     hidden, intermediate, experts = config["hidden_size"], config["intermediate_size"], config["num_local_experts"]
     queries = config["num_attention_heads"] * config["head_dim"]
@@ -105,7 +126,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], seed: int = 0, shards
     """Write config.json, `shards` safetensors files with their index, and a tokenizer of bytes into `folder`, if the
     vocabulary has room for one."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = tensors_of(config, seed)
+    tensors = _drawn(*(config[name] for name in SIZES), seed)
     names = list(tensors)
     weight_map = {}
     for number in range(shards):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -103,9 +104,24 @@ def run(environment):
     return run
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # while tests are collected
+    zygote.folder = getattr(config, "workerinput", {}).get("zygotes", "")
+    if not zygote.folder:
+        folder = TemporaryDirectory()
+        config.add_cleanup(folder.cleanup)
+        zygote.folder = folder.name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    node.workerinput["zygotes"] = zygote.folder
+
+
 def pytest_collection_finish() -> None:
     """What is collected stays to the end: no garbage collection need look at it."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -18,7 +18,7 @@ from zygote import Zygote
 COMMANDS = {
     "chat": ("--temperature", "0"),
     "generate": ("--temperature", "0"),
-    "bench": ("--prompt", "4", "--generate", "2", "--depth", "0", "--repeat", "1", "--profile"),
+    "bench": ("--prompt", "4", "--generate", "2", "--depth", "0", "--repeat", "1", "--profile", "--memory", "300MB"),
     "eval": ("--tokens", "64", "--needle", "1024"),
     "inspect": (),
     "plan": (),

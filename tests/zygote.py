@@ -2,7 +2,8 @@
 
 A zygote has imported `gptoss-mlx` and runs nothing; for each run it forks, and the child becomes that run: its words,
 environment, folder and streams, its terminal, its exit status. Only what the interpreter decides when it starts
-(locale, PYTHON... variables) cannot be changed so: `Zygote.fits` says where a process of its own is needed.
+(locale, PYTHON... variables) cannot be changed so: `Zygote.fits` says where a process of its own is needed. All test
+processes share one, which ends when the last of them has.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import gc
+import hashlib
 import json
 import os
 import runpy
@@ -22,8 +24,8 @@ import termios
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import NoReturn, TextIO
 
@@ -101,22 +103,34 @@ class Piped:
 
 
 class Zygote:
-    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = ()):
-        """`within` is the beginning of a command line that runs another, such as strace's."""
+    def __init__(self, environment: Mapping[str, str], within: Sequence[str] = (), address: str = ""):
+        """`within` is the beginning of a command line that runs another, such as strace's. At an `address`, a zygote
+        that another test process has started there is as good as one of its own."""
         self._environment = dict(environment)
-        self._socket, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [*within, sys.executable, __file__, str(theirs.fileno())], env=environment, pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
+        self._socket = socket.socket(socket.AF_UNIX)
+        if address:
+            with open(f"{address}.lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    self._socket.connect(address)
+                except OSError:  # there is none, or its users have all ended
+                    Path(address).unlink(missing_ok=True)
+                    self._start((), address)
+        else:
+            with TemporaryDirectory() as folder:
+                self._start(within, str(Path(folder, "zygote")))
+
+    def _start(self, within: Sequence[str], address: str) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            self._socket.connect(address)
+            words = [*within, sys.executable, __file__, str(listener.fileno())]
+            self._process = subprocess.Popen(words, env=self._environment, pass_fds=[listener.fileno()])
 
     def fits(self, environment: Mapping[str, str]) -> bool:
         """Whether a run with this environment can be a fork."""
-
-        def fixed(variables: Mapping[str, str]) -> dict[str, str]:
-            return {name: value for name, value in variables.items() if name.startswith(FIXED)}
-
-        return fixed(environment) == fixed(self._environment)
+        return _fixed(environment) == _fixed(self._environment)
 
     def start(
         self,
@@ -156,35 +170,85 @@ class Zygote:
         return subprocess.CompletedProcess(list(words), process.wait(), output, errors)
 
     def close(self) -> None:
+        """End one that is not shared."""
         self._socket.close()
         self._process.wait()
 
 
-@cache
-def shared() -> Zygote:
-    """The zygote of this test process, which ends with it."""
-    zygote = Zygote({name: value for name, value in os.environ.items() if not name.startswith(("GPTOSS_", "HF_"))})
-    atexit.register(zygote.close)
-    return zygote
+folder = ""
+"""Where the test processes of a run find each other's zygotes."""
 
 
-def serve(channel: socket.socket) -> None:
-    """Fork for each request until the other end is closed."""
+_shared: dict[str, Zygote] = {}
+
+
+def shared(environment: Mapping[str, str] = os.environ) -> Zygote:
+    """The zygote of all test processes for what this environment fixes; it ends with the last of them."""
+    fixed = hashlib.sha256(json.dumps(sorted(_fixed(environment).items())).encode())
+    address = str(Path(folder, fixed.hexdigest()[:8]))
+    if address not in _shared:
+        plain = {name: value for name, value in environment.items() if not name.startswith(("GPTOSS_", "HF_"))}
+        _shared[address] = Zygote(plain, address=address)
+    return _shared[address]
+
+
+def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(FIXED)}
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork for each request until all that have connected have closed their ends."""
     import_all()
     gc.freeze()  # a fork copies no page only because what was imported is looked through
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
-    while True:
-        length, descriptors, *_ = socket.recv_fds(channel, 4, 4)
-        if not length:
-            return
-        request = b""
-        while len(request) < int.from_bytes(length, "little"):
-            request += channel.recv(2**16)
-        if os.fork() == 0:
-            channel.close()
-            keep(*descriptors, request=json.loads(request))
-        for descriptor in descriptors:
+    ended, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    channels, replies = [listener.accept()[0]], {}
+    while channels:
+        for ready in select.select([listener, ended, *channels], [], [])[0]:
+            if ready is listener:
+                channels.append(listener.accept()[0])
+            elif ready == ended:
+                os.read(ended, 2**16)
+                report(replies)
+            elif not answer(ready, replies, [listener.fileno(), ended, wake, *(each.fileno() for each in channels)]):
+                channels.remove(ready)
+                ready.close()
+
+
+def report(replies: dict[int, int]) -> None:
+    """Tell the status of each run that has ended."""
+    while replies and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+        with suppress(BrokenPipeError):  # nobody waits for it any more
+            os.write(replies[ended[0]], ended[1].to_bytes(4, "little"))
+        os.close(replies.pop(ended[0]))
+
+
+def answer(channel: socket.socket, replies: dict[int, int], ours: Sequence[int]) -> bool:
+    """Fork a run for a request, and tell its number; False if there is none, for the other end is closed. `ours` are
+    descriptors that no run has."""
+    length, descriptors, *_ = socket.recv_fds(channel, 4, 4)
+    request = b""
+    while len(request) < int.from_bytes(length, "little"):
+        if not (part := channel.recv(2**16)):
+            return False
+        request += part
+    if not length:
+        return False
+    reply, *streams = descriptors
+    if (pid := os.fork()) == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor in (*ours, *replies.values(), reply):
             os.close(descriptor)
+        become(streams, *json.loads(request))
+    replies[pid] = reply
+    for descriptor in streams:
+        os.close(descriptor)
+    with suppress(BrokenPipeError):
+        os.write(reply, pid.to_bytes(4, "little"))
+    return True
 
 
 def import_all() -> None:
@@ -202,20 +266,6 @@ def import_all() -> None:
     import gptoss_mlx.terminal.markdown
     import gptoss_mlx.terminal.progress_bars
     import gptoss_mlx.terminal.rich_screen  # noqa: F401
-
-
-def keep(reply: int, *streams: int, request: list) -> NoReturn:
-    """Fork a run, and report its number, and its status when it has ended."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if (pid := os.fork()) == 0:
-        os.close(reply)
-        become(streams, *request)
-    for descriptor in streams:
-        os.close(descriptor)
-    with suppress(BrokenPipeError):  # nobody waits for it any more
-        os.write(reply, pid.to_bytes(4, "little"))
-        os.write(reply, os.waitpid(pid, 0)[1].to_bytes(4, "little"))
-    os._exit(0)
 
 
 def become(

@@ -14,6 +14,7 @@ import pytest
 
 from bench.test_random_weights import SMALL
 from gptoss_convert.random_weights import RandomShape
+from gptoss_mlx import kernels
 from gptoss_mlx.bench import first_token, measure
 from gptoss_mlx.bench.baseline import read_baseline
 from gptoss_mlx.cli import cli, main
@@ -34,6 +35,7 @@ def measured(demo_folder, tmp_path_factory) -> Path:
         patch.setattr(sys, "argv", words)
         patch.setattr(measure, "MIN_SECONDS", 0.02)
         patch.setattr(first_token, "STARTS", 1)
+        patch.setattr(kernels, "BANDWIDTH_BYTES", kernels.MIN_BANDWIDTH_BYTES)
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 0

@@ -5,12 +5,11 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+import zygote
 from bench.test_bench import QUICK, assert_refused
 from gptoss_mlx.bench import measure
 from gptoss_mlx.bench.peers import MlxLm, Reading
@@ -81,7 +80,20 @@ class TestConfigFile:
     def test_a_comparison_of_which_it_is_no_part(self, bench, demo_folder, tmp_path):
         """In the comparison's own runs, `against` would begin a comparison in a comparison, without an end."""
         text = 'against = "mlx-lm"\nprofile = true\nsubmit = true'
-        options = ("--prompt", 8, "--generate", 4, "--repeat", 1, "--threads", 1, "--format", "json")
+        options = (
+            "--prompt",
+            8,
+            "--generate",
+            4,
+            "--repeat",
+            1,
+            "--threads",
+            1,
+            "--memory",
+            "300MB",
+            "--format",
+            "json",
+        )
         done = self.configured(bench, demo_folder, tmp_path, text, "--against", "mlx-lm", *options)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
@@ -113,8 +125,9 @@ ENDLESS = {
 
 # The program, which says when Python has imported it.
 IMPORTED = """
-import sys
+import os, sys
 from gptoss_mlx.cli import main
+os.setsid()  # a group of its own, to be interrupted as a whole
 print("imported", file=sys.stderr, flush=True)
 main()
 """
@@ -126,15 +139,7 @@ class TestInterrupts:
     @pytest.fixture
     def interrupted(self, environment, demo_folder):
         def interrupted(options: tuple[str, ...], moment: float, presses: int = 1, whole_group: bool = False):
-            args = [sys.executable, "-c", IMPORTED, "bench", str(demo_folder), *options]
-            process = subprocess.Popen(
-                args,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
+            process = zygote.shared().open(["-c", IMPORTED, "bench", str(demo_folder), *options], environment)
             try:
                 assert process.stderr.readline() == "imported\n"
                 time.sleep(moment)
@@ -144,7 +149,7 @@ class TestInterrupts:
                     else:
                         process.send_signal(signal.SIGINT)
                     time.sleep(0.05)
-                output, errors = process.communicate(timeout=60)
+                output, errors = process.communicate()
             finally:
                 process.kill()
                 process.wait()

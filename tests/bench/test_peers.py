@@ -38,14 +38,15 @@ SIZES = Grid(prompt=(64,), generate=(16,), depth=(0, 128))
 
 # Prints its outputs, one each time it is run, and notes how it was run. For the output None it starts another program,
 # tells its id, and waits for ever.
-STAND_IN = """#!{python}
-import pathlib, subprocess, sys, time
+STAND_IN = """#!{python} -IS
+import pathlib, sys, time
 log = pathlib.Path({log!r})
 before = log.read_text().splitlines() if log.exists() else []
 log.open("a").write(" ".join([{name!r}, *sys.argv[1:]]) + "\\n")
 outputs = {outputs!r}
 output = outputs[min(sum(line.startswith({name!r}) for line in before), len(outputs) - 1)]
 if output is None:
+    import subprocess
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
     log.with_suffix(".child").write_text(str(child.pid))
     time.sleep(1000)

@@ -7,7 +7,7 @@ QUESTIONS = ["My locker code is 4711.", "What is 12 + 30?", "What is gptoss-mlx?
 
 
 def talk(model, autosave, questions=QUESTIONS, **options):
-    session = make_session(model, **options)
+    session = make_session(model, **{"reasoning_effort": "none"} | options)
     for question in questions:
         list(session.send(question))
         autosave.save(session, kv=True)

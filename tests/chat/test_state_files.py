@@ -60,7 +60,7 @@ def message_length(session, text):
 
 def test_a_session_goes_on_as_if_it_had_never_ended(model, store):
     autosave = SessionAutosave(store)
-    session = talk(model, autosave)
+    session = talk(model, autosave, reasoning_effort="medium")
     while session.prefill_ahead(100):
         pass
     autosave.save(session, kv=True)

@@ -30,7 +30,7 @@ from gptoss_mlx.chat.history import is_worth_saving
 from gptoss_mlx.chat.replay import Replay
 from gptoss_mlx.chat.request import AnswerRequest, Called, TokenLogprobs
 from gptoss_mlx.chat.request_answer import RequestAnswer
-from gptoss_mlx.chat.turn import Prefill
+from gptoss_mlx.chat.turn import Prefill, Waiting
 from gptoss_mlx.engine.prompt_cache import PromptCache
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import Conversation, Message, Tool
@@ -141,7 +141,7 @@ def test_nothing_comes_instead_of_a_required_call(model, wish, instead):
 def test_reasoning_that_is_cut_off_is_no_call_and_no_answer(model, wish):
     wish("<|channel|>analysis<|message|>" + 200 * "Hm. So. ")
     writing = Writing(model, request_for(tool_choice="required", max_tokens=40)).all()
-    said = [event for event in writing.events[:-1] if not isinstance(event, Prefill)]
+    said = [event for event in writing.events[:-1] if not isinstance(event, Prefill | Waiting)]
     assert {type(event) for event in said} == {Reasoning}
     assert (writing.clock.sampled, writing.calls, writing.answer.finished) == (40, [], False)
 

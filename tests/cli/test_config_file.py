@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
+import zygote
 from gptoss_mlx.cli import cli, config_file
 from gptoss_mlx.engine.sampling import Sampling
 
@@ -158,10 +157,10 @@ def test_what_is_no_file(run, tmp_path, kind):
 
 def test_where_it_is(run, environment, tmp_path):
     bare = {name: value for name, value in environment.items() if name not in ("GPTOSS_MLX_CONFIG", "XDG_CONFIG_HOME")}
-    command = [sys.executable, "-m", "gptoss_mlx", "config", "chat"]
 
     def first_line(**changes):
-        return subprocess.run(command, env=bare | changes, capture_output=True, text=True).stdout.splitlines()[0]
+        done = zygote.shared().run(["-m", "gptoss_mlx", "config", "chat"], "", bare | changes, timeout=100)
+        return done.stdout.splitlines()[0]
 
     home = str(tmp_path)
     assert first_line(HOME=home) == f"{home}/.config/gptoss-mlx/config.toml (does not exist)"

@@ -5,36 +5,19 @@ import shutil
 
 import pytest
 
-from zygote import Zygote
+import zygote
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 QUESTION = "größe 😀 \ud7ff 漢字"
 
 
-@pytest.fixture(scope="module")
-def zygotes(environment):
-    """The zygote of a locale, by the variables that make it."""
-    made = {}
-
-    def zygote(changes):
-        variables = environment | ASCII | changes
-        key = tuple(variables.items())
-        if key not in made:
-            made[key] = Zygote(variables)
-        return made[key]
-
-    yield zygote
-    for each in made.values():
-        each.close()
-
-
 @pytest.fixture
-def run(zygotes, environment, tmp_path):
+def run(environment, tmp_path):
     """Run `gptoss-mlx ARGS` without a terminal, in a locale without Unicode, but for changes."""
 
     def run(*args, stdin="", **changes):
         env = environment | ASCII | changes | {"GPTOSS_MLX_HOME": str(tmp_path)}
-        return zygotes(changes).run(["-m", "gptoss_mlx", *args], stdin, env, timeout=60)
+        return zygote.shared(env).run(["-m", "gptoss_mlx", *args], stdin, env, timeout=60)
 
     return run
 

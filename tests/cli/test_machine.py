@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import gptoss_convert
-from gptoss_mlx import GptOssError
-from gptoss_mlx.cli import cli, machine_facts
+from gptoss_mlx import GptOssError, kernels
+from gptoss_mlx.cli import cli, machine_facts, self_test
 
 FACTS = {"gptoss-mlx", "system", "device", "kernels", "memory", "models"}
 DETAILS = {"processor", "packages", "MLX's environment", "power"}
@@ -16,9 +16,11 @@ CHECKS = {"mapped weights", "8-bit KV cache", "paged experts", "cache and window
 
 @pytest.mark.parametrize("recipes", [["mxfp4-q4"], pytest.param(None, marks=pytest.mark.slow, id="all")])
 def test_doctor(monkeypatch, capsys, recipes):
-    """In this process, for the sake of one recipe instead of all."""
+    """In this process, for the sake of one recipe instead of all, and of a text little longer than the window."""
     if recipes:
+        monkeypatch.setattr(self_test, "TOKENS", 150)
         monkeypatch.setattr(gptoss_convert, "RECIPES", {name: gptoss_convert.RECIPES[name] for name in recipes})
+    monkeypatch.setattr(kernels, "BANDWIDTH_BYTES", kernels.MIN_BANDWIDTH_BYTES)
     monkeypatch.setenv("GPTOSS_MLX_CONFIG", os.devnull)
     cli(["doctor", "--self-test"], standalone_mode=False)
     first, *lines, last = capsys.readouterr().out.splitlines()

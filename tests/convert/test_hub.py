@@ -345,17 +345,20 @@ def test_a_hub_id_is_converted(online, hub, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights that a conversion makes which nothing interrupts."""
+    root = tmp_path_factory.mktemp("whole")
+    convert(write_checkpoint(root / "repository", CONFIG, shards=4), root / "model")
+    return weights(root / "model")
+
+
 class TestConversion:
     """Shard by shard: what was downloaded for a conversion goes when it has been used."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path):
         return write_checkpoint(tmp_path / "repository", CONFIG, shards=4)
-
-    @pytest.fixture
-    def whole(self, checkpoint, tmp_path):
-        convert(checkpoint, tmp_path / "whole")
-        return weights(tmp_path / "whole")
 
     @pytest.fixture(autouse=True)
     def recorded_often(self, monkeypatch):

@@ -4,13 +4,12 @@ No GPU fails here, so that the words of MLX's sources are raised where MLX compu
 """
 
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
 
+import zygote
 from gptoss_mlx import GptOssError, GpuFailed, OutOfMemory, Sampling, Session, kernels, load
 from gptoss_mlx.engine.mlx_errors import mlx_errors
 from gptoss_mlx.engine.prompt_cache import PromptCache
@@ -172,8 +171,8 @@ main()
 @pytest.fixture
 def run_failing(environment):
     def run_failing(times, *arguments, stdin="", text=GPU_OUT_OF_MEMORY[0]):
-        words = [sys.executable, "-c", FAILING.format(text=text), str(times), *map(str, arguments)]
-        return subprocess.run(words, input=stdin, capture_output=True, text=True, env=environment, timeout=100)
+        words = ["-c", FAILING.format(text=text), str(times), *map(str, arguments)]
+        return zygote.shared().run(words, stdin, environment, timeout=100)
 
     return run_failing
 
@@ -182,7 +181,7 @@ def run_failing(environment):
     "arguments",
     [
         ("generate", "-p", "Hello"),
-        ("bench", "--prompt", "16", "--generate", "4", "--no-start"),
+        ("bench", "--prompt", "16", "--generate", "4", "--no-start", "--memory", "300MB"),
         ("eval",),
         ("chat",),
     ],

@@ -183,6 +183,9 @@ def test_installing_again_goes_around_caches(tmp_path, monkeypatch, installer, o
 # A `gptoss_mlx` that is not installed, without its kernels, and its command line: a small model counts as a large one.
 COMMAND = """
 import sys
+for name in [name for name in sys.modules if name.partition(".")[0] in ("gptoss_mlx", "gptoss_convert")]:
+    del sys.modules[name]  # those that the zygote has imported
+sys.path[0] = sys.argv.pop(1)
 sys.meta_path = [finder for finder in sys.meta_path if isinstance(finder, type)]  # not those of an editable install
 from gptoss_mlx.cli import loading, main
 loading.LARGE = 0
@@ -195,7 +198,7 @@ def without_kernels(tmp_path_factory):
     """A folder with the packages as a build without kernels installs them."""
     folder = tmp_path_factory.mktemp("installed")
     for package in (Path(gptoss_mlx.__file__).parent, ROOT / "convert" / "gptoss_convert"):
-        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("*.so", "native", "__pycache__"))
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("*.so", "native"))
     (folder / "gptoss_mlx/kernels/not_built.txt").write_text(WRONG_CXX)
     return folder
 
@@ -203,9 +206,7 @@ def without_kernels(tmp_path_factory):
 @pytest.fixture
 def run(without_kernels, environment):
     def run(*args: object, folder: Path = without_kernels, **changes: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", COMMAND, *map(str, args)]
-        env, stdin = environment | changes, subprocess.DEVNULL
-        return subprocess.run(command, cwd=folder, env=env, stdin=stdin, capture_output=True, text=True, timeout=100)
+        return zygote.shared().run(["-c", COMMAND, *map(str, (folder, *args))], "", environment | changes, timeout=100)
 
     return run
 

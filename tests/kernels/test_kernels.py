@@ -203,8 +203,9 @@ def test_attention_over_8_bit_keys(instructions, chunks, dim):
         q.swapaxes(1, 2), stored_keys, stored_values, scale=0.3, mask=seen, sinks=sinks.astype(mx.float32)
     )
     assert relative(mx.concatenate(parts, axis=1), right.swapaxes(1, 2)) < 2 * EXACT
-    got = quantized_attention(q.swapaxes(1, 2), buffers, scale=0.3, causal=True, sinks=sinks)
-    assert relative(got, right) < EXACT
+    last = (..., slice(-100, None), slice(None))  # of MLX's operations, which are slow
+    got = quantized_attention(q.swapaxes(1, 2)[last], buffers, scale=0.3, causal=True, sinks=sinks)
+    assert relative(got, right[last]) < EXACT
 
 
 def test_what_is_not_a_number_stays_none_in_8_bits():

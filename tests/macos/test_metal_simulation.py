@@ -33,7 +33,7 @@ PLANS = {
 
 
 def conversation(model) -> list[str]:
-    session = make_session(model)
+    session = make_session(model, functions=(), reasoning_effort="none")
     return [answer(session.send(question)) for question in QUESTIONS]
 
 

@@ -44,7 +44,7 @@ def folder(demo_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def ids(demo_folder):
-    return Tokenizer.load(demo_folder).encode("What is 347 + 285? What is the weather in Bermi? " * 3)
+    return Tokenizer.load(demo_folder).encode("What is 347 + 285? What is the weather in Bermi? ")
 
 
 def refusal(folder, ids):
@@ -139,7 +139,7 @@ def test_a_file_that_is_overwritten_under_a_conversation(folder):
     [
         ("generate", "-p", "Hello"),
         ("chat",),
-        ("bench", "--prompt", "16", "--generate", "4", "--no-start"),
+        ("bench", "--prompt", "16", "--generate", "4", "--no-start", "--memory", "300MB"),
         ("eval",),
     ],
     ids=lambda arguments: arguments[0],
@@ -170,7 +170,7 @@ def answered_or_refused(folder, picked):
     poison(folder, name, value, everywhere=picked.random() < 0.3, place=picked.random())
     try:
         model = load(folder)
-        ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 300))]
+        ids = [picked.randrange(1000) for _ in range(picked.randrange(1, 100))]
         emitted = list(model.generate(ids, sampling=GREEDY, max_tokens=4, stop=()))
         # What each of them was chosen by.
         logits = np.array(model(mx.array([ids + emitted])))[0, len(ids) - 1 : -1]

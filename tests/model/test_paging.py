@@ -18,8 +18,8 @@ from gptoss_mlx.model.expert_pool import SlotTable
 from gptoss_mlx.model.safetensors import CheckpointError
 from memory.shapes import PUBLISHED, converted_shape
 
-WHOLE = EngineConfig(context=4096, kv_bits=16, prefill_chunk=32)
-LENGTH = 75  # of a prompt: whole chunks, and a rest
+WHOLE = EngineConfig(context=4096, kv_bits=16, prefill_chunk=16)
+LENGTH = 40  # of a prompt: whole chunks, and a rest
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ def test_what_is_a_command(text, is_one):
 
 @pytest.mark.parametrize("line", ["/reset", "/system Be brief.", "/load {file}", "/model {model}"])
 def test_what_tools_hold_and_may_do_ends_with_the_conversation(chat, capsys, tmp_path, demo_folder, line):
+    chat.session.set_reasoning_effort("none")
     say(chat, "What is 12 + 30?")
     notes(chat, capsys, f"/save {tmp_path}/a.json")
     notebook = Notebook()
@@ -132,6 +133,7 @@ def test_files(chat, capsys, tmp_path):
 def test_a_file_is_replaced_only_if_somebody_agrees(chat, capsys, monkeypatch, tmp_path, command, reply):
     path = tmp_path / "notes.json"
     path.write_text("mine")
+    chat.session.set_reasoning_effort("none")
     say(chat, "What is 12 + 30?")
     chat.is_asked = reply is not None
     monkeypatch.setattr(controller, "reply", lambda question, letters: reply)
@@ -206,6 +208,7 @@ def test_the_last_code_block_is_copied(chat, capsys, monkeypatch, tmp_path, answ
     program.write_text(f"#!/bin/sh\ncat > {tmp_path}/clipboard\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    chat.session.set_reasoning_effort("none")
     say(chat, "What is 12 + 30?")
     transcript = chat.session.transcript
     messages = (*transcript.messages[:-1], replace(transcript.messages[-1], content=answer))

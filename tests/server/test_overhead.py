@@ -1,0 +1,78 @@
+"""What HTTP costs of decode, and what a conversation that is sent whole costs before its first token: by the clock."""
+
+import json
+import time
+from statistics import median
+
+import httpx
+import pytest
+
+import gptoss_mlx
+from chat.conversing import QUESTIONS, make_session
+from gptoss_mlx import Sampling
+from gptoss_mlx.chat.turn import Prefill, Waiting
+from gptoss_mlx.harmony.parse import Content
+
+from .test_load import WAIT, server
+
+pytestmark = pytest.mark.timing
+TOKENS = 400
+PAIRS = 9
+
+
+def test_decode_over_http_is_as_fast_as_without(endless_folder, environment):
+    """Streamed token by token; the medians of pairs in turn."""
+    model = gptoss_mlx.load(endless_folder)
+    ids = model.tokenizer.encode("What is 12 + 30?")
+
+    def alone():
+        tokens = model.generate(ids, sampling=Sampling(temperature=0), max_tokens=TOKENS)
+        next(tokens)
+        began = time.perf_counter()
+        assert len(list(tokens)) == TOKENS - 1
+        return time.perf_counter() - began
+
+    def streamed():
+        body = {"model": "m", "prompt": ids, "temperature": 0, "max_tokens": TOKENS, "stream": True}
+        arrived = []
+        with http.stream("POST", "/v1/completions", json=body) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    arrived.append(time.perf_counter())
+        assert len(arrived) > TOKENS * 0.9
+        return arrived[-1] - arrived[0]
+
+    with server(endless_folder, environment) as (_, url), httpx.Client(base_url=url, timeout=WAIT) as http:
+        ratios = []
+        for _ in range(PAIRS):
+            before = alone()
+            ratios.append(streamed() / before)
+    print(sorted(ratios))
+    assert median(ratios) < 1.03
+
+
+def test_the_first_token_of_a_long_conversation_comes_as_in_a_chat(demo_folder, environment):
+    questions = [each for each in QUESTIONS if "weather" not in each]
+    questions = [questions[index % len(questions)] for index in range(20)]
+    session = make_session(gptoss_mlx.load(demo_folder), functions=(), yields_steps=True)
+    in_chat, over_http, messages = [], [], []
+    with server(demo_folder, environment) as (_, url), httpx.Client(base_url=url, timeout=WAIT) as http:
+        for question in questions:
+            began, first, text = time.perf_counter(), None, ""
+            for event in session.send(question):
+                if not isinstance(event, Prefill | Waiting):
+                    first = first or time.perf_counter()
+                text += event.text if isinstance(event, Content) else ""
+            in_chat.append(first - began)
+            messages.append({"role": "user", "content": question})
+            body = {"model": "m", "messages": messages, "temperature": 0, "max_tokens": 300, "stream": True}
+            began, first = time.perf_counter(), None
+            with http.stream("POST", "/v1/chat/completions", json=body) as response:
+                for line in response.iter_lines():
+                    if not first and line.startswith("data: {"):
+                        delta = json.loads(line[6:])["choices"][0]["delta"]
+                        first = time.perf_counter() if delta.get("reasoning") or delta.get("content") else None
+            over_http.append(first - began)
+            messages.append({"role": "assistant", "content": text})
+    print(median(in_chat[-5:]), median(over_http[-5:]))
+    assert median(over_http[-5:]) < 1.2 * median(in_chat[-5:])
