@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -81,3 +81,49 @@ def pieces_of(text, since=0):
             last = int(lines["id"])
             pieces |= {piece["at"]: piece for piece in json.loads(lines["data"])}
     return [pieces[at] for at in sorted(pieces)], last
+
+
+class Cable:
+    """A way to a port that can be cut: connections end, and no others are made until it is joined."""
+
+    def __init__(self, port):
+        self._port, self._whole, self._sockets = port, True, set()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._listening.close()
+        self.cut()
+
+    def cut(self):
+        self._whole = False
+        for each in list(self._sockets):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def join(self):
+        self._whole = True
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                near = self._listening.accept()[0]
+                if not self._whole:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self._port))
+                self._sockets |= {near, far}
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source, target):
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
