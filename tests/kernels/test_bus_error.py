@@ -137,13 +137,13 @@ from pathlib import Path
 import mlx.core as mx
 from gptoss_mlx.cli import main
 from gptoss_mlx.engine import generate
-prefill = generate.Model.prefill
-def prefilled(self, *arguments, **options):
-    logits = prefill(self, *arguments, **options)
+prefill_steps = generate.Model.prefill_steps
+def prefilled(self, *arguments):
+    logits = yield from prefill_steps(self, *arguments)
     mx.eval(logits)
     Path(os.environ["PREFILLED"]).touch()
     return logits
-generate.Model.prefill = prefilled
+generate.Model.prefill_steps = prefilled
 main()
 """
 
@@ -185,11 +185,11 @@ def test_a_model_that_is_cut_short_before_mlx_has_read_it(environment, endless_f
 import os
 from gptoss_mlx.engine import generate as engine
 from gptoss_mlx.cli import main
-prefill = engine.Model.prefill
-def after_a_cut(self, *arguments, **options):
+prefill_steps = engine.Model.prefill_steps
+def after_a_cut(self, *arguments):
     os.truncate(self.path / "model-00001-of-00002.safetensors", 25_000)
-    return prefill(self, *arguments, **options)
-engine.Model.prefill = after_a_cut
+    return prefill_steps(self, *arguments)
+engine.Model.prefill_steps = after_a_cut
 main()
 """
     words = ["-c", code, "generate", str(model), "-p", "Hello"]
