@@ -136,10 +136,16 @@ def serve(
     use_threads(model_options.threads)
     plan = plan_to_keep(folder, model_options)
 
-    from ..engine.generate import load
+    from ..chat.session import Session
+    from ..chat.store import Store, sessions_folder
+    from ..engine.generate import Model, load
     from ..server.app import make_app
     from ..server.connections import GracefulServer
+    from ..server.conversations import Conversations
     from ..server.service import open_service
+
+    def new_session(model: Model) -> Session:
+        return Session(model, sampling=sampling)
 
     async def run(caches: Path | None, progress: PrefillProgress | None) -> None:
         name = folder.resolve().name.rpartition("--")[2]
@@ -152,11 +158,13 @@ def serve(
         )
         try:
             service.sampling = sampling
-            app = make_app(service, access, progress)
+            conversations = Conversations(service, Store(sessions_folder()), new_session)
+            app = make_app(service, access, progress, conversations)
             server = GracefulServer(app, lambda: service.close(ENDING), certificate=tls_cert, private_key=tls_key)
             remember(folder)
             _announce(place, name, plan, parallel, access, key_line)
             await server.serve(sockets=place.sockets)
+            await conversations.close()
         finally:
             service.close(ENDING)
 
