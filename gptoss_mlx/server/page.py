@@ -6,6 +6,8 @@ Knows HTTP. The page itself is in `static`, read once; no part of a request beco
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -33,32 +35,28 @@ from .sse import HEADERS, frame
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".png": "image/png",
     ".webmanifest": "application/manifest+json",
 }
+STYLES = (STATIC / "page.css").read_text()
+# The styles are in the page itself, so that it is painted before anything else is asked for.
+PAGE = (STATIC / "index.html").read_text().replace("<style></style>", f"<style>{STYLES}</style>")
+STYLES_HASH = base64.b64encode(hashlib.sha256(STYLES.encode()).digest()).decode()
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; manifest-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script';"
-    " trusted-types page"
+    f"default-src 'none'; script-src 'self'; style-src 'sha256-{STYLES_HASH}'; img-src 'self'; connect-src 'self';"
+    " manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'; trusted-types page"
 )
 PAGE_HEADERS = {
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
     "cache-control": "no-cache",
 }
 SHOWN = 100  # messages of a conversation at once
 MAX_FILES = 20
 ACTIONS = ("ask", "retry", "resume")
-
-
-def _static(name: str) -> Response:
-    path = STATIC / name
-    return Response(path.read_bytes(), media_type=TYPES[path.suffix], headers=PAGE_HEADERS)
 
 
 def _conversations(request: Request) -> Conversations:
@@ -249,8 +247,8 @@ def _number(text: str, name: str) -> int:
     return int(text)
 
 
-def _file_route(path: str, name: str) -> Route:
-    response = _static(name)
+def _fixed(path: str, content: bytes, media_type: str) -> Route:
+    response = Response(content, media_type=media_type, headers=PAGE_HEADERS)
 
     async def serve(request: Request) -> Response:
         return response
@@ -258,11 +256,9 @@ def _file_route(path: str, name: str) -> Route:
     return Route(path, serve)
 
 
-def _routes() -> list[Route]:
-    files = [
-        _file_route(f"/static/{path.name}", path.name) for path in sorted(STATIC.iterdir()) if path.suffix in TYPES
-    ]
-    return [_file_route("/", "index.html"), *files, *ASKED]
+def _static_files() -> list[Route]:
+    found = [path for path in sorted(STATIC.iterdir()) if path.suffix in TYPES]
+    return [_fixed(f"/static/{path.name}", path.read_bytes(), TYPES[path.suffix]) for path in found]
 
 
 ASKED = (
@@ -278,4 +274,4 @@ ASKED = (
     Route("/page/turns/{turn}/stop", _stop, methods=["POST"]),
     Route("/page/turns/{turn}/approve", _approve, methods=["POST"]),
 )
-routes = _routes()
+routes = [_fixed("/", PAGE.encode(), "text/html; charset=utf-8"), *_static_files(), *ASKED]
