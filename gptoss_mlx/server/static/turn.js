@@ -11,10 +11,16 @@ async function send(action, more = {}) {
   const settings = chosenSettings();
   if (!settings) return false;
   busy(true);
+  const last = [...document.querySelectorAll(".last")];
+  last.forEach(each => { each.hidden = true; });
   const begun = await attempt(() => post("turns", { action, name: state.name, settings, ...more }));
-  if (!begun) { busy(false); return false; }
+  if (!begun) {
+    busy(false);
+    last.forEach(each => { each.hidden = false; });
+    return false;
+  }
   $("hello").hidden = true;
-  document.querySelectorAll(".last").forEach(each => each.remove());
+  last.forEach(each => each.remove());
   return begun.turn;
 }
 
