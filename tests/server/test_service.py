@@ -175,7 +175,7 @@ def test_what_memory_has_no_room_for_is_read_back_from_the_disk(demo_folder, tmp
             return first, second, third
 
     first, second, third = run(turns())
-    assert second.cached == first.prompt
+    assert second.cached >= first.prompt
     assert third.cached == 0
 
 
