@@ -19,6 +19,9 @@ from ..chat.turn import Waiting
 
 T = TypeVar("T")
 
+AT_ONCE = 8  # arrivals that are not kept waiting: the first words
+PACE = 0.01  # seconds that later ones are: nobody sees words come more often than a hundred times a second
+
 
 class ModelThread:
     """All methods are for the thread of one event loop."""
@@ -112,7 +115,7 @@ class _Work(Generic[T]):
         self.values: deque[T] = deque()
         self.generator = _made(make)
         self._loop, self._arrival = asyncio.get_running_loop(), asyncio.Event()
-        self._told = False
+        self._told, self._arrivals = False, 0
 
     def put(self, value: T) -> None:
         self.values.append(value)
@@ -129,8 +132,12 @@ class _Work(Generic[T]):
                 self._loop.call_soon_threadsafe(self._arrival.set)
 
     async def arrived(self) -> None:
-        """Wait for what is new."""
+        """Wait for what is new, and later a little longer: each time that a thread wakes another costs both of them
+        some of a token's time."""
         await self._arrival.wait()
+        self._arrivals += 1
+        if self._arrivals > AT_ONCE and not self.ended:
+            await asyncio.sleep(PACE)
         self._arrival.clear()
         self._told = False  # what arrives from here on is told again
 

@@ -68,48 +68,63 @@ class EventStream(Response):
         self.status_code, self.background = 200, None
         self.init_headers(HEADERS)
         self._events, self._translator = events, translator
-        self._started, self._sending = False, asyncio.Lock()
+        self._body, self._filled = bytearray(), asyncio.Event()
+        """What is to be written, and whether there is any."""
+        self._begun = self._complete = False
         self._quiet_since = math.inf
-        """The time of the last frame; infinite while one is being sent."""
+        """The time of the last write; infinite while there is something to write."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         now = asyncio.get_running_loop().time
         self._quiet_since = now()
-        pump, gone = asyncio.create_task(self._pump(send)), asyncio.create_task(_disconnect(receive))
+        pump, write = asyncio.create_task(self._pump()), asyncio.create_task(self._write(send))
+        gone = asyncio.create_task(_disconnect(receive))
         try:
-            while not pump.done() and not gone.done():
+            while not (write.done() or gone.done() or _failed(pump)):
                 left = self._quiet_since + KEEP_ALIVE - now()
                 if left <= 0:
-                    await self._send(send, self._translator.keep_alive())
-                else:
-                    await asyncio.wait({pump, gone}, timeout=min(left, KEEP_ALIVE), return_when=asyncio.FIRST_COMPLETED)
+                    self._put(self._translator.keep_alive())
+                waits = {write, gone} if pump.done() else {pump, write, gone}
+                await asyncio.wait(waits, timeout=min(max(left, 0), KEEP_ALIVE), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _end(pump, gone)
+            await _end(pump, write, gone)
             await self._events.aclose()
-        if not pump.cancelled():
-            pump.result()
+        for task in (pump, write):
+            if not task.cancelled():
+                task.result()
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self) -> None:
         try:
             async for event in self._events:
-                await self._send(send, self._translator.translate(event))
+                self._put(self._translator.translate(event))
         except Exception as error:
-            if not self._started:
+            if not self._begun:
                 raise
-            await self._send(send, self._translator.fail(_told(error)))
-        await send({"type": "http.response.body", "body": b""})
+            self._put(self._translator.fail(_told(error)))
+        self._complete = True
+        self._filled.set()
 
-    async def _send(self, send: Send, frames: Iterator[bytes]) -> None:
-        async with self._sending:
-            body = b"".join(frames if self._started else chain(self._translator.begin(), frames))
-            if self._started and not body:
-                return
-            self._quiet_since = math.inf
-            if not self._started:
-                self._started = True
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    def _put(self, frames: Iterator[bytes]) -> None:
+        """Frames that are written with all others that come at the same time: each write costs more than a frame."""
+        body = b"".join(frames if self._begun else chain(self._translator.begin(), frames))
+        if self._begun and not body:
+            return
+        self._begun, self._quiet_since = True, math.inf
+        self._body += body
+        self._filled.set()
+
+    async def _write(self, send: Send) -> None:
+        await self._filled.wait()
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while self._body or not self._complete:
+            await self._filled.wait()
+            self._filled.clear()
+            body = bytes(self._body)
+            self._body.clear()
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            self._quiet_since = asyncio.get_running_loop().time()
+            if not self._body:
+                self._quiet_since = asyncio.get_running_loop().time()
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def all_events(request: Request, events: Events) -> list[AnswerEvent]:
@@ -127,6 +142,10 @@ async def all_events(request: Request, events: Events) -> list[AnswerEvent]:
     if collecting.cancelled():
         raise RequestError("the client went away", status=CLIENT_CLOSED_REQUEST)
     return collecting.result()
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 async def _disconnect(receive: Receive) -> None:
