@@ -1,8 +1,8 @@
 """A published model's shape with random weights: "how fast would it be here?" before anyone downloads it.
 
 The folder is what `gptoss-mlx convert` makes of the published checkpoint, tensor by tensor and byte for byte of size,
-and is gone at the end. It has no tokenizer. Its routers spread tokens almost evenly over the experts, which is the
-worst case where experts are paged: a routing trace makes that real.
+and is gone at the end. It has no tokenizer. Its routers choose some experts more often than others, as those of a real
+model do, but not the same ones: where experts are paged, a routing trace makes that real.
 
 Knows how the weights are drawn; which tensors there are, and how they lie in files, is known to other modules.
 """

@@ -62,7 +62,18 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _drop_unwritten() -> None:
+    """What standard output does not take: Python would try it once more at the end, and change the exit status."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
 def _fail(text: str) -> NoReturn:
+    _drop_unwritten()
     click.echo(f"error: {printable(' '.join(text.split()))}", err=True)
     sys.exit(1)
 
