@@ -27,7 +27,7 @@ from ..harmony.render import START_OF_ANSWER, encode
 from .answer_grammar import AnswerGrammar
 from .call_rules import ANY_CALL, CallRules
 from .repetition import cycle_since
-from .turn import Clock, Prefill, TokenLogprobs, TurnEvent, Waiting
+from .turn import Clock, Prefill, TokenLogprobs, TurnEvent, Waiting, read_on
 
 if TYPE_CHECKING:
     from ..engine.json_grammar import JsonGrammar
@@ -178,14 +178,7 @@ class Answer:
 
     def _read(self, ids: Sequence[int]) -> Generator[Prefill, None, mx.array]:
         """Advance the prompt cache to the end of `ids`; returns the last logits."""
-        with closing(self._prompt_cache.read_steps(ids)) as steps:
-            while True:
-                try:
-                    step = Prefill(*next(steps))
-                except StopIteration as end:
-                    return end.value
-                self._clock.prefill(step.done, step.total)
-                yield step
+        return (yield from read_on(self._prompt_cache.read_steps(ids), self._clock.prefill))
 
     def _is_to_stop(self, id_: int) -> bool:
         """Whether the model has stopped with this token, or has to be."""

@@ -12,7 +12,7 @@ from ..errors import GptOssError
 from ..harmony.parse import Content
 from .request import AnswerEvent, AnswerRequest, AnswerStats
 from .stop_texts import StopTexts
-from .turn import Prefill, TokenLogprobs, Waiting
+from .turn import TokenLogprobs, Waiting, read_on
 
 
 class RawAnswer:
@@ -48,13 +48,7 @@ class RawAnswer:
         """Go on with the answer; where this is closed at a `Prefill` or `Waiting`, it can be called again."""
         if self._cached is None:
             self._cached = min(prompt_cache.cached_of(self.prompt), len(self.prompt) - 1)
-        with closing(prompt_cache.read_steps(self.ids)) as steps:
-            while True:
-                try:
-                    yield Prefill(*next(steps))
-                except StopIteration as end:
-                    logits = end.value
-                    break
+        logits = yield from read_on(prompt_cache.read_steps(self.ids))
         limit = self._request.max_tokens and self._request.max_tokens - len(self._written)
         sampler = Sampler(self._request.sampling, context=self.ids, logprobs=self._request.logprobs)
         stopped = False

@@ -5,11 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.interrupts import Interrupts
 from ..harmony.parse import Event
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from ..engine.generate import Steps
 
 OnPrefill = Callable[[int, int], None]
 """Tokens that are done, and their total."""
@@ -105,6 +111,19 @@ class Dropped:
     """The context was full: this many messages, the oldest, are no longer part of the conversation."""
 
     messages: int
+
+
+def read_on(steps: Steps, notice: OnPrefill | None = None) -> Generator[Prefill, None, mx.array]:
+    """The steps of a prefill as events, each noticed first; returns the last logits."""
+    with closing(steps):
+        while True:
+            try:
+                step = Prefill(*next(steps))
+            except StopIteration as end:
+                return end.value
+            if notice:
+                notice(step.done, step.total)
+            yield step
 
 
 TurnEvent = Event | Asked | Prefill | Waiting | Thought | TokenLogprobs | ToolResult | Dropped | TurnStats
