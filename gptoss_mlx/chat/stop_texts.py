@@ -15,9 +15,14 @@ class StopTexts:
         """The text that was met."""
         self._texts = texts
         self._held = ""
+        self._begins = False
+        """Whether a message begins with what is shown next."""
 
     def feed(self, event: Content) -> Generator[Content, None, None]:
         """More of the answer: what of it can be shown."""
+        if event.begins:
+            yield from self.rest()
+            self._begins = True
         text = self._held + event.text
         met = [(index, stop) for stop in self._texts if (index := text.find(stop)) >= 0]
         if met:
@@ -27,13 +32,17 @@ class StopTexts:
             end = len(text) - max((_overlap(text, stop) for stop in self._texts), default=0)
             self._held = text[end:]
         if end:
-            yield Content(text[:end], event.begins)
+            yield self._shown(text[:end])
 
     def rest(self) -> Generator[Content, None, None]:
         """What was held back, and was no such text."""
         if self._held:
-            yield Content(self._held)
+            yield self._shown(self._held)
         self._held = ""
+
+    def _shown(self, text: str) -> Content:
+        begins, self._begins = self._begins, False
+        return Content(text, begins)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -123,9 +123,18 @@ class Pool:
         self._leased.remove(lease)
         lease.revoked = False
         if lease.cache.ids:
+            self._drop_held_by(lease.cache)
             self._idle.append(lease)
         self.trim()
         self._admit()
+
+    def remember(self, lease: Lease) -> None:
+        """A conversation that rests can be gone on with from where it stands."""
+        lease.cache.snapshot()
+        self._idle.remove(lease)
+        self._drop_held_by(lease.cache)
+        self._idle.append(lease)
+        self.trim()
 
     def rests(self, lease: Lease) -> bool:
         """Whether a cache is in memory and in nobody's hands."""
@@ -160,33 +169,45 @@ class Pool:
     def _best(self, ids: Sequence[int]) -> Lease:
         """The cache that holds most of `ids`: one that rests, one from the disk, a copy of the beginning of one, or an
         empty one."""
-        idle = max(self._idle, key=lambda lease: lease.cache.cached_of(ids), default=None)
-        cached = idle.cache.cached_of(ids) if idle else 0
-        if idle and cached and _continues(idle.cache, cached):
-            self._idle.remove(idle)
-            return idle
+        held = [(lease.cache.cached_of(ids), lease) for lease in self._idle]
+        cached = max((tokens for tokens, _ in held), default=0)
+        for tokens, lease in held:
+            if tokens == cached > 0 and _continues(lease.cache, cached):
+                self._idle.remove(lease)
+                return lease
         saved = max(self._saved, key=lambda saved: saved.cached_of(ids), default=None)
         if saved and saved.cached_of(ids) > cached + WORTH_SAVING and (read := self._read(saved)):
             return read
         nearest = max((*self._idle, *self._leased), key=lambda lease: lease.cache.snapshot_of(ids), default=None)
         return Lease((nearest and nearest.cache.fork(ids)) or PromptCache(self._model))
 
+    def _drop_held_by(self, cache: PromptCache) -> None:
+        """Remove what rests and is no more than a place to which `cache` can rewind."""
+        for lease in list(self._idle):
+            if cache.cached_of(lease.cache.ids) == len(lease.cache.ids):
+                self._drop(lease)
+
     def _make_room(self, more: int) -> None:
         """Until `more` bytes fit, remove what was used least lately of what rests."""
         while self._idle and self.nbytes + more > self.budget:
-            lease = self._idle.pop(0)
+            lease = self._idle[0]
             try:
-                self._save(lease)
+                if self._folder and len(lease.cache.ids) >= WORTH_SAVING:
+                    self._save(lease, self._folder)
             except (GptOssError, OSError):  # such as a full disk: it is prefilled again
-                if lease.saved:
-                    lease.saved.remove()
+                pass
+            self._drop(lease)
 
-    def _save(self, lease: Lease) -> None:
-        """Write a cache to the disk, where it is worth that. Raises GptOssError."""
-        if self._folder is None or len(lease.cache.ids) < WORTH_SAVING:
-            return
+    def _drop(self, lease: Lease) -> None:
+        """Remove one that rests, with what is on the disk of it and not to be read again."""
+        self._idle.remove(lease)
+        if lease.saved and lease.saved not in self._saved:
+            lease.saved.remove()
+
+    def _save(self, lease: Lease, folder: Path) -> None:
+        """Write a cache to the disk. Raises GptOssError and OSError."""
         lease.cache.snapshot()
-        saved = lease.saved or Saved(self._new_files(self._folder))
+        saved = lease.saved = lease.saved or Saved(self._new_files(folder))
         saved.files.save(lease.cache)
         saved.ids = list(lease.cache.ids)
         saved.offsets = [snapshot.offset for snapshot in lease.cache.snapshots]

@@ -106,8 +106,7 @@ class Service:
             if self.pool.rests(lease) and lease.cache.prepare(ids, READ_AHEAD):
                 return True
             if self.pool.rests(lease):
-                lease.cache.snapshot()
-                self.pool.trim()
+                self.pool.remember(lease)
             del self._next_prompts[lease]
         return False
 

@@ -29,3 +29,14 @@ def test_what_cannot_become_a_stop_text_is_shown_at_once():
     stop = StopTexts(["END"])
     assert [event.text for event in stop.feed(Content("to the E"))] == ["to the "]
     assert [event.text for event in stop.feed(Content("ast"))] == ["East"]
+
+
+def test_a_message_whose_first_piece_is_held_back_begins_with_the_next():
+    stop = StopTexts(["END"])
+    assert list(stop.feed(Content("EN", True))) == []
+    shown = [*stop.feed(Content("TER", False)), *stop.feed(Content("E", False)), *stop.feed(Content("ND", True))]
+    assert [(event.text, event.begins) for event in (*shown, *stop.rest())] == [
+        ("ENTER", True),
+        ("E", False),
+        ("ND", True),
+    ]

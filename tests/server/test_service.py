@@ -153,6 +153,27 @@ def test_an_edit_leaves_the_other_branch_as_it_was(demo_folder):
     assert back.cached == second.prompt - 1
 
 
+def test_what_is_asked_again_and_again_is_kept_once(demo_folder):
+    async def repeated():
+        async with serving(demo_folder) as service:
+            bytes_, first, longer = [], [user("What is 12 + 30?")], [user("What is 12 + 30?")]
+            text, _ = await reply(service, first)
+            longer += [{"role": "assistant", "content": text}, user("What is 40 - 7?")]
+            for _ in range(4):
+                await reply(service, first)
+                await reply(service, longer)
+                async with aclosing(service.answer(request(first))) as events:
+                    await anext(events)
+                while await service.thread.call(lambda: bool(service._next_prompts)):
+                    await asyncio.sleep(0.01)
+                bytes_.append(service.pool.nbytes)
+            return bytes_
+
+    first, *others = run(repeated())
+    assert set(others) == {others[0]}
+    assert others[0] <= 2 * first
+
+
 def test_what_memory_has_no_room_for_is_read_back_from_the_disk(demo_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "WORTH_SAVING", 8)
 
