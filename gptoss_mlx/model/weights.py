@@ -219,6 +219,7 @@ class Embedding:
 
     def __init__(self, weights: Weights, module: str, *, on_gpu: bool):
         self.dtype, self.quantization = weights.dtype, weights.quantization(module)
+        self._form: dict[str, Any] = asdict(self.quantization) if self.quantization else {}
         self._rows = {
             part: weights.checkpoint.rows(f"{module}.{part}", on_gpu=on_gpu)
             for part in PARTS
@@ -232,7 +233,7 @@ class Embedding:
         if q is None:
             return weight.astype(self.dtype)
         if q.mode == "mxfp4":
-            return mx.dequantize(weight, self._rows["scales"](ids), dtype=self.dtype, **asdict(q))
+            return mx.dequantize(weight, self._rows["scales"](ids), dtype=self.dtype, **self._form)
         # MLX computes in the dtype of the scales.
         scales, biases = (self._rows[part](ids).astype(self.dtype) for part in ("scales", "biases"))
-        return mx.dequantize(weight, scales, biases, **asdict(q))
+        return mx.dequantize(weight, scales, biases, **self._form)

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import pytest
 
 from gptoss_mlx.chat.turn import Waiting
+from gptoss_mlx.server import model_thread
 from gptoss_mlx.server.model_thread import ModelThread
 
 
@@ -44,6 +45,15 @@ def test_values_arrive_in_order_and_generators_take_turns():
 
     assert with_thread(both) == [list(range(50))] * 2
     assert "".join(seen) == "ab" * 50
+
+
+def test_the_end_is_not_kept_waiting(monkeypatch):
+    monkeypatch.setattr(model_thread, "PACE", 1e6)
+
+    async def test(thread):
+        return await collected(thread.run(lambda: iter(range(1000))))
+
+    assert with_thread(test) == list(range(1000))
 
 
 def test_all_of_a_generator_is_on_one_thread():
