@@ -95,7 +95,7 @@ class Pool:
         """Bytes of all caches in memory."""
         return sum(lease.cache.nbytes for lease in (*self._leased, *self._idle))
 
-    def lease(self, ids: Sequence[int], *, gives_way: bool = True) -> Generator[Waiting, None, Lease]:
+    def lease(self, ids: Sequence[int], *, gives_way: bool) -> Generator[Waiting, None, Lease]:
         """Wait for a place and for memory, and return the cache that holds most of `ids`. Raises RequestError where too
         many wait already."""
         if len(self._waiting) >= MAX_WAITING:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from ..chat.raw_answer import RawAnswer
 from ..chat.replay import Replay
@@ -42,7 +43,7 @@ class Service:
         self.model, self.pool, self.thread = model, pool, thread
         self.model_name, self.context, self.created = name, model.context, int(time.time())
         self._replay = Replay(model.tokenizer)
-        self._next_prompts: dict[Lease, list[int]] = {}
+        self._next_prompts: WeakKeyDictionary[Lease, list[int]] = WeakKeyDictionary()
         thread.spare_time = self._read_ahead
 
     def answer(self, request: AnswerRequest) -> AsyncGenerator[AnswerEvent, None]:
@@ -111,8 +112,14 @@ class Service:
         return False
 
     def _lease(self, session: Session) -> Generator[Waiting, None, Lease]:
-        lease = yield from self.pool.lease(session.ids, gives_way=False)
+        lease = yield from self._leased(session.ids, gives_way=False)
         session.prompt_cache = lease.cache
+        return lease
+
+    def _leased(self, ids: Sequence[int], *, gives_way: bool) -> Generator[Waiting, None, Lease]:
+        """A prompt cache, of which nothing is read ahead any more: it goes on."""
+        lease = yield from self.pool.lease(ids, gives_way=gives_way)
+        self._next_prompts.pop(lease, None)
         return lease
 
     def _begin(self, request: AnswerRequest) -> RequestAnswer:
@@ -121,7 +128,7 @@ class Service:
     def _answer(self, answer: Answering) -> Generator[AnswerEvent | Waiting, None, None]:
         """Write an answer, in turns with others; where memory is short it gives its cache back, and goes on later."""
         while not answer.finished:
-            lease = yield from self.pool.lease(answer.ids)
+            lease = yield from self._leased(answer.ids, gives_way=True)
             try:
                 with closing(answer.write(lease.cache)) as events:
                     for count, event in enumerate(events):

@@ -137,13 +137,14 @@ def load(url, expected, goes_on):
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("seconds", [0, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
 def test_clients_get_what_they_get_alone_and_nothing_is_left(demo_folder, environment, seconds):
-    """Without `seconds`, three rounds of each client."""
+    """Three rounds of each client, or enough of them to fill the memory of what rests, and then so many seconds."""
+    context = ("--context", "8192") if seconds else ()
     with (
-        server(demo_folder, environment, "--parallel", "4") as (process, url),
+        server(demo_folder, environment, "--parallel", "4", *context) as (process, url),
         httpx.Client(base_url=url, timeout=WAIT) as http,
     ):
         expected = [converse(http, client) for client in range(CLIENTS)]
-        load(url, expected, lambda rounds: rounds < 3)
+        load(url, expected, lambda rounds: rounds < (60 if seconds else 3))
         rest(http)
         threads, files, memory = resources(process)
         if seconds:

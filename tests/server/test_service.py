@@ -403,3 +403,44 @@ def test_a_conversation_of_tools_is_not_lost_where_others_come_in_between(demo_f
 
     costs = run(rounds())
     assert set(costs[2:]) == {1 + len(encode(render_message(result("f", "ok")), tokenizer)) + 2}
+
+
+def test_what_was_to_be_read_ahead_is_forgotten_where_a_conversation_goes_on(demo_folder, monkeypatch):
+    """Its next answer may end in a call, whose result goes on from all that was read."""
+    tokenizer = Tokenizer.load(demo_folder)
+    monkeypatch.setattr(chat_answer, "Sampler", Scripted)
+
+    async def turns():
+        async with serving(demo_folder) as service:
+            service.thread.spare_time, read_ahead = None, service.thread.spare_time
+            messages, costs = [user("Agent.")], []
+            for script in ("<|channel|>final<|message|>Ready.<|return|>", calling(1), calling(2)):
+                Scripted.waiting = tokenizer.encode_markup(script)
+                events = await events_of(service, request(messages, tools=[TOOL]))
+                costs.append(events[-1].prompt - events[-1].cached)
+                messages.append(message_of(events))
+                if calls := messages[-1].get("tool_calls"):
+                    messages.append({"role": "tool", "tool_call_id": calls[0]["id"], "content": "ok"})
+                    service.thread.spare_time = read_ahead
+                    while service._next_prompts:
+                        await service.thread.call(lambda: None)
+                else:
+                    messages.append(user("Now work."))
+            return costs
+
+    assert run(turns())[2] == 1 + len(encode(render_message(result("f", "ok")), tokenizer)) + 2
+
+
+def test_caches_that_gave_way_are_not_kept_for_spare_time(demo_folder):
+    """A busy server has none."""
+
+    async def questions():
+        async with serving(demo_folder) as service:
+            service.thread.spare_time = None
+            for number in range(3):
+                await reply(service, [user(f"What is {number} + 1?")], max_tokens=60)
+            service.pool.budget = 0
+            await service.thread.call(service.pool.trim)
+            return [lease.cache.ids for lease in service._next_prompts]
+
+    assert run(questions()) == []
