@@ -438,7 +438,7 @@ def test_caches_that_gave_way_are_not_kept_for_spare_time(demo_folder):
         async with serving(demo_folder) as service:
             service.thread.spare_time = None
             for number in range(3):
-                await reply(service, [user(f"What is {number} + 1?")], max_tokens=60)
+                await reply(service, [user(f"What is {number} + 1?")])
             service.pool.budget = 0
             await service.thread.call(service.pool.trim)
             return [lease.cache.ids for lease in service._next_prompts]
