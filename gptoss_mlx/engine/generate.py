@@ -29,6 +29,7 @@ from ..model.weights import Weights
 from ..untrusted import lexists, read_json
 from .mlx_errors import mlx_errors
 from .sampling import Sampler, Sampling
+from .together import NextToken, Together
 from .tokenizer import Tokenizer
 
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
@@ -82,6 +83,8 @@ class Model:
     ):
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
         self.settings, self.plan = settings, plan
+        self.together: Together | None = None
+        """Where several conversations are decoded by turns: reads a token of each at a time."""
 
     def __repr__(self) -> str:
         slots = self.settings.expert_slots
@@ -192,23 +195,33 @@ class Model:
             mx.async_eval(logits)
             return sampler(logits, constraint.allowed()), total
 
-        with mlx_errors():
-            upcoming = sampled(logits)
-            for count in range(1, limit + 1):
-                token, total = upcoming
-                mx.async_eval(token, total)
-                if ahead and count < limit:
-                    upcoming = sampled(self._next_logits(token, cache))
-                    mx.async_eval(*upcoming)
-                self.require_finite(total)
-                id_ = int(token)
-                yield id_
-                if id_ in stop or count == limit:
-                    return
-                if constraint:
-                    constraint.accept(id_)
-                if not ahead:
-                    upcoming = sampled(self._next_logits(token, cache))
+        waiting: NextToken | None = None
+        try:
+            with mlx_errors():
+                upcoming = sampled(logits)
+                for count in range(1, limit + 1):
+                    token, total = upcoming
+                    mx.async_eval(token, total)
+                    if ahead and count < limit:
+                        upcoming = sampled(self._next_logits(token, cache))
+                        mx.async_eval(*upcoming)
+                    self.require_finite(total)
+                    id_ = int(token)
+                    if id_ in stop or count == limit:
+                        yield id_
+                        return
+                    if self.together:
+                        waiting = self.together.add(id_, cache)
+                    yield id_
+                    if constraint:
+                        constraint.accept(id_)
+                    if self.together and waiting:
+                        upcoming = sampled(self.together.logits(waiting))
+                    elif not ahead:
+                        upcoming = sampled(self._next_logits(token, cache))
+        finally:
+            if self.together and waiting:
+                self.together.remove(waiting)
 
     def require_finite(self, total: mx.array) -> None:
         """`total` is the sum of logits, which is a number only if they all are. Raises NotFinite."""

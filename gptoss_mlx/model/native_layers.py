@@ -6,7 +6,7 @@ own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .experts import MoeParts
 
 Made = TypeVar("Made")
+
+FEW_TOKENS = 4  # that each row of weights meets as it is read; they give the same bits alone
 
 
 def attention(
@@ -67,6 +69,10 @@ def linear(weights: Weights, module: str, outputs: int, inputs: int) -> Callable
     return _made(lambda: compiled().LinearMap(_matrix(_as_stored(weights), module, outputs, inputs), outputs, inputs))
 
 
+def is_native(part: object) -> bool:
+    return isinstance(part, (NativeAttention, compiled().MoeLayer, compiled().LinearMap)) if native() else False
+
+
 def _made(make: Callable[[], Made]) -> Made | None:
     if backend().name != "kernels":
         return None
@@ -104,6 +110,16 @@ class NativeAttention:
         unused: the kernel makes its own from the window."""
         kv.reserve(offset, offset + x.shape[1])
         x, *kv.buffers = self.layer(x, kv.buffers, offset)
+        return x
+
+    def together(self, x: mx.array, offsets: Sequence[int], kvs: Sequence[FullKV | RingKV]) -> mx.array:
+        """x [1, conversations, hidden], a token of each at its offset -> the same bits as one after another."""
+        for kv, offset in zip(kvs, offsets, strict=True):
+            kv.reserve(offset, offset + 1)
+        x, *buffers = self.layer.together(x, [kv.buffers for kv in kvs], offsets)
+        each = len(buffers) // len(kvs)
+        for index, kv in enumerate(kvs):
+            kv.buffers = buffers[index * each : (index + 1) * each]
         return x
 
 

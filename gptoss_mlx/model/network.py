@@ -64,6 +64,26 @@ class Transformer:
         cache.advance(ids.shape[1])
         return self.norm(x)
 
+    @property
+    def at_once(self) -> int:
+        """Conversations of which a token each can be read together: several where all parts are kernels."""
+        blocks = [layer.moe.parts if isinstance(layer.moe, PagedMoe) else layer.moe for layer in self.layers]
+        parts = [self.head, *blocks, *(layer.attention for layer in self.layers)]
+        return native_layers.FEW_TOKENS if all(map(native_layers.is_native, parts)) else 1
+
+    def hidden_together(self, ids: Sequence[int], caches: Sequence[KVCache]) -> mx.array:
+        """The next id of each conversation, up to `at_once` of them -> normalized hidden states [1, conversations,
+        hidden], with the same bits as `hidden` gives one after another; advances the caches. Each weight of the dense
+        parts is read once for all of them, and so is an expert that several choose."""
+        x = self.embedding(mx.array([ids]))
+        offsets = [cache.offset for cache in caches]
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer.attention, native_layers.NativeAttention)
+            x = layer.moe(layer.attention.together(x, offsets, [cache.layers[index] for cache in caches]))
+        for cache in caches:
+            cache.advance(1)
+        return self.norm(x)
+
     def logits(self, hidden: mx.array) -> mx.array:
         """[1, L, hidden] -> [1, L, vocabulary]."""
         return self.head(hidden)

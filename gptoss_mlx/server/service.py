@@ -20,6 +20,7 @@ from ..chat.session import Session
 from ..chat.turn import Prefill, TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
 from ..engine.sampling import Sampling
+from ..engine.together import Together
 from ..errors import GptOssError
 from .errors import RequestError
 from .model_thread import ModelThread
@@ -162,6 +163,8 @@ async def open_service(
 
     def opened() -> Service:
         model = load()
+        if places > 1 and model.network.at_once > 1:
+            model.together = Together(model.network)
         return Service(model, name, Pool(model, places, folder, disk_limit), thread)
 
     try:

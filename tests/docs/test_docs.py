@@ -51,6 +51,11 @@ def test_the_page_for_package_indexes_has_no_links_into_the_repository():
     assert ROOT / metadata["readme"] == page
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_merge_is_left_half_done(page):
+    assert not re.findall(r"^(?:<{7}|={7}|>{7})(?: |$)", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
 def test_every_page_is_in_the_index():
     listed = {(ROOT / "docs" / link).resolve() for link in links(ROOT / "docs" / "README.md")}
     assert listed == {*(ROOT / "docs").glob("*.md")} - {ROOT / "docs" / "README.md", ROOT / "docs" / "package.md"}

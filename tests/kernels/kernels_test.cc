@@ -309,7 +309,7 @@ void test_layers() {
       std::vector<float> middle(x.size()), out(x.size());
       for (int t = 0; t < length; t += chunk) {
         const int n = std::min(chunk, length - t);
-        attention(pool, weights, x.data() + t * hidden, n, t, {{keys.data()}, {values.data()}, capacity},
+        attention(pool, weights, x.data() + t * hidden, {{n, t, {{keys.data()}, {values.data()}, capacity}}},
                   middle.data() + t * hidden);
         moe(pool, moe_weights, middle.data() + t * hidden, n, out.data() + t * hidden);
       }
@@ -327,6 +327,31 @@ void test_layers() {
       }
     }
     check(all(four, length) == expected, "the number of threads changes a result");
+
+    // Conversations that began one after another, a token of each at a time: the same bits as alone.
+    const auto alone = all(four, 1);
+    const int capacity = window ? window : length;
+    std::vector<std::vector<uint16_t>> keys(few_tokens), values(few_tokens);
+    for (int s = 0; s < few_tokens; s++) keys[s].resize(kv_heads * capacity * dim), values[s].resize(keys[s].size());
+    for (int step = 0; step < length + 3 * few_tokens; step++) {
+      std::vector<Sequence> sequences;
+      std::vector<float> rows;
+      for (int s = 0; s < few_tokens; s++) {
+        const int t = step - 3 * s;
+        if (t < 0 || t >= length) continue;
+        sequences.push_back({1, t, {{keys[s].data()}, {values[s].data()}, capacity}});
+        rows.insert(rows.end(), x.begin() + t * hidden, x.begin() + (t + 1) * hidden);
+      }
+      std::vector<float> middle(rows.size()), got(rows.size());
+      if (sequences.empty()) continue;
+      attention(four, weights, rows.data(), sequences, middle.data());
+      moe(four, moe_weights, middle.data(), int(sequences.size()), got.data());
+      for (size_t i = 0; i < sequences.size(); i++) {
+        check(std::equal(got.begin() + i * hidden, got.begin() + (i + 1) * hidden,
+                         alone.begin() + sequences[i].offset * hidden),
+              "a token beside those of other conversations, window " + std::to_string(window));
+      }
+    }
   }
 
   // The MoE block in parts, one expert at a time.

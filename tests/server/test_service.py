@@ -14,6 +14,7 @@ from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.harmony.messages import result
 from gptoss_mlx.harmony.parse import Content
 from gptoss_mlx.harmony.render import encode, render_message
+from gptoss_mlx.kernels import native, why_not_native
 from gptoss_mlx.server import pool as pool_module
 from gptoss_mlx.server.errors import RequestError
 
@@ -130,6 +131,27 @@ def test_answers_at_the_same_time_are_those_that_each_gets_alone(demo_folder):
         return texts
 
     assert run(alone()) == run(together())
+
+
+def test_several_answers_share_the_steps_of_the_network(demo_folder, monkeypatch):
+    if not native():
+        pytest.skip(why_not_native())
+
+    async def together():
+        async with serving(demo_folder) as service:
+            counts, read = [], service.model.network.hidden_together
+
+            def counted(ids, caches):
+                counts.append(len(ids))
+                return read(ids, caches)
+
+            monkeypatch.setattr(service.model.network, "hidden_together", counted)
+            questions = [[user(f"What is {number} + 30?")] for number in range(4)]
+            await asyncio.gather(*(reply(service, each, max_tokens=60) for each in questions))
+            return counts
+
+    counts = run(together())
+    assert sum(counts) / len(counts) > 2.5
 
 
 def test_an_edit_leaves_the_other_branch_as_it_was(demo_folder):

@@ -250,8 +250,14 @@ void attend(Pool& pool, const AttentionWeights& w, const float* q, const float* 
   }
 }
 
-void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens, int offset, KV kv, float* out) {
+void attention(Pool& pool, const AttentionWeights& w, const float* x, const std::vector<Sequence>& sequences,
+               float* out) {
   const int hidden = w.query.matrix.columns;
+  std::vector<int> positions;  // of each token
+  for (const Sequence& s : sequences) {
+    for (int t = 0; t < s.tokens; t++) positions.push_back(s.offset + t);
+  }
+  const int tokens = int(positions.size());
   const Linear* projections[] = {&w.query, &w.key, &w.value};
   std::vector<float> results[3];
   std::vector<Quantized> inputs;  // one for all three where they are stored alike
@@ -280,12 +286,18 @@ void attention(Pool& pool, const AttentionWeights& w, const float* x, int tokens
   std::vector<float>& k = results[1];
   std::vector<float>& v = results[2];
   pool.for_each(tokens, [&](int t) {
-    Angles angles(w.freqs, w.head_dim / 2, offset + t);
+    Angles angles(w.freqs, w.head_dim / 2, positions[t]);
     rotate(q.data() + size_t(t) * w.heads * w.head_dim, w.heads, w.head_dim, angles);
     rotate(k.data() + size_t(t) * w.kv_heads * w.head_dim, w.kv_heads, w.head_dim, angles);
   });
   std::vector<float> attended(q.size());
-  attend(pool, w, q.data(), k.data(), v.data(), tokens, offset, kv, attended.data());
+  size_t first = 0;  // token of a sequence
+  for (const Sequence& s : sequences) {
+    const size_t query = first * w.heads * w.head_dim, key = first * w.kv_heads * w.head_dim;
+    attend(pool, w, q.data() + query, k.data() + key, v.data() + key, s.tokens, s.offset, s.kv,
+           attended.data() + query);
+    first += s.tokens;
+  }
 
   Quantized input = quantized(pool, w.output.matrix, attended.data(), tokens);
   Slices out_slices = sliced(pool, hidden, tokens);

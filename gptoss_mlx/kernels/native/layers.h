@@ -3,6 +3,8 @@
 // gpt_oss/torch/model.py); where weights lie and who asks is primitives.cc's affair.
 #pragma once
 
+#include <vector>
+
 #include "kernels.h"
 #include "threads.h"
 
@@ -42,6 +44,12 @@ struct KV {
   int capacity;
 };
 
+// New tokens of one conversation at positions offset.., and its KV cache.
+struct Sequence {
+  int tokens, offset;
+  KV kv;
+};
+
 struct MoeWeights {
   Norm norm;
   Linear router;
@@ -54,8 +62,10 @@ struct MoeWeights {
 // x [tokens, columns] -> out [tokens, rows]
 void linear(Pool& pool, const Linear& weights, const float* x, int tokens, float* out);
 
-// x [tokens, hidden] at positions offset.. -> out = x + attention(norm(x)); stores keys and values.
-void attention(Pool& pool, const AttentionWeights& weights, const float* x, int tokens, int offset, KV kv, float* out);
+// x [tokens of all sequences, hidden] -> out = x + attention(norm(x)), each in its own sequence; stores keys and
+// values.
+void attention(Pool& pool, const AttentionWeights& weights, const float* x, const std::vector<Sequence>& sequences,
+               float* out);
 
 // x [tokens, hidden] -> out = x + moe(norm(x))
 void moe(Pool& pool, const MoeWeights& weights, const float* x, int tokens, float* out);

@@ -58,6 +58,7 @@ NB_MODULE(_native, m) {
           nb::kw_only(), "hidden"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "window"_a, "eps"_a, "scale"_a, "norm"_a,
           "query"_a, "key"_a, "value"_a, "output"_a, "sinks"_a, "freqs"_a)
       .def("__call__", &AttentionLayer::operator(), "x"_a, "buffers"_a, "offset"_a)
+      .def("together", &AttentionLayer::together, "x"_a, "buffers"_a, "offsets"_a)
       .def("attend", &AttentionLayer::attend, "q"_a, "k"_a, "v"_a, "buffers"_a, "offset"_a);
 
   nb::class_<MoeLayer>(m, "MoeLayer")

@@ -239,12 +239,12 @@ void AttentionLayer::check_buffers(const std::vector<mx::array>& buffers, int to
 
 namespace {
 
-// The outputs after the first are the buffers.
-KV kv_of(std::vector<mx::array>& outputs) {
-  auto pointer = [&](size_t i) { return outputs[i].data<uint16_t>(); };
-  const int capacity = outputs[1].shape(2);
-  if (outputs.size() == 3) return {{pointer(1)}, {pointer(2)}, capacity};
-  return {{pointer(1), pointer(2), pointer(3)}, {pointer(4), pointer(5), pointer(6)}, capacity};
+// The `count` outputs from `first` on are the buffers.
+KV kv_of(std::vector<mx::array>& outputs, size_t first, size_t count) {
+  auto pointer = [&](size_t i) { return outputs[first + i].data<uint16_t>(); };
+  const int capacity = outputs[first].shape(2);
+  if (count == 2) return {{pointer(0)}, {pointer(1)}, capacity};
+  return {{pointer(0), pointer(1), pointer(2)}, {pointer(3), pointer(4), pointer(5)}, capacity};
 }
 
 // One task with the buffers of a KV cache after its own inputs, and after its one own output.
@@ -269,7 +269,28 @@ std::vector<mx::array> AttentionLayer::operator()(const mx::array& x, const std:
   check_buffers(buffers, tokens, offset);
   return run_with_buffers("gptoss_attention", x.shape(), {in_rows(x)}, buffers,
                           [held = held_, tokens, offset](const auto& in, auto& out) {
-                            attention(*pool(), held->weights, in[0].template data<float>(), tokens, offset, kv_of(out),
+                            attention(*pool(), held->weights, in[0].template data<float>(),
+                                      {{tokens, offset, kv_of(out, 1, out.size() - 1)}}, out[0].template data<float>());
+                          });
+}
+
+std::vector<mx::array> AttentionLayer::together(const mx::array& x, const std::vector<std::vector<mx::array>>& buffers,
+                                                const std::vector<int>& offsets) const {
+  expect("x", x, mx::float32, {1, int(offsets.size()), sizes_.hidden});
+  if (buffers.empty() || buffers.size() != offsets.size()) throw std::invalid_argument("each offset needs buffers");
+  std::vector<mx::array> all;
+  for (size_t i = 0; i < offsets.size(); i++) {
+    check_buffers(buffers[i], 1, offsets[i]);
+    if (buffers[i].size() != buffers[0].size()) throw std::invalid_argument("some buffers have 8 bits, others 16");
+    all.insert(all.end(), buffers[i].begin(), buffers[i].end());
+  }
+  return run_with_buffers("gptoss_attention", x.shape(), {in_rows(x)}, all,
+                          [held = held_, offsets, each = buffers[0].size()](const auto& in, auto& out) {
+                            std::vector<Sequence> sequences;
+                            for (size_t i = 0; i < offsets.size(); i++) {
+                              sequences.push_back({1, offsets[i], kv_of(out, 1 + i * each, each)});
+                            }
+                            attention(*pool(), held->weights, in[0].template data<float>(), sequences,
                                       out[0].template data<float>());
                           });
 }
@@ -285,7 +306,7 @@ std::vector<mx::array> AttentionLayer::attend(const mx::array& q, const mx::arra
                           [held = held_, tokens, offset](const auto& in, auto& out) {
                             gptoss::attend(*pool(), held->weights, in[0].template data<float>(),
                                            in[1].template data<float>(), in[2].template data<float>(), tokens, offset,
-                                           kv_of(out), out[0].template data<float>());
+                                           kv_of(out, 1, out.size() - 1), out[0].template data<float>());
                           });
 }
 

@@ -93,6 +93,12 @@ class AttentionLayer {
   std::vector<mlx::core::array> operator()(const mlx::core::array& x, const std::vector<mlx::core::array>& buffers,
                                            int offset) const;
 
+  // The same for tokens of several conversations [1, conversations, hidden], each at its offset and with its buffers.
+  // They must be different arrays. Returns the sum, and all buffers one after another.
+  std::vector<mlx::core::array> together(const mlx::core::array& x,
+                                         const std::vector<std::vector<mlx::core::array>>& buffers,
+                                         const std::vector<int>& offsets) const;
+
   // The middle of it, for tests: q [1, L, heads, head_dim], k and v [1, L, kv_heads, head_dim], all FP32, rotated.
   std::vector<mlx::core::array> attend(const mlx::core::array& q, const mlx::core::array& k, const mlx::core::array& v,
                                        const std::vector<mlx::core::array>& buffers, int offset) const;
