@@ -51,7 +51,10 @@ class StateFiles:
         self.folder, self.model = folder, model
         self._fingerprint = fingerprint(model)
         self._empty = model.make_cache()
-        self._forget()
+        self._chunks: list[tuple[int, int]] = []  # start and end, without gaps
+        self._offsets: list[int] = []  # of snapshots
+        self._ids: list[int] = []
+        self._before = _sha256(())  # of these ids
         self.missing: str | None = GONE
         """The reason, in words, why `load` found nothing to use; also where it found something damaged."""
 
@@ -155,10 +158,7 @@ class StateFiles:
         self._add(_Chunk(start, ids, arrays, checksum))
 
     def _forget(self) -> None:
-        self._chunks: list[tuple[int, int]] = []  # start and end, without gaps
-        self._offsets: list[int] = []  # of snapshots
-        self._ids: list[int] = []
-        self._before = _sha256(())  # of these ids
+        self._chunks, self._offsets, self._ids, self._before = [], [], [], _sha256(())
 
     def _add(self, chunk: _Chunk) -> None:
         self._chunks.append((chunk.start, chunk.end))

@@ -218,8 +218,8 @@ class _Running:
         return session.send(self.request.text)
 
     def _saved(self, session: Session, events: TurnEvents) -> Generator[Any, None, None]:
-        """Save the question as soon as the turn begins, and the answer when it ends, however it ends; with the KV cache,
-        unless others have it just then."""
+        """Save the question as soon as the turn begins, and the answer when it ends, however it ends, with the KV
+        cache: where the session has none just then, because a tool runs, what was saved stays."""
         accepted = False
         try:
             with closing(events):

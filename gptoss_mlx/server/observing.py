@@ -127,8 +127,8 @@ class RequestLog:
 
 
 class ObservedService:
-    """A service whose answers are noted in the records of their requests, and whose turns have a line in the log of their
-    own. All else is the service's own."""
+    """A service whose answers are noted in the records of their requests; its turns have lines of their own in the log.
+    All else is the service's own."""
 
     def __init__(self, service: Service, metrics: Metrics, on_prefill: OnPrefill | None = None):
         self._service, self._metrics, self._on_prefill = service, metrics, on_prefill

@@ -94,8 +94,8 @@ class Pool:
     def lease(
         self, ids: Sequence[int], *, gives_way: bool, own: StateFiles | None = None
     ) -> Generator[Waiting, None, Lease]:
-        """Wait for a place and for memory, and return the cache that holds most of `ids`; `own` is what the conversation
-        itself has saved, which is only read. Raises RequestError where too many wait already."""
+        """Wait for a place and for memory, and return the cache that holds most of `ids`; `own` is what is saved with
+        the conversation itself, and only read. Raises RequestError where too many wait already."""
         if len(self._waiting) >= MAX_WAITING:
             text = f"{MAX_WAITING:,} requests are waiting already: try again later"
             raise RequestError(text, status=429, kind="rate_limit_error", code="rate_limit_exceeded")

@@ -32,9 +32,9 @@ def serving(demo_folder, store):
     @contextmanager
     def serving(store=store, kv_limit=10**9):
         """A server that has just begun, and a client of it."""
-        with PageServer(demo_folder, store, kv_limit).running() as server:
-            with httpx.Client(base_url=server.url, timeout=60) as page:
-                yield server, page
+        running = PageServer(demo_folder, store, kv_limit).running()
+        with running as server, httpx.Client(base_url=server.url, timeout=60) as page:
+            yield server, page
 
     return serving
 
