@@ -189,23 +189,18 @@ def turns_end(store, turns):
     return [index for index, message in enumerate(messages) if message.role == "user"][turns]
 
 
-@pytest.mark.parametrize("damage", ["garbage", "bytes", "gap", "foreign"])
+@pytest.mark.parametrize("damage", ["bytes", "another file"])
 def test_what_is_damaged_is_read_again(serving, store, damage):
     with serving() as (_, page):
         before = ask_all(page, QUESTIONS[:2])
     paths = sorted(saved_files(store))
     assert len(paths) > 1
-    match damage:
-        case "garbage":
-            paths[0].write_bytes(b"garbage" * 100)
-        case "bytes":
-            data = bytearray(paths[-1].read_bytes())
-            data[-100] ^= 1
-            paths[-1].write_bytes(data)
-        case "gap":
-            paths[0].unlink()
-        case "foreign":
-            paths[0].write_bytes(paths[-1].read_bytes())
+    if damage == "bytes":
+        data = bytearray(paths[-1].read_bytes())
+        data[-100] ^= 1
+        paths[-1].write_bytes(data)
+    else:
+        paths[0].write_bytes(paths[-1].read_bytes())
     with serving() as (_, page):
         after = ask(page, QUESTIONS[2], name=NAME)
     assert after.cached == (before[0].prompt if damage == "bytes" else 0)
