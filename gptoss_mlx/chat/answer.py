@@ -98,6 +98,7 @@ class Answer:
     def write(self) -> Generator[TurnEvent, None, None]:
         """Sample until the model has called a tool or given an answer."""
         text, may_force = self._text, True
+        self._clock.begin(len(self._draft.prompt), self._prompt_cache.cached_of(self._draft.prompt))
         if not text.ids:
             text.force_tokens(encode(self._rules.opening, self._tokenizer))
         elif text.ids[-1] in self._stops:

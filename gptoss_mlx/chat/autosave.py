@@ -25,7 +25,8 @@ class SessionAutosave:
         GptOssError where the entry is in use."""
         self._store, self._kv_limit = store, kv_limit
         self._lock: SessionLock | None = store.lock(entry) if entry else None
-        self._state: StateFiles | None = None
+        self.state: StateFiles | None = None
+        """What is saved of the KV cache; None where nothing is known of it."""
         self.reread_reason: str | None = None
         """The reason, in words, why a resumed session is prefilled from its beginning."""
 
@@ -36,16 +37,23 @@ class SessionAutosave:
     def resume(self, session: Session) -> int:
         """Restore the entry that this was made with; returns how many saved positions of the KV cache could be used.
         Raises GptOssError."""
+        self.restore(session)
+        if self.state is None:
+            self.reread_reason = NOT_SAVED
+            return 0
+        positions = self.state.load(session.prompt_cache)
+        self.reread_reason = self.state.missing
+        return positions
+
+    def restore(self, session: Session) -> None:
+        """Restore the conversation alone: what is saved of its KV cache can be loaded from `state`, where others have
+        not more of it in memory. Raises GptOssError."""
         assert self._lock is not None
         entry = self._lock.entry
         session.restore(Transcript.read(entry.transcript))
-        if self._kv_limit is None:
-            self.reread_reason = NOT_SAVED
-            return 0
-        self._state = StateFiles(entry.state, session.model)
-        positions = self._state.load(session.prompt_cache)
-        self.reread_reason = self._state.missing
-        return positions
+        if self._kv_limit is not None:
+            self.state = StateFiles(entry.state, session.model)
+            self.state.scan()
 
     def save(self, session: Session, *, kv: bool) -> None:
         """Write the transcript, and the KV cache if `kv`. A session whose questions were all removed is deleted. Raises
@@ -59,21 +67,21 @@ class SessionAutosave:
             self._lock = self._store.new(session.transcript.title)
         session.transcript.write(self._lock.entry.transcript)
         if kv and self._kv_limit is not None:
-            if self._state is None or self._state.model is not session.model:
-                self._state = StateFiles(self._lock.entry.state, session.model)
-            self._state.save(session.prompt_cache)
+            if self.state is None or self.state.model is not session.model:
+                self.state = StateFiles(self._lock.entry.state, session.model)
+            self.state.save(session.prompt_cache)
             self._store.limit_states(self._kv_limit, self._lock)
 
     def leave(self) -> None:
         """Unlock the entry, which stays; the next session is a new one."""
         if self._lock:
             self._lock.release()
-        self._lock, self._state, self.reread_reason = None, None, None
+        self._lock, self.state, self.reread_reason = None, None, None
 
     def rename(self, name: str) -> None:
         """Raises GptOssError."""
         if self._lock is None:
             raise GptOssError("nothing has been said yet: there is no session to name")
         self._lock.rename(name)
-        if self._state:
-            self._state.folder = self._lock.entry.state
+        if self.state:
+            self.state.folder = self._lock.entry.state

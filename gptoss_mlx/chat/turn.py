@@ -88,6 +88,12 @@ class TurnStats:
     """Whether there is an answer that did not break off; `Session.resume` continues any other."""
     cycle: int | None = None
     """Tokens of the cycle that the model repeated over and over, where the answer was stopped for that."""
+    prompt: int = 0
+    """Tokens of the prompts of all its answers, each of which but the last calls a tool."""
+    cached: int = 0
+    """Of these, those that were in the KV cache."""
+    sampled: int = 0
+    """All tokens that were sampled."""
 
     @property
     def repeated(self) -> str | None:
@@ -135,13 +141,18 @@ class Clock:
 
     def __init__(self, interrupts: Interrupts, on_prefill: OnPrefill | None):
         self.interrupts, self._on_prefill = interrupts, on_prefill
-        self.prefilled = self.decoded = self.sampled = self.reasoning = 0
+        self.prompt = self.cached = self.prefilled = self.decoded = self.sampled = self.reasoning = 0
         self.first_token_seconds = self.decode_seconds = 0.0
         self.cycle: int | None = None
         self._started: float | None = None
         self._last = 0.0
         self._fresh = True
         self._thought_from: tuple[int, float] | None = None
+
+    def begin(self, prompt: int, cached: int) -> None:
+        """Count the prompt of an answer, whose last token is always read, for its logits."""
+        self.prompt += prompt
+        self.cached += min(cached, prompt - 1)
 
     def prefill(self, done: int, total: int) -> None:
         if done == 0:
@@ -184,4 +195,7 @@ class Clock:
             context_used,
             finished,
             self.cycle,
+            self.prompt,
+            self.cached,
+            self.sampled,
         )

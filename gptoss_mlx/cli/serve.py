@@ -42,7 +42,7 @@ FILE = UserPath(exists=True, dir_okay=False)
 @pass_chat_options
 @pass_page_tool_options
 @pass_model_options
-@click.option("--no-kv", is_flag=True, help="Don't save KV caches that memory has no room for.")
+@click.option("--no-kv", is_flag=True, help="Don't save KV caches; the page's chats are read again.")
 @click.option("--kv-limit", type=Size(), default="4GB", show_default=True, help="Disk limit for saved KV caches.")
 @click.option(
     "--allow-origin",

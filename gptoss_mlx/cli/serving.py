@@ -106,16 +106,18 @@ def serve_model(
     from ..server.service import open_service
 
     async def run(caches: Path | None, progress: PrefillProgress | None) -> int | None:
-        name = folder.resolve().name.rpartition("--")[2]
+        name, kv_limit = folder.resolve().name.rpartition("--")[2], parse_size(options.kv_limit)
         service = await open_service(
             lambda: load(folder, plan.settings),
             name,
             places=options.parallel,
             folder=caches,
-            disk_limit=parse_size(options.kv_limit),
+            disk_limit=kv_limit,
         )
         service.sampling = sampling
-        conversations = Conversations(service, Store(sessions_folder()), new_session)
+        conversations = Conversations(
+            service, Store(sessions_folder()), new_session, kv_limit=None if options.no_kv else kv_limit
+        )
         try:
             app = make_app(service, access, progress, conversations)
             server = GracefulServer(

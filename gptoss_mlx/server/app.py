@@ -91,7 +91,8 @@ async def _health(request: Request) -> Response:
 
 
 async def _metrics(request: Request) -> Response:
-    return PlainTextResponse(request.app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+    pool, metrics = request.app.state.service.pool, request.app.state.metrics
+    return PlainTextResponse(metrics.text(pool.nbytes, pool.resting), media_type="text/plain; version=0.0.4")
 
 
 async def _version(request: Request) -> Response:

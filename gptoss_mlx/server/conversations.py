@@ -1,8 +1,9 @@
 """The conversations of the page: the sessions that the terminal saves, one at a time in one hand.
 
-A turn locks its session, restores it, runs, saves and unlocks it, so that terminal and page can alternate. Names come
-from requests and are only compared with those that are there. What touches the model runs on its thread; files, tools
-and the person who is asked have threads of their own.
+A turn locks its session, restores it, runs, saves it with its KV cache and unlocks it, so that terminal and page can
+alternate: between two turns nothing is remembered of the files, which others may have changed. Names come from requests
+and are only compared with those that are there. What touches the model runs on its thread; locks, tools and the person
+who is asked have threads of their own.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ class TurnRequest:
 
 
 class Conversations:
-    def __init__(self, service: Service, store: Store, new_session: Callable[[Model], Session]):
-        """`new_session` makes one with tools of its own: they are closed with the turn."""
-        self.service, self._store, self._new_session = service, store, new_session
+    def __init__(
+        self, service: Service, store: Store, new_session: Callable[[Model], Session], *, kv_limit: int | None
+    ):
+        """`new_session` makes one with tools of its own: they are closed with the turn. `kv_limit` is the one of
+        `SessionAutosave`."""
+        self.service, self._store, self._new_session, self._kv_limit = service, store, new_session, kv_limit
         self._turns: dict[str, LiveTurn] = {}
         self._allowed: dict[str, set[str]] = {}  # conversation -> tools that may always run
         self._tools = ThreadPoolExecutor(MAX_TOOLS, "tool")
@@ -98,8 +102,9 @@ class Conversations:
         """The turn of a conversation that is not over."""
         return next((turn for turn in self._turns.values() if turn.name == name and not turn.ended), None)
 
-    async def begin(self, request: TurnRequest) -> LiveTurn:
-        """Raises RequestError where the conversation is in use, or not there."""
+    async def begin(self, request: TurnRequest, service: Service) -> LiveTurn:
+        """`service` is the one that runs the turn, perhaps observed. Raises RequestError where the conversation is in
+        use, or not there."""
         while len(self._turns) >= MAX_TURNS:
             ended = next((id_ for id_, turn in self._turns.items() if turn.ended), None)
             if ended is None:
@@ -114,7 +119,7 @@ class Conversations:
             raise
         turn.name = request.name
         running = _Running(self, turn, request, autosave, self._new_session, self._tools, asyncio.get_running_loop())
-        turn.begin(self.service.run(running.events), running.release)
+        turn.begin(service.run(running.events), running.release)
         return turn
 
     async def close(self) -> None:
@@ -128,7 +133,8 @@ class Conversations:
 
     def _autosave(self, name: str | None) -> SessionAutosave:
         try:
-            return SessionAutosave(self._store, self._entry(name) if name is not None else None, kv_limit=None)
+            entry = self._entry(name) if name is not None else None
+            return SessionAutosave(self._store, entry, kv_limit=self._kv_limit)
         except InUse as error:
             raise in_use(error) from None
 
@@ -176,13 +182,14 @@ class _Running:
         """The turn's events, with `Named` when the conversation has its name. Raises GptOssError."""
         session = self.session = self.new_session(self.conversations.service.model)
         self._prepare(session)
-        return self.conversations.service.turn(session, self._saved(session, self._start(session)))
+        events = self._saved(session, self._start(session))
+        return self.conversations.service.turn(session, events, self.autosave.state)
 
     def _prepare(self, session: Session) -> None:
         request = self.request
         session.yields_steps, session.outputs = True, self._output
         if self.autosave.name:
-            self.autosave.resume(session)
+            self.autosave.restore(session)
             if request.keep is not None:
                 self._cut(session, request.keep)
         elif request.instructions:
@@ -211,23 +218,24 @@ class _Running:
         return session.send(self.request.text)
 
     def _saved(self, session: Session, events: TurnEvents) -> Generator[Any, None, None]:
-        """Save the question as soon as the turn begins, and the answer when it ends, however it ends."""
+        """Save the question as soon as the turn begins, and the answer when it ends, however it ends, with the KV
+        cache: where the session has none just then, because a tool runs, what was saved stays."""
         accepted = False
         try:
             with closing(events):
                 for event in events:
                     if not (accepted or isinstance(event, Waiting)):
                         accepted = True
-                        self._save(session)
+                        self._save(session, kv=False)
                         yield Named(self.autosave.name or "")
                     yield event
         finally:
             if accepted:
-                self._save(session)
+                self._save(session, kv=True)
 
-    def _save(self, session: Session) -> None:
+    def _save(self, session: Session, *, kv: bool) -> None:
         try:
-            self.autosave.save(session, kv=False)
+            self.autosave.save(session, kv=kv)
             self.trouble = None
         except GptOssError as error:
             self.trouble = str(error)

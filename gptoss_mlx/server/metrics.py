@@ -1,4 +1,4 @@
-"""Counts of requests, tokens and times since the start, as Prometheus reads them."""
+"""Counts of requests, tokens and times since the start, as Prometheus reads them; and what there is at the moment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.waiting = 0
-        """Answers that have no event yet."""
+        """Answers, and turns of the page, that have no event yet."""
         self.running = 0
         """Answers that have, and are not at their end."""
         self._requests: Counter[tuple[str, int]] = Counter()
@@ -59,9 +59,11 @@ class Metrics:
         if tokens_per_second is not None:
             self._speed.add(tokens_per_second)
 
-    def text(self) -> str:
+    def text(self, caches: int, resting: int) -> str:
+        """`caches`: bytes of all prompt caches in memory; `resting`: how many of them nobody uses just now."""
         memory = process_memory()
         kinds = {"anonymous": memory.anonymous, "mapped": memory.mapped} if memory else {}
+        kinds["caches"] = caches
         requests: Samples = [
             (f'{{path="{path}",status="{status}"}}', count) for (path, status), count in self._requests.items()
         ]
@@ -71,6 +73,7 @@ class Metrics:
             ("tokens_total", "counter", "Tokens of answers; prompt includes cached.", tokens),
             ("answers_waiting", "gauge", "Answers that wait for their turn.", [("", self.waiting)]),
             ("answers_running", "gauge", "Answers that are being written.", [("", self.running)]),
+            ("conversations_resting", "gauge", "Conversations whose prompt cache is kept in memory.", [("", resting)]),
             (
                 "first_token_seconds",
                 "histogram",
@@ -86,7 +89,7 @@ class Metrics:
             (
                 "memory_bytes",
                 "gauge",
-                "Memory of the process; mapped pages can be dropped by the system.",
+                "Memory of the process; mapped pages can be dropped by the system. caches: of prompt caches alone.",
                 [(f'{{kind="{kind}"}}', count) for kind, count in kinds.items()],
             ),
         ]

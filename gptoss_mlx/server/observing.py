@@ -1,12 +1,14 @@
 """What is known of each request while it is answered: its line in the log, its part in the metrics, errors that nobody
-expected. No content of a request is in any of these.
+expected. So also of each turn of the page, which goes on after the request that began it. No content of a request is in
+any of these.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,16 +17,57 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..chat.request import AnswerStats
-from ..chat.turn import OnPrefill, Prefill
+from ..chat.turn import Dropped, OnPrefill, Prefill, TurnStats, Waiting
 from ..errors import printable
 from .errors import RequestError, error_response
+from .live_turn import Named
 from .metrics import Metrics
 from .service import Service
 
 MAX_PATH = 80  # characters in the log
+CONVERSATION = re.compile("(?<=^/page/conversations/)[^/]+")  # its name is the beginning of a question
+NOT_WRITTEN = (Prefill, Named, Dropped)  # events that can come before the first token
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
+
+
+@dataclass
+class Tokens:
+    """The tokens of an answer, or of a turn."""
+
+    began: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    last: float = 0
+    stats: AnswerStats | TurnStats | None = None
+
+    def note(self, event: object) -> None:
+        if isinstance(event, NOT_WRITTEN):
+            return
+        self.last = time.monotonic()
+        self.first = self.first or self.last
+        if isinstance(event, AnswerStats | TurnStats):
+            self.stats = event
+
+    @property
+    def first_seconds(self) -> float:
+        return (self.first or self.began) - self.began
+
+    @property
+    def per_second(self) -> float | None:
+        """None where there are not two tokens to measure it by."""
+        if isinstance(self.stats, TurnStats):  # of which tools and people have a part
+            return self.stats.tokens_per_second or None
+        if self.stats is None or self.first is None or self.stats.sampled < 2 or self.last <= self.first:
+            return None
+        return (self.stats.sampled - 1) / (self.last - self.first)
+
+    def parts(self) -> Iterator[str]:
+        """The end of a line in the log."""
+        if self.stats and self.stats.sampled:
+            yield f"{self.stats.prompt:,} tokens read ({self.stats.cached:,} cached), {self.stats.sampled:,} written"
+        if speed := self.per_second:
+            yield f"{speed:.1f} tokens/s"
 
 
 @dataclass
@@ -33,34 +76,18 @@ class Record:
 
     method: str
     path: str
-    began: float = field(default_factory=time.monotonic)
     status: int = 0
     """0 until a response begins."""
     complete: bool = False
     """Whether the whole response was sent."""
-    first_event: float | None = None
-    last_event: float = 0
-    prompt: int = 0
-    cached: int = 0
-    sampled: int = 0
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """None where there are not two tokens to measure it by."""
-        if self.first_event is None or self.sampled < 2 or self.last_event <= self.first_event:
-            return None
-        return (self.sampled - 1) / (self.last_event - self.first_event)
+    tokens: Tokens = field(default_factory=Tokens)
 
     def line(self) -> str:
-        path = printable(self.path)
+        path = CONVERSATION.sub("...", printable(self.path))
         parts = [f"{self.method} {path[:MAX_PATH] + '...' * (len(path) > MAX_PATH)} {self.status or 'unanswered'}"]
         if not self.complete:
             parts.append("the client left")
-        if self.sampled:
-            parts.append(f"{self.prompt:,} tokens read ({self.cached:,} cached), {self.sampled:,} written")
-        if speed := self.tokens_per_second:
-            parts.append(f"{speed:.1f} tokens/s")
-        return ", ".join(parts)
+        return ", ".join([*parts, *self.tokens.parts()])
 
 
 CURRENT: ContextVar[Record] = ContextVar("CURRENT")
@@ -100,7 +127,8 @@ class RequestLog:
 
 
 class ObservedService:
-    """A service whose answers are noted in the records of their requests. All else is the service's own."""
+    """A service whose answers are noted in the records of their requests; its turns have lines of their own in the log.
+    All else is the service's own."""
 
     def __init__(self, service: Service, metrics: Metrics, on_prefill: OnPrefill | None = None):
         self._service, self._metrics, self._on_prefill = service, metrics, on_prefill
@@ -109,13 +137,23 @@ class ObservedService:
         return getattr(self._service, name)
 
     def answer(self, *arguments: Any) -> AsyncGenerator[Any, None]:
-        return self._observed(self._service.answer(*arguments))
+        return self._observed(self._service.answer(*arguments), CURRENT.get().tokens)
 
     def complete(self, *arguments: Any) -> AsyncGenerator[Any, None]:
-        return self._observed(self._service.complete(*arguments))
+        return self._observed(self._service.complete(*arguments), CURRENT.get().tokens)
 
-    async def _observed(self, events: AsyncGenerator[E, None]) -> AsyncGenerator[E, None]:
-        record, metrics = CURRENT.get(), self._metrics
+    async def run(self, make: Callable[[], Generator[E | Waiting, None, None]]) -> AsyncGenerator[E, None]:
+        """The events of a turn."""
+        tokens = Tokens()
+        try:
+            async with aclosing(self._observed(self._service.run(make), tokens)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            log.info("%s", ", ".join(["a turn of the page", *(tokens.parts() if tokens.stats else ["not finished"])]))
+
+    async def _observed(self, events: AsyncGenerator[E, None], tokens: Tokens) -> AsyncGenerator[E, None]:
+        metrics = self._metrics
         metrics.waiting += 1
         begun = False
         try:
@@ -125,7 +163,7 @@ class ObservedService:
                         begun = True
                         metrics.waiting -= 1
                         metrics.running += 1
-                    self._note(record, event)
+                    self._note(tokens, event)
                     yield event
         finally:
             if begun:
@@ -133,14 +171,10 @@ class ObservedService:
             else:
                 metrics.waiting -= 1
 
-    def _note(self, record: Record, event: object) -> None:
-        if isinstance(event, Prefill):
-            if self._on_prefill:
-                self._on_prefill(event.done, event.total)
-            return
-        record.last_event = time.monotonic()
-        record.first_event = record.first_event or record.last_event
-        if isinstance(event, AnswerStats):
-            record.prompt, record.cached, record.sampled = event.prompt, event.cached, event.sampled
-            first = record.first_event - record.began
-            self._metrics.count_answer(event.prompt, event.cached, event.sampled, first, record.tokens_per_second)
+    def _note(self, tokens: Tokens, event: object) -> None:
+        tokens.note(event)
+        if isinstance(event, Prefill) and self._on_prefill:
+            self._on_prefill(event.done, event.total)
+        if isinstance(event, AnswerStats | TurnStats):
+            first, speed = tokens.first_seconds, tokens.per_second
+            self._metrics.count_answer(event.prompt, event.cached, event.sampled, first, speed)

@@ -154,7 +154,8 @@ async def _export(request: Request) -> Response:
 
 async def _begin(request: Request) -> Response:
     conversations = _conversations(request)
-    turn = await conversations.begin(_turn_request(Fields(await read_json_body(request)), conversations))
+    wanted = _turn_request(Fields(await read_json_body(request)), conversations)
+    turn = await conversations.begin(wanted, request.app.state.service)
     return JSONResponse({"turn": turn.id})
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from ..chat.state_files import StateFiles
 from ..chat.turn import Waiting
 from ..engine.generate import Model
-from ..engine.prompt_cache import PromptCache, common_prefix
+from ..engine.prompt_cache import PromptCache
 from ..errors import GptOssError
-from ..model.kv_cache import MAX_SNAPSHOTS
+from ..model.kv_cache import MAX_SNAPSHOTS, FullKV
 from .errors import RequestError
 
 MAX_WAITING = 1_000  # conversations; a client that is refused tries again at once, and one that waits does not
@@ -47,17 +47,10 @@ class Saved:
     """A prompt cache on disk."""
 
     files: StateFiles
-    ids: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    """Positions of its snapshots, from which it can go on."""
     bytes: int = 0
 
     def remove(self) -> None:
         shutil.rmtree(self.files.folder, ignore_errors=True)
-
-    def cached_of(self, ids: Sequence[int]) -> int:
-        same = common_prefix(self.ids, ids)
-        return max((offset for offset in self.offsets if offset <= same), default=0)
 
 
 @dataclass(eq=False)
@@ -71,10 +64,8 @@ class _Ticket:
 class Pool:
     def __init__(self, model: Model, places: int, folder: Path | None = None, disk_limit: int = 0):
         """`places`: conversations at a time; `folder`, with at most `disk_limit` bytes: for what memory has no room."""
-        empty = model.make_cache()
-        rings = empty.bytes_for(0)
-        self.budget = empty.bytes_for(model.context) + MAX_SNAPSHOTS * rings
-        self._empty, self._model, self._places = empty, model, places
+        self._empty, self._model, self._places = model.make_cache(), model, places
+        self.budget = self._largest(model.context)
         self._leased: list[Lease] = []
         self._idle: list[Lease] = []  # the one that was used last at the end
         self._saved: list[Saved] = []
@@ -91,13 +82,20 @@ class Pool:
         return len(self._waiting)
 
     @property
+    def resting(self) -> int:
+        """Conversations in memory that nobody leases; for all threads, as `nbytes`."""
+        return len(self._idle)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all caches in memory."""
         return sum(lease.cache.nbytes for lease in (*self._leased, *self._idle))
 
-    def lease(self, ids: Sequence[int], *, gives_way: bool) -> Generator[Waiting, None, Lease]:
-        """Wait for a place and for memory, and return the cache that holds most of `ids`. Raises RequestError where too
-        many wait already."""
+    def lease(
+        self, ids: Sequence[int], *, gives_way: bool, own: StateFiles | None = None
+    ) -> Generator[Waiting, None, Lease]:
+        """Wait for a place and for memory, and return the cache that holds most of `ids`; `own` is what is saved with
+        the conversation itself, and only read. Raises RequestError where too many wait already."""
         if len(self._waiting) >= MAX_WAITING:
             text = f"{MAX_WAITING:,} requests are waiting already: try again later"
             raise RequestError(text, status=429, kind="rate_limit_error", code="rate_limit_exceeded")
@@ -112,7 +110,7 @@ class Pool:
             self._admit()
             raise
         self._admitted.remove(ticket)
-        lease = self._best(ids)
+        lease = self._best(ids, own)
         lease.gives_way = gives_way
         self._leased.append(lease)
         self._make_room(max(ticket.bytes - lease.cache.nbytes, 0))
@@ -166,17 +164,28 @@ class Pool:
             self._admitted.append(ticket)
             ticket.admitted.set_result(None)
 
-    def _best(self, ids: Sequence[int]) -> Lease:
+    def _largest(self, positions: int) -> int:
+        """Bytes of a cache with so many positions and all its snapshots."""
+        return self._empty.bytes_for(positions) + MAX_SNAPSHOTS * self._empty.bytes_for(0)
+
+    def _best(self, ids: Sequence[int], own: StateFiles | None) -> Lease:
         """The cache that holds most of `ids`: one that rests, one from the disk, a copy of the beginning of one, or an
         empty one."""
         held = [(lease.cache.cached_of(ids), lease) for lease in self._idle]
         cached = max((tokens for tokens, _ in held), default=0)
-        for tokens, lease in held:
-            if tokens == cached > 0 and _continues(lease.cache, cached):
-                self._idle.remove(lease)
-                return lease
-        saved = max(self._saved, key=lambda saved: saved.cached_of(ids), default=None)
-        if saved and saved.cached_of(ids) > cached + WORTH_SAVING and (read := self._read(saved)):
+        goes_on = (lease for tokens, lease in held if tokens == cached > 0 and _continues(lease.cache, cached))
+        continued = next(goes_on, None)
+        saved = max(self._saved, key=lambda saved: saved.files.cached_of(ids), default=None)
+        on_disk = saved.files.cached_of(ids) if saved else 0
+        if own and own.cached_of(ids) > max(cached, on_disk):
+            cache = self._loaded(own, ids)
+            if cache and continued in self._idle:
+                self._drop(continued)
+            return Lease(cache) if cache else self._best(ids, None)
+        if continued:
+            self._idle.remove(continued)
+            return continued
+        if saved and on_disk > cached + WORTH_SAVING and (read := self._read(saved, ids)):
             return read
         nearest = max((*self._idle, *self._leased), key=lambda lease: lease.cache.snapshot_of(ids), default=None)
         return Lease((nearest and nearest.cache.fork(ids)) or PromptCache(self._model))
@@ -209,8 +218,6 @@ class Pool:
         lease.cache.snapshot()
         saved = lease.saved = lease.saved or Saved(self._new_files(folder))
         saved.files.save(lease.cache)
-        saved.ids = list(lease.cache.ids)
-        saved.offsets = [snapshot.offset for snapshot in lease.cache.snapshots]
         saved.bytes = sum(path.stat().st_size for path in saved.files.folder.iterdir())
         self._saved.append(saved)
         while sum(each.bytes for each in self._saved) > self._disk_limit:
@@ -222,14 +229,21 @@ class Pool:
         own.mkdir(mode=0o700)
         return StateFiles(own, self._model)
 
-    def _read(self, saved: Saved) -> Lease | None:
+    def _read(self, saved: Saved, ids: Sequence[int]) -> Lease | None:
         """A cache from the disk; None where that cannot be read."""
         self._saved.remove(saved)
-        cache, saved.files = PromptCache(self._model), StateFiles(saved.files.folder, self._model)
-        if saved.files.load(cache):
+        if cache := self._loaded(saved.files, ids):
             return Lease(cache, saved)
         saved.remove()
         return None
+
+    def _loaded(self, files: StateFiles, ids: Sequence[int]) -> PromptCache | None:
+        """What is saved of `ids`, after making room for it; None where it cannot be read."""
+        tokens = files.cached_of(ids)
+        # With the slack that a growing buffer has.
+        self._make_room(self._largest(min(tokens + tokens // 4 + FullKV.STEP, self._model.context)))
+        cache = PromptCache(self._model)
+        return cache if files.load(cache, ids) else None
 
 
 def _continues(cache: PromptCache, cached: int) -> bool:

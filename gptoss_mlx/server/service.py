@@ -17,8 +17,10 @@ from ..chat.replay import Replay
 from ..chat.request import AnswerEvent, AnswerRequest
 from ..chat.request_answer import RequestAnswer, prompt_tokens
 from ..chat.session import Session
+from ..chat.state_files import StateFiles
 from ..chat.turn import Prefill, TurnEvent, TurnEvents, Waiting
 from ..engine.generate import ContextFull, Model
+from ..engine.prompt_cache import PromptCache
 from ..engine.sampling import Sampling
 from ..engine.together import Together
 from ..errors import GptOssError
@@ -77,23 +79,26 @@ class Service:
         """As `ModelThread.run`."""
         return self.thread.run(make)
 
-    def turn(self, session: Session, events: TurnEvents) -> Generator[TurnEvent | Waiting, None, None]:
-        """The events of a session's turn, on the model's thread: with a prompt cache of the pool, which others can have
-        while a tool runs or a person is asked."""
-        with closing(events):
-            lease: Lease | None = yield from self._lease(session)
-            try:
+    def turn(
+        self, session: Session, events: TurnEvents, saved: StateFiles | None
+    ) -> Generator[TurnEvent | Waiting, None, None]:
+        """The events of a session's turn, on the model's thread: with a prompt cache of the pool, or what is `saved` of
+        the session where that is more; others can have it while a tool runs or a person is asked."""
+        lease: Lease | None = None
+        try:
+            with closing(events):
+                lease = yield from self._lease(session, saved)
                 for event in events:
-                    if isinstance(event, Waiting) and event.future and lease:
-                        self.pool.give_back(lease)
+                    if isinstance(event, Waiting) and event.future:
+                        self._give_back(session, lease)
                         lease = None
                         yield event
-                        lease = yield from self._lease(session)
+                        lease = yield from self._lease(session, saved)
                     else:
                         yield event
-            finally:
-                if lease:
-                    self.pool.give_back(lease)
+        finally:
+            if lease:
+                self._give_back(session, lease)
 
     def close(self, reason: str) -> None:
         """End all answers with a RequestError, and the thread."""
@@ -112,14 +117,21 @@ class Service:
             del self._next_prompts[lease]
         return False
 
-    def _lease(self, session: Session) -> Generator[Waiting, None, Lease]:
-        lease = yield from self._leased(session.ids, gives_way=False)
+    def _lease(self, session: Session, saved: StateFiles | None) -> Generator[Waiting, None, Lease]:
+        lease = yield from self._leased(session.ids, gives_way=False, own=saved)
         session.prompt_cache = lease.cache
         return lease
 
-    def _leased(self, ids: Sequence[int], *, gives_way: bool) -> Generator[Waiting, None, Lease]:
+    def _give_back(self, session: Session, lease: Lease) -> None:
+        """The cache of a session, which has none from now on."""
+        session.prompt_cache = PromptCache(self.model)
+        self.pool.give_back(lease)
+
+    def _leased(
+        self, ids: Sequence[int], *, gives_way: bool, own: StateFiles | None = None
+    ) -> Generator[Waiting, None, Lease]:
         """A prompt cache, of which nothing is read ahead any more: it goes on."""
-        lease = yield from self.pool.lease(ids, gives_way=gives_way)
+        lease = yield from self.pool.lease(ids, gives_way=gives_way, own=own)
         self._next_prompts.pop(lease, None)
         return lease
 

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from gptoss_mlx import load
 from gptoss_mlx.chat import state_files
 from gptoss_mlx.chat.autosave import SessionAutosave
 from gptoss_mlx.chat.store import Store
+from gptoss_mlx.engine import prompt_cache
 from gptoss_mlx.engine.generate import Model
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.harmony.render import encode, render_message
@@ -230,6 +232,97 @@ def test_bytes_that_changed_are_noticed_and_prefilled_again(saved, store, kv_bit
     autosave.save(again, kv=True)
     autosave.leave()
     assert resumed(saved.model, store)[2].reread_reason is None
+
+
+def test_what_is_saved_is_known_without_reading_it(saved, store, monkeypatch):
+    saved = saved(16)
+    saved.copied_to(store)
+    session, autosave = make_session(saved.model), SessionAutosave(store, store.find())
+    with monkeypatch.context() as patched:
+        patched.setattr(state_files, "_checksum", None)
+        autosave.restore(session)
+    files = {path: path.stat().st_mtime_ns for path in store.find().state.iterdir()}
+    ids = session.ids
+    assert autosave.state.cached_of(ids) == saved.positions
+    # Of a part, what ends in a snapshot of it.
+    part = autosave.state.cached_of(ids[: saved.positions - 1])
+    assert 0 < part < saved.positions
+    assert autosave.state.load(session.prompt_cache, ids[: saved.positions - 1]) == part == session.context_used
+    autosave.restore(session)
+    assert autosave.state.load(session.prompt_cache, ids) == saved.positions
+    assert list(session.send(QUESTION))[:-1] == saved.events
+    autosave.save(session, kv=True)
+    assert files.items() < {path: path.stat().st_mtime_ns for path in store.find().state.iterdir()}.items()
+
+
+def test_no_more_snapshots_are_loaded_than_are_kept(model, store, monkeypatch):
+    autosave = SessionAutosave(store)
+    session = talk(model, autosave)
+    autosave.leave()
+    for module in (state_files, prompt_cache):
+        monkeypatch.setattr(module, "MAX_SNAPSHOTS", 3)
+    again, positions, _ = resumed(model, store)
+    offsets = [snapshot.offset for snapshot in session.prompt_cache.snapshots]
+    assert len(offsets) > 3
+    assert [each.offset for each in again.prompt_cache.snapshots] == [offsets[0], *offsets[-2:]]
+    assert positions == offsets[-1]
+
+
+def test_a_cache_that_an_error_has_emptied_leaves_what_is_saved(saved, store):
+    saved = saved(16)
+    saved.copied_to(store)
+    session, _, autosave = resumed(saved.model, store)
+    session.prompt_cache.clear()
+    autosave.save(session, kv=True)
+    autosave.leave()
+    assert resumed(saved.model, store)[1] == saved.positions
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gptoss_mlx import Sampling, Session, load
+from gptoss_mlx.chat import state_files
+from gptoss_mlx.chat.autosave import SessionAutosave
+from gptoss_mlx.chat.store import Store
+from gptoss_mlx.demo import FUNCTIONS
+state_files.KV_CHUNK, at, replace = 10, int(sys.argv[3]), os.replace
+store = Store(Path(sys.argv[2]))
+autosave = SessionAutosave(store, store.find())
+session = Session(load(sys.argv[1]), functions=FUNCTIONS, sampling=Sampling(temperature=0))
+autosave.resume(session)
+session.undo()
+session.undo()
+list(session.send("What is 55 + 28?"))
+def count(*paths):
+    global at
+    at -= 1
+    if at < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+os.replace = count
+autosave.save(session, kv=True)
+"""
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_process_that_is_killed_while_it_saves_leaves_what_can_be_used(model, store, demo_folder, at):
+    """Before the transcript, a first chunk or a second one has its place."""
+    autosave = SessionAutosave(store)
+    before = talk(model, autosave)
+    autosave.leave()
+    command = ["-c", KILLED, str(demo_folder), str(store.folder), str(at)]
+    assert zygote.shared().run(command, "", os.environ, timeout=100).returncode == -signal.SIGKILL
+    again, positions, autosave = resumed(model, store)
+    assert (again.messages == before.messages) == (at == 0)
+    assert autosave.reread_reason is None
+    assert 0 < positions <= before.prompt_cache.snapshots[-1].offset
+    anew = make_session(model)
+    anew.restore(again.transcript)
+    assert list(again.send(QUESTION))[:-1] == list(anew.send(QUESTION))[:-1]
+    autosave.save(again, kv=True)
+    autosave.leave()
+    assert resumed(model, store)[1] == again.prompt_cache.snapshots[-1].offset
 
 
 FILLER = """

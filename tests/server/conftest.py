@@ -1,5 +1,7 @@
 """A server of its own for each file, with a scripted model, and a client of it."""
 
+import logging
+
 import httpx
 import pytest
 
@@ -29,6 +31,19 @@ def openai(url):
 
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def log():
+    """The records that the server logs."""
+    records: list[logging.LogRecord] = []
+    handler, logger = logging.Handler(), logging.getLogger("gptoss_mlx")
+    handler.emit = records.append
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield records
+    logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

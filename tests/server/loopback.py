@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import uvicorn
@@ -31,6 +32,7 @@ class ScriptedService(Service):
 
     model_name, context, created = "gpt-oss-20b", 131_072, 1_790_000_000
     sampling = Sampling()
+    pool = SimpleNamespace(nbytes=12_345, resting=3)
 
     thoughts: Mapping[str, str] = {}
     """What the model thought before each call, by its id."""

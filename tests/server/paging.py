@@ -26,9 +26,10 @@ CALL = '<|channel|>commentary to=functions.look <|constrain|>json<|message|>{"x"
 class PageServer:
     """Sessions have one tool, `look`, which waits for `seen` and asks first."""
 
-    def __init__(self, folder, store):
-        self.folder, self.store, self.url = folder, store, ""
+    def __init__(self, folder, store, kv_limit=10**9):
+        self.folder, self.store, self.kv_limit, self.url = folder, store, kv_limit, ""
         self.port, self.server, self.seen, self.calls = 0, None, threading.Event(), []
+        self.service = None
 
     def script(self, *answers):
         """What the model writes next."""
@@ -45,7 +46,9 @@ class PageServer:
 
     async def _serve(self, ready, port):
         async with serving(self.folder, places=1) as service:
-            app = make_app(service, conversations=Conversations(service, self.store, self.new_session))
+            self.service = service
+            conversations = Conversations(service, self.store, self.new_session, kv_limit=self.kv_limit)
+            app = make_app(service, conversations=conversations)
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listening.bind(("127.0.0.1", port))
@@ -57,7 +60,7 @@ class PageServer:
                 ready.set()
                 await self.server.serve(sockets=[listening])
             self.seen.set()
-            await app.state.conversations.close()
+            await conversations.close()
 
     @contextmanager
     def running(self, port=0):
@@ -70,6 +73,30 @@ class PageServer:
         finally:
             self.server.should_exit = True
             thread.join()
+
+
+def begin(page, text="Hello there", **fields):
+    reply = page.post("/page/turns", json={"action": "ask", "text": text} | fields)
+    assert reply.status_code == 200, reply.text
+    return reply.json()["turn"]
+
+
+def finish(page, turn, since=0):
+    return pieces_of(page.get(f"/page/turns/{turn}", headers={"last-event-id": str(since)}).text)[0]
+
+
+def of(pieces, kind):
+    return [piece for piece in pieces if piece["kind"] == kind]
+
+
+def html(pieces):
+    return "".join(piece["html"] for piece in of(pieces, "block"))
+
+
+def counted(page):
+    """What the metrics say: name and labels -> value."""
+    lines = page.get("/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
 
 def pieces_of(text, since=0):

@@ -1,7 +1,6 @@
 """What clients ask beside answers, errors as replies, and what is counted and logged of requests."""
 
 import json
-import logging
 
 import httpx
 import pytest
@@ -38,19 +37,6 @@ def ask(service):
 
     ask.progress = progress
     return ask
-
-
-@pytest.fixture
-def log():
-    """The records that the server logs."""
-    records: list[logging.LogRecord] = []
-    handler, logger = logging.Handler(), logging.getLogger("gptoss_mlx")
-    handler.emit = records.append
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield records
-    logger.removeHandler(handler)
-    logger.setLevel(logging.NOTSET)
 
 
 def test_the_model_as_openai_lists_it(ask, service):
@@ -132,6 +118,8 @@ def test_what_is_counted_and_logged(ask, service, log):
     assert samples["gptoss_first_token_seconds_count"] == "2"
     assert (samples["gptoss_answers_waiting"], samples["gptoss_answers_running"]) == ("0", "0")
     assert int(samples['gptoss_memory_bytes{kind="anonymous"}']) > 2**20
+    assert samples['gptoss_memory_bytes{kind="caches"}'] == "12345"
+    assert samples["gptoss_conversations_resting"] == "3"
     messages = [record.getMessage() for record in log]
     lines = [line for line in messages if line.startswith("POST")]
     assert len(lines) == 3

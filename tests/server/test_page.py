@@ -12,7 +12,7 @@ from gptoss_mlx.chat.store import Store
 from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.server.page import STATIC
 
-from .paging import CALL, FINAL, THOUGHT, PageServer, pieces_of
+from .paging import CALL, FINAL, THOUGHT, PageServer, begin, counted, finish, html, of, pieces_of
 
 MAX_PAGE = 150_000  # bytes
 
@@ -35,27 +35,9 @@ def page(server, monkeypatch):
         yield client
 
 
-def begin(page, text="Hello there", **fields):
-    reply = page.post("/page/turns", json={"action": "ask", "text": text} | fields)
-    assert reply.status_code == 200, reply.text
-    return reply.json()["turn"]
-
-
-def finish(page, turn, since=0):
-    return pieces_of(page.get(f"/page/turns/{turn}", headers={"last-event-id": str(since)}).text)[0]
-
-
 def ask(page, server, answer, **fields):
     server.script(answer)
     return finish(page, begin(page, **fields))
-
-
-def of(pieces, kind):
-    return [piece for piece in pieces if piece["kind"] == kind]
-
-
-def html(pieces):
-    return "".join(piece["html"] for piece in of(pieces, "block"))
 
 
 def wait_for(page, turn, kind, **content):
@@ -315,6 +297,49 @@ def test_a_long_answer_is_rendered_at_its_end_alone(page, server):
     assert html(pieces).count("<p") == 40
     blocks = of(pieces, "block")
     assert len({piece["at"] for piece in blocks}) == len(blocks)
+
+
+def test_turns_are_counted_and_have_a_line_in_the_log(page, server, log):
+    before = counted(page)
+    ask(page, server, f"{FINAL}One.<|return|>", text="My secret")
+    server.seen.set()
+    server.script(CALL)
+    turn = begin(page, text="And another", name="my-secret")
+    wait_for(page, turn, "call", state="asking")
+    during = counted(page)
+    page.post(f"/page/turns/{turn}/stop")
+    finish(page, turn)
+    server.script(CALL, f"{FINAL}Two.<|return|>")
+    turn = begin(page, text="Once more", name="my-secret")
+    wait_for(page, turn, "call", state="asking")
+    page.post(f"/page/turns/{turn}/approve", json={"answer": "yes"})
+    (stats,) = of(finish(page, turn), "stats")
+    after = counted(page)
+    new = lambda name: after[f"gptoss_{name}"] - before[f"gptoss_{name}"]  # noqa: E731
+    prompt, cached, sampled = (new(f'tokens_total{{kind="{kind}"}}') for kind in ("prompt", "cached", "sampled"))
+    encoded = [server.service.model.tokenizer.encode_markup(text) for text in (FINAL + "One.", CALL, FINAL + "Two.")]
+    assert sampled == len(encoded[0]) + 1 + len(encoded[1]) + len(encoded[2]) + 1
+    assert cached > 0
+    assert 0 < stats["prefilled"] <= prompt - cached
+    assert new("first_token_seconds_count") == new("tokens_per_second_count") == 2
+    assert new("first_token_seconds_sum") > 0
+    assert (during["gptoss_answers_running"], after["gptoss_answers_running"]) == (1, 0)
+    assert after["gptoss_answers_waiting"] == 0
+    lines = [line for record in log if (line := record.getMessage()).startswith("a turn")]
+    assert len(lines) == 3
+    counts = r"a turn of the page, [\d,]+ tokens read \([\d,]+ cached\), \d+ written, [\d.]+ tokens/s"
+    assert re.fullmatch(counts, lines[0])
+    assert lines[1] == "a turn of the page, not finished"
+    assert re.fullmatch(counts, lines[2])
+    page.get("/page/conversations/my-secret")
+    assert not any("secret" in record.getMessage() for record in log)
+
+
+def test_the_caches_in_memory_are_measured(page, server):
+    ask(page, server, f"{FINAL}One.<|return|>")
+    measured = counted(page)
+    assert measured["gptoss_conversations_resting"] == server.service.pool.resting > 0
+    assert measured['gptoss_memory_bytes{kind="caches"}'] == server.service.pool.nbytes > 1000
 
 
 def test_about_says_what_there_is(page):

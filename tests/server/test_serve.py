@@ -238,6 +238,30 @@ def test_caches_of_servers_that_were_killed_are_removed(start, demo_folder, tmp_
     assert not list((tmp_path / "server-caches").iterdir())
 
 
+def page_turn(url, **fields):
+    turn = httpx.post(f"{url}/page/turns", json=fields, timeout=60).json()["turn"]
+    assert '"kind":"end"' in httpx.get(f"{url}/page/turns/{turn}", timeout=60).text.replace(" ", "")
+
+
+@pytest.mark.parametrize("no_kv", [False, True])
+def test_a_chat_of_the_page_outlives_a_server_that_was_killed(start, demo_folder, no_kv):
+    options = [demo_folder, "--temperature", "0", *["--no-kv"] * no_kv]
+    killed, url = start(*options)
+    page_turn(url, text="My locker code is 4711.")
+    page_turn(url, text="What is 12 + 30?", name="my-locker-code-is-4711")
+    killed.kill()
+    _, before = killed.communicate()
+    process, url = start(*options)
+    page_turn(url, text="What is my locker code?", name="my-locker-code-is-4711")
+    process.send_signal(signal.SIGTERM)
+    _, after = process.communicate()
+    (_, *last), (new,) = [
+        re.findall(r"a turn of the page, (\d+) tokens read \((\d+) cached\)", log) for log in (before, after)
+    ]
+    assert int(new[1]) == (0 if no_kv else int(last[0][0]))
+    assert "locker" not in before + after
+
+
 LOOPBACK_ONLY = """
 import subprocess, sys
 sys.path[0] = {here!r}
