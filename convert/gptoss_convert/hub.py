@@ -116,19 +116,22 @@ class Repository:
             if folder is not None:
                 path = folder / name
                 return Fetched(path, True, self._fetch_as(path, file, on_read))
-            path, blob = self._cache_paths(file)
-            for each in {path.parent, blob.parent}:
-                each.mkdir(parents=True, exist_ok=True)
-            if not blob.is_file() or (digest := sha256(blob)) != file.sha256:
-                blob.unlink(missing_ok=True)
-                digest = self._fetch_as(blob, file, on_read)
-            if path != blob:
-                path.unlink(missing_ok=True)
-                try:
-                    path.symlink_to(Path("..", "..", blob.parent.name, blob.name))
-                except OSError:  # on a disk without links
-                    blob.replace(path)
-            return Fetched(path, False, digest)
+            return self._fetch_into_cache(file, on_read)
+
+    def _fetch_into_cache(self, file: RemoteFile, on_read: Callable[[int], None]) -> Fetched:
+        path, blob = self._cache_paths(file)
+        for folder in {path.parent, blob.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not blob.is_file() or (digest := sha256(blob)) != file.sha256:
+            blob.unlink(missing_ok=True)
+            digest = self._fetch_as(blob, file, on_read)
+        if path != blob:
+            path.unlink(missing_ok=True)
+            try:
+                path.symlink_to(Path("..", "..", blob.parent.name, blob.name))
+            except OSError:  # on a disk without links
+                blob.replace(path)
+        return Fetched(path, False, digest)
 
     def _fetch_as(self, path: Path, file: RemoteFile, on_read: Callable[[int], None]) -> str:
         """Returns the SHA-256."""

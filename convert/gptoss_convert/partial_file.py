@@ -5,13 +5,14 @@ Knows nothing of where the bytes come from, or whether they are right.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from gptoss_mlx.files import replacing
+from gptoss_mlx.files import lock, replacing
 
 CHUNK = 4 * 2**20  # bytes
 
@@ -26,8 +27,11 @@ class PartialFile:
     def __init__(self, path: Path, size: int):
         self.path, self.size = path, size
         path.touch()
-        self._arrived = _counts(path, size)
         self._file = path.open("r+b", buffering=0)
+        if lock(self._file.fileno()) is False:
+            self._file.close()
+            raise BlockingIOError(errno.EAGAIN, "another process is downloading it", str(path))
+        self._arrived = _counts(path, size)
         self._file.truncate(min(path.stat().st_size, size))
         self._record = None
         if len(self._arrived) > 1:

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -334,7 +336,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
 
 
-def use(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def use(hub: Hub | SimpleNamespace, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Make huggingface_hub in this process go to the stand-in, with a cache and a token of its own.
 
     Without the Xet protocol, which the stand-in does not speak.
@@ -360,7 +362,18 @@ def serving(folder: Path, repository: str):
         hub.server_close()
 
 
-if __name__ == "__main__":  # apart from the process of a test, whose speed is measured
+@contextmanager
+def serving_apart(folder: Path, repository: str, *, rate: float = 0.0, line: float = 0.0):
+    """From another process, which takes nothing of this one's speed and memory; gives what `use` needs."""
+    words = [sys.executable, __file__, str(folder), repository, str(rate), str(line)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield SimpleNamespace(address=process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+if __name__ == "__main__":
     with Hub(Path(sys.argv[1]), sys.argv[2]) as apart:
         apart.rate, apart.line = float(sys.argv[3]), float(sys.argv[4])
         print(apart.address, flush=True)

@@ -260,6 +260,18 @@ Repository.open(sys.argv[3]).fetch(sys.argv[4], Path(sys.argv[1]) if sys.argv[1]
         with PartialFile(path, len(CONTENT)) as partial:
             assert partial.missing() == [(100_000, len(CONTENT))]
 
+    def test_two_processes(self, repository, folder):
+        """In one, each open file has a lock of its own."""
+
+        def again(count):
+            with pytest.raises(GptOssError, match=f"cannot save .*{FILE}.* another process is downloading it"):
+                repository.fetch(FILE, folder)
+            interrupt(count)
+
+        with pytest.raises(KeyboardInterrupt):
+            repository.fetch(FILE, folder, again)
+        assert_fetched(repository, folder)
+
     def test_a_full_disk_ends_it_at_once(self, repository, folder, monkeypatch):
         def full(self, start, data):
             raise OSError(28, "No space left on device", str(self.path))

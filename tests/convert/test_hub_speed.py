@@ -1,21 +1,20 @@
-"""How long a download takes, from a server in a process of its own that limits each connection, or the whole line."""
+"""What a large download takes: time, where the server limits each connection or the whole line; and memory."""
 
-import subprocess
-import sys
 import time
+import tracemalloc
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from gptoss_convert.hub import Repository
+from gptoss_convert.ranges import CONNECTIONS
+from gptoss_mlx.files import BUFFER
 from gptoss_mlx.progress import Rate
 
-from . import hub as stand_in
-from .hub import use
+from .hub import serving_apart, use
 
-pytestmark = [pytest.mark.timing, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 REPOSITORY, FILE = "somebody/large", "model.safetensors"
 
@@ -34,14 +33,10 @@ def large(tmp_path):
 
 
 @contextmanager
-def opened(folder, monkeypatch, *, rate=0.0, line=0.0):
-    words = [sys.executable, stand_in.__file__, str(folder), REPOSITORY, str(rate), str(line)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            use(SimpleNamespace(address=process.stdout.readline().strip()), monkeypatch, folder.parent / "cache")
-            yield Repository.open(REPOSITORY)
-        finally:
-            process.kill()
+def opened(folder, monkeypatch, **limits):
+    with serving_apart(folder, REPOSITORY, **limits) as hub:
+        use(hub, monkeypatch, folder.parent / "cache")
+        yield Repository.open(REPOSITORY)
 
 
 def seconds_of_one_stream(repository, path):
@@ -61,6 +56,7 @@ def seconds_of_all_connections(repository, folder, on_read=lambda count: None):
     return time.monotonic() - started
 
 
+@pytest.mark.timing
 def test_six_times_a_single_stream(large, tmp_path, monkeypatch):
     """20 MB/s a connection."""
     with opened(large(320_000_000), monkeypatch, rate=20e6) as repository:
@@ -70,6 +66,7 @@ def test_six_times_a_single_stream(large, tmp_path, monkeypatch):
     assert one / several >= 6
 
 
+@pytest.mark.timing
 def test_as_fast_as_a_single_stream_where_the_line_is_the_limit(large, tmp_path, monkeypatch):
     with opened(large(160_000_000), monkeypatch, line=40e6) as repository:
         one = seconds_of_one_stream(repository, tmp_path / "one")
@@ -78,6 +75,7 @@ def test_as_fast_as_a_single_stream_where_the_line_is_the_limit(large, tmp_path,
     assert several <= 1.03 * one
 
 
+@pytest.mark.timing
 def test_the_time_left_is_right_after_ten_seconds(large, tmp_path, monkeypatch):
     """3 MB/s a connection."""
     rate, done, said = Rate(), 0, []
@@ -97,3 +95,14 @@ def test_the_time_left_is_right_after_ten_seconds(large, tmp_path, monkeypatch):
     ((at, left),) = said
     print(f"after 10 s: {left:.1f} s left; it took {ended - at:.1f} s")
     assert abs(left - (ended - at)) <= 0.2 * (ended - at)
+
+
+@pytest.mark.slow
+def test_memory(large, tmp_path, monkeypatch):
+    """Of what is read in order to be hashed, and of what each connection has just received."""
+    with opened(large(128_000_000), monkeypatch) as repository:
+        tracemalloc.start()
+        seconds_of_all_connections(repository, tmp_path / "several")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < BUFFER + CONNECTIONS * 2**20
