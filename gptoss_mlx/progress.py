@@ -42,11 +42,13 @@ class Rate:
         while len(self._reports) > 2 and self._reports[1][0] <= now - WINDOW:
             self._reports.popleft()
 
-    def per_second(self, now: float) -> float | None:
-        """None where it is not known yet, or nothing has been done for long."""
-        (started, before), (_, done) = self._reports[0], self._reports[-1]
-        return (done - before) / (now - started) if now > started and done > before else None
+    def per_second(self, now: float | None = None) -> float | None:
+        """Without `now`, as it was at the last report. None where it is not known yet, or nothing has been done for
+        long."""
+        (started, before), (reported, done) = self._reports[0], self._reports[-1]
+        seconds = (reported if now is None else now) - started
+        return (done - before) / seconds if seconds > 0 and done > before else None
 
     def seconds_left(self, now: float, total: int) -> float | None:
-        speed = self.per_second(now)
-        return (total - self._reports[-1][1]) / speed if speed else None
+        left, speed = total - self._reports[-1][1], self.per_second(now)
+        return left and (left / speed if speed else None)

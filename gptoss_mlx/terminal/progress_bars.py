@@ -50,7 +50,7 @@ def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Ca
 
     class Amounts(ProgressColumn):
         def render(self, task: Task) -> Text:
-            rate = None if task.finished else rates[task.description].per_second(time.monotonic())
+            rate = rates[task.description].per_second(None if task.finished else time.monotonic())
             speed = f", {amount(int(rate))}{unit}/s" if rate else ""
             return Text(f"{amount(int(task.completed))} of {amount(int(task.total or 0))}{unit}{speed}")
 

@@ -39,6 +39,7 @@ def test_a_stall(spans):
     known = rate.per_second(now)
     assert rate.per_second(now + 10) < known
     assert rate.seconds_left(now + 10, 10**6) > rate.seconds_left(now, 10**6)
+    assert rate.per_second() == pytest.approx(known)  # of work that has ended
 
 
 def test_after_a_long_stall_nothing_is_known():
@@ -58,3 +59,8 @@ def test_the_beginning():
     assert rate.per_second(now + 1) is None
     rate.report(now + 2, 25)
     assert rate.per_second(now + 2) == 10
+
+
+def test_the_end():
+    rate, now = reported(start=5)
+    assert rate.seconds_left(now, 5) == 0
