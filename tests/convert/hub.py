@@ -51,6 +51,7 @@ class Hub(ThreadingHTTPServer):
     rate        bytes a second of each transfer, if there is a limit
     line        bytes a second of all transfers together, if there is a limit
     gate        transfers begin when so many are waiting; those after them do not wait
+    hangs       how many of the next transfers send nothing, and do not end
     limit       how many transfers there may be at once; more are refused
     busy        (status, Retry-After) of the next answers to file requests
     ranges      whether they are honoured; the whole file is sent where not
@@ -73,6 +74,7 @@ class Hub(ThreadingHTTPServer):
         self.damaged: str | None = None
         self.slow, self.gated, self.status, self.room = 0.0, False, None, 1000
         self.rate = self.line = 0.0
+        self.hangs = 0
         self.gate, self.limit, self.ranges, self.aligned, self.more, self.longest = 0, 1000, True, 1, 0, 2**62
         self.busy: list[tuple[int, str]] = []
         self.replaced: dict[str, bytes] = {}
@@ -87,6 +89,11 @@ class Hub(ThreadingHTTPServer):
         """Large file storage: SHA-256 -> content."""
         self.uploaded: dict[str, dict[str, bytes]] = {}
         """Repository -> file -> content, as committed."""
+
+    def handle_error(self, request, client_address) -> None:
+        """Clients leave in the middle of a transfer: no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
@@ -121,6 +128,9 @@ class Hub(ThreadingHTTPServer):
             self._begun, self._active = self._begun + 1, self._active + 1
             self.most = max(self.most, self._active)
             self._changed.notify_all()
+            if self.hangs > 0:
+                self.hangs -= 1
+                return self._changed.wait_for(lambda: self.hangs < 0, 20)
             return self._changed.wait_for(lambda: self._begun >= self.gate, 20)
 
     def end(self) -> None:
@@ -128,9 +138,10 @@ class Hub(ThreadingHTTPServer):
             self._active -= 1
             self._changed.notify_all()
 
-    def open_gate(self) -> None:
+    def let_go(self) -> None:
+        """All that wait or hang."""
         with self._changed:
-            self.gate = 0
+            self.gate, self.hangs = 0, -1
             self._changed.notify_all()
 
     def settle(self) -> None:
@@ -237,7 +248,9 @@ class Handler(BaseHTTPRequestHandler):
     def send_range(self, name: str, data: bytes) -> None:
         hub, status = self.server, 200
         if self.command == "GET" and (other := hub.replaced.pop(name, None)) is not None:
-            (hub.folder / name).write_bytes(other)
+            beside = hub.folder.parent / f"new-{name}"
+            beside.write_bytes(other)
+            beside.replace(hub.folder / name)
         headers = {"ETag": f'"{sha1(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name == hub.damaged:
             data = data[:-1] + bytes([data[-1] ^ 1])

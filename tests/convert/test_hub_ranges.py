@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from huggingface_hub import hf_hub_download, scan_cache_dir
+from huggingface_hub import constants, hf_hub_download, scan_cache_dir
 
 import zygote
 from checkpoints import config_of, write_checkpoint
@@ -131,6 +131,13 @@ class TestServers:
         hub.cuts[FILE] = cuts
         assert_fetched(repository, folder)
         assert sent(hub) == len(CONTENT)
+
+    def test_connections_hang(self, hub, repository, folder, monkeypatch):
+        """For as long as HF_HUB_DOWNLOAD_TIMEOUT allows."""
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+        hub.hangs = 3
+        assert_fetched(repository, folder)
+        hub.let_go()
 
     def test_too_much(self, hub, repository, folder):
         hub.more = 5000
@@ -323,7 +330,7 @@ def test_the_caller_is_asked_while_nothing_comes(hub, repository, folder):
     def stop(count):
         calls.append(count)
         if len(calls) == 5:
-            hub.open_gate()
+            hub.let_go()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
