@@ -190,8 +190,9 @@ class TestServers:
         assert min(request.at for request in hub.of(FILE)) - refused.at >= least
 
     def test_it_takes_few_connections(self, hub, repository, folder, monkeypatch):
-        monkeypatch.setattr(ranges, "PAUSES", (0.2,) * 20)
-        hub.limit, hub.slow = 2, 0.005
+        """Those that are refused ask again, longer than they would where nobody gets anything."""
+        monkeypatch.setattr(ranges, "PAUSES", (0.2,) * 3)
+        hub.limit, hub.slow = 2, 0.06
         assert_fetched(repository, folder)
         assert hub.most == 2
         assert sent(hub) == len(CONTENT)
