@@ -82,12 +82,13 @@ class Download:
     """A shard is fetched while the one before it is converted, if the disk has room for both."""
 
     def __init__(self, repository: Repository, scratch: Path, keep: bool):
-        self._repository, self._keep = repository, keep
+        self._repository = repository
         self._folder = scratch / f"source-{repository.commit}"
+        self._into = None if keep else self._folder
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in ("config.json", *AUXILIARY_FILES):
             if name in repository.files:
-                fetched = repository.fetch(name, None if keep else self._folder)
+                fetched = repository.fetch(name, self._into)
                 if not fetched.ours:
                     shutil.copyfile(fetched.path, self._folder / name)
         self.source = Source(self._folder, repository.checkpoint(self._folder))
@@ -103,6 +104,7 @@ class Download:
     def begin(self, needed: Sequence[Path], on_read: Callable[[int, int], None]) -> list[int]:
         self._needed, self._on_read = list(needed), on_read
         self._total = sum(self._size[path] for path in needed)
+        self._done = sum(self._repository.arrived(path.name, self._into) for path in needed)
         return [self._size[path] for path in needed]
 
     def wait_for(self, shard: Path, reserved: int) -> str:
@@ -132,7 +134,7 @@ class Download:
         link = self._folder / name
         if link.is_symlink():
             link.unlink()
-        fetched = self._repository.fetch(name, None if self._keep else self._folder, on_read)
+        fetched = self._repository.fetch(name, self._into, on_read)
         if not fetched.ours:
             link.unlink(missing_ok=True)
             link.symlink_to(fetched.path)

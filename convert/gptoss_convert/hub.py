@@ -6,10 +6,8 @@ a GptOssError of one line. Knows nothing of conversion. Import it where the hub 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,34 +15,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import (
-    HfApi,
-    constants,
-    errors,
-    get_session,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import HfApi, constants, errors, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoSibling
 
-# Exported, but without the mark that a type checker looks for.
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
-from huggingface_hub.utils import tqdm as LibraryBar  # type: ignore[attr-defined]
-
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.files import BUFFER, sha256
+from gptoss_mlx.files import sha256
 from gptoss_mlx.model.checkpoint import INDEX, Checkpoint, Shard, checked_index, weight_files
 from gptoss_mlx.model.recognition import has_weights, without_weights
 from gptoss_mlx.model.safetensors import CheckpointError, Header, header_length, parse_header
 from gptoss_mlx.untrusted import parsed
 
+from .partial_file import PartialFile, arrived
+from .ranges import CONNECTIONS, ChangedError, Resource, download, of_the_disk
+
 # Disable telemetry: huggingface_hub would send environment details.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of its warnings becomes an error here
-
-PAUSES = (1, 2, 4, 8)  # seconds before each new try of a transfer that gave no byte
-CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -94,14 +81,14 @@ class Repository:
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes start..end of a file, by default all of it, and nothing else of it. Raises GptOssError."""
-        size = self._file(name).size
-        end = size if end is None else end
+        file = self._file(name)
+        end = file.size if end is None else end
         with explained(self.id, self.commit):
             if path := self._in_cache(name):
-                with path.open("rb") as file:
-                    file.seek(start)
-                    return file.read(end - start)
-            return b"".join(self._stream(name, start, end))
+                with path.open("rb") as cached:
+                    cached.seek(start)
+                    return cached.read(end - start)
+            return self._resource(file).read(start, end)
 
     def headers(self) -> dict[str, Header]:
         """File name -> header, of all safetensors files of the model. Raises GptOssError."""
@@ -116,8 +103,9 @@ class Repository:
     def fetch(self, name: str, folder: Path | None, on_read: Callable[[int], None] = lambda count: None) -> Fetched:
         """Have a whole file on disk, its SHA-256 checked where the hub gives one. Raises GptOssError.
 
-        A copy in the user's cache is used from there. Otherwise the file comes into `folder`, where a download that was
-        killed resumes, or with None into the cache. `on_read` is called with each number of bytes that have arrived.
+        A copy in the user's cache is used from there. Otherwise the file comes into `folder`, or with None into the
+        cache; a download that was killed resumes. `on_read` is called with each number of bytes that have arrived,
+        several times a second; what it raises ends the transfer.
         """
         file = self._file(name)
         with explained(self.id, self.commit):
@@ -126,43 +114,66 @@ class Repository:
                 on_read(file.size)
                 return Fetched(cached, False, digest)
             if folder is not None:
-                return self._fetch_into(folder, file, on_read)
-            bar = _bar(on_read)
-            path = Path(
-                hf_hub_download(self.id, name, revision=self.commit, force_download=bool(cached), tqdm_class=bar)
-            )
-            if (digest := sha256(path)) != (file.sha256 or digest):
-                _discard(path)
-                raise self._damaged(file)
-            return Fetched(path, False, digest)
+                path = folder / name
+                return Fetched(path, True, self._fetch_as(path, file, on_read))
+            return self._fetch_into_cache(file, on_read)
 
-    def _fetch_into(self, folder: Path, file: RemoteFile, on_read: Callable[[int], None]) -> Fetched:
-        # The library has no resume across processes; it also would read a file again to know its SHA-256.
-        path = folder / file.name
-        partial = folder / f".{file.name}.{(file.sha256 or self.commit)[:16]}.partial"
-        digest = hashlib.sha256()
+    def _fetch_into_cache(self, file: RemoteFile, on_read: Callable[[int], None]) -> Fetched:
+        path, blob = self._cache_paths(file)
+        for folder in {path.parent, blob.parent}:
+            folder.mkdir(parents=True, exist_ok=True)
+        if not blob.is_file() or (digest := sha256(blob)) != file.sha256:
+            blob.unlink(missing_ok=True)
+            digest = self._fetch_as(blob, file, on_read)
+        if path != blob:
+            path.unlink(missing_ok=True)
+            try:
+                path.symlink_to(Path("..", "..", blob.parent.name, blob.name))
+            except OSError:  # on a disk without links
+                blob.replace(path)
+        return Fetched(path, False, digest)
+
+    def _fetch_as(self, path: Path, file: RemoteFile, on_read: Callable[[int], None]) -> str:
+        """Returns the SHA-256."""
+        unfinished = self._unfinished(path, file)
         if path.exists():
-            path.replace(partial)
-        with partial.open("a+b") as written:
-            written.seek(0)
-            while chunk := written.read(BUFFER):
-                digest.update(chunk)
-                on_read(len(chunk))
-            for chunk in self._stream(file.name, written.tell(), file.size):
-                written.write(chunk)
-                digest.update(chunk)
-                on_read(len(chunk))
-            size = written.tell()
-        if size != file.size or digest.hexdigest() != (file.sha256 or digest.hexdigest()):
-            partial.unlink()
-            raise self._damaged(file)
-        partial.replace(path)
-        return Fetched(path, True, digest.hexdigest())
+            path.replace(unfinished)
+        with PartialFile(unfinished, file.size) as partial:
+            try:
+                digest = download(self._resource(file), partial, on_read)
+            except ChangedError:
+                if file.sha256 is None:
+                    partial.discard()
+                raise
+            if digest != (file.sha256 or digest):
+                partial.discard()
+                raise GptOssError(
+                    f"{file.name} of {self.id} arrived damaged, and was removed: run the same command again to download"
+                    " it anew"
+                )
+            partial.complete(path)
+        return digest
 
-    def _damaged(self, file: RemoteFile) -> GptOssError:
-        return GptOssError(
-            f"{file.name} of {self.id} arrived damaged, and was removed: run the same command again to download it anew"
-        )
+    def arrived(self, name: str, folder: Path | None) -> int:
+        """The bytes of a file that `fetch` finds unfinished, and so does not report."""
+        file = self._file(name)
+        if self._in_cache(name):
+            return 0
+        path = folder / name if folder else self._cache_paths(file)[1]
+        return file.size if path.exists() else arrived(self._unfinished(path, file), file.size)
+
+    def _unfinished(self, path: Path, file: RemoteFile) -> Path:
+        return path.with_name(f".{file.name}.{(file.sha256 or self.commit)[:16]}.partial")
+
+    def _cache_paths(self, file: RemoteFile) -> tuple[Path, Path]:
+        """A file's path in the user's cache, and that of its bytes: what has a SHA-256 is a link to where others find
+        it. The library's own downloads, with Xet or without, begin anew in each process."""
+        repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=self.id, repo_type="model"))
+        path = repository / "snapshots" / self.commit / file.name
+        return path, repository / "blobs" / file.sha256 if file.sha256 else path
+
+    def _resource(self, file: RemoteFile) -> Resource:
+        return Resource(hf_hub_url(self.id, file.name, revision=self.commit), file.size, file.sha256 is not None)
 
     @cached_property
     def shards(self) -> list[str]:
@@ -192,50 +203,6 @@ class Repository:
         """The file in the user's cache, if it is there with all its bytes."""
         path = try_to_load_from_cache(self.id, name, revision=self.commit)
         return Path(path) if isinstance(path, str) and Path(path).stat().st_size == self.files[name].size else None
-
-    def _stream(self, name: str, start: int, end: int) -> Iterator[bytes]:
-        """Bytes start..end of a file as they come: a connection that breaks is opened again for what lacks."""
-        failures = 0
-        while start < end:
-            begun = start
-            try:
-                for chunk in self._attempt(name, start, end):
-                    yield chunk
-                    start += len(chunk)
-                problem = None
-            except Exception as error:
-                problem = error
-            if start > begun:
-                failures = 0
-            elif failures == len(PAUSES) or _is_final(problem):
-                raise problem or ConnectionError("no data")
-            else:
-                time.sleep(PAUSES[failures])
-                failures += 1
-
-    def _attempt(self, name: str, start: int, end: int) -> Iterator[bytes]:
-        url = hf_hub_url(self.id, name, revision=self.commit)
-        headers = build_hf_headers() | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        with get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
-            if response.is_error:
-                response.read()
-            hf_raise_for_status(response)
-            # A server that ignores ranges begins at the beginning.
-            position = start if response.status_code == 206 else 0
-            for chunk in response.iter_bytes():
-                first, position = position, position + len(chunk)
-                if wanted := chunk[max(start - first, 0) : max(end - first, 0)]:
-                    yield wanted
-                if position >= end:
-                    return
-
-
-def _discard(path: Path) -> None:
-    """Remove a file from the user's cache, and what it leads to if that is in the cache of the same repository."""
-    target, repository = path.resolve(), path.parents[2].resolve()  # path: repository/snapshots/commit/name
-    path.unlink()
-    if target.is_relative_to(repository):
-        target.unlink(missing_ok=True)
 
 
 def _remote_file(entry: RepoSibling) -> RemoteFile:
@@ -267,33 +234,6 @@ def _cached(id: str, revision: str | None) -> Repository | None:
     return Repository(id, snapshot.name, files)
 
 
-def _bar(on_read: Callable[[int], None]) -> type[LibraryBar]:
-    """A progress bar for the library, which shows nothing and calls `on_read`."""
-    reported = 0
-
-    class Bar(LibraryBar):
-        def __init__(self, *args: object, **options: object):
-            super().__init__(*args, **options | {"disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
-            self.received = 0
-
-        def update(self, n: float | None = 1) -> None:
-            # The library may have two for one file, of bytes received and of bytes written, and may take steps back.
-            nonlocal reported
-            self.received += int(n or 0)
-            if self.received > reported:
-                on_read(self.received - reported)
-                reported = self.received
-
-    return Bar
-
-
-def _is_final(error: Exception | None) -> bool:
-    """Whether the same request would fail again: refusals of the hub, not its overload or a connection's end."""
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code < 500 and error.response.status_code not in (408, 429)
-    return isinstance(error, errors.OfflineModeIsEnabled)
-
-
 @contextmanager
 def explained(id: str, revision: str | None = None) -> Iterator[None]:
     """Turn the library's errors about the repository `id` into a GptOssError that says what to do."""
@@ -319,9 +259,11 @@ def _explanation(id: str, revision: str | None, error: BaseException) -> str:
             return f"{id} has no revision {revision}"
         case errors.HfHubHTTPError():
             return _refusal(id, error.response.status_code)
+        case ChangedError():
+            return f"the hub has other files for {id} than it lists: run the same command again to ask it anew"
         case KeyError() | TypeError() | ValueError():
             return f"unexpected response from {constants.ENDPOINT} about {id}: is HF_ENDPOINT right?"
-        case OSError(errno=int()) if not isinstance(error, ConnectionError | TimeoutError):
+        case OSError() if of_the_disk(error):
             return f"cannot save {error.filename or 'files'} of {id}: {error.strerror}"
     if constants.is_offline_mode():
         return f"HF_HUB_OFFLINE is set, and not all of {id} is on this machine: unset it to go online"

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from ..memory.system import size_text
+from ..progress import Rate
 from .job_control import restored, suspendable
 
 if TYPE_CHECKING:
@@ -42,21 +44,29 @@ def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Ca
         yield _Lines(lambda count: amount(count) + unit)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
     from rich.progress import Progress as Bars
     from rich.text import Text
 
     class Amounts(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = f", {amount(int(task.speed))}{unit}/s" if task.speed else ""
+            rate = rates[task.description].per_second(None if task.finished else time.monotonic())
+            speed = f", {amount(int(rate))}{unit}/s" if rate else ""
             return Text(f"{amount(int(task.completed))} of {amount(int(task.total or 0))}{unit}{speed}")
 
-    columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), TimeRemainingColumn()
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            left = rates[task.description].seconds_left(time.monotonic(), int(task.total or 0))
+            return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), "progress.remaining")
+
+    columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), Amounts(), Left()
     console, tasks = Console(stderr=True), {}
+    rates: dict[str, Rate] = {}
     bars = Bars(*columns, console=console, auto_refresh=False)
     with _drawn(LiveArea(console, bars.get_renderable, per_second=10)):
 
         def show(step: Progress) -> None:
+            rates.setdefault(step.stage, Rate()).report(time.monotonic(), step.done)
             if step.stage not in tasks:
                 tasks[step.stage] = bars.add_task(step.stage, total=step.total, completed=step.done)
             bars.update(tasks[step.stage], completed=step.done, total=step.total)
@@ -69,19 +79,23 @@ class _Lines:
 
     def __init__(self, amount: Callable[[int], str]) -> None:
         self._amount = amount
-        self._started: dict[str, tuple[float, int]] = {}
+        self._started: dict[str, float] = {}
+        self._rates: dict[str, Rate] = {}
         self._shown: dict[str, int] = {}
 
     def __call__(self, step: Progress) -> None:
         now = time.monotonic()
-        started, before = self._started.setdefault(step.stage, (now, step.done))
+        started = self._started.setdefault(step.stage, now)
+        rate = self._rates.setdefault(step.stage, Rate())
+        rate.report(now, step.done)
         tenth = 10 * step.done // max(step.total, 1)
         if now - started < SHOWN_AFTER or tenth <= self._shown.get(step.stage, 0):
             return
         self._shown[step.stage] = tenth
-        speed = (step.done - before) / (now - started)
-        left = f", {(step.total - step.done) / speed:.0f} s left" if speed and step.done < step.total else ""
-        line = f"{step.stage} {10 * tenth} % of {self._amount(step.total)}, {self._amount(int(speed))}/s{left}"
+        seconds = rate.seconds_left(now, step.total)
+        left = f", {seconds:.0f} s left" if seconds else ""
+        speed = self._amount(int(rate.per_second(now) or 0))
+        line = f"{step.stage} {10 * tenth} % of {self._amount(step.total)}, {speed}/s{left}"
         print(line, file=sys.stderr, flush=True)
 
 

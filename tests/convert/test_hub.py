@@ -15,7 +15,7 @@ from huggingface_hub import constants
 import zygote
 from checkpoints import config_of, tensors_of, write_checkpoint
 from gptoss_convert import convert, downloads, pipeline
-from gptoss_convert import hub as hub_module
+from gptoss_convert import ranges as hub_ranges
 from gptoss_convert.hub import Repository
 from gptoss_convert.inspection import Subject, inspect, statistics
 from gptoss_mlx.errors import GptOssError
@@ -49,7 +49,7 @@ def hub(checkpoint):
 def here(hub, tmp_path, monkeypatch):
     """This process uses the stand-in, with a cache of its own, and does not wait before it tries again."""
     use(hub, monkeypatch, tmp_path / "cache")
-    monkeypatch.setattr(hub_module, "PAUSES", (0, 0))
+    monkeypatch.setattr(hub_ranges, "PAUSES", (0, 0))
     return hub
 
 
