@@ -56,7 +56,7 @@ test-macos:
 
 # For the oldest and the newest Python that are found, or those in PYTHONS.
 package: $(PACKAGE)
-	$(VENV)/bin/python packaging/check.py $(PYTHONS)
+	$(VENV)/bin/python release/check.py $(PYTHONS)
 
 # What takes gigabytes, or is timed, runs alone.
 test-all: test test-kernels test-macos package

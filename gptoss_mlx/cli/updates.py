@@ -26,7 +26,8 @@ from ..errors import GptOssError, printable
 from ..untrusted import MAX_JSON, os_error_text, parse_json, parse_toml, read_regular, read_up_to
 
 NAME = "gptoss-mlx"
-SECONDS = 5.0  # for the whole answer
+SECONDS = 5.0  # for the whole answer of the index
+PIP_SECONDS = 60.0  # for pip to print its help, however busy this machine is
 JSON = "application/vnd.pypi.simple.v1+json"  # of PEP 691
 VARIABLES = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL")
 # In the help of `pip install`, which shows what pip's own files and variables say.
@@ -97,7 +98,7 @@ def _configured() -> Iterator[str]:
     with suppress(OSError, subprocess.SubprocessError):
         command = [sys.executable, "-m", "pip", "install", "--help"]
         wide = os.environ | {"COLUMNS": "1000"}  # an address in one piece
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True, env=wide)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=True, env=wide)
         yield from PIP_DEFAULT.findall(answer.stdout)
 
 

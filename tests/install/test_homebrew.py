@@ -44,7 +44,7 @@ def locked(files: dict[str, list[str]]):
 
 @pytest.fixture(scope="module")
 def made():
-    return runpy.run_path(str(ROOT / "packaging" / "homebrew" / "formula.py"))
+    return runpy.run_path(str(ROOT / "release" / "homebrew" / "formula.py"))
 
 
 @pytest.fixture

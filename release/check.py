@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes what a package index takes, in dist/, and installs it as a stranger would: `make package`.
 
-    packaging/check.py [PYTHON...]      the oldest and the newest Python that are found, or these
+    release/check.py [PYTHON...]      the oldest and the newest Python that are found, or these
 
 The source archive first; from that, not from this folder, a wheel with the kernels for each Python. `twine check` reads
 all of them. Each wheel is then installed beside its dependencies, of which only wheels are taken, where there is no

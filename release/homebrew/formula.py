@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a Homebrew formula for a release, for a tap: gptoss-mlx.rb.in with the wheels of everything that it needs.
 
-    packaging/homebrew/formula.py dist/gptoss_mlx-0.1.0-cp313-cp313-macosx_14_0_arm64.whl \\
+    release/homebrew/formula.py dist/gptoss_mlx-0.1.0-cp313-cp313-macosx_14_0_arm64.whl \\
         --url https://.../that-wheel.whl --homepage https://... >gptoss-mlx.rb
 
 Which versions go together, uv says; their addresses and checksums are those of the package index that it is set up for.
