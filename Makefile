@@ -8,6 +8,7 @@ VENV := .venv
 PYTHON_STAMP := $(VENV)/checked-python
 DEMO := $(VENV)/installed-demo
 TEST := $(VENV)/installed-test
+PACKAGE := $(VENV)/installed-package
 SOURCES := pyproject.toml build_backend.py CMakeLists.txt $(wildcard gptoss_mlx/kernels/native/*)
 
 # In words of old Pythons, which are what it is for.
@@ -23,7 +24,7 @@ print(sys.version.replace("\n", " "))
 endef
 export CHECK_PYTHON
 
-.PHONY: help demo test test-timing test-kernels test-macos test-all lint docs clean FORCE
+.PHONY: help demo test test-timing test-kernels test-macos test-all package lint docs clean FORCE
 
 help:
 	@echo "make demo          convert the small embedded model, ask it three questions, chat"
@@ -31,9 +32,10 @@ help:
 	@echo "make test-timing   the tests that are decided by a clock, one after another: on a quiet machine"
 	@echo "make test-kernels  the C++ tests, under sanitizers and on an emulated ARM machine, where their tools are found"
 	@echo "make test-macos    the wheel for a Mac, cross-compiled and checked, where its tools are found"
-	@echo "make test-all      every test: slow, timing, kernels and macos too"
+	@echo "make package       the files for a package index in dist/, tried without compiler and network: PYTHONS=..."
+	@echo "make test-all      every test: slow, timing, kernels, macos and package too"
 	@echo "make lint          ruff, clang-format and mypy: nothing is changed"
-	@echo "make docs          write what is generated in docs/: commands, the memory plan, the picture"
+	@echo "make docs          write what is generated in docs/: commands, the page for man, the memory plan, the picture"
 	@echo "make clean         remove $(VENV)"
 
 demo: $(DEMO)
@@ -52,8 +54,12 @@ test-kernels:
 test-macos:
 	PYTHON=$(PYTHON) tests/macos/run
 
+# For the oldest and the newest Python that are found, or those in PYTHONS.
+package: $(PACKAGE)
+	$(VENV)/bin/python release/check.py $(PYTHONS)
+
 # What takes gigabytes, or is timed, runs alone.
-test-all: test test-kernels test-macos
+test-all: test test-kernels test-macos package
 	$(VENV)/bin/python -m pytest -m "slow or timing" --hypothesis-profile=thorough
 
 lint: $(TEST)
@@ -64,12 +70,14 @@ lint: $(TEST)
 
 docs: $(TEST)
 	$(VENV)/bin/python docs/commands.py
+	$(VENV)/bin/python docs/man.py
 	$(VENV)/bin/python docs/plan.py
 	$(VENV)/bin/python docs/terminal.py
 
 $(DEMO): WHAT := .
 $(TEST): WHAT := .[test]
-$(DEMO) $(TEST): $(SOURCES) $(PYTHON_STAMP)
+$(PACKAGE): WHAT := .[package]
+$(DEMO) $(TEST) $(PACKAGE): $(SOURCES) $(PYTHON_STAMP)
 	@if command -v uv >/dev/null; then \
 		echo "installing into $(VENV) with uv"; \
 		{ [ -x $(VENV)/bin/python ] || uv venv --quiet --allow-existing --python $(PYTHON) $(VENV); } && \
@@ -79,7 +87,7 @@ $(DEMO) $(TEST): $(SOURCES) $(PYTHON_STAMP)
 		{ [ -x $(VENV)/bin/pip ] || $(PYTHON) -m venv $(VENV); } && \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '$(WHAT)'; \
 	fi
-	@touch $(if $(findstring test,$@),$(DEMO)) $@
+	@touch $(DEMO) $@
 
 # New only where $(VENV) is not, or was made with another Python.
 $(PYTHON_STAMP): FORCE

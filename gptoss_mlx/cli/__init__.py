@@ -15,7 +15,21 @@ import click
 
 from ..errors import GptOssError, printable
 from ..terminal.safe_text import without_controls
-from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, serve, sessions
+from . import (
+    bench,
+    chat,
+    checkpoints,
+    completion,
+    config,
+    config_file,
+    doctor,
+    evaluate,
+    harmony,
+    machine,
+    serve,
+    sessions,
+)
+from .help import group
 
 PROGRAM = "gptoss-mlx"
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -78,12 +92,27 @@ def _fail(text: str) -> NoReturn:
     sys.exit(1)
 
 
-@click.group(
+def _print_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"{PROGRAM} {version(PROGRAM)} (MLX {version('mlx')}, Python {sys.version.split()[0]})")
+        context.exit()
+
+
+@group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: gptoss-mlx chat gpt-oss-20b",
 )
-@click.version_option(package_name="gptoss-mlx", message="gptoss-mlx %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the versions of the program, MLX and Python.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Run OpenAI's gpt-oss on your own machine: convert it, chat offline, measure it.
@@ -110,6 +139,6 @@ def _without_command(context: click.Context, model: str | None) -> None:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, serve, sessions):
+for module in (bench, chat, checkpoints, completion, config, doctor, evaluate, harmony, machine, serve, sessions):
     for command in module.COMMANDS:
         cli.add_command(command)

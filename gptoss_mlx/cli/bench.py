@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from ..errors import GptOssError
+from .help import command
 from .loading import model_folder, plan_memory, plan_to_keep, use_threads
 from .options import ModelOptions, Numbers, UserPath, model_argument, pass_model_options
 
@@ -74,7 +75,7 @@ def file_option(name: str, help_: str, *, exists: bool = False) -> Any:
     return click.option(name, type=path, metavar="FILE", help=help_)
 
 
-@click.command(
+@command(
     epilog="""\b
 Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --depth 0,4096,16384
           gptoss-mlx bench --random-weights gpt-oss-20b
@@ -90,7 +91,14 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @numbers_option("--prompt", "128,512", "Numbers of tokens to prefill; 0 for none.")
 @numbers_option("--generate", "64", "Numbers of tokens to decode; 0 for none.")
 @numbers_option("--depth", "0,4096", "Tokens of context that come before.")
-@click.option("--repeat", type=click.IntRange(1), default=7, show_default=True, help="Runs of each; the median counts.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    metavar="N",
+    default=7,
+    show_default=True,
+    help="Runs of each; the median counts.",
+)
 @click.option("--start/--no-start", default=True, show_default=True, help="Measure the time to a first token.")
 @click.option("--profile", is_flag=True, help="Time each stage of a decoding step, at the greatest depth.")
 @file_option("--record-routing", "First record which experts a text chooses, for --replay-routing.")
@@ -102,6 +110,7 @@ Examples: gptoss-mlx bench gpt-oss-20b --prompt 128,512,2048 --generate 128 --de
 @click.option(
     "--fail-below",
     type=click.FloatRange(min=0),
+    metavar="X",
     default=0.95,
     show_default=True,
     help="Exit with status 1 if a speed is below this share of the baseline's.",

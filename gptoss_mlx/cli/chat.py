@@ -18,6 +18,7 @@ from ..model.model_store import home, last_used, remember
 from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .conversion import convert_with_progress, print_report
+from .help import command
 from .loading import load_model, warn_without_kernels
 from .options import (
     ChatOptions,
@@ -46,7 +47,7 @@ NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe t
 DEMO = ChatOptions(temperature=0, max_tokens=400)
 
 
-@click.command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
+@command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
 @model_argument(required=False)
 @click.option(
     "--resume",
@@ -147,7 +148,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
     click.echo(printable(line), err=True)
 
 
-@click.command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
+@command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
 @click.option("-p", "--prompt", type=Text(), metavar="TEXT", help="The prompt; piped standard input is appended to it.")
 @pass_chat_options
@@ -251,7 +252,7 @@ def _generate(session: Session, text: str) -> None:
         raise GptOssError(f"{problem}: raise --max-tokens or --context, or lower --reasoning")
 
 
-@click.command(epilog="Example: gptoss-mlx demo")
+@command(epilog="Example: gptoss-mlx demo")
 def demo() -> None:
     """Convert a small model, ask it three questions, and chat.
 

@@ -14,6 +14,7 @@ from ..model.model_store import ModelMissing, hub_id, resolve
 from ..untrusted import os_error_text, read_named
 from .completion import complete_models, complete_recipes, complete_sources
 from .conversion import convert_with_progress, print_report
+from .help import command
 from .options import UserPath, model_argument
 from .output import print_text
 
@@ -25,7 +26,7 @@ DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import
 MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 
-@click.command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
+@command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
 @click.argument("source", shell_complete=complete_sources)
 @click.argument("dest", type=UserPath())
 @click.option(
@@ -36,7 +37,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
     shell_complete=complete_recipes,
     help="A recipe from the list above, or a .toml file.",
 )
-@click.option("--revision", show_default="main", help="Branch, tag or commit on Hugging Face.")
+@click.option("--revision", metavar="NAME", show_default="main", help="Branch, tag or commit on Hugging Face.")
 @click.option("--adapter", type=UserPath(), metavar="DIR", help="Merge this LoRA adapter.")
 @click.option("--calibrate", type=UserPath(), metavar="FILE", help="Calibrate quantization on this text.")
 @click.option("--keep-source", is_flag=True, help="Keep the downloaded checkpoint in Hugging Face's cache.")
@@ -84,11 +85,11 @@ def convert(
         _upload(dest, repository, dry_run)
 
 
-@click.command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
+@command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")
 @click.argument("path", shell_complete=complete_models)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor.")
 @click.option("--tensor", metavar="NAME", help="Show one tensor: shape, statistics, histogram.")
-@click.option("--revision", show_default="main", help="Branch, tag or commit on Hugging Face.")
+@click.option("--revision", metavar="NAME", show_default="main", help="Branch, tag or commit on Hugging Face.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def inspect(path: str, show_tensors: bool, tensor: str | None, revision: str | None, as_json: bool) -> None:
     """Show what a checkpoint, original or converted, contains. Reads its headers, no weights.
@@ -128,7 +129,7 @@ def _subject(name: str, revision: str | None) -> Subject:
     return Subject.of_repository(Repository.open(hub_id(name), revision))
 
 
-@click.command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
+@command(epilog="Example: gptoss-mlx compare ~/downloads/gpt-oss-20b gpt-oss-20b")
 @click.argument("source", type=UserPath())
 @model_argument()
 @click.option(
@@ -175,7 +176,7 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
     print_fidelity(found)
 
 
-@click.command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
+@command(epilog="Example: gptoss-mlx verify gpt-oss-20b")
 @model_argument()
 def verify(model: str) -> None:
     """Check every byte of a converted MODEL by its checksum."""
@@ -194,7 +195,7 @@ def verify(model: str) -> None:
     click.echo("every file matches its checksum")
 
 
-@click.command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
+@command(epilog="Example: gptoss-mlx upload ~/models/gpt-oss-20b-q4 somebody/gpt-oss-20b-mxfp4-q4")
 @model_argument()
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--dry-run", is_flag=True, help="Print the model card and the files instead, without a connection.")

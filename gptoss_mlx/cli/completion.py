@@ -16,11 +16,12 @@ from click.shell_completion import CompletionItem, get_completion_class
 from ..chat.store import Store, sessions_folder
 from ..model.model_store import SHORT_NAMES, converted
 from ..untrusted import parse_toml
+from .help import command
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command(epilog="Example: gptoss-mlx completion zsh")
+@command(epilog="Example: gptoss-mlx completion zsh")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from ..errors import printable
 from .completion import commands_of, complete_commands
 from .config_file import ConfigFile, parameters
+from .help import command
 
 MAX_WIDTH = 40  # of a column, in characters
 SOURCES = {ParameterSource.DEFAULT_MAP: "config file", ParameterSource.ENVIRONMENT: "environment"}
@@ -32,7 +33,7 @@ class Setting:
     """default, config file, or environment"""
 
 
-@click.command(epilog="Example: gptoss-mlx config chat")
+@command(epilog="Example: gptoss-mlx config chat")
 @click.argument("command", required=False, shell_complete=complete_commands)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.pass_context
@@ -54,12 +55,12 @@ def config(context: click.Context, command: str | None, as_json: bool) -> None:
 
 def _settings(context: click.Context) -> Iterator[Setting]:
     """The settings of every command of a group, as click would give them to it; a value that is missing is left out."""
-    for name, command in commands_of(context).items():
-        below = command.make_context(name, [], parent=context, resilient_parsing=True)
-        if isinstance(command, click.Group):
+    for name, child in commands_of(context).items():
+        below = child.make_context(name, [], parent=context, resilient_parsing=True)
+        if isinstance(child, click.Group):
             yield from _settings(below)
             continue
-        for key, parameter in parameters(command).items():
+        for key, parameter in parameters(child).items():
             assert parameter.name is not None
             value, means = below.params[parameter.name], getattr(parameter, "show_default", None)
             source = SOURCES.get(below.get_parameter_source(parameter.name) or ParameterSource.DEFAULT, "default")

@@ -10,6 +10,7 @@ import click
 
 from ..errors import GptOssError, printable
 from .completion import complete_models
+from .help import command
 from .loading import model_folder, plan_to_keep, use_threads
 from .options import ModelOptions, Numbers, Text, UserPath, model_argument, pass_model_options
 
@@ -47,7 +48,7 @@ class EvalOptions:
     form: str
 
 
-@click.command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
+@command("eval", epilog="Example: gptoss-mlx eval gpt-oss-20b --text wiki.test.raw --reference ~/models/20b-bf16")
 @model_argument()
 @click.option("--text", "file", type=FILE, metavar="FILE", help="Measure perplexity on this text.")
 @click.option(
@@ -56,6 +57,7 @@ class EvalOptions:
 @click.option(
     "--window",
     type=click.IntRange(4),
+    metavar="N",
     default=DEFAULT_WINDOW,
     show_default=True,
     help="Tokens of a window.",
@@ -86,6 +88,7 @@ class EvalOptions:
 @click.option(
     "--max-tokens",
     type=click.IntRange(1),
+    metavar="N",
     default=USUAL_ANSWER,
     show_default=True,
     help="Maximum tokens of an answer to a prompt.",

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from .help import group
 from .options import UserPath
 from .output import print_text
 
 
-@click.group(epilog="Example: gptoss-mlx harmony render conversation.json")
+@group(epilog="Example: gptoss-mlx harmony render conversation.json")
 def harmony() -> None:
     """Write and read Harmony, the format of prompts and output."""
 

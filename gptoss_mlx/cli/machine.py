@@ -1,4 +1,4 @@
-"""`plan` and `doctor`: the memory that a model takes, and what this machine has."""
+"""`plan`: the memory that a model takes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 
 import click
 
-from ..errors import GptOssError
 from ..model.model_store import resolve
 from .completion import complete_devices
+from .help import command
 from .loading import plan_memory
 from .options import ModelOptions, model_argument, pass_plan_options
 
 
-@click.command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
+@command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
 @model_argument()
 @pass_plan_options
 @click.option(
@@ -38,33 +38,4 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
     print_plan(made)
 
 
-@click.command(epilog="Example: gptoss-mlx doctor --self-test")
-@click.option(
-    "--self-test",
-    "as_test",
-    is_flag=True,
-    help="Also check that this machine computes correctly (a few seconds), as a block to paste into an issue.",
-)
-def doctor(as_test: bool) -> None:
-    """Show this machine's device, kernels, memory and versions."""
-    from . import machine_facts as found
-
-    facts = [*found.facts(), found.models()]
-    if not as_test:
-        click.echo("\n".join(found.as_line(*fact) for fact in facts))
-        return
-    from .self_test import self_test
-
-    failed = 0
-    click.echo("```text")
-    for fact in (*facts, *found.details()):
-        click.echo(found.without_user(found.as_line(*fact)))
-    for check in self_test():
-        failed += not check.passed
-        click.echo(f"{check.name:24}{'pass' if check.passed else 'FAIL'}: {check.detail}")
-    click.echo("```")
-    if failed:
-        raise GptOssError(f"{failed} of the checks failed: paste all of this into an issue")
-
-
-COMMANDS = (plan, doctor)
+COMMANDS = (plan,)

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
@@ -19,12 +20,14 @@ import mlx.core as mx
 from .. import device, kernels
 from ..files import free_disk
 from ..memory.plan import MemoryPlan
-from ..memory.system import GIB, cgroup_limit, proc_bytes, size_text, total
+from ..memory.system import cgroup_limit, proc_bytes, size_text, total
 from ..model.checkpoint import Checkpoint
 from ..model.model_store import home
 
 PACKAGES = re.compile("mlx|numpy|safetensors|tokenizers")  # names begin so
 GPU_PROPERTIES = ("ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXAccelerator")
+COLUMN = 24  # of values: names of facts and of the self-test's checks are shorter
+NARROW = 64  # columns of a terminal, with fewer of which a column for values would be too narrow
 SECONDS = 5  # for a program of the system to answer
 
 
@@ -80,13 +83,27 @@ def models() -> tuple[str, str]:
     return "models", f"{home()}, {size_text(free_disk(home()))} free"
 
 
-def as_line(name: str, value: str) -> str:
-    return f"{name:20}{value}"
+def as_lines(name: str, value: str, width: int | None = None) -> str:
+    """A line; where a terminal has `width` columns, as many as keep the values in a column of their own, or, in a
+    narrow one, below the names."""
+    start, indent = f"{name:{COLUMN}}", " " * COLUMN
+    if width is None:
+        return start + value
+    if width < NARROW:
+        return f"{name}\n{_wrapped(value, width, '  ', '  ')}"
+    return _wrapped(value, width, start, indent)
+
+
+def _wrapped(value: str, width: int, start: str, indent: str) -> str:
+    """With paths in one piece, to be copied."""
+    return textwrap.fill(
+        value, width, initial_indent=start, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def as_block(pairs: Iterable[tuple[str, str]]) -> str:
     """Lines of names and values, as a block of code in Markdown for others to read."""
-    return "\n".join(["```text", *(without_user(as_line(*pair)) for pair in pairs), "```"])
+    return "\n".join(["```text", *(without_user(as_lines(*pair)) for pair in pairs), "```"])
 
 
 def without_user(text: str) -> str:
@@ -112,11 +129,11 @@ def _answer(*command: str) -> str:
 
 def _memory() -> Iterator[tuple[str, str]]:
     if meminfo := proc_bytes("meminfo"):
-        yield "memory", f"{meminfo['MemTotal'] / GIB:.1f} GiB, {meminfo['MemAvailable'] / GIB:.1f} GiB available"
+        yield "memory", f"{size_text(meminfo['MemTotal'])}, {size_text(meminfo['MemAvailable'])} available"
     elif sys.platform == "darwin":
-        yield "memory", f"{total() / GIB:.1f} GiB"
+        yield "memory", size_text(total())
     if (limit := cgroup_limit()) is not None:
-        yield "memory limit", f"{limit / GIB:.1f} GiB, set by the control group"
+        yield "memory limit", f"{size_text(limit)}, set by the control group"
     if (gpu := device.gpu()) and gpu.is_unified and gpu.limit:
         limits = ((gpu.limit, "in total"), (gpu.max_buffer, "per buffer"))
-        yield "GPU limit", ", ".join(f"{size / GIB:.1f} GiB {what}" for size, what in limits if size is not None)
+        yield "GPU limit", ", ".join(f"{size_text(size)} {what}" for size, what in limits if size is not None)

@@ -160,7 +160,7 @@ model_argument = partial(click.argument, "model", shell_complete=complete_models
 
 _PLAN = (
     click.option("--memory", type=Size(), show_default="all available", help="Memory limit, e.g. 16GB."),
-    click.option("--context", type=int, show_default="as much as fits", help="Context length in tokens."),
+    click.option("--context", type=int, metavar="N", show_default="as much as fits", help="Context length in tokens."),
     click.option(
         "--kv-bits", type=click.Choice(["8", "16"]), show_default="16 if it fits", help="Bits per KV-cache value."
     ),
@@ -168,6 +168,7 @@ _PLAN = (
 _THREADS = click.option(
     "--threads",
     type=click.IntRange(1, 1024),
+    metavar="N",
     envvar="GPTOSS_MLX_THREADS",
     show_envvar=True,
     show_default="one per fast core",
@@ -182,6 +183,7 @@ pass_chat_options = _passed_as(
     click.option(
         "--temperature",
         type=float,
+        metavar="X",
         default=ChatOptions.temperature,
         show_default=True,
         help="Randomness of the answer; 0 always takes the likeliest token.",
@@ -189,6 +191,7 @@ pass_chat_options = _passed_as(
     click.option(
         "--top-p",
         type=float,
+        metavar="X",
         default=ChatOptions.top_p,
         show_default=True,
         help="Keep the likeliest tokens up to this total probability.",
@@ -196,6 +199,7 @@ pass_chat_options = _passed_as(
     click.option(
         "--top-k",
         type=int,
+        metavar="N",
         default=ChatOptions.top_k,
         show_default=True,
         help="Keep this many of the likeliest tokens; 0 keeps all.",
@@ -203,6 +207,7 @@ pass_chat_options = _passed_as(
     click.option(
         "--min-p",
         type=float,
+        metavar="X",
         default=ChatOptions.min_p,
         show_default=True,
         help="Drop tokens below this fraction of the likeliest one's probability.",
@@ -210,14 +215,16 @@ pass_chat_options = _passed_as(
     click.option(
         "--repetition-penalty",
         type=float,
+        metavar="X",
         default=ChatOptions.repetition_penalty,
         show_default=True,
         help="Above 1, tokens that have occurred become less likely.",
     ),
-    click.option("--seed", type=int, show_default="random", help="The same seed gives the same answer."),
+    click.option("--seed", type=int, metavar="N", show_default="random", help="The same seed gives the same answer."),
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
+        metavar="N",
         show_default="until the context is full",
         help="Stop an answer after this many tokens.",
     ),
@@ -231,6 +238,7 @@ pass_chat_options = _passed_as(
     click.option(
         "--max-reasoning",
         type=click.IntRange(min=0),
+        metavar="N",
         show_default="no limit",
         help="Stop reasoning, and answer, after this many tokens.",
     ),

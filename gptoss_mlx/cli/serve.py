@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .help import command
 from .options import (
     ChatOptions,
     ModelOptions,
@@ -21,20 +22,27 @@ from .options import (
 FILE = UserPath(exists=True, dir_okay=False)
 
 
-@click.command(epilog="Example: gptoss-mlx serve gpt-oss-20b --port 8080")
+@command(epilog="Example: gptoss-mlx serve gpt-oss-20b --port 8080")
 @model_argument(required=False)
 @click.option(
     "--host",
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="The address to listen at; 0.0.0.0 is the network, which needs a key.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port; 0 for a free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    default=8080,
+    show_default=True,
+    help="The port; 0 for a free one.",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(1, 256),
+    metavar="N",
     default=4,
     show_default=True,
     help="Answers that are written at a time, in turns; others wait.",

@@ -13,11 +13,12 @@ from ..chat.store import Store, sessions_folder
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
 from .completion import complete_sessions
+from .help import group
 from .options import UserPath
 from .output import print_text
 
 
-@click.group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
+@group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
 @click.pass_context
 def sessions(context: click.Context) -> None:
     """List, read and manage saved chats. `gptoss-mlx chat --resume NAME` resumes one.

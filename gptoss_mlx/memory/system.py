@@ -16,7 +16,6 @@ from ..errors import GptOssError
 from ..files import read_number
 from .macos import resource_usage
 
-GIB = 2**30
 CGROUPS = Path("/sys/fs/cgroup")
 NO_LIMIT = 2**60  # v1 writes "no limit" as the largest multiple of a page
 MAX_SIZE = 2**50  # no machine has a pebibyte

@@ -54,11 +54,6 @@ def test_every_command_is_listed():
     assert set(COMMANDS) - {"sessions"} == (set(cli.commands) - groups) | below
 
 
-def test_the_list_of_commands_is_not_cut_off(run):
-    _, listed = run("--help", COLUMNS="80").stdout.split("Commands:")
-    assert "..." not in listed
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example(run, name):
     done = run(*name.split(), "--help")
@@ -99,7 +94,8 @@ def test_help_imports_little():
 
 
 def test_version(run):
-    assert re.fullmatch(r"gptoss-mlx \d+\.\d+\.\d+\n", run("--version").stdout)
+    expected = r"gptoss-mlx \d+\.\d+\.\d+ \(MLX \d+\.\d+\.\d+, Python 3\.\d+\.\S+\)\n"
+    assert re.fullmatch(expected, run("--version").stdout)
 
 
 def test_unknown_command_is_a_usage_error(run):

@@ -1,6 +1,7 @@
 """`doctor`: what it prints about this machine, and its self-test."""
 
 import os
+import re
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import gptoss_convert
 from gptoss_mlx import GptOssError, kernels
 from gptoss_mlx.cli import cli, machine_facts, self_test
+from terminal.terminals import Terminal
 
 FACTS = {"gptoss-mlx", "system", "device", "kernels", "memory", "models"}
 DETAILS = {"processor", "packages", "MLX's environment", "power"}
@@ -28,7 +30,8 @@ def test_doctor(monkeypatch, capsys, recipes):
     checks = {line[:24].strip(): line for line in lines if line[24:28] in ("pass", "FAIL")}
     assert checks.keys() == CHECKS | {f"logits, {name}" for name in recipes or gptoss_convert.RECIPES}
     assert all(line[24:28] == "pass" for line in checks.values()), checks
-    assert {line[:20].strip() for line in lines} >= FACTS | DETAILS
+    assert {line[:24].strip() for line in lines} >= FACTS | DETAILS
+    assert not [line for line in lines if "GiB" in line]
     assert os.path.expanduser("~/") not in "\n".join(lines)
 
 
@@ -97,9 +100,48 @@ def test_a_mac_that_says_nothing(mac):
 def test_a_block_for_others_does_not_name_the_user(monkeypatch):
     monkeypatch.setenv("HOME", "/Users/me")
     block = machine_facts.as_block([("models", "/Users/me/models, 4 GB free"), ("device", "GPU, Apple M2")])
-    assert block.split("\n")[1:-1] == ["models              ~/models, 4 GB free", "device              GPU, Apple M2"]
+    assert block.split("\n")[1:-1] == [f"{'models':24}~/models, 4 GB free", f"{'device':24}GPU, Apple M2"]
     monkeypatch.setenv("HOME", "/")
     assert machine_facts.without_user("/models") == "/models"
+
+
+LONG = (
+    "0.1.0, MLX 0.32.4, Python 3.11.7, and so on until it is too long for a line of any of these terminals, at /a/b-c"
+)
+AT_80 = """\
+gptoss-mlx              0.1.0, MLX 0.32.4, Python 3.11.7, and so on until it is
+                        too long for a line of any of these terminals, at /a/b-c"""
+AT_40 = """\
+gptoss-mlx
+  0.1.0, MLX 0.32.4, Python 3.11.7, and
+  so on until it is too long for a line
+  of any of these terminals, at /a/b-c"""
+
+
+def test_lines_for_a_terminal():
+    assert machine_facts.as_lines("gptoss-mlx", LONG) == f"{'gptoss-mlx':24}{LONG}"
+    assert machine_facts.as_lines("gptoss-mlx", LONG, width=80) == AT_80
+    assert machine_facts.as_lines("gptoss-mlx", LONG, width=40) == AT_40
+
+
+def test_names_leave_room_before_the_values():
+    names = FACTS | DETAILS | CHECKS | {f"logits, {name}" for name in gptoss_convert.RECIPES}
+    assert max(map(len, names)) <= machine_facts.COLUMN - 2
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_doctor_in_a_terminal(command, environment, columns):
+    """Every value in its column, or, in a narrow terminal, below its name; one unit."""
+    terminal = Terminal([*command, "doctor"], environment, columns=columns, GPTOSS_MLX_HOME="/", GPTOSS_MLX_KERNELS="0")
+    assert terminal.exit_status() == 0
+    lines = terminal.seen.splitlines()
+    if columns == 40:
+        assert [line for line in lines if not re.fullmatch(r"\S+( \S+)*|  \S.*", line)] == []
+    else:
+        assert [line for line in lines if line[22:24].strip() or not line[24:25].strip()] == []
+    assert {re.split(" {2,}", line)[0] for line in lines} >= FACTS
+    assert "GiB" not in terminal.seen
+    assert re.search(r"memory\s+[\d.]+ GB", terminal.seen)
 
 
 def test_doctor_without_kernels(run):

@@ -220,7 +220,7 @@ def test_doctor_says_why_there_are_no_kernels(run):
     done = run("doctor")
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["kernels"] == f"off: {BUILD_FAILED}"
-    assert "to enable them      see " in done.stdout
+    assert f"{'to enable them':24}see " in done.stdout
     assert "not_built.txt, then run `" in done.stdout
 
 
@@ -262,7 +262,7 @@ def test_kernels_that_cannot_be_loaded_say_so(run, without_kernels, tmp_path):
     (folder / f"gptoss_mlx/kernels/_native{suffix}").write_bytes(b"no library")
     done = run("doctor", folder=folder)
     assert "off: not loadable: " in done.stdout
-    assert "to enable them      run `" in done.stdout
+    assert f"{'to enable them':24}run `" in done.stdout
 
 
 def test_kernels_for_another_mlx_are_refused(monkeypatch):

@@ -123,7 +123,7 @@ def test_doctor(monkeypatch):
         facts = dict(machine_facts.facts())
         checks = list(self_test.self_test())
     assert facts["device"] == "GPU, Apple M2"
-    assert facts["GPU limit"] == "10.7 GiB in total, 8.0 GiB per buffer"
+    assert facts["GPU limit"] == "11.45 GB in total, 8.59 GB per buffer"
     assert {"mapped weights", "logits, mxfp4-q4", "experts on the CPU", "memory of MLX"} <= {
         each.name for each in checks
     }
