@@ -56,7 +56,7 @@ def test_generate_takes_no_model_for_a_question(run, demo_folder, tmp_path):
     done = run("generate", tmp_path / "my model", "-p", QUESTION, "--temperature", "0")
     assert done.stdout == "12 + 30 = 42\n"
     assert_one_line_error(run("generate", tmp_path / "my model"), "nothing to answer", status=2)
-    assert_one_line_error(run("generate", "question"), "there is no model 'question'")
+    assert_one_line_error(run("generate", "question", stdin="more"), "there is no model 'question'")
     assert_one_line_error(run("generate", "a question", "-p", QUESTION), "there is no model 'a question'")
 
 

@@ -27,7 +27,7 @@ def words(text):
 @pytest.mark.parametrize(
     "name",
     [
-        "plan",
+        "plan --device mac-16gb",
         "inspect",
         "inspect --tensors",
         "inspect --tensor model.norm.weight",
@@ -83,8 +83,8 @@ def test_each_row_is_a_list():
         print_table(table, console)
 
     assert printed(show, 30) == [
-        *("A title", "", "name    one", "number  1", "        abcdefghijabcdefghijab", "        cdefghij", ""),
-        *("name    two [b]", "        three four", ""),
+        *("A title", "name", "", "one", "  number  1", "          abcdefghijabcdefghij", "          abcdefghij"),
+        *("", "two [b]", "          three four", ""),
     ]
     assert any("┃" in line for line in printed(show, 60))
 
