@@ -11,8 +11,6 @@ from gptoss_mlx.chat.transcript import Transcript
 from gptoss_mlx.harmony.messages import Message
 from gptoss_mlx.terminal.attachments import run_command
 
-MANY = 1000
-
 
 def transcript(*messages):
     return Transcript("m", None, "medium", "2026-01-02", messages, tuple((7, 4711) for _ in messages))
@@ -84,16 +82,16 @@ def test_the_line_that_is_shown(store, write):
     assert short.excerpt == "A needle."
 
 
-def fill(write):
+def fill(write, count):
     body = "It leaves from the quay, as every summer. " * 200
-    many = {f"n{number}": asked(f"Number {number}, {body}") for number in range(MANY)}
+    many = {f"n{number}": asked(f"Number {number}, {body}") for number in range(count)}
     write(**many, needle=asked("The ferry, " + body))
 
 
 def test_only_what_may_hold_the_words_is_parsed(store, write, monkeypatch):
     parsed, parse = [], Transcript.parse
     monkeypatch.setattr(Transcript, "parse", lambda content, path: parsed.append(path.stem) or parse(content, path))
-    fill(write)
+    fill(write, 50)
     assert [found.entry.name for found in search(store, "ferry 4711")] == []
     assert parsed == []
     assert [found.entry.name for found in search(store, "ferry")] == parsed == ["needle"]
@@ -101,7 +99,7 @@ def test_only_what_may_hold_the_words_is_parsed(store, write, monkeypatch):
 
 @pytest.mark.timing
 def test_a_thousand_sessions_are_searched_quickly(store, write):
-    fill(write)
+    fill(write, 1000)
     started = time.perf_counter()
     assert len(list(search(store, "ferry"))) == 1
     assert time.perf_counter() - started < 1

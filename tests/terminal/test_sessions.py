@@ -118,6 +118,15 @@ def test_the_latest_is_resumed_without_a_terminal(run, home, demo_folder):
     assert done.stderr.startswith("Resuming trip to Oslo (1 turn).")
 
 
+def test_a_pipe_is_asked_nothing(run, home, demo_folder):
+    done = run("chat", demo_folder, stdin="/sessions oven\n/sessions bread\n/save\n", **home)
+    assert done.returncode == 0
+    listed, resumed, name = done.stderr.splitlines()
+    assert listed.startswith(" 1  bread, ")
+    assert resumed.startswith("Resuming bread (1 turn).")
+    assert name == "saved as bread"
+
+
 def test_settings_are_completed(started, demo_folder):
     terminal = started("chat", demo_folder)
     terminal.keys("/set tem\t 0.7\r")
