@@ -12,7 +12,7 @@ PACKAGES = {"gptoss_mlx": ROOT / "gptoss_mlx", "gptoss_convert": ROOT / "convert
 # From the ground up. A name is a folder, or a module of the root. What stands in one line does not import each other,
 # but for the modules of the ground floor.
 FLOORS = (
-    ("errors", "files", "untrusted", "supervisor", "process", "progress", "provenance"),
+    ("errors", "files", "untrusted", "supervisor", "process", "progress", "provenance", "tables"),
     ("kernels",),
     ("device",),
     ("model",),

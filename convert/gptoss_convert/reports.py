@@ -12,11 +12,13 @@ from rich.text import Text
 from gptoss_mlx.errors import printable
 from gptoss_mlx.memory.system import size_text
 from gptoss_mlx.model.safetensors import TensorInfo
+from gptoss_mlx.tables import print_table
 
 from .fidelity import Fidelity, TensorDifference
 from .inspection import Inspection, Statistics, count_text, group_of, tensors_text
 
 BAR_WIDTH = 50  # characters of a histogram's longest bar
+BESIDE_BAR = 42  # characters of its line for the numbers
 
 
 def print_inspection(inspection: Inspection) -> None:
@@ -41,7 +43,7 @@ def print_inspection(inspection: Inspection) -> None:
         size_text(inspection.total("bytes_per_token")),
     )
     _print_line(inspection.path)
-    Console().print(table)
+    print_table(table)
     shape = f"{inspection.layers} layers, {inspection.experts_per_token} of {inspection.experts} experts a token"
     _print_line(f"{shape}, context {inspection.context:,}")
     _print_line("bits: for each weight; per token: weights used for one token; read: their bytes")
@@ -72,7 +74,7 @@ def print_tensors(tensors: Mapping[str, TensorInfo]) -> None:
         group = group_of(name) or "unknown"
         # Text, because in a string the table would look for markup.
         table.add_row(Text(printable(name)), group, tensor.dtype, str(list(tensor.shape)), size_text(tensor.nbytes))
-    Console().print(table)
+    print_table(table)
 
 
 def print_statistics(found: Statistics) -> None:
@@ -81,10 +83,10 @@ def print_statistics(found: Statistics) -> None:
     _print_line(f"{extremes}, mean {found.mean:.6g}, standard deviation {found.deviation:.6g}")
     if found.not_finite:
         _print_line(f"{found.not_finite:,} values are not finite")
-    tallest = max(*found.counts, 1)
+    tallest, width = max(*found.counts, 1), max(min(BAR_WIDTH, Console().width - BESIDE_BAR), 0)
     for left, right, count in zip(found.edges, found.edges[1:], found.counts, strict=False):
-        bar = "#" * round(BAR_WIDTH * count / tallest)
-        _print_line(f"{left:>12.4g} .. {right:<12.4g} {bar:<{BAR_WIDTH}} {count:,}")
+        bar = "#" * round(width * count / tallest)
+        _print_line(f"{left:>12.4g} .. {right:<12.4g} {bar:<{width}} {count:,}")
 
 
 def print_fidelity(fidelity: Fidelity) -> None:
@@ -93,14 +95,14 @@ def print_fidelity(fidelity: Fidelity) -> None:
     for group in fidelity.groups:
         exact = f"{group.exact_tensors} of {group.tensors}"
         table.add_row(group.name, exact, *_errors(group), "" if group.exact else _place(group.worst))
-    Console().print(table)
+    print_table(table)
     found = fidelity.predictions
     table = Table("next token", "source", "model")
     table.add_row("perplexity", f"{found.source_perplexity:.4f}", f"{found.model_perplexity:.4f}")
     table.add_row("KL divergence, mean", "", f"{found.kl_mean:.6f}")
     table.add_row("KL divergence, 99th percentile", "", f"{found.kl_p99:.6f}")
     table.add_row("the same likeliest token", "", f"{100 * found.same_top:.2f} %")
-    Console().print(table)
+    print_table(table)
     _print_line(f"on {found.tokens:,} tokens of text, both networks in FP32; KL in nats")
 
 
@@ -109,7 +111,7 @@ def print_differences(fidelity: Fidelity) -> None:
     table.columns[0].overflow = "fold"
     for tensor in fidelity.tensors:
         table.add_row(tensor.name.removeprefix("model."), *_errors(tensor))
-    Console().print(table)
+    print_table(table)
 
 
 def _errors(difference: TensorDifference) -> tuple[str, str]:

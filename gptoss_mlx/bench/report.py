@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import printable
+from ..tables import print_table
 from .tables import Report, TextTable
 
 
@@ -17,7 +18,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(Text(printable(line)))
     for table in report.tables:
         if table.rows and not table.detail:
-            console.print(_table(table))
+            print_table(_table(table), console)
             if table.note:
                 console.print(Text(printable(table.note)))
     for line in report.warnings:

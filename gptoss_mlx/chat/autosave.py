@@ -6,6 +6,7 @@ step: a process that is killed loses at most the answer that it was writing.
 
 from __future__ import annotations
 
+from ..engine.interrupts import Interrupts
 from ..errors import GptOssError
 from .session import Session
 from .state_files import StateFiles
@@ -23,7 +24,7 @@ class SessionAutosave:
     def __init__(self, store: Store, entry: SessionEntry | None = None, *, kv_limit: int | None = DEFAULT_KV_LIMIT):
         """`entry`: that of a session to resume; `kv_limit`, in bytes of all saved KV caches, None to save none. Raises
         GptOssError where the entry is in use."""
-        self._store, self._kv_limit = store, kv_limit
+        self.store, self._kv_limit = store, kv_limit
         self._lock: SessionLock | None = store.lock(entry) if entry else None
         self.state: StateFiles | None = None
         """What is saved of the KV cache; None where nothing is known of it."""
@@ -55,6 +56,35 @@ class SessionAutosave:
             self.state = StateFiles(entry.state, session.model)
             self.state.scan()
 
+    def resumed_text(self, session: Session) -> str:
+        """What has been resumed, and how much of it has to be read again."""
+        turns = session.transcript.turns
+        line = f"Resuming {self.name} ({turns} turn{'s' * (turns != 1)})."
+        instructions, _ = session.token_counts
+        why = self.reread_reason
+        if why is None and session.unread > session.prompt_tokens - instructions:
+            why = "the prompt changed"
+        if why:
+            line += f" {why[0].upper()}{why[1:]}; re-reading {session.unread:,} tokens."
+        return line
+
+    def switch(self, session: Session, entry: SessionEntry) -> None:
+        """Save the session, and continue with that of another entry. Raises GptOssError, and then the conversation is
+        what it was."""
+        self.save(session, kv=True)
+        transcript, before, state = session.transcript, self._lock, self.state
+        self._lock = lock = self.store.lock(entry)
+        try:
+            with Interrupts():  # half a KV cache is none
+                self.resume(session)
+        except GptOssError:
+            session.restore(transcript)
+            self._lock, self.state = before, state
+            lock.release()
+            raise
+        if before:
+            before.release()
+
     def save(self, session: Session, *, kv: bool) -> None:
         """Write the transcript, and the KV cache if `kv`. A session whose questions were all removed is deleted. Raises
         GptOssError."""
@@ -64,13 +94,13 @@ class SessionAutosave:
                 self.leave()
             return
         if self._lock is None:
-            self._lock = self._store.new(session.transcript.title)
+            self._lock = self.store.new(session.transcript.title)
         session.transcript.write(self._lock.entry.transcript)
         if kv and self._kv_limit is not None:
             if self.state is None or self.state.model is not session.model:
                 self.state = StateFiles(self._lock.entry.state, session.model)
             self.state.save(session.prompt_cache)
-            self._store.limit_states(self._kv_limit, self._lock)
+            self.store.limit_states(self._kv_limit, self._lock)
 
     def leave(self) -> None:
         """Unlock the entry, which stays; the next session is a new one."""

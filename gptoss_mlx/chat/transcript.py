@@ -21,10 +21,12 @@ from ..files import replace_file
 from ..harmony.messages import Message
 from ..harmony.parse import Content, Preamble, Reasoning, is_call, kind_of
 from ..untrusted import os_error_text, read_regular
+from .attached import fenced, words_of
 
 FORMAT = "gptoss-mlx conversation 1"
 MAX_BYTES = 256 * 2**20
 MAX_ID = 10  # digits
+MAX_TITLE = 60  # characters
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -66,9 +68,16 @@ class Transcript:
     def read(cls, path: Path) -> Transcript:
         """Raises GptOssError."""
         try:
-            data = json.loads(read_regular(path, MAX_BYTES))
-        except OSError as error:
+            content = read_regular(path, MAX_BYTES)
+        except (OSError, ValueError) as error:
             raise GptOssError(f"cannot read {path}: {os_error_text(error)}") from None
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path) -> Transcript:
+        """The content of a file; `path` is named by what is raised: GptOssError."""
+        try:
+            data = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise GptOssError(f"{path} is not JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -96,9 +105,10 @@ class Transcript:
 
     @property
     def title(self) -> str:
-        """The beginning of the first question, on one line."""
-        text = next((message.content for message in self.messages if message.role == "user"), "")
-        return " ".join(text[:200].split())[:60]
+        """The beginning of the first question, on one line, without what is attached to it."""
+        asked = [message.content[:1000] for message in self.messages if message.role == "user"]
+        text = next((words for content in asked if (words := words_of(content)).strip()), asked[0] if asked else "")
+        return " ".join(text[:200].split())[:MAX_TITLE].rstrip()
 
     def as_markdown(self) -> str:
         """The messages, with calls and results as code, and reasoning folded."""
@@ -119,14 +129,6 @@ def _as_markdown(message: Message) -> str:
         return f"<details><summary>Reasoning</summary>\n\n{message.content}\n\n</details>"
     assert kind_of(message) in (Content, Preamble)
     return message.content
-
-
-def fenced(text: str) -> str:
-    """A code block whose fence the text does not contain."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}\n{text}\n{fence}"
 
 
 class _Damaged(Exception):

@@ -29,9 +29,20 @@ from . import (
     serve,
     sessions,
 )
-from .help import group
+from .help import Group
 
 PROGRAM = "gptoss-mlx"
+# What people type who come from other programs.
+ELSEWHERE = {
+    "run": "`gptoss-mlx chat MODEL` chats, `gptoss-mlx generate MODEL -p TEXT` answers one prompt",
+    "pull": "`gptoss-mlx chat gpt-oss-20b` offers to download a model, `gptoss-mlx convert` converts any",
+    "list": "`gptoss-mlx models` lists the models, `gptoss-mlx sessions` the chats",
+    "ls": "`gptoss-mlx models` lists the models, `gptoss-mlx sessions` the chats",
+    "rm": "`gptoss-mlx models rm` removes a model, `gptoss-mlx sessions delete` a chat",
+    "ps": "nothing runs in the background: a model is in memory only while `chat` or `serve` runs",
+    "help": "`gptoss-mlx --help` lists the commands, `gptoss-mlx COMMAND --help` explains one",
+    "version": "`gptoss-mlx --version` prints it",
+}
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
@@ -100,7 +111,23 @@ def _print_version(context: click.Context, parameter: click.Parameter, wanted: b
         context.exit()
 
 
-@group(
+class ElsewhereError(click.ClickException):
+    """A command of other programs; its message is what to type here."""
+
+    exit_code = 2
+
+
+class Commands(Group):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in ELSEWHERE and not ctx.resilient_parsing:
+            raise ElsewhereError(f"there is no command {args[0]}: {ELSEWHERE[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: gptoss-mlx chat gpt-oss-20b",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -37,13 +38,14 @@ from .output import print_text
 if TYPE_CHECKING:
     from ..chat.autosave import SessionAutosave
     from ..chat.session import Approve, Session
-    from ..chat.store import SessionEntry
+    from ..chat.store import SessionEntry, Store
     from ..engine.generate import Model
     from ..harmony.parse import ToolCall
     from ..tools.toolbox import Builtin, Function
 
 
 NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+CUT_OFF = "stopped in the middle of the answer, at --max-tokens {maximum}"
 DEMO = ChatOptions(temperature=0, max_tokens=400)
 
 
@@ -55,7 +57,7 @@ DEMO = ChatOptions(temperature=0, max_tokens=400)
     flag_value="",
     metavar="[NAME]",
     shell_complete=complete_sessions,
-    help="Resume the session NAME, or the latest.",
+    help="Resume the session NAME; without NAME, choose one, or the latest where there is no terminal.",
 )
 @pass_chat_options
 @pass_tool_options
@@ -96,7 +98,7 @@ def chat(
     from ..chat.store import Store, sessions_folder
 
     store = Store(sessions_folder())
-    saved = None if resume is None else store.find(resume)
+    saved = None if resume is None else _session_to_resume(store, resume)
     new_session = session_maker(chat_options, tool_options, drop_when_full=when_full == "drop")
     from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
@@ -122,6 +124,21 @@ def chat(
     )
 
 
+def _session_to_resume(store: Store, name: str) -> SessionEntry:
+    """The session of that name; without one, the one that a person chooses, or else the latest. Raises GptOssError."""
+    from ..terminal.input import choose
+    from ..terminal.session_list import latest, lines
+
+    rows = latest(store) if not name and sys.stdin.isatty() and sys.stdout.isatty() else []
+    if len(rows) < 2:
+        return store.find(name)
+    click.echo("\n".join(lines(rows)))
+    number = choose("number to resume, Enter for the latest: ", len(rows))
+    if number is None:
+        raise click.Abort
+    return rows[max(number, 1) - 1].entry
+
+
 def _model_of(saved: SessionEntry | None) -> str:
     """The model of a session, or else the one used last."""
     from ..chat.transcript import Transcript
@@ -137,15 +154,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
         session.instructions = options.system
     if given("reasoning") == ParameterSource.COMMANDLINE:
         session.set_reasoning_effort(options.reasoning)
-    turns = session.transcript.turns
-    line = f"Resuming {autosave.name} ({turns} turn{'s' * (turns != 1)})."
-    instructions, _ = session.token_counts
-    why = autosave.reread_reason
-    if why is None and session.unread > session.prompt_tokens - instructions:
-        why = "the prompt changed"
-    if why:
-        line += f" {why[0].upper()}{why[1:]}; re-reading {session.unread:,} tokens."
-    click.echo(printable(line), err=True)
+    click.echo(printable(autosave.resumed_text(session)), err=True)
 
 
 @command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
@@ -170,8 +179,12 @@ def generate(
 ) -> None:
     """Answer one prompt; only the answer goes to standard output.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last. Without -p, words
+    in place of MODEL are the prompt: gptoss-mlx generate "What is MXFP4?"
     """
+    if model and prompt is None and len(model.split()) > 1 and not os.path.lexists(os.path.expanduser(model)):
+        prompt = Text().convert(model, None, None)
+        model = (click.get_current_context().default_map or {}).get("model")
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     begun = _piped(1)
@@ -231,23 +244,31 @@ def _approval(yes: bool) -> Approve:
 
 
 def _generate(session: Session, text: str) -> None:
-    from ..harmony.parse import Content
+    from ..harmony.parse import Content, Stop
     from ..terminal.progress_bars import prefill_progress
 
-    written = ""
+    written = stop = ""
     with prefill_progress() as progress:
         for event in session.send(text, on_prefill=progress):
             if isinstance(event, Content):
                 apart = "\n\n" if event.begins and written else ""
                 written = event.text
                 print_text(apart + written)
+            elif isinstance(event, Stop):
+                stop = event.reason
     if written and not written.endswith("\n"):
         click.echo()
-    if repeated := session.stats[-1].repeated:
+    stats = session.stats[-1]
+    if repeated := stats.repeated:
         raise GptOssError(
             f"stopped, because the model was repeating {repeated}: try --repetition-penalty 1.1, or another --seed"
         )
-    if not session.stats[-1].finished:
+    if stats.finished:
+        return
+    has_room = stats.context_used < session.model.context - 1
+    if written and stop == "none" and has_room and session.max_tokens and session.response_schema is None:
+        click.echo(CUT_OFF.format(maximum=session.max_tokens), err=True)
+    else:
         problem = "the model stopped in the middle of its answer" if written else "the model stopped before answering"
         raise GptOssError(f"{problem}: raise --max-tokens or --context, or lower --reasoning")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import click
@@ -16,6 +18,7 @@ from .completion import commands_of, complete_commands
 from .config_file import ConfigFile, parameters
 from .help import command
 
+NARROW = 60  # columns of a window
 MAX_WIDTH = 40  # of a column, in characters
 SOURCES = {ParameterSource.DEFAULT_MAP: "config file", ParameterSource.ENVIRONMENT: "environment"}
 
@@ -50,7 +53,11 @@ def config(context: click.Context, command: str | None, as_json: bool) -> None:
     for problem in file.problems:
         click.echo(f"error: {problem}", err=True)
     chosen = [each for each in _settings(root) if command in (None, each.command.split()[0])]
-    click.echo((_as_json if as_json else _as_text)(file, chosen))
+    if as_json:
+        click.echo(_as_json(file, chosen))
+    else:
+        is_narrow = sys.stdout.isatty() and get_terminal_size().columns < NARROW
+        click.echo(_as_text(file, chosen, is_narrow=is_narrow))
 
 
 def _settings(context: click.Context) -> Iterator[Setting]:
@@ -75,8 +82,8 @@ def _settings(context: click.Context) -> Iterator[Setting]:
             )
 
 
-def _as_text(file: ConfigFile, chosen: list[Setting]) -> str:
-    """The path of the file, and a table for each command."""
+def _as_text(file: ConfigFile, chosen: list[Setting], *, is_narrow: bool) -> str:
+    """The path of the file, and a table for each command; in a narrow window, a value is below its name."""
     lines = [printable(str(file.path)) + ("" if file.exists else " (does not exist)")]
     values = [each.means or _shown(each.value) for each in chosen]
     widths = [min(max(map(len, column), default=0), MAX_WIDTH) for column in ([each.name for each in chosen], values)]
@@ -85,7 +92,10 @@ def _as_text(file: ConfigFile, chosen: list[Setting]) -> str:
         if each.command != command:
             lines += ["", f"[{each.command.replace(' ', '.')}]"]
             command = each.command
-        lines.append(f"{each.name:{widths[0]}}  {value:{widths[1]}}  {each.source}")
+        if is_narrow:
+            lines.append(f"{each.name}\n  {value}, {each.source}")
+        else:
+            lines.append(f"{each.name:{widths[0]}}  {value:{widths[1]}}  {each.source}")
     return "\n".join(lines)
 
 

@@ -34,9 +34,10 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Conversion
 
 
 def print_report(report: ConversionReport) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..tables import print_table
 
     table = Table("recipe", "source", "converted", "bits per weight", "time", "peak memory")
     peak = report.peak_anonymous_bytes
@@ -48,4 +49,4 @@ def print_report(report: ConversionReport) -> None:
         f"{report.seconds:.1f} s",
         "unknown" if peak is None else size_text(peak),
     )
-    Console().print(table)
+    print_table(table)

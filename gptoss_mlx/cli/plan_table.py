@@ -9,6 +9,7 @@ from rich.text import Text
 from ..errors import printable
 from ..memory.plan import MemoryPlan
 from ..memory.system import size_text
+from ..tables import print_table
 
 LAST = 5  # candidates that are shown, beside the first
 
@@ -24,7 +25,7 @@ def print_plan(plan: MemoryPlan) -> None:
     if device.gpu:
         table.add_row("on the GPU", size_text(plan.on_gpu), f"of {size_text(device.gpu)}")
     console = Console()
-    console.print(table)
+    print_table(table, console)
     experts = "all" if settings.expert_slots is None else f"{settings.expert_slots} of {plan.experts}"
     console.print(
         f"context {settings.context:,} tokens, {settings.kv_bits}-bit KV cache, {experts} experts in memory,"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ import click
 from ..chat.store import Store, sessions_folder
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
+from ..terminal.session_list import time_text
 from .completion import complete_sessions
 from .help import group
 from .options import UserPath
@@ -53,18 +53,41 @@ def list_(as_json: bool = False) -> None:
 
 
 def _print_table(rows: list[dict]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
+
+    from ..tables import print_table
 
     numbers = (Column(name, no_wrap=True) for name in ("turns", "changed", "KV cache"))
     table = Table(Column("session", overflow="fold"), *numbers, "begins with")
     for row in rows:
-        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["changed"]))
+        changed = time_text(row["changed"])
         state = size_text(row["state_bytes"]) if row["state_bytes"] else "-"
         cells = (row["name"], str(row["turns"]), changed, state, row["title"])
         table.add_row(*(Text(printable(cell)) for cell in cells))
-    Console().print(table)
+    print_table(table)
+
+
+@sessions.command("search", epilog="Example: gptoss-mlx sessions search oslo ferry")
+@click.argument("words", nargs=-1, required=True, metavar="WORDS...")
+def search_(words: tuple[str, ...]) -> None:
+    """List the sessions that hold all of WORDS, the latest first.
+
+    Upper and lower case are alike. Names, questions, answers and tools' results are searched; reasoning is not.
+    """
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from ..chat.search import search
+    from ..tables import print_table
+
+    table = Table(Column("session", overflow="fold"), Column("changed", no_wrap=True), "says")
+    for found in search(Store(sessions_folder()), " ".join(words)):
+        cells = (found.entry.name, time_text(found.entry.changed), found.excerpt)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    if not table.row_count:
+        raise GptOssError(f"no session holds {' and '.join(map(repr, words))}")
+    print_table(table)
 
 
 @sessions.command(epilog="Example: gptoss-mlx sessions show trip-to-oslo")

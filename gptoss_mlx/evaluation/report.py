@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import printable
+from ..tables import print_table
 from .needle import Find
 from .prompts import PromptResults, Share, Wrong
 from .text import TextResults
@@ -88,7 +89,7 @@ def _print_text(console: Console, results: TextResults) -> None:
         table.add_row("KL divergence, mean", f"{found.kl_mean:.6f}")
         table.add_row("KL divergence, 99th percentile", f"{found.kl_p99:.6f}")
         table.add_row("the same likeliest token", f"{100 * found.same_top:.2f} %")
-    console.print(table)
+    print_table(table, console)
     windows = f"{results.windows:,}" + (f" of {results.of_windows:,}" if results.windows < results.of_windows else "")
     each = f"{windows} window{'s' if results.of_windows > 1 else ''} of {results.window:,} tokens"
     tokens = f"{results.tokens:,} token{'s' if results.tokens > 1 else ''}"
@@ -104,7 +105,7 @@ def _print_prompts(console: Console, title: str, results: PromptResults, show_wr
         table.add_row(*_share(part))
     table.add_section()
     table.add_row(*_share(results.all))
-    console.print(table)
+    print_table(table, console)
     console.print(Text("exact match of greedy answers; the interval is Wilson's"))
     if show_wrong:
         for wrong in results.wrong:
@@ -141,6 +142,6 @@ def _print_needles(console: Console, finds: list[Find]) -> None:
             f"{find.code} {'found' if find.found else 'not found'}",
             Text(printable(find.answer.strip())),
         )
-    console.print(table)
+    print_table(table, console)
     found = sum(find.found for find in finds)
     console.print(Text(f"{found} of {len(finds)} found; the position is the share of the text before the needle"))

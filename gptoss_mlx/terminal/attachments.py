@@ -14,8 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..chat.attached import MAX_FILE, file_text, with_files
-from ..chat.transcript import fenced
+from ..chat.attached import MAX_FILE, RAN, fenced, file_text, with_files
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError, printable
 from ..process import Output, collect, end, start
@@ -136,7 +135,7 @@ def run_command(command: str) -> str:
     written = output.text("\n[{:,} bytes left out]\n")
     ending = f"It was ended: it had written more than {MAX_OUTPUT / 1e6:.0f} MB." if stop else _ending(process)
     screen = f"$ {command}\n{written}".rstrip("\n")
-    return f"I ran a command:\n{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{ending}"
+    return f"{RAN}{fenced(screen)}\n{'' if output.size else 'It wrote nothing. '}{ending}"
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

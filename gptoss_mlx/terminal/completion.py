@@ -1,4 +1,4 @@
-"""What Tab and the menu offer: commands where a message begins, files after @ and after commands that take one.
+"""What Tab and the menu offer: commands where a message begins, what they take, files after @ and where one is taken.
 
 Knows prompt_toolkit and the file system; what commands do, others know.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
@@ -25,9 +25,10 @@ def opens_menu(document: Document) -> bool:
 
 
 class MessageCompleter(Completer):
-    def __init__(self, commands: Mapping[str, str]):
-        """`commands`: name -> usage, shown in the menu; FILE in a usage stands for the name of one."""
-        self._commands = commands
+    def __init__(self, commands: Mapping[str, str], values: Mapping[str, Callable[[], Iterable[str]]]):
+        """`commands`: name -> usage, shown in the menu; FILE in a usage stands for the name of one. `values`: name ->
+        what else its argument may be."""
+        self._commands, self._values = commands, values
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         before = document.current_line_before_cursor
@@ -45,6 +46,9 @@ class MessageCompleter(Completer):
             if "FILE" in self._commands.get(name, ""):
                 for path in _paths(typed):
                     yield Completion(path, -len(typed), display=_last_part(path))
+            for value in self._values[name]() if name in self._values else ():
+                if value.startswith(typed) and value.isprintable():
+                    yield Completion(value, -len(typed))
 
 
 def _command(document: Document) -> str | None:

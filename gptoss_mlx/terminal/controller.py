@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..chat.autosave import SessionAutosave
 from ..chat.session import Session
+from ..chat.store import SessionEntry
 from ..chat.turn import Dropped, Thought, ToolResult, TurnEvent, TurnEvents, TurnStats
 from ..chat.visible import with_all_visible
 from ..errors import GptOssError, printable
@@ -74,12 +75,26 @@ class Chat:
 
     def leave(self) -> None:
         """The conversation is over: what is saved of it stays as it is, and its tools let go of what they hold."""
+        self._forget()
+        if self.autosave:
+            self.autosave.leave()
+
+    def switch(self, entry: SessionEntry) -> None:
+        """Save this conversation, and continue with a saved one. Raises GptOssError, and then this one goes on."""
+        assert self.autosave
+        if entry.name == self.autosave.name:
+            raise GptOssError(f"{entry.name} is the session of this chat")
+        self.autosave.switch(self.session, entry)
+        self._forget()
+        self.screen.note(self.autosave.resumed_text(self.session))
+        self.recall()
+
+    def _forget(self) -> None:
+        """Let go of what belongs to the conversation that was."""
         self.reasoning.clear()
         self.typed.clear()
         self._allowed.clear()
         self.session.toolbox.close()
-        if self.autosave:
-            self.autosave.leave()
 
     def close(self) -> None:
         """Let go of the model."""

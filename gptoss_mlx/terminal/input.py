@@ -15,14 +15,14 @@ import signal
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import GptOssError
 from ..untrusted import os_error_text
@@ -42,6 +42,7 @@ STEP_SECONDS = 0.05, 0.1  # of a step of reading ahead: shorter ones grow, longe
 SLOWEST_STEP = 0.5  # seconds of a step of one token, above which nothing more is read ahead
 QUIET = 0.2  # seconds without a key before the next step: while somebody types fast, no key waits
 
+T = TypeVar("T")
 REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
 
@@ -56,8 +57,15 @@ class Input(Protocol):
 class TypedInput:
     """Messages from an editor with history and completion, while the session reads ahead."""
 
-    def __init__(self, session_of: Callable[[], Session], commands: Mapping[str, str], history: Path):
-        """`commands`: name -> usage; commands whose usage has a FILE are completed by names of files."""
+    def __init__(
+        self,
+        session_of: Callable[[], Session],
+        commands: Mapping[str, str],
+        history: Path,
+        values: Mapping[str, Callable[[], Iterable[str]]] | None = None,
+    ):
+        """`commands`: name -> usage; commands whose usage has a FILE are completed by names of files, others by their
+        `values`: name -> what it takes."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.styles import Style
@@ -65,7 +73,7 @@ class TypedInput:
         from .completion import MessageCompleter, opens_menu
         from .history import open_history
 
-        self._completer = MessageCompleter(commands)
+        self._completer = MessageCompleter(commands, values or {})
         self._prompts: PromptSession[str] = PromptSession(
             PROMPT,
             prompt_continuation=CONTINUATION,
@@ -286,10 +294,21 @@ def _message(text: str) -> str:
 
 
 def reply(question: str, letters: str) -> str:
-    """The one of the letters that a person answers, "n" at the end of the input. What was typed before the question is
-    no answer to it, and after any other answer the question comes again."""
-    shown = sys.stdout if sys.stdout.isatty() else sys.stderr
+    """The one of the letters that a person answers, "n" at the end of the input."""
     meant = {word: letter for letter in letters for word in (letter, REPLIES[letter])}
+    return _answer(question, meant.get) or "n"
+
+
+def choose(question: str, count: int) -> int | None:
+    """The number, up to `count`, that a person types; 0 for an empty line, and None at the end of the input."""
+    numbers = {"": 0} | {str(number): number for number in range(1, count + 1)}
+    return _answer(question, numbers.get)
+
+
+def _answer(question: str, meaning: Callable[[str], T | None]) -> T | None:
+    """What a person's line means, None at the end of the input. What was typed before the question is no answer to it,
+    and after a line that means nothing the question comes again."""
+    shown = sys.stdout if sys.stdout.isatty() else sys.stderr
     ask = partial(print, question, end="", file=shown, flush=True)
     while True:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)
@@ -302,9 +321,9 @@ def reply(question: str, letters: str) -> str:
             raise
         if not line:
             print(file=shown)
-            return "n"
-        if letter := meant.get(line.strip().lower()):
-            return letter
+            return None
+        if (meant := meaning(line.strip().lower())) is not None:
+            return meant
 
 
 @contextmanager

@@ -28,6 +28,8 @@ from .slash_commands import COMMANDS, is_command, run_line
 if TYPE_CHECKING:
     from ..chat.autosave import SessionAutosave
 
+LEAVING = ("exit", "quit")  # typed alone; a pipe's lines are messages
+
 
 def run(
     session: Session,
@@ -55,7 +57,8 @@ def run(
     del session  # /model has to be able to let go of it
     if is_drawn:
         usages = {name: command.usage for name, command in COMMANDS.items()}
-        messages: Input = TypedInput(lambda: chat.session, usages, history)
+        values = {name: partial(command.values, chat) for name, command in COMMANDS.items() if command.values}
+        messages: Input = TypedInput(lambda: chat.session, usages, history, values)
     else:
         messages = DumbInput() if is_asked else PipedInput(lambda: chat.session.longest_text)
     if is_asked:
@@ -111,6 +114,8 @@ def _take(chat: Chat, text: str) -> None:
     try:
         if is_command(text):
             run_line(chat, text)
+        elif chat.is_asked and text.strip().lower() in LEAVING:
+            chat.over = True
         elif (message := _message(chat, text)).strip():
             chat.typed[message] = text
             chat.answer(partial(chat.session.send, message))

@@ -1,66 +1,40 @@
-"""What begins with a slash: a table of commands, and what each does to a chat.
+"""What begins with a slash: the table of all commands, and what those do that are about the conversation itself.
 
-A command says everything as notes on the chat's screen; what goes wrong is a GptOssError.
+A command says everything as notes on the chat's screen; what goes wrong is a GptOssError. Commands for settings and for
+what is saved have modules of their own.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..chat.session import EFFORTS, Session
-from ..chat.transcript import Transcript
 from ..errors import GptOssError
-from ..files import replace_file
 from ..harmony.messages import FUNCTIONS
 from ..harmony.parse import Content, kind_of
 from ..memory.system import size_text
-from ..model.model_store import resolve
 from .safe_text import cut
+from .session_commands import SESSION_COMMANDS
+from .setting_commands import SETTING_COMMANDS
+from .slash_command import Command, WrongUsage
 
 if TYPE_CHECKING:
     from .controller import Chat
 
 CLIPBOARD_PROGRAMS = (("pbcopy",), ("wl-copy",), ("xclip", "-selection", "clipboard"))
 CODE_BLOCK = re.compile(r"^ {0,3}(`{3,}|~{3,})[^\n]*\n(.*?)(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
-COMMAND_LINE = re.compile(r"/[A-Za-z]+([ \t].*)?")
+COMMAND_LINE = re.compile(r"/(?:[A-Za-z]+|\?)([ \t].*)?")
 NEAR = 0.7  # similarity of a command to what was typed, from which on it is suggested
-NOTHING_YET = "nothing has been said yet"
-RE_READS = "; the next turn reads the conversation again"
+MIN_COLUMNS = 70  # of a window in which a command and what it does share a line
 KEYS = """\
-Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves. To continue on another line,
-end a line with \\ or press Alt-Enter; everything between two lines of \"\"\" is one message.
-//word sends /word, and @file attaches a file. !command runs in your shell and sends its output,
-but asks first; answer no to send the line as text. Several lines at once are always a message."""
-
-
-@dataclass(frozen=True)
-class Command:
-    usage: str
-    """The name and its argument, in brackets if it is optional."""
-    help: str
-    run: Callable[[Chat, str], None]
-    changes: bool = False
-    """Whether it changes the conversation or its settings, which are then saved; answers are saved anyway."""
-
-    @property
-    def name(self) -> str:
-        return self.usage.split()[0]
-
-    def takes(self, rest: str) -> bool:
-        argument = self.usage.removeprefix(self.name).strip()
-        return bool(argument) if rest else not argument or argument.startswith("[")
-
-
-class WrongUsage(Exception):
-    """The argument is missing, unknown or too much."""
+Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves, and so does exit on its own.
+To continue on another line, end a line with \\ or press Alt-Enter; everything between two lines of
+\"\"\" is one message. //word sends /word, and @file attaches a file. !command runs in your shell and
+sends its output, but asks first; answer no to send the line as text. Several lines at once are
+always a message."""
 
 
 def is_command(text: str) -> bool:
@@ -71,10 +45,13 @@ def is_command(text: str) -> bool:
 def run_line(chat: Chat, line: str) -> None:
     """Run the command that a line names. Raises GptOssError."""
     name, *rest = line.strip().split(maxsplit=1)
-    command = COMMANDS.get(name.lower())
+    command = NAMES.get(name.lower())
     if command is None:
-        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=NEAR)
-        chat.screen.note(f"unknown command {name}: " + (f"did you mean {near[0]}?" if near else "/help lists them all"))
+        near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=NEAR)
+        meant = [each for each in near if not NAMES[each].destroys]
+        chat.screen.note(
+            f"unknown command {name}: " + (f"did you mean {meant[0]}?" if meant else "/help lists them all")
+        )
         return
     argument = "".join(rest).strip()
     try:
@@ -89,8 +66,11 @@ def run_line(chat: Chat, line: str) -> None:
 
 
 def _help(chat: Chat, _: str) -> None:
-    width = max(len(command.usage) for command in COMMANDS.values()) + 2
-    lines = [f"{command.usage:{width}}{command.help}" for command in COMMANDS.values()]
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        lines = [f"{command.usage}\n  {command.help}" for command in COMMANDS.values()]
+    else:
+        width = max(len(command.usage) for command in COMMANDS.values()) + 2
+        lines = [f"{command.usage:{width}}{command.help}" for command in COMMANDS.values()]
     chat.screen.note("\n".join([*lines, KEYS]))
 
 
@@ -98,17 +78,6 @@ def _reset(chat: Chat, _: str) -> None:
     chat.session.reset()
     chat.leave()
     chat.screen.note("new conversation")
-
-
-def _system(chat: Chat, text: str) -> None:
-    if not text:
-        chat.screen.note(chat.session.instructions or "no instructions")
-        return
-    chat.session.instructions = None if text == "none" else text
-    chat.session.reset()
-    chat.leave()
-    with_or_without = "with these" if chat.session.instructions else "without"
-    chat.screen.note(f"new conversation {with_or_without} instructions")
 
 
 def _undo(chat: Chat, _: str) -> None:
@@ -171,25 +140,6 @@ def _feed(program: tuple[str, ...], text: str) -> bool:
     return done.returncode == 0
 
 
-def _reasoning(chat: Chat, what: str) -> None:
-    session, screen = chat.session, chat.screen
-    if what == "show":
-        screen.show_reasoning = True
-        screen.note("".join(chat.reasoning) or "reasoning will be shown in full")
-    elif what == "hide":
-        screen.show_reasoning = None
-        screen.note("reasoning will be folded to one line")
-    elif what in EFFORTS:
-        # "none" is "low" with an empty analysis written for the model: the prompt says the same.
-        is_new = {session.reasoning_effort, what} - {"none", "low"} and what != session.reasoning_effort
-        session.set_reasoning_effort(what)
-        screen.note(f"reasoning effort: {what}" + (RE_READS if is_new and session.messages else ""))
-    elif what:
-        raise WrongUsage
-    else:
-        screen.note(f"reasoning effort: {session.reasoning_effort}")
-
-
 def _tools(chat: Chat, _: str) -> None:
     toolbox, results = chat.session.toolbox, {}
     for message in chat.session.messages:
@@ -207,31 +157,6 @@ def _tools(chat: Chat, _: str) -> None:
         chat.screen.note("no tools")
 
 
-def _model(chat: Chat, name: str) -> None:
-    model = chat.session.model
-    if not name:
-        chat.screen.note(f"{model.path.name} in {model.path}, context {model.context:,} tokens")
-        return
-    if chat.load is None:
-        raise GptOssError("this chat cannot load another model")
-    folder, before, transcript = resolve(name), model.path, chat.session.transcript
-    chat.session.close()
-    del model, chat.session  # whose memory is needed
-    chat.over = True  # unless a model is loaded
-    try:
-        _continue_with(chat, chat.load(str(folder)), transcript)
-    except GptOssError:
-        _continue_with(chat, chat.load(str(before)), transcript)
-        raise
-    chat.screen.note(f"switched to {folder.name}{RE_READS}")
-
-
-def _continue_with(chat: Chat, session: Session, transcript: Transcript) -> None:
-    session.restore(transcript)
-    chat.use(session)
-    chat.over = False
-
-
 def _context(chat: Chat, _: str) -> None:
     session, cache = chat.session, chat.session.prompt_cache.cache
     head, counts = session.token_counts
@@ -241,52 +166,11 @@ def _context(chat: Chat, _: str) -> None:
             rows.append((f"turn {len(rows)}: {cut(' '.join(message.content[:200].split()), 40)}", 0))
         rows[-1] = rows[-1][0], rows[-1][1] + tokens
     rows += [("total", total), (f"left of {session.model.context:,}", session.model.context - total)]
-    lines = [f"{what:50}{tokens:>9,} tokens" for what, tokens in rows]
+    width = min(50, max(shutil.get_terminal_size().columns - 17, 12))
+    lines = [f"{cut(what, width - 1):{width}}{tokens:>9,} tokens" for what, tokens in rows]
     snapshots = ", ".join(f"{snapshot.offset:,}" for snapshot in session.prompt_cache.snapshots) or "none"
     lines.append(f"KV cache: {cache.offset:,} tokens in {size_text(cache.nbytes)}, snapshots: {snapshots}")
     chat.screen.note("\n".join(lines))
-
-
-def _save(chat: Chat, name: str) -> None:
-    if os.sep in name or name.endswith(".json"):
-        path = Path(name).expanduser()
-        _transcript_for(chat, path).write(path)
-        chat.screen.note(f"saved to {name}")
-    elif chat.autosave is None:
-        raise GptOssError("this chat saves no sessions: /save FILE.json writes a file")
-    elif chat.autosave.name is None:
-        raise GptOssError(NOTHING_YET)
-    else:
-        if name:
-            chat.autosave.rename(name)
-        chat.screen.note(f"saved as {chat.autosave.name}")
-
-
-def _transcript_for(chat: Chat, path: Path) -> Transcript:
-    """The conversation, for a file. Raises GptOssError if nothing was said, or if the file is not to be replaced."""
-    if not chat.session.messages:
-        raise GptOssError(NOTHING_YET)
-    chat.check_replaced(path)
-    return chat.session.transcript
-
-
-def _load(chat: Chat, name: str) -> None:
-    transcript = Transcript.read(Path(name).expanduser())
-    chat.session.restore(transcript)
-    chat.leave()
-    chat.screen.note(f"loaded {len(transcript.messages)} messages from {name}")
-    chat.recall()
-
-
-def _export(chat: Chat, name: str) -> None:
-    path = Path(name).expanduser()
-    if path.suffix == ".json":
-        _transcript_for(chat, path).write(path)
-    elif path.suffix == ".md":
-        replace_file(path, _transcript_for(chat, path).as_markdown())
-    else:
-        raise WrongUsage
-    chat.screen.note(f"written to {name}")
 
 
 def _stats(chat: Chat, _: str) -> None:
@@ -312,27 +196,19 @@ def _exit(chat: Chat, _: str) -> None:
 COMMANDS = {
     command.name: command
     for command in (
-        Command("/help", "show this list", _help),
+        Command("/help", "show this list", _help, also=("/?",)),
         Command("/retry", "answer the last question again", _retry),
         Command("/continue", "resume an answer that was stopped", _continue),
-        Command("/undo", "remove the last question and its answer", _undo, changes=True),
-        Command("/edit", "remove the last question, to ask it differently", _edit, changes=True),
+        Command("/undo", "remove the last question and its answer", _undo, changes=True, destroys=True),
+        Command("/edit", "remove the last question, to ask it differently", _edit, changes=True, destroys=True),
         Command("/copy [code]", "copy the last answer, or its last code block", _copy),
-        Command(
-            f"/reasoning [{'|'.join(EFFORTS)}|show|hide]",
-            "set the reasoning effort, or show or hide reasoning",
-            _reasoning,
-            changes=True,
-        ),
+        Command("/reset", "clear the chat and start a new one", _reset, destroys=True, also=("/clear", "/new")),
+        *SETTING_COMMANDS,
         Command("/tools", "list the tools and their last results", _tools),
-        Command("/model [NAME]", "show which model this is, or switch to another", _model, changes=True),
         Command("/context", "show what fills the context", _context),
         Command("/stats", "show the speed of each turn", _stats),
-        Command("/system [TEXT|none]", "show the instructions, or start again with others", _system),
-        Command("/reset", "clear the chat and start a new one", _reset),
-        Command("/save [NAME|FILE]", "name this session, or save it to a file", _save),
-        Command("/load FILE", "continue a conversation from a file", _load, changes=True),
-        Command("/export FILE.md|FILE.json", "write this conversation to a file", _export),
-        Command("/exit", "leave the chat", _exit),
+        *SESSION_COMMANDS,
+        Command("/exit", "leave the chat", _exit, also=("/bye", "/quit", "/q")),
     )
 }
+NAMES = COMMANDS | {name: command for command in COMMANDS.values() for name in command.also}

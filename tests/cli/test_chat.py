@@ -37,6 +37,49 @@ def test_generate_reads_standard_input(run, demo_folder):
     assert run("generate", demo_folder, "--temperature", "0", stdin="What is 12 + 30?\n").stdout == "12 + 30 = 42\n"
 
 
+QUESTION = "What is 12 + 30?"
+
+
+def test_generate_takes_a_question_alone(run, demo_folder, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text(f'[generate]\nmodel = "{demo_folder}"\n')
+    done = run("generate", QUESTION, "--temperature", "0", GPTOSS_MLX_CONFIG=str(config))
+    assert (done.stdout, done.stderr) == ("12 + 30 = 42\n", "")
+    last = tmp_path / "last-model"
+    last.write_bytes(os.fsencode(demo_folder))
+    done = run("generate", "--temperature", "0", QUESTION, stdin="\n", GPTOSS_MLX_HOME=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("12 + 30 = 42\n", "")
+
+
+def test_generate_takes_no_model_for_a_question(run, demo_folder, tmp_path):
+    (tmp_path / "my model").symlink_to(demo_folder)
+    done = run("generate", tmp_path / "my model", "-p", QUESTION, "--temperature", "0")
+    assert done.stdout == "12 + 30 = 42\n"
+    assert_one_line_error(run("generate", tmp_path / "my model"), "nothing to answer", status=2)
+    assert_one_line_error(run("generate", "question", stdin="more"), "there is no model 'question'")
+    assert_one_line_error(run("generate", "a question", "-p", QUESTION), "there is no model 'a question'")
+
+
+def test_generate_that_reaches_max_tokens(run, demo_folder, tmp_path):
+    ask = ["generate", demo_folder, "-p", QUESTION, "--temperature", "0", "--max-tokens"]
+    done = run(*ask, 4, "--reasoning", "none")
+    assert done.returncode == 0
+    assert done.stderr == "stopped in the middle of the answer, at --max-tokens 4\n"
+    assert "12 + 30 = 42\n".startswith(done.stdout.rstrip("\n"))
+    assert 0 < len(done.stdout) < 13
+    assert_one_line_error(run(*ask, 4), "the model stopped before answering")
+    (tmp_path / "schema.json").write_text('{"type": "string", "minLength": 50}')
+    done = run(*ask, 4, "--reasoning", "none", "--json-schema", tmp_path / "schema.json")
+    assert_one_line_error(done, "the model stopped in the middle of its answer")
+
+
+def test_generate_that_fills_the_context(run, endless_folder):
+    ask = ["generate", endless_folder, "-p", "x", "--temperature", "0", "--reasoning", "none", "--context", "300"]
+    done = run(*ask, "--max-tokens", "1000")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+
+
 def test_generate_same_seed_same_answer(run, demo_folder):
     def answers(seed):
         return [

@@ -8,7 +8,7 @@ import time
 import click
 import pytest
 
-from gptoss_mlx.cli import cli
+from gptoss_mlx.cli import ELSEWHERE, cli
 
 COMMANDS = [
     "convert",
@@ -28,6 +28,7 @@ COMMANDS = [
     "completion",
     "sessions",
     "sessions list",
+    "sessions search",
     "sessions show",
     "sessions export",
     "sessions rename",
@@ -96,6 +97,20 @@ def test_help_imports_little():
 def test_version(run):
     expected = r"gptoss-mlx \d+\.\d+\.\d+ \(MLX \d+\.\d+\.\d+, Python 3\.\d+\.\S+\)\n"
     assert re.fullmatch(expected, run("--version").stdout)
+
+
+@pytest.mark.parametrize("word", ["run", "pull", "list", "ls", "rm", "ps", "help", "version"])
+def test_commands_of_other_programs_are_answered_with_ours(run, word):
+    done = run(word, "gpt-oss-20b")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: there is no command {word}: {ELSEWHERE[word]}\n"
+    named = set(re.findall(r"`gptoss-mlx ([a-z]+)", ELSEWHERE[word]))
+    assert named <= {*cli.commands, "models"}
+    assert named or word in ("ps", "help", "version")
+
+
+def test_no_command_of_ours_is_taken_for_another_programs():
+    assert not set(ELSEWHERE) & set(cli.commands)
 
 
 def test_unknown_command_is_a_usage_error(run):

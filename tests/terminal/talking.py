@@ -12,7 +12,7 @@ from gptoss_mlx.terminal.slash_commands import run_line
 class SessionAutosave:
     """Writes down what it is told."""
 
-    name = "talk"
+    name, store = "talk", ()
 
     def __init__(self):
         self.told = []

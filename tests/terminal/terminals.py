@@ -30,6 +30,7 @@ VARYING = [
     (r"\d+\.\d tokens/s", "#.# tokens/s"),
     (r"[\d,]+ tokens/s, \d+ s left", "# tokens/s, # s left"),
     (r"KV cache: .*", "KV cache: #"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d", "####-##-## ##:##"),
 ]
 
 

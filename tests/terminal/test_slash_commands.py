@@ -26,6 +26,15 @@ def test_help_has_every_command(chat, capsys):
         ("/fly", "unknown command /fly: /help lists them all"),
         ("/rety", "unknown command /rety: did you mean /retry?"),
         ("/foo", "unknown command /foo: /help lists them all"),
+        ("/quti", "unknown command /quti: did you mean /quit?"),
+        ("/rest", "unknown command /rest: /help lists them all"),
+        ("/claer", "unknown command /claer: /help lists them all"),
+        ("/undoo", "unknown command /undoo: /help lists them all"),
+        ("/lod", "unknown command /lod: /help lists them all"),
+        ("/new", "new conversation"),
+        ("/clear", "new conversation"),
+        ("/sessions", "error: there are no sessions yet"),
+        ("/sessions oslo", "error: no session holds 'oslo'"),
         ("/load", "usage: /load FILE"),
         ("/undo it", "usage: /undo"),
         ("/export talk.txt", "usage: /export FILE.md|FILE.json"),
@@ -53,6 +62,8 @@ def test_what_a_command_says(chat, capsys, line, said):
     ("text", "is_one"),
     [
         ("/help", True),
+        ("/?", True),
+        ("/??", False),
         ("/HELP me ", True),
         ("/fly\n", True),
         ("/usr/lib/x.py:12: error", False),
@@ -101,6 +112,75 @@ def test_effort(chat, capsys):
         "reasoning effort: high" + again,
         "reasoning effort: high",
     ]
+
+
+TEMPERATURE = "error: temperature takes a number of 0 or more; 0 always takes the likeliest token: not "
+SET = {
+    "/set temperature 0.7": "temperature  0.7",
+    "/set top_p 0.9": "top-p  0.9",
+    "/set min-p .05": "min-p  0.05",
+    "/set TOP-K 40": "top-k  40",
+    "/set seed 7": "seed  7",
+    "/set seed none": "seed  another one each time",
+    "/set max-tokens 9": "max-tokens  9",
+    "/set temperature": "temperature  0",
+    "/set temperature warm": TEMPERATURE + "'warm'",
+    "/set temperature nan": TEMPERATURE + "'nan'",
+    "/set temperature none": TEMPERATURE + "'none'",
+    "/set top-p 0": "error: top-p takes a number above 0 and at most 1: not '0'",
+    "/set min-p 2": "error: min-p takes a number from 0 to 1: not '2'",
+    "/set top-k 1.5": "error: top-k takes a whole number of 0 or more; 0 keeps all tokens: not '1.5'",
+    "/set seed -1": "error: seed takes a whole number from 0 to 2^64 - 1, or none: not '-1'",
+    "/set max-tokens 0": "error: max-tokens takes a whole number of 1 or more, or none: not '0'",
+    "/set top-p 0.9 0.8": "usage: /set [NAME VALUE]",
+    "/set heat 1": "error: there is no setting 'heat': temperature, top-p, top-k, min-p, seed, max-tokens can be set",
+}
+
+
+@pytest.mark.parametrize("line", SET)
+def test_what_set_says(chat, capsys, line):
+    before = chat.session.sampling, chat.session.max_tokens
+    assert notes(chat, capsys, line) == [SET[line]]
+    if SET[line].startswith(("error", "usage")):
+        assert (chat.session.sampling, chat.session.max_tokens) == before
+
+
+def test_what_is_set_holds_from_the_next_answer_on_and_with_another_model(chat, capsys, demo_folder):
+    assert notes(chat, capsys, "/set") == [
+        "temperature  0",
+        "top-p        1.0",
+        "top-k        0",
+        "min-p        0.0",
+        "seed         another one each time",
+        "max-tokens   until the context is full",
+    ]
+    chat.load = lambda name: Session(load(name))
+    chat.session.set_reasoning_effort("none")
+    notes(chat, capsys, "/set max-tokens 3", "/set seed 5", f"/model {demo_folder}")
+    assert chat.session.sampling == Sampling(temperature=0, seed=5)
+    say(chat, "What is 12 + 30?")
+    assert "(stopped at --max-tokens" in capsys.readouterr().err
+    notes(chat, capsys, "/set max-tokens none")
+    run_line(chat, "/retry")
+    assert chat.session.stats[-1].finished
+
+
+@pytest.mark.parametrize("line", ["/bye", "/quit", "/q", "/Exit"])
+def test_ways_to_leave(chat, line):
+    run_line(chat, line)
+    assert chat.over
+
+
+def test_a_question_mark_is_help(chat, capsys):
+    assert notes(chat, capsys, "/?") == notes(chat, capsys, "/help")
+
+
+def test_help_and_context_in_a_narrow_window(chat, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    say(chat, "What is the weather in Bermi?")
+    assert notes(chat, capsys, "/help")[:2] == ["/help", "  show this list (also /?)"]
+    *rows, _ = notes(chat, capsys, "/context")
+    assert all(len(row) < 40 and row.endswith(" tokens") for row in rows)
 
 
 def test_reasoning_is_shown_or_folded(chat, capsys):

@@ -144,6 +144,16 @@ def test_what_is_pasted_is_sent_as_it_is(chat, capsys, monkeypatch, tmp_path):
     assert asked(chat) == [*pasted, "/help me"]
 
 
+@pytest.mark.parametrize("word", ["exit", "Quit "])
+def test_a_word_alone_leaves_where_a_person_types_it(chat, capsys, word):
+    chat.session.set_reasoning_effort("none")
+    converse(chat, Lines(word))
+    assert (chat.over, asked(chat)) == (False, [word])
+    chat.is_asked = True
+    converse(chat, Lines(f"{word} now", word, "never read"))
+    assert (chat.over, asked(chat)) == (True, [word, f"{word} now"])
+
+
 def test_edit_gives_back_what_was_typed(chat, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("one\n")
