@@ -15,7 +15,20 @@ import click
 
 from ..errors import GptOssError, printable
 from ..terminal.safe_text import without_controls
-from . import bench, chat, checkpoints, completion, config, config_file, evaluate, harmony, machine, serve, sessions
+from . import (
+    bench,
+    chat,
+    checkpoints,
+    completion,
+    config,
+    config_file,
+    evaluate,
+    harmony,
+    machine,
+    models,
+    serve,
+    sessions,
+)
 
 PROGRAM = "gptoss-mlx"
 STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
@@ -110,6 +123,6 @@ def _without_command(context: click.Context, model: str | None) -> None:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, serve, sessions):
+for module in (bench, chat, checkpoints, completion, config, evaluate, harmony, machine, models, serve, sessions):
     for command in module.COMMANDS:
         cli.add_command(command)
