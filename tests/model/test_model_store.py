@@ -132,7 +132,7 @@ def test_a_name_without_a_tag_is_the_recipe_used_last(place):
     folders = [model(place / f"openai--gpt-oss-20b--{tag}", TAGS[tag]) for tag in ("bf16", "q4", "q8")]
     for second, folder in enumerate(folders):
         stamp_of(folder).touch()
-        os.utime(stamp_of(folder), (second % 2, second % 2))
+        os.utime(stamp_of(folder), (1 + second % 2, 1 + second % 2))
     assert resolve("gpt-oss-20b") == folders[1]
 
 
