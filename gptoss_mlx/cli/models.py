@@ -143,7 +143,7 @@ def remove(names: tuple[str, ...], yes: bool) -> None:
             set_default(None)
 
 
-@models.command(epilog='Example: ls "$(gptoss-mlx models path gpt-oss-20b)"')
+@models.command(epilog="Example: gptoss-mlx models path gpt-oss-20b")
 @click.argument("name", required=False, shell_complete=complete_models)
 def path(name: str | None) -> None:
     """Print the folder of the model NAME; without it, the folder of models."""
