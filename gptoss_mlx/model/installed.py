@@ -60,7 +60,7 @@ class InstalledModel:
     def nbytes(self) -> int:
         """Bytes of its files; before it is finished, those that are written, of files that have their size already."""
         total = 0
-        for path in self.folder.rglob("*"):
+        for path in self.folder.rglob("[!.]*"):
             with suppress(OSError):
                 status = path.stat()
                 if stat.S_ISREG(status.st_mode):

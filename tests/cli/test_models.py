@@ -16,6 +16,7 @@ from gptoss_convert import convert
 from gptoss_mlx import files, load
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.model.model_store import stamp_of
+from gptoss_mlx.provenance import provenance_of
 from terminal.terminals import Terminal
 
 QUESTION = ("-p", "What is 12 + 30?", "--temperature", "0")
@@ -133,6 +134,20 @@ def test_names_are_understood_everywhere(command_of, place, demo_folder, name):
     ):
         done = command_of(*command)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_chat_offers_the_recipe_of_the_name(command, environment, user, place, tmp_path):
+    source = write_checkpoint(tmp_path / "source", config_of())
+    with serving(source, "openai/gpt-oss-20b") as hub:
+        online = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        terminal = Terminal([*command, "chat", "gpt-oss:20b:q8"], environment | user | online)
+        terminal.expect(r"gpt-oss:20b:q8 is not installed")
+        terminal.expect(r"\[y/N\]")
+        terminal.line("y")
+        terminal.wait("/exit leaves")
+        terminal.line("/exit")
+        assert terminal.exit_status() == 0
+    assert provenance_of(place / "openai--gpt-oss-20b--q8")["recipe"] == "mxfp4-q8"
 
 
 @pytest.mark.parametrize("columns", [40, 100])
