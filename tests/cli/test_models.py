@@ -17,7 +17,7 @@ from gptoss_mlx import files, load
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.model.model_store import stamp_of
 from gptoss_mlx.provenance import provenance_of
-from terminal.terminals import Terminal
+from terminal.terminals import Terminal, golden
 
 QUESTION = ("-p", "What is 12 + 30?", "--temperature", "0")
 ANSWER = "12 + 30 = 42\n"
@@ -177,6 +177,18 @@ def test_the_list_fits_the_terminal(command, environment, user, place, old_place
         assert entry[3] == "  interrupted"
     else:
         assert any(row.startswith("│ somebody/tuned:q8") for row in rows)
+
+
+def test_the_screen_of_a_narrow_terminal(command, environment, user, place, tmp_path, demo_folder):
+    for folder in (
+        place / "openai--gpt-oss-20b",
+        tmp_path / ".lmstudio/models/lmstudio-community/gpt-oss-20b-MLX-8bit",
+    ):
+        shutil.copytree(demo_folder, folder)
+    (place.parent / "default-model").write_text("gpt-oss-20b")
+    terminal = Terminal([*command, "models"], environment | user, columns=40)
+    golden("models-in-40-columns", terminal)
+    assert terminal.exit_status() == 0
 
 
 def test_another_programs_model(command_of, tmp_path, demo_folder):
