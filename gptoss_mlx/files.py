@@ -87,11 +87,11 @@ def remove_tree(folder: Path) -> None:
             shutil.rmtree(folder)
 
 
-def lock(descriptor: int) -> bool | None:
+def lock(descriptor: int, *, shared: bool = False) -> bool | None:
     """Lock an open file or folder until it is closed: True if that succeeded, False where another process holds the
-    lock, None on a file system without locks."""
+    lock, None on a file system without locks. A `shared` lock keeps off only one that is not."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

@@ -28,7 +28,7 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import remove_tree, sha256, sync
 from gptoss_mlx.memory.system import proc_bytes, size_text
 from gptoss_mlx.model.checkpoint import INDEX
-from gptoss_mlx.model.model_store import SHORT_NAMES
+from gptoss_mlx.model.model_store import hub_id, partial_folder
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE
 from gptoss_mlx.untrusted import read_json
@@ -41,7 +41,7 @@ from .journal import ConversionJournal
 from .quantize import converted, converted_config, planned_of, rounded_to_bf16, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
 from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Source, Unit
-from .writer import SHARD_LIMIT, Planned, clear, folder_appearing_at, partial_folder, write_json
+from .writer import SHARD_LIMIT, Planned, clear, folder_appearing_at, write_json
 
 if TYPE_CHECKING:
     from .fidelity import Fidelity
@@ -118,7 +118,7 @@ def convert(
     """
     started = time.monotonic()
     chosen = recipe_named(recipe)
-    source = SHORT_NAMES.get(source, source) if isinstance(source, str) else source
+    source = hub_id(source) if isinstance(source, str) else source
     dest = Path(dest).expanduser()
     memory = _PeakMemory()
     try:

@@ -144,8 +144,7 @@ def random_folder(
 
 
 def _place_for(what: str, nbytes: int) -> Path:
-    """A folder whose disk has room. The cache comes first: there the model itself would lie, and a folder of the
-    system's can be in memory."""
+    """A folder whose disk has room. The program's cache comes first: a folder of the system's can be in memory."""
     temporary = Path(tempfile.gettempdir())
     places = [temporary] if os.environ.get("TMPDIR") else [home(), temporary]
     room = {place: free_disk(place) for place in places}

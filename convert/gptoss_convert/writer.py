@@ -23,6 +23,7 @@ import numpy as np
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import lock, open_own_folder, sweep, sync, unlinked
 from gptoss_mlx.model.checkpoint import INDEX
+from gptoss_mlx.model.model_store import partial_folder
 from gptoss_mlx.model.safetensors import ITEM_SIZE
 from gptoss_mlx.untrusted import os_error_text
 
@@ -183,12 +184,6 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 def write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def partial_folder(dest: Path) -> Path:
-    """The hidden folder in which a conversion to `dest` writes."""
-    dest = dest.absolute()
-    return dest.parent / f".{dest.name}.partial"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import GptOssError
 from ..files import lock, open_own_folder, remove_tree, sweep
-from ..model.model_store import user_home
+from ..model.model_store import data_home
 from ..untrusted import os_error_text
 
 NAME = re.compile(r"[^\W_][\w .,+-]{0,79}")
@@ -25,12 +25,8 @@ MAX_NAME = 255 - len(".json")  # bytes: what file systems take
 
 
 def sessions_folder() -> Path:
-    """The platform's folder for a program's data, or GPTOSS_MLX_HOME. Raises GptOssError for a user without a home."""
-    if own := os.environ.get("GPTOSS_MLX_HOME"):
-        return Path(own) / "sessions"
-    if sys.platform == "darwin":
-        return user_home() / "Library" / "Application Support" / "gptoss-mlx" / "sessions"
-    return Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share") / "gptoss-mlx" / "sessions"
+    """Raises GptOssError for a user without a home."""
+    return data_home() / "sessions"
 
 
 class InUse(GptOssError):

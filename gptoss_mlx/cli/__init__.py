@@ -26,6 +26,7 @@ from . import (
     evaluate,
     harmony,
     machine,
+    models,
     serve,
     sessions,
 )
@@ -166,6 +167,19 @@ def _without_command(context: click.Context, model: str | None) -> None:
             command.invoke(below)
 
 
-for module in (bench, chat, checkpoints, completion, config, doctor, evaluate, harmony, machine, serve, sessions):
+for module in (
+    bench,
+    chat,
+    checkpoints,
+    completion,
+    config,
+    doctor,
+    evaluate,
+    harmony,
+    machine,
+    models,
+    serve,
+    sessions,
+):
     for command in module.COMMANDS:
         cli.add_command(command)

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import parse_size
-from ..model.model_store import home, last_used, remember
+from ..model.model_store import home, remember, usual_model
 from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .conversion import convert_with_progress, print_report
@@ -92,8 +92,8 @@ def chat(
 ) -> None:
     """Chat with MODEL in the terminal, offline. Without a terminal, each line of standard input is a message.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the session's model or the one used
-    last. Chats are saved as sessions: see `gptoss-mlx sessions`.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the session's model, the default, or
+    the one used last. Chats are saved as sessions: see `gptoss-mlx sessions`.
     """
     from ..chat.store import Store, sessions_folder
 
@@ -140,10 +140,10 @@ def _session_to_resume(store: Store, name: str) -> SessionEntry:
 
 
 def _model_of(saved: SessionEntry | None) -> str:
-    """The model of a session, or else the one used last."""
+    """The model of a session, or else the usual one."""
     from ..chat.transcript import Transcript
 
-    return str((saved and Transcript.read(saved.transcript).model) or last_used() or "gpt-oss-20b")
+    return (saved and Transcript.read(saved.transcript).model) or usual_model()
 
 
 def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -> None:
@@ -179,8 +179,8 @@ def generate(
 ) -> None:
     """Answer one prompt; only the answer goes to standard output.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last. Without -p, words
-    in place of MODEL are the prompt: gptoss-mlx generate "What is MXFP4?"
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the default or the one used last.
+    Without -p, words in place of MODEL are the prompt: gptoss-mlx generate "What is MXFP4?"
     """
     if model and prompt is None and len(model.split()) > 1 and not os.path.lexists(os.path.expanduser(model)):
         prompt = Text().convert(model, None, None)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
-from ..model.model_store import ModelMissing, hub_id, resolve
+from ..model.model_store import (
+    SHORT_NAMES,
+    TAGS,
+    ModelMissing,
+    ModelName,
+    hub_id,
+    kept_at,
+    name_like,
+    resolve,
+    tag_of,
+)
 from ..untrusted import os_error_text, read_named
 from .completion import complete_models, complete_recipes, complete_sources
 from .conversion import convert_with_progress, print_report
@@ -26,9 +39,9 @@ DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import
 MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 
-@command(epilog="Example: gptoss-mlx convert openai/gpt-oss-20b ~/models/gpt-oss-20b-q4")
+@command(epilog="Example: gptoss-mlx convert gpt-oss-20b --recipe mxfp4-q8")
 @click.argument("source", shell_complete=complete_sources)
-@click.argument("dest", type=UserPath())
+@click.argument("dest", type=UserPath(), required=False)
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
@@ -46,7 +59,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 @click.option("--dry-run", is_flag=True, help="With --upload: print the model card and the files instead.")
 def convert(
     source: str,
-    dest: Path,
+    dest: Path | None,
     recipe: str,
     calibrate: Path | None,
     compare: bool,
@@ -56,8 +69,9 @@ def convert(
 ) -> None:
     """Convert the checkpoint SOURCE into the new MLX folder DEST.
 
-    SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. An interrupted conversion resumes when the same
-    command runs again. The recipes:
+    SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. Without DEST the result is one of the models
+    that `gptoss-mlx models` lists; with a recipe it has a name of its own, such as gpt-oss-20b:q8. An interrupted
+    conversion resumes when the same command runs again. The recipes:
 
     \b
     mxfp4-q4        experts as published, all else 4-bit
@@ -72,17 +86,56 @@ def convert(
     if dry_run and repository is None:
         raise click.UsageError("--dry-run is for --upload OWNER/NAME")
     text = _text(calibrate) if calibrate else None
+    target = _Target.of(source, dest, recipe, options["adapter"])
     try:
-        report = convert_with_progress(hub_id(source), dest, recipe=recipe, calibration=text, verify=compare, **options)
+        report = convert_with_progress(
+            target.source, target.folder, recipe=target.recipe, calibration=text, verify=compare, **options
+        )
     except RecipeError as error:
         raise click.UsageError(str(error)) from None
     print_report(report)
+    if target.name:
+        click.echo(f"installed: `gptoss-mlx chat {target.name}`")
     if report.fidelity:
         from gptoss_convert.reports import print_fidelity
 
         print_fidelity(report.fidelity)
     if repository:
-        _upload(dest, repository, dry_run)
+        _upload(target.folder, repository, dry_run)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a conversion reads and makes."""
+
+    source: str
+    folder: Path
+    recipe: str
+    name: str | None
+    """The name by which the result is found; None in a folder of the user's."""
+
+    @classmethod
+    def of(cls, source: str, dest: Path | None, recipe: str, adapter: Path | None) -> _Target:
+        """SOURCE may name the recipe, as in gpt-oss-20b:q8. Raises UsageError, GptOssError."""
+        typed = click.get_current_context().get_parameter_source("recipe") != ParameterSource.DEFAULT
+        is_folder = os.path.lexists(os.path.expanduser(source)) and source not in SHORT_NAMES
+        named = None if is_folder else ModelName.parse(source)
+        if named and named.tag:
+            if named.recipe is None:
+                raise click.UsageError(f"{named.tag!r} is no tag of a recipe: the tags are {', '.join(TAGS)}")
+            if typed and recipe != named.recipe:
+                raise click.UsageError(f"{source} is made with {named.recipe}, and --recipe says {recipe}")
+            source, recipe, typed = named.repository, named.recipe, True
+        source = hub_id(source)
+        if dest is not None:
+            return cls(source, dest, recipe, None)
+        if adapter is not None:
+            raise click.UsageError("--adapter makes another model: give DEST")
+        repository = (
+            named.repository if named else f"local/{name_like(Path(os.path.expanduser(source)).resolve().name)}"
+        )
+        tag = tag_of(recipe) if typed else None
+        return cls(source, kept_at(repository, tag), recipe, str(ModelName(repository, tag)))
 
 
 @command(epilog="Example: gptoss-mlx inspect gpt-oss-20b --tensor model.layers.0.self_attn.sinks")

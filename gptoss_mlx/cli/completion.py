@@ -14,6 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from ..chat.store import Store, sessions_folder
+from ..model import other_programs
 from ..model.model_store import SHORT_NAMES, converted
 from ..untrusted import parse_toml
 from .help import command
@@ -43,7 +44,8 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 def complete_models(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
-    return _items("dir", dict.fromkeys([*SHORT_NAMES, *converted()]), typed)
+    others = (model.name for model in other_programs.models())
+    return _items("dir", dict.fromkeys([*SHORT_NAMES, *converted(), *others]), typed)
 
 
 def complete_sources(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:

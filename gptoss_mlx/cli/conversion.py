@@ -9,6 +9,8 @@ import click
 
 from ..errors import printable
 from ..memory.system import size_text
+from ..model.installed import make_models_folder
+from ..model.model_store import models_folder, partial_folder
 
 if TYPE_CHECKING:
     from gptoss_convert import ConversionReport
@@ -17,10 +19,11 @@ if TYPE_CHECKING:
 def convert_with_progress(source: str, dest: Path, **options: Any) -> ConversionReport:
     """`gptoss_convert.convert` with a progress bar, or a line every tenth where there is no terminal."""
     from gptoss_convert import convert as run
-    from gptoss_convert.writer import partial_folder
 
     from ..terminal.progress_bars import conversion_progress
 
+    if dest.parent == models_folder():
+        make_models_folder()
     try:
         with conversion_progress() as show:
             return run(

@@ -12,7 +12,18 @@ import click
 from ..errors import GptOssError, printable
 from ..files import free_disk
 from ..memory.system import size_text
-from ..model.model_store import DOWNLOAD_GB, converted, home, hub_id, kept_at, last_used, resolve
+from ..model import other_programs
+from ..model.model_store import (
+    DOWNLOAD_GB,
+    converted,
+    default_model,
+    hub_id,
+    kept_at,
+    last_used,
+    models_folder,
+    resolve,
+)
+from .models import offer_to_move
 
 CommandLine = tuple[str, ...]
 
@@ -28,9 +39,10 @@ NETWORK = 100e6  # bits per second, for an estimate of the download
 
 
 def command_lines(model: str | None) -> list[CommandLine]:
-    """The commands to run: the chat with `model`, if the config file names one, or with the one used last; else those
-    that a person chooses in the terminal. Empty to leave."""
-    if model is not None:
+    """The commands to run: the chat with `model`, if the config file names one, with the default, or with the one used
+    last; else those that a person chooses in the terminal. Empty to leave."""
+    offer_to_move()
+    if (model := model or default_model()) is not None:
         return [("chat", model)]
     last = last_used()
     if last is None:
@@ -61,7 +73,7 @@ def _machine_lines() -> tuple[str, ...]:
     device = Device.here()
     # What does not fit on a Mac's GPU, the CPU computes.
     memory = device.memory if device.gpu is None or device.cpu_experts else min(device.memory, device.gpu)
-    free = free_disk(home())
+    free = free_disk(models_folder())
     if memory >= MEMORY_GB * 1e9:
         fits = f"takes {MEMORY_GB} GB of memory: it fits"
     elif memory >= MIN_MEMORY_GB * 1e9:
@@ -74,7 +86,7 @@ def _machine_lines() -> tuple[str, ...]:
     return (
         f"device: {dict(facts())['device']}",
         f"memory: {size_text(memory)} available for a model",
-        f"disk: {size_text(free)} free at {home()}",
+        f"disk: {size_text(free)} free at {models_folder()}",
         f"{NAME} {fits}",
         f"{NAME} {room}",
     )
@@ -84,7 +96,10 @@ def _choices() -> list[tuple[str, list[CommandLine] | None]]:
     """The choices, each with its command lines; None where a folder has to be asked for."""
     here = converted()
     choices: list[tuple[str, list[CommandLine] | None]] = [(f"chat with {name}", [("chat", name)]) for name in here]
-    if NAME not in here:
+    for other in other_programs.models():
+        text = f"chat with {printable(other.name)}, which {other.program} has on this disk"
+        choices.append((text, [("chat", str(other.folder))]))
+    if not any(name.partition(":")[0] == NAME for name in here):
         repository = hub_id(NAME)
         gigabytes = DOWNLOAD_GB[repository]
         time = f"{gigabytes * 8e9 / NETWORK / 60:.0f} minutes at {NETWORK / 1e6:.0f} Mbit/s"

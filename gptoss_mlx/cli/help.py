@@ -23,7 +23,7 @@ NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # in place of a hyphen while lines are bro
 
 COMMANDS = {
     "Chat": ("chat", "generate", "demo", "serve", "sessions"),
-    "Models": ("convert", "inspect", "compare", "verify", "upload"),
+    "Models": ("models", "convert", "inspect", "compare", "verify", "upload"),
     "Measure": ("plan", "bench", "eval"),
     "Set up": ("doctor", "config", "completion"),
     "Formats": ("harmony",),

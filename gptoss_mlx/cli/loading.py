@@ -44,7 +44,8 @@ def model_folder(name: str) -> Path:
         question = f"{missing.name} is not installed. {download} and convert to {missing.folder}?"
         if not click.confirm(printable(question), err=True):
             raise
-        print_report(convert_with_progress(missing.repository, missing.folder))
+        recipe = {"recipe": missing.recipe} if missing.recipe else {}
+        print_report(convert_with_progress(missing.repository, missing.folder, **recipe))
         return missing.folder
 
 

@@ -22,7 +22,7 @@ from ..files import free_disk
 from ..memory.plan import MemoryPlan
 from ..memory.system import cgroup_limit, proc_bytes, size_text, total
 from ..model.checkpoint import Checkpoint
-from ..model.model_store import home
+from ..model.model_store import models_folder
 
 PACKAGES = re.compile("mlx|numpy|safetensors|tokenizers")  # names begin so
 GPU_PROPERTIES = ("ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXAccelerator")
@@ -80,7 +80,7 @@ def planned(plan: MemoryPlan) -> int:
 
 
 def models() -> tuple[str, str]:
-    return "models", f"{home()}, {size_text(free_disk(home()))} free"
+    return "models", f"{models_folder()}, {size_text(free_disk(models_folder()))} free"
 
 
 def as_lines(name: str, value: str, width: int | None = None) -> str:

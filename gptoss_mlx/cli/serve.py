@@ -66,10 +66,10 @@ def serve(
 ) -> None:
     """Serve MODEL to other programs, and on a page to chat at.
 
-    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the one used last. Programs use
-    OpenAI's APIs or Anthropic's. Options of sampling hold where a request does not say otherwise; those of answers and
-    tools are for the page, whose conversations are the sessions of the chat. On another host than this machine,
-    requests need the key that is shown.
+    MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the default or the one used last.
+    Programs use OpenAI's APIs or Anthropic's. Options of sampling hold where a request does not say otherwise; those of
+    answers and tools are for the page, whose conversations are the sessions of the chat. On another host than this
+    machine, requests need the key that is shown.
     """
     from .serving import ServeOptions, serve_model
 

@@ -24,7 +24,7 @@ import click
 from ..errors import GptOssError, printable
 from ..files import lock, open_own_folder, remove_tree
 from ..memory.system import parse_size, size_text
-from ..model.model_store import home, last_used, remember
+from ..model.model_store import display_name, home, remember, usual_model
 from ..untrusted import os_error_text
 from .chat import session_maker
 from .loading import model_folder, plan_to_keep, use_threads
@@ -94,7 +94,7 @@ def serve_model(
         _check_certificate(options.tls_cert, options.tls_key)
     place = Place(_listen(options.host, options.port), options.host, "https" if options.tls_cert else "http")
     access, key_line = _access(place, options.allow_origin, options.key_file)
-    folder = model_folder(model or str(last_used() or "gpt-oss-20b"))
+    folder = model_folder(model or usual_model())
     use_threads(model_options.threads)
     plan = plan_to_keep(folder, model_options)
 
@@ -106,7 +106,7 @@ def serve_model(
     from ..server.service import open_service
 
     async def run(caches: Path | None, progress: PrefillProgress | None) -> int | None:
-        name, kv_limit = folder.resolve().name.rpartition("--")[2], parse_size(options.kv_limit)
+        name, kv_limit = display_name(folder), parse_size(options.kv_limit)
         service = await open_service(
             lambda: load(folder, plan.settings),
             name,

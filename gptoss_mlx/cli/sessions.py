@@ -15,7 +15,7 @@ from ..terminal.session_list import time_text
 from .completion import complete_sessions
 from .help import group
 from .options import UserPath
-from .output import print_text
+from .output import agreed, print_text
 
 
 @group(invoke_without_command=True, epilog="Example: gptoss-mlx sessions show trip-to-oslo")
@@ -122,7 +122,7 @@ def _write(name: str, form: str, output: Path | None) -> None:
     transcript = Transcript.read(Store(sessions_folder()).find(name).transcript)
     text = transcript.as_markdown() if form == "markdown" else transcript.as_json()
     if output is not None:
-        if os.path.lexists(output) and not _agreed(f"{printable(str(output))} exists already: replace it?"):
+        if os.path.lexists(output) and not agreed(f"{printable(str(output))} exists already: replace it?"):
             raise GptOssError(f"{output} exists already, and stays as it is: choose another name")
         replace_file(output, text)
     else:
@@ -149,23 +149,12 @@ def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
     store = Store(sessions_folder())
     found = dict.fromkeys(store.find(name) for name in names)
     what = "the KV cache of " if kv_only else ""
-    if not yes and not _agreed(f"delete {what}{', '.join(printable(entry.name) for entry in found)}?"):
+    if not yes and not agreed(f"delete {what}{', '.join(printable(entry.name) for entry in found)}?"):
         raise GptOssError("nothing was deleted: answer y, or give --yes")
     for entry in found:
         with store.lock(entry) as lock:
             lock.remove_state() if kv_only else lock.delete()
         click.echo(printable(f"deleted {what}{entry.name}"))
-
-
-def _agreed(question: str) -> bool:
-    """The answer of a person or a pipe; at the end of input, nobody has agreed."""
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort as abort:
-        if not isinstance(abort.__context__, EOFError):
-            raise
-        click.echo(err=True)
-        return False
 
 
 COMMANDS = (sessions,)

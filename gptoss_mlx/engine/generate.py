@@ -21,6 +21,7 @@ from ..memory.plan import EngineConfig, MemoryPlan, make_plan
 from ..memory.system import parse_size
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
+from ..model.installed import Hold
 from ..model.kv_cache import KVCache
 from ..model.model_store import resolve
 from ..model.network import Transformer
@@ -80,9 +81,11 @@ class Model:
         stop_ids: frozenset[int],
         settings: EngineConfig,
         plan: MemoryPlan | None = None,
+        hold: Hold | None = None,
     ):
+        """`hold` keeps the folder in its place as long as there is the model."""
         self.path, self.config, self.network, self.stop_ids = path, config, network, stop_ids
-        self.settings, self.plan = settings, plan
+        self.settings, self.plan, self._hold = settings, plan, hold
         self.together: Together | None = None
         """Where several conversations are decoded by turns: reads a token of each at a time."""
 
@@ -285,6 +288,7 @@ def load(
         size = parse_size(memory) if isinstance(memory, str) else memory
         plan = make_plan(path, Device.here(), memory=size, context=context, kv_bits=kv_bits)
         settings = plan.settings
+    hold = Hold(path)
     config, checkpoint = open_converted(path)
     if settings.workspace is not None:
         mx.set_cache_limit(settings.workspace)
@@ -298,7 +302,7 @@ def load(
         embeddings_on_gpu=settings.embeddings_on_gpu,
     )
     weights.check_finite()
-    return Model(path, config, network, _stop_ids(path), settings, plan)
+    return Model(path, config, network, _stop_ids(path), settings, plan, hold)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

@@ -29,7 +29,8 @@ def start(command, environment, home):
     """`gptoss-mlx` in a terminal of 30 lines by 120 columns, with a home of its own."""
 
     def start(**changes):
-        own = {"GPTOSS_MLX_HOME": str(home), "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
+        places = {"GPTOSS_MLX_HOME": str(home), "HOME": str(home.parent), "XDG_CACHE_HOME": str(home.parent)}
+        own = places | {"PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
         return Spawn(
             command[0],
             command[1:],
@@ -142,6 +143,33 @@ def test_models_that_are_here(start, home, demo_folder):
     assert "download" not in child.before
     child.sendline("2")
     chat_and_leave(child)
+
+
+def test_another_programs_model_is_offered(start, home, demo_folder):
+    shutil.copytree(demo_folder, home.parent / ".lmstudio" / "models" / "somebody" / "gpt-oss-20b-MLX")
+    child = start()
+    child.expect_exact(ASKED)
+    assert "1  chat with somebody/gpt-oss-20b-MLX, which LM Studio has on this disk" in child.before
+    assert "2  download gpt-oss-20b" in child.before
+    child.sendline("1")
+    chat_and_leave(child)
+
+
+def test_one_recipe_of_several_is_no_reason_to_download(start, home, demo_folder):
+    shutil.copytree(demo_folder, home / "openai--gpt-oss-20b--q8")
+    child = start()
+    child.expect_exact(ASKED)
+    assert "1  chat with gpt-oss-20b:q8" in child.before
+    assert "download" not in child.before
+    child.sendline("q")
+    leave(child)
+
+
+def test_the_default_counts_before_the_model_used_last(start, home, demo_folder):
+    shutil.copytree(demo_folder, home / "somebody--tuned")
+    (home / model_store.LAST_USED).write_text("/nothing")
+    (home / model_store.DEFAULT).write_text("somebody/tuned")
+    chat_and_leave(start())
 
 
 def test_the_model_of_the_config_file_counts_first(start, home, tmp_path, demo_folder):
