@@ -20,8 +20,6 @@ from .output import print_text
 if TYPE_CHECKING:
     from gptoss_convert.inspection import Subject
 
-DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
-
 MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 
@@ -31,8 +29,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    default=DEFAULT_RECIPE,
-    show_default=True,
+    show_default="the most faithful that fits this machine",
     shell_complete=complete_recipes,
     help="A recipe from the list above, or a .toml file.",
 )
@@ -46,7 +43,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 def convert(
     source: str,
     dest: Path,
-    recipe: str,
+    recipe: str | None,
     calibrate: Path | None,
     compare: bool,
     repository: str | None,
@@ -56,7 +53,8 @@ def convert(
     """Convert the checkpoint SOURCE into the new MLX folder DEST.
 
     SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. An interrupted conversion resumes when the same
-    command runs again. The recipes:
+    command runs again. Without --recipe, the plan chooses: mxfp4-q8, mxfp4-mixed or mxfp4-q4, the first that stays in
+    this machine's memory with 16,384 tokens. The recipes:
 
     \b
     mxfp4-q4        experts as published, all else 4-bit
