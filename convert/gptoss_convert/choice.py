@@ -49,7 +49,7 @@ def choose(
             break
         too_large.append(f"{name} takes {takes}")
     else:
-        why = f"as small as it gets: with {context:,} tokens not everything stays in memory ({too_large[-1]})"
+        why = f"the smallest to choose from: with {context:,} tokens even it takes {takes}"
     return RECIPES[name], f"recipe {name}, {why}; KL {DIVERGENCE[name]:.4f} from the source, measured on the demo model"
 
 

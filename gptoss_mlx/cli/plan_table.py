@@ -57,8 +57,8 @@ def print_offer(offer: Offer) -> None:
         table.add_row(name, size_text(found.file_bytes), *_cells(found), f"{found.divergence:.4f}")
     console = Console()
     console.print(table)
-    disk = f"{size_text(offer.chosen.disk_bytes)} of disk while it is converted"
-    console.print(Text(printable(f"{offer.why}; {disk}")), highlight=False)
+    for line in (offer.why, f"disk: {size_text(offer.chosen.disk_bytes)} while it is converted"):
+        console.print(Text(printable(line)), highlight=False)
     print_plan(plan)
 
 

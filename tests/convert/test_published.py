@@ -1,6 +1,7 @@
 """Plans for models that are not here: those of the folders that conversions write; and the choice of a recipe."""
 
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from checkpoints import config_of as small_config
 from checkpoints import write_checkpoint
 from gptoss_convert import RECIPES, convert, pipeline
 from gptoss_convert.choice import CHOICES, CONTEXT, choose
+from gptoss_convert.journal import recipe_in
 from gptoss_convert.published import SHAPES, config_in, config_of, headers_of, weights_of
 from gptoss_convert.random_weights import parse_shape, random_folder
 from gptoss_convert.recipes import DIVERGENCE
@@ -143,9 +145,7 @@ class TestChoice:
         assert self.chosen(Device.named("mac-24gb"))[0] == "mxfp4-q8"
         recipe, why = self.chosen(Device.named("mac-16gb"))
         assert recipe == "mxfp4-q4"
-        assert re.search(
-            r"not everything stays in memory \(mxfp4-q4 takes 1\d\.\d\d GB of 10\.6\d GB on the GPU\)", why
-        )
+        assert re.search(r"the smallest .* even it takes 1\d\.\d\d GB of 10\.6\d GB on the GPU;", why)
 
     def test_a_middle_one_says_why_not_the_better_one(self):
         device = Device("x", 200 * GB, None, "kernels")
@@ -158,7 +158,7 @@ class TestChoice:
         table = (ROOT / "docs" / "recipes.md").read_text()
         rows = re.findall(r"^\| `([\w-]+)` \| [\d.]+ MB \| [\d.]+ \| ([\d.]+) \|", table, re.MULTILINE)
         assert {name: float(divergence) for name, divergence in rows} == DIVERGENCE
-        assert [*DIVERGENCE] == [*RECIPES]
+        assert DIVERGENCE.keys() == RECIPES.keys()
         assert sorted(CHOICES, key=DIVERGENCE.get) == list(CHOICES)
 
     def test_a_conversion_that_was_interrupted_goes_on_with_its_recipe(self, tmp_path, monkeypatch):
@@ -168,6 +168,8 @@ class TestChoice:
 
         def stop(step):
             if step.done > step.total / 2:
+                while recipe_in(tmp_path / ".dest.partial") is None:
+                    time.sleep(0.01)  # what is on record decides, and that is written in the background
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -176,7 +178,7 @@ class TestChoice:
         report = convert(source, tmp_path / "dest", None, on_note=notes.append, on_progress=steps.append)
         assert report.recipe == "mxfp4-q4"
         assert notes == ["recipe mxfp4-q4, with which this conversion began"]
-        assert steps[0].done > steps[0].total / 4
+        assert steps[0].done > 1000  # more than a first step
         notes.clear()
         assert convert(source, tmp_path / "other", None, on_note=notes.append).recipe == "mxfp4-q8"
         assert notes[0].startswith("recipe mxfp4-q8, the most faithful ")

@@ -35,7 +35,7 @@ def test_here_it_was_measured(folder):
 
 def test_where_nobody_has_run_it_that_is_said(folder):
     text = decode_text(make_plan(folder, Device.named("mac-24gb")))
-    assert text.startswith("decode: about 25 (M2, M3), 30 (M4), ")
+    assert text.startswith("decode: about 26 (M2, M3), 31 (M4), ")
     assert "a guess, 50 % of the memory's bandwidth, as other programs reach on Macs" in text
     assert text.endswith("nobody has run gptoss-mlx there")
 
