@@ -126,9 +126,6 @@ def convert(
     try:
         with folder_appearing_at(dest, OWN_NAMES.fullmatch) as partial:
             provider = provider_of(source, revision, partial, keep_source)
-            if chosen is None:
-                chosen, why = choose(provider.source.raw_config, provider.source.weights(), begun=recipe_in(partial))
-                on_note(why)
             stop_ids = _stop_ids(provider.source)
             if not stop_ids:
                 lack = f"{source} has no tokenizer.json"
@@ -142,6 +139,9 @@ def convert(
                 )
             if adapter is not None:
                 provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
+            if chosen is None:
+                chosen, why = choose(provider.source.raw_config, provider.source.weights(), begun=recipe_in(partial))
+                on_note(why)
             conversion = _Conversion(
                 provider, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
             )

@@ -20,7 +20,7 @@ from .options import ModelOptions
 if TYPE_CHECKING:
     from ..memory.devices import Device
 
-READ_TO_MEASURE = 2**28  # bytes, read a few times: a tenth of a second, and more than most caches hold
+READ_TO_MEASURE = 2**27  # bytes, read a few times: half a second on a busy machine, and more than most caches hold
 
 
 @dataclass(frozen=True)
