@@ -16,6 +16,15 @@ from gptoss_mlx.files import replacing
 NAME = "journal.json"
 
 
+def recipe_in(folder: Path) -> str | None:
+    """The name of the recipe with which the conversion in this unfinished folder began; None if there is no record."""
+    try:
+        name = json.loads((folder / NAME).read_text(encoding="utf-8"))["key"]["recipe"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return name if isinstance(name, str) else None
+
+
 class ConversionJournal:
     """Steps of a conversion and checksums of files, for the conversion that `key` describes."""
 

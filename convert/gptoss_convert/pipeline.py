@@ -34,10 +34,11 @@ from gptoss_mlx.provenance import PROVENANCE
 from gptoss_mlx.untrusted import read_json
 
 from .adapters import open_adapter
+from .choice import choose
 from .downloads import SPARE, ShardProvider, provider_of
 from .errors import ConvertError
 from .inspection import bits_per_weight, tensors_text
-from .journal import ConversionJournal
+from .journal import ConversionJournal, recipe_in
 from .quantize import converted, converted_config, planned_of, rounded_to_bf16, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
 from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Source, Unit
@@ -82,7 +83,7 @@ class ConversionReport:
 def convert(
     source: str | Path,
     dest: str | Path,
-    recipe: str = DEFAULT_RECIPE,
+    recipe: str | None = DEFAULT_RECIPE,
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
@@ -102,7 +103,8 @@ def convert(
         source: A folder in any layout of gpt-oss; a Hugging Face repository id (owner/name), which is downloaded shard
             by shard; or the string "gpt-oss-20b" or "gpt-oss-120b".
         dest: The folder to make; it must not exist. It appears when it is complete.
-        recipe: A name in `RECIPES`, or the path of a .toml file with the same keys.
+        recipe: A name in `RECIPES`, or the path of a .toml file with the same keys; None for the most faithful one with
+            which the model stays in this machine's memory, which is then reported with `on_note`.
         revision: Branch, tag or commit of a repository; a note in provenance.json for a folder.
         adapter: A folder with a LoRA adapter (PEFT, Tinker or MLX-LM), which is merged into the weights.
         calibration: A text; affine weights are then rounded so that errors in inputs that matter on it are small.
@@ -117,7 +119,7 @@ def convert(
         GptOssError: Anything else that went wrong, on the network or the disk: the message says what to do.
     """
     started = time.monotonic()
-    chosen = recipe_named(recipe)
+    chosen = None if recipe is None else recipe_named(recipe)
     source = hub_id(source) if isinstance(source, str) else source
     dest = Path(dest).expanduser()
     memory = _PeakMemory()
@@ -137,6 +139,9 @@ def convert(
                 )
             if adapter is not None:
                 provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
+            if chosen is None:
+                chosen, why = choose(provider.source.raw_config, provider.source.weights(), begun=recipe_in(partial))
+                on_note(why)
             conversion = _Conversion(
                 provider, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory
             )

@@ -25,58 +25,18 @@ from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import free_disk, sync
 from gptoss_mlx.memory.system import size_text
 from gptoss_mlx.model.bf16 import f32_to_bf16
-from gptoss_mlx.model.config import LAYER_TYPES, ModelConfig
 from gptoss_mlx.model.model_store import home
 from gptoss_mlx.progress import OnProgress, Progress, no_progress
 from gptoss_mlx.provenance import PROVENANCE, RANDOM_WEIGHTS
 
-from .canonical_weights import Blocks, Plain, Rows
 from .downloads import SPARE
-from .layouts import PUBLISHED
 from .pipeline import tool
+from .published import SHAPES, config_of, weights_of
 from .quantize import converted_config, planned_of, quantization_of, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
+from .sources import Weight
 from .writer import Planned, write_json
 
-SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
-
-# config.json of the published checkpoints, without what differs between them.
-CONFIG = {
-    "architectures": ["GptOssForCausalLM"],
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "eos_token_id": 200002,
-    "experts_per_token": 4,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2880,
-    "initial_context_length": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 2880,
-    "max_position_embeddings": 131072,
-    "model_type": "gpt_oss",
-    "num_attention_heads": 64,
-    "num_experts_per_tok": 4,
-    "num_key_value_heads": 8,
-    "output_router_logits": False,
-    "pad_token_id": 199999,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "factor": 32.0,
-        "original_max_position_embeddings": 4096,
-        "rope_type": "yarn",
-        "truncate": False,
-    },
-    "rope_theta": 150000,
-    "router_aux_loss_coef": 0.9,
-    "sliding_window": 128,
-    "swiglu_limit": 7.0,
-    "tie_word_embeddings": False,
-    "use_cache": True,
-    "vocab_size": 201088,
-}
 GENERATION_CONFIG = {
     "bos_token_id": 199998,
     "do_sample": True,
@@ -100,8 +60,7 @@ class RandomShape:
     @property
     def config(self) -> dict[str, Any]:
         """Its config.json, as it is published."""
-        counts = {"num_hidden_layers": self.layers, "num_local_experts": self.experts}
-        return CONFIG | counts | {"layer_types": [*LAYER_TYPES] * (self.layers // 2)}
+        return config_of(self.layers, self.experts)
 
 
 def parse_shape(text: str) -> RandomShape:
@@ -159,13 +118,7 @@ class _RandomModel:
 
     def __init__(self, raw_config: Mapping[str, Any], recipe: Recipe):
         self.raw_config, self.recipe = raw_config, recipe
-        config = ModelConfig.from_dict(raw_config)
-        forms = PUBLISHED.tensors(config)
-
-        def unread(name: str) -> Rows:
-            return Rows(forms[name][1], lambda start, stop: np.empty(0))
-
-        self.weights = [item for name in forms for item in PUBLISHED.weights(name, unread, config)]
+        self.weights = weights_of(raw_config)
         self.tensors = [
             (tensor, _pattern(item, tensor, recipe)) for item in self.weights for tensor in planned_of(item, recipe)
         ]
@@ -244,7 +197,7 @@ ONES = _Pattern(np.uint16(0), np.uint16(0x3F80))
 SMALL = 0.02  # root mean square of biases and sinks
 
 
-def _pattern(item: Plain | Blocks, tensor: Planned, recipe: Recipe) -> _Pattern:
+def _pattern(item: Weight, tensor: Planned, recipe: Recipe) -> _Pattern:
     """Weights are drawn so that a product with what an RMSNorm gives has a mean square of about 1: no layer adds more
     than that to what it passes on, and logits stay small."""
     if item.name.endswith("norm.weight"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .. import device
 from ..errors import printable
-from ..memory.plan import MemoryEstimate, MemoryPlan
+from ..memory.estimate import MemoryEstimate
+from ..memory.plan import MemoryPlan
 from ..model.config import ModelConfig
 from ..model.safetensors import TensorInfo
 from ..provenance import RANDOM_WEIGHTS, recipe_and_source

@@ -52,7 +52,7 @@ def main(folder: Path, settings: dict, tokens: int) -> None:
     from ..engine.generate import load
     from ..engine.sampling import Sampling
     from ..engine.tokenizer import Tokenizer
-    from ..memory.plan import EngineConfig
+    from ..memory.estimate import EngineConfig
     from ..untrusted import lexists
 
     imported = time.monotonic()

@@ -25,7 +25,8 @@ import mlx.core as mx
 from ..engine.generate import load
 from ..engine.interrupts import Interrupts
 from ..errors import GptOssError
-from ..memory.plan import MemoryEstimate, MemoryPlan
+from ..memory.estimate import MemoryEstimate
+from ..memory.plan import MemoryPlan
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.kv_cache import Snapshot

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
-from ..memory.plan import EngineConfig
+from ..memory.estimate import EngineConfig
 from ..model.expert_pool import PoolStats
 
 FORMAT = 1  # of the JSON

@@ -128,6 +128,11 @@ def _seen(layer: FullKV | RingKV, depth: int, tokens: int) -> int:
     return growing * depth + growing * (growing + 1) // 2 + (tokens - growing) * window
 
 
+def measured_bandwidth(room: int) -> float | None:
+    """Bytes per second that the kernels' threads, or the GPU, read now; `room` bytes of memory are free for it."""
+    return _gpu_bandwidth(room) if is_gpu() else kernels.read_bandwidth(room)
+
+
 def measured_rates(room: int) -> Rates:
     """The rates of the kernels' threads, or of the GPU, now; `room` bytes of memory are free for it.
 

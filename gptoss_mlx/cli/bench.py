@@ -190,7 +190,7 @@ def _measure(context: click.Context, folder: Path, options: BenchOptions, model_
     from ..bench.machine import describe
     from ..bench.measure import measure, record_routing
     from ..bench.routing import RoutingTrace
-    from ..memory.plan import MemoryEstimate
+    from ..memory.estimate import MemoryEstimate
     from ..terminal.progress_bars import step_progress
 
     spec = BenchmarkSpec(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
@@ -34,8 +33,6 @@ from .output import print_text
 if TYPE_CHECKING:
     from gptoss_convert.inspection import Subject
 
-DEFAULT_RECIPE = "mxfp4-q4"  # gptoss_convert.DEFAULT_RECIPE, which would import NumPy
-
 MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 
 
@@ -45,8 +42,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    default=DEFAULT_RECIPE,
-    show_default=True,
+    show_default="the most faithful that fits this machine",
     shell_complete=complete_recipes,
     help="A recipe from the list above, or a .toml file.",
 )
@@ -60,7 +56,7 @@ MAX_TEXT = 64 * 2**20  # bytes, of which a few thousand tokens are used
 def convert(
     source: str,
     dest: Path | None,
-    recipe: str,
+    recipe: str | None,
     calibrate: Path | None,
     compare: bool,
     repository: str | None,
@@ -71,7 +67,8 @@ def convert(
 
     SOURCE is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id. Without DEST the result is one of the models
     that `gptoss-mlx models` lists; with a recipe it has a name of its own, such as gpt-oss-20b:q8. An interrupted
-    conversion resumes when the same command runs again. The recipes:
+    conversion resumes when the same command runs again. Without --recipe, the plan chooses: mxfp4-q8, mxfp4-mixed or
+    mxfp4-q4, the first that stays in this machine's memory with 16,384 tokens. The recipes:
 
     \b
     mxfp4-q4        experts as published, all else 4-bit
@@ -110,22 +107,22 @@ class _Target:
 
     source: str
     folder: Path
-    recipe: str
+    recipe: str | None
+    """None: the most faithful that fits this machine."""
     name: str | None
     """The name by which the result is found; None in a folder of the user's."""
 
     @classmethod
-    def of(cls, source: str, dest: Path | None, recipe: str, adapter: Path | None) -> _Target:
+    def of(cls, source: str, dest: Path | None, recipe: str | None, adapter: Path | None) -> _Target:
         """SOURCE may name the recipe, as in gpt-oss-20b:q8. Raises UsageError, GptOssError."""
-        typed = click.get_current_context().get_parameter_source("recipe") != ParameterSource.DEFAULT
         is_folder = os.path.lexists(os.path.expanduser(source)) and source not in SHORT_NAMES
         named = None if is_folder else ModelName.parse(source)
         if named and named.tag:
             if named.recipe is None:
                 raise click.UsageError(f"{named.tag!r} is no tag of a recipe: the tags are {', '.join(TAGS)}")
-            if typed and recipe != named.recipe:
+            if recipe not in (None, named.recipe):
                 raise click.UsageError(f"{source} is made with {named.recipe}, and --recipe says {recipe}")
-            source, recipe, typed = named.repository, named.recipe, True
+            source, recipe = named.repository, named.recipe
         source = hub_id(source)
         if dest is not None:
             return cls(source, dest, recipe, None)
@@ -134,7 +131,7 @@ class _Target:
         repository = (
             named.repository if named else f"local/{name_like(Path(os.path.expanduser(source)).resolve().name)}"
         )
-        tag = tag_of(recipe) if typed else None
+        tag = tag_of(recipe) if recipe else None
         return cls(source, kept_at(repository, tag), recipe, str(ModelName(repository, tag)))
 
 

@@ -6,6 +6,7 @@ Makes command lines of our own, and leaves running them to the command group.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import click
 
@@ -15,6 +16,7 @@ from ..memory.system import size_text
 from ..model import other_programs
 from ..model.model_store import (
     DOWNLOAD_GB,
+    SHORT_NAMES,
     converted,
     default_model,
     hub_id,
@@ -24,17 +26,11 @@ from ..model.model_store import (
     resolve,
 )
 from .models import offer_to_move
+from .offer import Offer, offer_into, this_machine
 
 CommandLine = tuple[str, ...]
 
-NAME = "gpt-oss-20b"
-# With the default recipe, in GB: the folder, the disk while it is converted (with the largest of the three files that
-# it comes from), the memory for all of it and a context of 8,192 tokens, and the minimum, where experts are paged.
-FOLDER_GB = 11.2
-DISK_GB = 16.1
-MEMORY_GB = 12.1
-MIN_MEMORY_GB = 1.6
-
+NAME = "gpt-oss-20b"  # the model that is offered on every machine; others are where all of them stays in memory
 NETWORK = 100e6  # bits per second, for an estimate of the download
 
 
@@ -52,9 +48,10 @@ def command_lines(model: str | None) -> list[CommandLine]:
         return [("chat", str(last))]
     else:
         click.echo(f"{printable(str(last))}, the model used last, is gone. This machine:")
-    for line in _machine_lines():
+    offers = _offers()
+    for line in (*_machine_lines(), *_offer_lines(offers)):
         click.echo(f"  {line}")
-    choices = {str(number): choice for number, choice in enumerate(_choices(), 1)}
+    choices = {str(number): choice for number, choice in enumerate(_choices(offers), 1)}
     for number, (text, _) in choices.items():
         click.echo(f"{number}  {text}")
     while (answer := _typed("a number, or q to leave: ")) not in ("", "q"):
@@ -66,45 +63,47 @@ def command_lines(model: str | None) -> list[CommandLine]:
 
 
 def _machine_lines() -> tuple[str, ...]:
-    """The facts that a choice depends on, in five lines."""
+    """The facts that a choice depends on."""
     from ..memory.devices import Device
     from .machine_facts import facts
 
     device = Device.here()
     # What does not fit on a Mac's GPU, the CPU computes.
     memory = device.memory if device.gpu is None or device.cpu_experts else min(device.memory, device.gpu)
-    free = free_disk(models_folder())
-    if memory >= MEMORY_GB * 1e9:
-        fits = f"takes {MEMORY_GB} GB of memory: it fits"
-    elif memory >= MIN_MEMORY_GB * 1e9:
-        fits = f"takes {MEMORY_GB} GB of memory: with less it reads from the disk as it runs, and is slower"
-    else:
-        fits = f"takes {MIN_MEMORY_GB} GB of memory or more: it does not fit"
-    room = f"takes {FOLDER_GB} GB of disk, and {DISK_GB} GB while it is converted"
-    if free < DISK_GB * 1e9:
-        room += ": not enough is free; set GPTOSS_MLX_HOME to a folder on another disk"
     return (
         f"device: {dict(facts())['device']}",
         f"memory: {size_text(memory)} available for a model",
-        f"disk: {size_text(free)} free at {models_folder()}",
-        f"{NAME} {fits}",
-        f"{NAME} {room}",
+        f"disk: {size_text(free_disk(models_folder()))} free at {models_folder()}",
     )
 
 
-def _choices() -> list[tuple[str, list[CommandLine] | None]]:
+def _offers() -> dict[str, Offer]:
+    """The published models to offer, by name."""
+    device, here = this_machine(), {name.partition(":")[0] for name in converted()}
+    found = {name: offer_into(kept_at(hub_id(name)), hub_id(name), device) for name in SHORT_NAMES if name not in here}
+    return {name: each for name, each in found.items() if each and (name == NAME or each.chosen.fits)}
+
+
+def _offer_lines(offers: dict[str, Offer]) -> Iterator[str]:
+    for name, each in offers.items():
+        for line in each.lines(kept_at(each.repository)):
+            yield f"{name} {line}"
+
+
+def _choices(offers: dict[str, Offer]) -> list[tuple[str, list[CommandLine] | None]]:
     """The choices, each with its command lines; None where a folder has to be asked for."""
-    here = converted()
-    choices: list[tuple[str, list[CommandLine] | None]] = [(f"chat with {name}", [("chat", name)]) for name in here]
+    choices: list[tuple[str, list[CommandLine] | None]] = [
+        (f"chat with {name}", [("chat", name)]) for name in converted()
+    ]
     for other in other_programs.models():
         text = f"chat with {printable(other.name)}, which {other.program} has on this disk"
         choices.append((text, [("chat", str(other.folder))]))
-    if not any(name.partition(":")[0] == NAME for name in here):
-        repository = hub_id(NAME)
-        gigabytes = DOWNLOAD_GB[repository]
+    for name, each in offers.items():
+        gigabytes = DOWNLOAD_GB[each.repository]
         time = f"{gigabytes * 8e9 / NETWORK / 60:.0f} minutes at {NETWORK / 1e6:.0f} Mbit/s"
-        text = f"download {NAME} ({gigabytes} GB, {time}), convert it, and chat"
-        choices.append((text, [("convert", NAME, str(kept_at(repository))), ("chat", NAME)]))
+        text = f"download {name} ({gigabytes} GB, {time}), convert it, and chat"
+        convert = ("convert", name, str(kept_at(each.repository)), "--recipe", each.recipe)
+        choices.append((text, [convert, ("chat", name)]))
     choices.append(("chat with a converted model in another folder", None))
     choices.append(("see the demo, with a small model that comes with gptoss-mlx", [("demo",)]))
     return choices

@@ -16,6 +16,8 @@ from .options import ModelOptions
 
 if TYPE_CHECKING:
     from ..engine.generate import Model
+    from ..memory.devices import Device
+    from ..memory.estimate import ModelHeaders
     from ..memory.plan import MemoryPlan
 
 
@@ -39,13 +41,19 @@ def model_folder(name: str) -> Path:
     except ModelMissing as missing:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
+        from .offer import offer_into, this_machine
+
+        found = offer_into(missing.folder, missing.repository, this_machine(), missing.recipe)
+        if found is not None:
+            click.echo(printable(f"{missing.name} is not installed. Here it:"), err=True)
+            for line in found.lines(missing.folder):
+                click.echo(f"  {printable(line)}", err=True)
         size = DOWNLOAD_GB.get(missing.repository)
-        download = f"Download {size} GB" if size else "Download it"
-        question = f"{missing.name} is not installed. {download} and convert to {missing.folder}?"
-        if not click.confirm(printable(question), err=True):
+        question = f"Download {size} GB" if size else f"{missing.name} is not installed. Download it"
+        if not click.confirm(printable(f"{question} and convert to {missing.folder}?"), err=True):
             raise
-        recipe = {"recipe": missing.recipe} if missing.recipe else {}
-        print_report(convert_with_progress(missing.repository, missing.folder, **recipe))
+        recipe = missing.recipe if found is None else found.recipe
+        print_report(convert_with_progress(missing.repository, missing.folder, recipe=recipe))
         return missing.folder
 
 
@@ -79,13 +87,14 @@ def plan_to_keep(folder: Path, options: ModelOptions) -> MemoryPlan:
     return plan
 
 
-def plan_memory(folder: Path, options: ModelOptions, device: str | None = None) -> MemoryPlan:
+def plan_memory(model: Path | ModelHeaders, options: ModelOptions, device: Device | None = None) -> MemoryPlan:
+    """The plan on `device`, by default this machine."""
     from ..memory.devices import Device
     from ..memory.plan import make_plan
 
     return make_plan(
-        folder,
-        Device.named(device) if device else Device.here(),
+        model,
+        device or Device.here(),
         memory=options.memory,
         context=options.context,
         kv_bits=options.kv_bits,

@@ -6,14 +6,14 @@ import json
 
 import click
 
-from ..model.model_store import resolve
+from ..model.model_store import ModelMissing, resolve
 from .completion import complete_devices
 from .help import command
 from .loading import plan_memory
 from .options import ModelOptions, model_argument, pass_plan_options
 
 
-@command(epilog="Example: gptoss-mlx plan gpt-oss-20b --memory 16GB --context 131072")
+@command(epilog="Example: gptoss-mlx plan gpt-oss-20b --device mac-16gb --context 131072")
 @model_argument()
 @pass_plan_options
 @click.option(
@@ -21,21 +21,34 @@ from .options import ModelOptions, model_argument, pass_plan_options
     metavar="NAME",
     show_default="this machine",
     shell_complete=complete_devices,
-    help="Plan for another device, such as mac-16gb: mac-8gb to mac-128gb, iphone-12gb, android-16gb.",
+    help="Plan for another device: mac-8gb to mac-512gb, iphone-8gb, iphone-12gb, android-12gb to android-24gb.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def plan(model: str, device: str | None, as_json: bool, model_options: ModelOptions) -> None:
     """Show how MODEL will fit into memory.
 
-    A row for each part, and what is given up to make it fit. Reads no weights.
+    A row for each part, what is given up to make it fit, and the decode speed to expect. Of a published model that is
+    not installed, what each recipe would make of it, from its shapes: nothing is downloaded. Reads no weights.
     """
-    made = plan_memory(resolve(model), model_options, device)
-    if as_json:
-        click.echo(json.dumps(made.as_dict(), indent=1))
-        return
-    from .plan_table import print_plan
+    from ..memory.devices import Device
+    from ..memory.speed import decode_speeds
+    from . import plan_table
+    from .offer import offer, this_machine
 
-    print_plan(made)
+    on = Device.named(device) if device else this_machine()
+    try:
+        folder = resolve(model)
+    except ModelMissing as missing:
+        found = offer(missing.repository, on, model_options, every=True)
+        if found is None:
+            raise
+        click.echo(json.dumps(found.as_dict(), indent=1)) if as_json else plan_table.print_offer(found)
+        return
+    made = plan_memory(folder, model_options, on)
+    if as_json:
+        click.echo(json.dumps(made.as_dict() | {"tokens_per_second": decode_speeds(made)}, indent=1))
+        return
+    plan_table.print_plan(made)
 
 
 COMMANDS = (plan,)

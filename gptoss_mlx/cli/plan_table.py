@@ -1,4 +1,4 @@
-"""A memory plan as a table."""
+"""A memory plan as a table, and what each recipe would make of a model that is not installed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import printable
-from ..memory.plan import MemoryPlan
+from ..memory.plan import BudgetTooSmall, MemoryPlan
+from ..memory.speed import decode_speeds, decode_text, range_text
 from ..memory.system import size_text
 from ..tables import print_table
+from .offer import Offer, Prospect
 
 LAST = 5  # candidates that are shown, beside the first
 
@@ -41,5 +43,31 @@ def print_plan(plan: MemoryPlan) -> None:
         console.print(f"too large: {others} others, which would cost less speed than these", highlight=False)
     if too_large:
         console.print(f"chosen: {plan.attempts[-1].what} (of what fits, it costs the least speed)", highlight=False)
-    if plan.advice:
-        console.print(Text(printable(plan.advice)), highlight=False)
+    for line in filter(None, (decode_text(plan), plan.advice)):
+        console.print(Text(printable(line)), highlight=False)
+
+
+def print_offer(offer: Offer) -> None:
+    """What each recipe would make of a model, and the plan of the one that fits. Raises BudgetTooSmall."""
+    plan = offer.chosen.plan
+    if isinstance(plan, BudgetTooSmall):
+        raise plan
+    title = f"{offer.repository}, not installed, on {plan.device.name}"
+    table = Table("recipe", "disk", "memory", "context", "given up", "tokens/s", "KL", title=Text(printable(title)))
+    for name, found in offer.prospects.items():
+        table.add_row(name, size_text(found.file_bytes), *_cells(found), f"{found.divergence:.4f}")
+    console = Console()
+    console.print(table)
+    for line in (offer.why, f"disk: {size_text(offer.chosen.disk_bytes)} while it is converted"):
+        console.print(Text(printable(line)), highlight=False)
+    print_plan(plan)
+
+
+def _cells(found: Prospect) -> tuple[str, str, str, str]:
+    """Memory, context, what is given up, and speed."""
+    plan = found.plan
+    if isinstance(plan, BudgetTooSmall):
+        return f"at least {size_text(plan.smallest)}", "", "does not fit", ""
+    speeds = decode_speeds(plan)
+    given_up = plan.attempts[-1].what if len(plan.attempts) > 1 else "nothing"
+    return size_text(plan.total), f"{plan.settings.context:,}", given_up, range_text(speeds.values()) if speeds else ""

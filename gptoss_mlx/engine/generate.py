@@ -17,7 +17,8 @@ import mlx.core as mx
 from ..device import backend
 from ..errors import GptOssError
 from ..memory.devices import Device
-from ..memory.plan import EngineConfig, MemoryPlan, make_plan
+from ..memory.estimate import EngineConfig
+from ..memory.plan import MemoryPlan, make_plan
 from ..memory.system import parse_size
 from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats

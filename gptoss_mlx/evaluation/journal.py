@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from .. import device
 from ..errors import GptOssError
 from ..files import lock, sha256, sync, unlinked
-from ..memory.plan import EngineConfig
+from ..memory.estimate import EngineConfig
 from ..model.model_store import home
 from ..untrusted import os_error_text
 

@@ -1,12 +1,15 @@
 """The devices for which plans are made: this machine, and the profiles of devices.json.
 
-Knows how much of what a system reports a plan may use; leaves the use to `plan`.
+The bandwidths of Macs are those that Apple publishes, with the chips that are sold with so much memory; those of phones
+are those of their kind of memory, 64 bits wide. Knows how much of what a system reports a plan may use; leaves the use
+to `plan`.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import kernels
@@ -35,10 +38,16 @@ class Device:
     """A name in `device.BACKENDS`."""
     cpu_experts: bool = False
     """Whether, beside a GPU, the CPU can compute experts."""
+    bandwidths: Mapping[str, float] = field(default_factory=dict)
+    """Bytes per second of the memory, by the name of a chip or a kind of memory; empty if it is not known."""
 
     @property
     def traits(self) -> Backend:
         return BACKENDS[self.backend]
+
+    def within(self, memory: int) -> Device:
+        """The same device with a limit for this process."""
+        return replace(self, memory=memory, gpu=self.gpu and min(memory, self.gpu))
 
     @classmethod
     def here(cls) -> Device:
@@ -59,9 +68,11 @@ class Device:
             raise GptOssError(f"there is no device {name!r}: choose from {', '.join(profiles)}")
         profile = profiles[name]
         memory, working_set = parse_size(profile["memory"]), profile["working_set"]
+        bandwidths = {chip: 1e9 * rate for chip, rate in profile["bandwidth"].items()}
         if working_set is None:
-            return cls(name, memory, None, "kernels")
-        return cls(name, memory, int(METAL_USABLE * parse_size(working_set)), "gpu", cpu_experts=True)
+            return cls(name, memory, None, "kernels", bandwidths=bandwidths)
+        limit = int(METAL_USABLE * parse_size(working_set))
+        return cls(name, memory, limit, "gpu", cpu_experts=True, bandwidths=bandwidths)
 
 
 def _beside_the_system() -> int:

@@ -5,14 +5,12 @@ import shutil
 
 from checkpoints import config_of, write_checkpoint
 from cli.test_cli import assert_one_line_error
-from gptoss_convert import DEFAULT_RECIPE, RECIPES
-from gptoss_mlx.cli import checkpoints
+from gptoss_convert import RECIPES
 
 
 def test_recipes_in_the_help_are_those_that_there_are(run):
     text = " ".join(run("convert", "--help").stdout.split())
     assert all(f"{recipe.name} {recipe.summary}" in text for recipe in RECIPES.values())
-    assert checkpoints.DEFAULT_RECIPE == DEFAULT_RECIPE
 
 
 def test_convert(run, tmp_path):
@@ -24,6 +22,15 @@ def test_convert(run, tmp_path):
     assert_one_line_error(run("convert", source, tmp_path / "dest"), "exists already")
     assert_one_line_error(run("convert", tmp_path / "dest", tmp_path / "again"), "converted already")
     assert_one_line_error(run("generate", source, "-p", "x"), f"gptoss-mlx convert {source} DEST")
+
+
+def test_without_a_recipe_it_is_chosen_and_said_why(run, tmp_path):
+    source = write_checkpoint(tmp_path / "source", config_of())
+    done = run("convert", source, tmp_path / "dest")
+    assert done.returncode == 0
+    (note,) = done.stderr.splitlines()[:1]
+    assert note.startswith("note: recipe mxfp4-q8, the most faithful in 8 bits or less that keeps everything in memory")
+    assert json.loads((tmp_path / "dest" / "provenance.json").read_text())["recipe"] == "mxfp4-q8"
 
 
 def test_convert_refuses_what_it_cannot_read(run, tmp_path):

@@ -34,7 +34,7 @@ TYPED = {
     "gptoss-mlx chat some": "gptoss-mlx chat somebody/tuned",
     "gptoss-mlx verify fold": r"gptoss-mlx verify folder\ of\ mine/",
     "gptoss-mlx convert folder dest --recipe mxfp4-m": "gptoss-mlx convert folder dest --recipe mxfp4-mixed",
-    "gptoss-mlx plan gpt-oss-20b --device iph": "gptoss-mlx plan gpt-oss-20b --device iphone-12gb",
+    "gptoss-mlx plan gpt-oss-20b --device iphone-1": "gptoss-mlx plan gpt-oss-20b --device iphone-12gb",
     "gptoss-mlx chat --reasoning l": "gptoss-mlx chat --reasoning low",
     "gptoss-mlx chat --when-f": "gptoss-mlx chat --when-full",
     "gptoss-mlx config conv": "gptoss-mlx config convert",

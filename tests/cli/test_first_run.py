@@ -1,6 +1,6 @@
 """`gptoss-mlx` without a command, in a real pseudo-terminal: first use, and every use after it."""
 
-import os
+import json
 import shutil
 
 import pexpect
@@ -9,10 +9,10 @@ import pytest
 from checkpoints import config_of, write_checkpoint
 from convert.hub import serving
 from gptoss_mlx.cli import first_run
+from gptoss_mlx.cli import offer as offers
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.memory.plan import BudgetTooSmall, Device, make_plan
+from gptoss_mlx.memory.devices import Device
 from gptoss_mlx.model import model_store
-from memory.shapes import SIZES, converted_shape
 from terminal.terminals import Spawn
 
 ASKED = "a number, or q to leave: "
@@ -26,21 +26,26 @@ def home(tmp_path):
 
 @pytest.fixture
 def start(command, environment, home):
-    """`gptoss-mlx` in a terminal of 30 lines by 120 columns, with a home of its own."""
+    """`gptoss-mlx` in a terminal of 40 lines by 240 columns, with a home of its own."""
 
-    def start(**changes):
+    def start(*words, **changes):
         places = {"GPTOSS_MLX_HOME": str(home), "HOME": str(home.parent), "XDG_CACHE_HOME": str(home.parent)}
-        own = places | {"PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "120"}
+        own = places | {"PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "240"}
         return Spawn(
             command[0],
-            command[1:],
+            [*command[1:], *words],
             env=environment | own | changes,
-            dimensions=(30, 120),
+            dimensions=(40, 240),
             encoding="utf-8",
             timeout=30,
         )
 
     return start
+
+
+def of_the_smaller_model(shown: str) -> list[str]:
+    """The lines as they are on every machine: without those of the larger model, which is offered where it fits."""
+    return [line for line in shown.splitlines() if "gpt-oss-120b" not in line]
 
 
 def leave(child, status=0):
@@ -61,18 +66,16 @@ def chat_and_leave(child):
 def test_first_use_tells_what_there_is(start, home):
     child = start()
     child.expect_exact(ASKED)
-    first, *lines = child.before.splitlines()
+    first, *lines = of_the_smaller_model(child.before)
     assert first.startswith("Welcome to gptoss-mlx")
-    assert [line.split(":")[0].split(" takes")[0].strip() for line in lines[:5]] == [
-        "device",
-        "memory",
-        "disk",
-        "gpt-oss-20b",
-        "gpt-oss-20b",
-    ]
-    assert str(home) in lines[2]
-    assert [line[0] for line in lines[5:]] == ["1", "2", "3"]
-    assert "13.8 GB, 18 minutes" in lines[5]
+    facts, choices = lines[:7], lines[7:]
+    assert [line.split(":")[0].strip() for line in facts[:3]] == ["device", "memory", "disk"]
+    assert str(home) in facts[2]
+    for line, text in zip(facts[3:], (" of memory", " of disk, and ", " decode: ", " recipe mxfp4-"), strict=True):
+        assert line.startswith("  gpt-oss-20b ")
+        assert text in line
+    assert [line[0] for line in choices] == ["1", "2", "3"]
+    assert "13.8 GB, 18 minutes" in choices[0]
     child.sendline("4")
     child.expect_exact("4 is not one of them")
     child.expect_exact(ASKED)
@@ -137,10 +140,10 @@ def test_models_that_are_here(start, home, demo_folder):
     shutil.copytree(demo_folder, home / "a--\x1b[2J")  # no name of a repository
     child = start()
     child.expect_exact(ASKED)
-    choices = child.before.splitlines()[6:]
+    choices = of_the_smaller_model(child.before)[4:]
     assert choices[:2] == ["1  chat with gpt-oss-20b", "2  chat with somebody/tuned"]
     assert len(choices) == 4
-    assert "download" not in child.before
+    assert not any("download" in choice for choice in choices)
     child.sendline("2")
     chat_and_leave(child)
 
@@ -212,19 +215,63 @@ def test_chat_goes_on_where_nothing_can_be_noted(run, tmp_path, demo_folder):
     assert done.stdout == "12 + 30 = 42\n"
 
 
-def test_the_sizes_told_are_those_of_the_plan(tmp_path):
-    folder = converted_shape(tmp_path / "20b", *SIZES["20b"])
-    assert sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9 == pytest.approx(
-        first_run.FOLDER_GB, abs=0.05
-    )
-    (folder / "tokenizer.json").touch()
-    os.truncate(folder / "tokenizer.json", 28_000_000)  # the published one has 27.9 MB
-    for backend in ("kernels", "gpu"):
-        memory = int(first_run.MEMORY_GB * 1e9)
-        gpu = memory if backend == "gpu" else None
-        plan = make_plan(folder, Device("x", memory, gpu, backend), context=8192)
-        assert plan.compromise is None
-        least = int(first_run.MIN_MEMORY_GB * 1e9)
-        make_plan(folder, Device("x", least, gpu, backend))
-        with pytest.raises(BudgetTooSmall):
-            make_plan(folder, Device("x", int(0.85 * least), gpu, backend))
+@pytest.mark.parametrize(
+    ("device", "names"),
+    [("mac-16gb", ["gpt-oss-20b"]), ("mac-64gb", ["gpt-oss-20b"]), ("mac-96gb", ["gpt-oss-20b", "gpt-oss-120b"])],
+)
+def test_the_larger_model_is_offered_where_it_fits(monkeypatch, home, device, names):
+    monkeypatch.setenv("GPTOSS_MLX_HOME", str(home))
+    monkeypatch.setattr(first_run, "this_machine", lambda: Device.named(device))
+    found = first_run._offers()
+    assert list(found) == names
+    downloads = [lines[0] for text, lines in first_run._choices(found) if text.startswith("download ")]
+    assert [(command, name) for command, name, *_ in downloads] == [("convert", name) for name in names]
+    assert [words[-2:] for words in downloads] == [("--recipe", each.recipe) for each in found.values()]
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("mac-16gb", "of memory with 16,384 tokens: it fits, with experts of "),
+        ("mac-24gb", "of memory with 16,384 tokens: it fits"),
+        ("mac-8gb", "with less it reads from the disk as it runs, and is slower"),
+    ],
+)
+def test_whether_it_fits_is_said(tmp_path, device, words):
+    found = offers.offer_into(tmp_path, "openai/gpt-oss-20b", Device.named(device))
+    memory, disk, speed, why = found.lines(tmp_path)
+    assert words in memory
+    assert disk.startswith("takes 1")
+    assert speed.startswith("decode: ")
+    assert why == found.why
+
+
+def test_a_machine_that_is_too_small_is_told(tmp_path):
+    found = offers.offer_into(tmp_path, "openai/gpt-oss-120b", Device("x", 10**9, None, "kernels"))
+    assert next(found.lines(tmp_path)).endswith("of memory or more: it does not fit")
+
+
+def test_too_little_disk_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(offers, "free_disk", lambda path: 10**9)
+    found = offers.offer_into(tmp_path, "openai/gpt-oss-20b", Device.named("mac-24gb"))
+    assert [line for line in found.lines(tmp_path) if "not enough is free; set GPTOSS_MLX_HOME" in line]
+
+
+def test_the_question_before_a_download_has_the_same_figures(start, home, tmp_path):
+    source = write_checkpoint(tmp_path / "source", config_of())
+    with serving(source, "openai/gpt-oss-20b") as hub:
+        child = start("chat", "gpt-oss-20b", HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "hf"))
+        child.expect_exact("gpt-oss-20b is not installed. Here it:")
+        child.expect_exact(f"Download 13.8 GB and convert to {home / 'openai--gpt-oss-20b'}?")
+        lines = child.before.splitlines()[1:]
+        for line, text in zip(lines, (" of memory", " of disk, and ", "decode: ", "recipe mxfp4-"), strict=False):
+            assert text in line
+        child.sendline("n")
+        leave(child, 1)
+        assert not hub.log
+        child = start("chat", "gpt-oss-20b", HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "hf"))
+        child.expect_exact("convert to")
+        child.sendline("y")
+        chat_and_leave(child)
+    recipe = json.loads((home / "openai--gpt-oss-20b" / "provenance.json").read_text())["recipe"]
+    assert any(f"recipe {recipe}, " in line for line in lines)

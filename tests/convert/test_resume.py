@@ -113,7 +113,7 @@ def test_the_command_says_how_to_go_on(command, environment, source, tmp_path):
 from contextlib import nullcontext
 gptoss_mlx.terminal.progress_bars.conversion_progress = lambda: nullcontext(wait)
 from gptoss_mlx.cli import main
-sys.argv = ["gptoss-mlx", "convert", *sys.argv[1:]]
+sys.argv = ["gptoss-mlx", "convert", *sys.argv[1:], "--recipe", "mxfp4-q4"]
 main()
 """
     process = zygote.shared().open(["-c", code, str(source), str(tmp_path / "dest")], environment)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import struct
 import sys
@@ -10,7 +11,8 @@ from itertools import product
 
 import pytest
 
-from gptoss_mlx import GptOssError
+from gptoss_convert import RECIPES
+from gptoss_mlx import GptOssError, kernels
 from gptoss_mlx.device import BACKENDS
 from gptoss_mlx.memory.devices import DEVICES, Device
 from gptoss_mlx.memory.plan import BudgetTooSmall, EngineConfig, MemoryEstimate, make_plan
@@ -245,6 +247,70 @@ def test_a_control_group_limits_what_is_available():
     assert got <= limit == 2**29
 
 
+class TestNotInstalled:
+    """A published model before any download: `GPTOSS_MLX_HOME` is empty."""
+
+    def test_each_recipe_has_a_row_and_one_is_chosen(self, run):
+        result = run("plan", "gpt-oss-20b", "--device", "mac-16gb", COLUMNS="200")
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        for recipe in RECIPES:
+            (row,) = [line for line in lines if f"│ {recipe} " in line]
+            assert re.search(r"│ 1\d\.\d\d GB ", row)
+        (why,) = [line for line in lines if line.startswith("recipe ")]
+        assert why.startswith("recipe mxfp4-q4, the smallest to choose from: with 16,384 tokens even it takes 1")
+        assert any(re.fullmatch(r"disk: 16\.\d\d GB while it is converted", line) for line in lines)
+        (speed,) = [line for line in lines if line.startswith("decode: ")]
+        assert "(M1)" in speed
+        assert "nobody has run gptoss-mlx there" in speed
+        assert "openai/gpt-oss-20b with mxfp4-q4 on mac-16gb" in result.stdout
+
+    def test_json(self, run):
+        result = json.loads(run("plan", "gpt-oss-120b", "--device", "mac-96gb", "--json").stdout)
+        assert result["recipe"] == "mxfp4-q8"
+        assert list(result["recipes"]) == list(RECIPES)
+        chosen = result["recipes"]["mxfp4-q8"]
+        assert chosen["settings"]["expert_slots"] is None
+        assert chosen["total"] == sum(row["bytes"] for row in chosen["rows"])
+        assert set(chosen["tokens_per_second"]) == {"M2 Max", "M3 Max with 30 GPU cores", "M3 Ultra"}
+
+    def test_the_limit_that_is_asked_for(self, run):
+        result = json.loads(run("plan", "gpt-oss-20b", "--memory", "8GB", "--json").stdout)
+        assert result["recipe"] == "mxfp4-q4"
+        assert all(each["total"] <= 8 * GB for each in result["recipes"].values())
+
+    @pytest.mark.parametrize("device", json.loads(DEVICES.read_text()))
+    def test_every_device(self, run, device):
+        result = run("plan", "gpt-oss-20b", "--device", device)
+        assert result.returncode == 0, result.stderr
+        assert "decode: " in result.stdout
+
+    def test_the_plan_is_within_a_hundredth_of_that_of_a_folder(self, run, folders):
+        """That of the tests' own headers, which other code writes: the tokenizer apart, which that folder lacks."""
+        ours = json.loads(run("plan", "gpt-oss-20b", "--device", "mac-24gb", "--context", 16384, "--json").stdout)
+        rows = {row["name"]: row["bytes"] for row in ours["recipes"]["mxfp4-q4"]["rows"]}
+        theirs = make_plan(folders["20b"], Device.named("mac-24gb"), context=16384)
+        for row in theirs.rows:
+            assert rows.pop(row.name) == pytest.approx(row.bytes, rel=0.001)
+        assert list(rows) == ["tokenizer"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (("gpt-oss-20b", "--memory", "1GB"), "openai/gpt-oss-20b with mxfp4-q4 needs at least"),
+            (("gpt-oss-20b", "--context", 200000), "more than the model's 131,072"),
+            (("gpt-oss-20b", "--device", "toaster"), "there is no device 'toaster'"),
+            (("somebody/tuned",), "somebody/tuned is not installed: run `gptoss-mlx convert somebody/tuned"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, run, arguments, complaint):
+        result = run("plan", *arguments)
+        assert result.returncode == 1
+        assert complaint in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stdout == ""
+
+
 class TestCommand:
     def test_table(self, run, folders):
         result = run("plan", folders["20b"], "--memory", "8GB", "--context", 4096)
@@ -266,6 +332,14 @@ class TestCommand:
         plan = json.loads(result.stdout)
         assert plan["total"] == sum(row["bytes"] for row in plan["rows"])
         assert plan["settings"]["expert_slots"] > 100
+        assert plan["tokens_per_second"] == {}
+
+    def test_the_speed_to_expect(self, run, folders):
+        here = json.loads(run("plan", folders["20b"], "--memory", "14GB", "--json").stdout)
+        there = json.loads(run("plan", folders["20b"], "--device", "mac-24gb", "--json").stdout)
+        assert there["tokens_per_second"]["M4"] == pytest.approx(0.5 * 120e9 / there["token_bytes"])
+        if kernels.native():
+            assert list(here["tokens_per_second"]) == ["this machine"]
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
