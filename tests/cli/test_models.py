@@ -78,18 +78,18 @@ def test_nothing_yet(command_of, place):
 
 def test_a_conversion_without_dest(command_of, place):
     """Two recipes of one model lie side by side, and each is found by its name."""
-    plain, q8 = (command_of("convert", CHECKPOINT, *options).stdout for options in ((), ("--recipe", "mxfp4-q8")))
+    plain, q4 = (command_of("convert", CHECKPOINT, *options).stdout for options in ((), ("--recipe", "mxfp4-q4")))
     assert plain.endswith("installed: `gptoss-mlx chat local/checkpoint`\n")
-    assert q8.endswith("installed: `gptoss-mlx chat local/checkpoint:q8`\n")
-    assert command_of("generate", "local/checkpoint:q8", *QUESTION).stdout == ANSWER
+    assert q4.endswith("installed: `gptoss-mlx chat local/checkpoint:q4`\n")
+    assert command_of("generate", "local/checkpoint:q4", *QUESTION).stdout == ANSWER
     found = listed(command_of)
     assert [(each["name"], each["recipe"], each["source"]) for each in found] == [
-        ("local/checkpoint", "mxfp4-q4", "checkpoint"),
-        ("local/checkpoint:q8", "mxfp4-q8", "checkpoint"),
+        ("local/checkpoint", "mxfp4-q8", "checkpoint"),  # which fits every machine
+        ("local/checkpoint:q4", "mxfp4-q4", "checkpoint"),
     ]
     assert found[0]["bytes"] == sum(path.stat().st_size for path in Path(found[0]["folder"]).iterdir())
     assert found[0]["used"] is None
-    assert found[1]["used"] == stamp_of(place / "local--checkpoint--q8").stat().st_mtime
+    assert found[1]["used"] == stamp_of(place / "local--checkpoint--q4").stat().st_mtime
     assert_one_line_error(command_of("convert", CHECKPOINT), "exists already")
 
 
