@@ -46,7 +46,10 @@ class Together:
             others = [each for each in self._waiting if each is not token][: self._at_once - 1]
             read = [token, *others]
             self._waiting = [each for each in self._waiting if each not in read]
-            hidden = self._network.hidden_together([each.id for each in read], [each.cache for each in read])
+            if others:
+                hidden = self._network.hidden_together([each.id for each in read], [each.cache for each in read])
+            else:
+                hidden = self._network.hidden(mx.array([[token.id]]), token.cache)
             logits = self._network.logits(hidden)
             for index, each in enumerate(read):
                 each.logits = logits[:, index]

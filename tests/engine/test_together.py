@@ -12,7 +12,13 @@ from gptoss_mlx.kernels import native, why_not_native
 
 pytestmark = pytest.mark.skipif(not native(), reason=str(why_not_native()))
 
-PROMPTS = ["What is 12 + 30?", "My locker code is 4711. Remember it, and say it.", "Hi", "Name a colour.", "40 - 7?"]
+PROMPTS = [
+    "What is 12 + 30?",
+    "My locker code is 4711. Remember it, and say it.",
+    "Hello there.",
+    "A colour?",
+    "40 - 7?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +30,18 @@ def model(demo_folder):
 def steps(model, monkeypatch):
     """How many conversations each step of the network reads."""
     counts = []
-    read = model.network.hidden_together
+    read, read_alone = model.network.hidden_together, model.network.hidden
 
     def counted(ids, caches):
         counts.append(len(ids))
         return read(ids, caches)
 
+    def counted_alone(ids, cache):
+        counts.extend([1] if ids.shape[1] == 1 else [])  # a longer one is a prompt
+        return read_alone(ids, cache)
+
     monkeypatch.setattr(model.network, "hidden_together", counted)
+    monkeypatch.setattr(model.network, "hidden", counted_alone)
     monkeypatch.setattr(model, "together", Together(model.network))
     return counts
 
@@ -48,6 +59,7 @@ def test_the_tokens_are_those_of_each_alone(model, steps, count):
     together, model.together = model.together, None
     alone = [list(answer(model, number)) for number in range(count)]
     model.together = together
+    steps.clear()
     turns = list(zip_longest(*(answer(model, number) for number in range(count))))
     assert [list(ids) for ids in zip(*turns, strict=True)] == alone
     assert sum(steps) == 39 * count  # the last token of each is not read
