@@ -121,8 +121,7 @@ class Pool:
         self._leased.remove(lease)
         lease.revoked = False
         if lease.cache.ids:
-            self._drop_held_by(lease.cache)
-            self._idle.append(lease)
+            self._rest(lease)
         self.trim()
         self._admit()
 
@@ -130,8 +129,7 @@ class Pool:
         """A conversation that rests can be gone on with from where it stands."""
         lease.cache.snapshot()
         self._idle.remove(lease)
-        self._drop_held_by(lease.cache)
-        self._idle.append(lease)
+        self._rest(lease)
         self.trim()
 
     def rests(self, lease: Lease) -> bool:
@@ -190,11 +188,12 @@ class Pool:
         nearest = max((*self._idle, *self._leased), key=lambda lease: lease.cache.snapshot_of(ids), default=None)
         return Lease((nearest and nearest.cache.fork(ids)) or PromptCache(self._model))
 
-    def _drop_held_by(self, cache: PromptCache) -> None:
-        """Remove what rests and is no more than a place to which `cache` can rewind."""
-        for lease in list(self._idle):
-            if cache.cached_of(lease.cache.ids) == len(lease.cache.ids):
-                self._drop(lease)
+    def _rest(self, lease: Lease) -> None:
+        """Keep it as the one that was used last, and none that is no more than a place to which it can rewind."""
+        for other in list(self._idle):
+            if lease.cache.cached_of(other.cache.ids) == len(other.cache.ids):
+                self._drop(other)
+        self._idle.append(lease)
 
     def _make_room(self, more: int) -> None:
         """Until `more` bytes fit, remove what was used least lately of what rests."""
