@@ -11,13 +11,16 @@ import io
 import json
 import os
 import re
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 from gptoss_convert.choice import choose
-from gptoss_convert.published import SHAPES, TOKENIZER_BYTES, config_of, headers_of, weights_of
-from gptoss_convert.recipes import DEFAULT_RECIPE, RECIPES
+from gptoss_convert.published import SHAPES, config_of, headers_by_recipe, weights_of
+from gptoss_convert.recipes import DEFAULT_RECIPE
 from gptoss_mlx.cli.plan_table import print_plan
 from gptoss_mlx.memory.devices import DEVICES, Device
 from gptoss_mlx.memory.estimate import ModelHeaders
@@ -26,24 +29,26 @@ from gptoss_mlx.memory.speed import decode_speeds, range_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "memory.md"
-COMMAND = "$ gptoss-mlx plan gpt-oss-20b --memory 8GB"
+NAME = "gpt-oss-20b"
+COMMAND = f"$ gptoss-mlx plan {NAME} --memory 8GB"
 BLOCK = re.compile(rf"(?<=```console\n{re.escape(COMMAND)}\n).*?(?=```)", re.DOTALL)
 MACS = re.compile(r"(?<=\n\n)\| Mac \|.*?\n(?=\n)", re.DOTALL)
 MAC = re.compile(r"mac-(\d+)gb")
 MEMORY = 8_000_000_000
 
 
-def headers(name: str, recipe: str) -> ModelHeaders:
-    """Of the folder that a conversion of a published model would write."""
+@cache
+def headers(name: str) -> Callable[[str], ModelHeaders]:
+    """Of the folder that a conversion of a published model would write, by the name of the recipe."""
     raw_config = config_of(*SHAPES[name])
-    return headers_of(name, raw_config, weights_of(raw_config), RECIPES[recipe], TOKENIZER_BYTES)
+    return headers_by_recipe(name, raw_config, weights_of(raw_config))
 
 
 def printed() -> str:
     """The plan, in lines of at most 120 columns."""
-    plan = make_plan(headers("gpt-oss-20b", DEFAULT_RECIPE), Device("this machine", MEMORY, None, "kernels"))
+    plan = make_plan(headers(NAME)(DEFAULT_RECIPE), Device("this machine", MEMORY, None, "kernels"))
     with patch.dict(os.environ, COLUMNS="120"), redirect_stdout(io.StringIO()) as output:
-        print_plan(plan)
+        print_plan(replace(plan, model=NAME))
     return "".join(line.rstrip() + "\n" for line in output.getvalue().splitlines())
 
 
@@ -57,9 +62,8 @@ def macs() -> str:
         if mac := MAC.fullmatch(name):
             device = Device.named(name)
             for model in SHAPES:
-                raw_config = config_of(*SHAPES[model])
-                recipe, _ = choose(raw_config, weights_of(raw_config), device)
-                plan = make_plan(headers(model, recipe.name), device)
+                recipe, _ = choose(headers(model), device)
+                plan = make_plan(headers(model)(recipe.name), device)
                 speeds = decode_speeds(plan)
                 speed = range_text(speeds.values()) if speeds else "the disk decides"
                 on_gpu = f"{plan.on_gpu / 1e9:.1f} of {(plan.device.gpu or 0) / 1e9:.1f} GB"

@@ -5,17 +5,14 @@ Knows which recipes are chosen from; what a model takes with each is the memory 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from gptoss_mlx.memory.devices import Device
-from gptoss_mlx.memory.estimate import MemoryEstimate
+from gptoss_mlx.memory.estimate import MemoryEstimate, ModelHeaders
 from gptoss_mlx.memory.plan import Candidate, undiminished
 from gptoss_mlx.memory.system import size_text
 
-from .published import TOKENIZER_BYTES, headers_of
 from .recipes import DIVERGENCE, RECIPES, Recipe
-from .sources import Weight
 
 CONTEXT = 16_384  # tokens that have to fit beside the weights
 # From the most faithful to the smallest. Not among them: mxfp4-bf16, because mxfp4-q8 can hardly be told from it, and
@@ -24,19 +21,19 @@ CHOICES = ("mxfp4-q8", "mxfp4-mixed", "mxfp4-q4")
 
 
 def choose(
-    raw_config: Mapping[str, Any], weights: Iterable[Weight], device: Device | None = None, *, begun: str | None = None
+    headers: Callable[[str], ModelHeaders], device: Device | None = None, *, begun: str | None = None
 ) -> tuple[Recipe, str]:
-    """The recipe for a model with this config.json and these canonical weights, and the reason in a line.
+    """The recipe that fits, and the reason in a line. `headers` are those of the folder that a recipe of a name makes.
 
     `begun` is the recipe of an interrupted conversion, which goes on with it. `device` is this machine by default.
     Raises ConvertError.
     """
     if begun is not None and begun in RECIPES:
         return RECIPES[begun], f"recipe {begun}, with which this conversion began"
-    weights, device = list(weights), device or Device.here()
+    device = device or Device.here()
     too_large: list[str] = []
     for name in CHOICES:
-        sizes = MemoryEstimate(headers_of(name, raw_config, weights, RECIPES[name], TOKENIZER_BYTES))
+        sizes = MemoryEstimate(headers(name))
         context = min(CONTEXT, sizes.config.max_context)
         needed = undiminished(sizes, device, context)
         takes = _takes(needed, device)

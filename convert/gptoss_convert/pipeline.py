@@ -39,6 +39,7 @@ from .downloads import SPARE, ShardProvider, provider_of
 from .errors import ConvertError
 from .inspection import bits_per_weight, tensors_text
 from .journal import ConversionJournal, recipe_in
+from .published import headers_by_recipe
 from .quantize import converted, converted_config, planned_of, rounded_to_bf16, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
 from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Source, Unit
@@ -140,7 +141,8 @@ def convert(
             if adapter is not None:
                 provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
             if chosen is None:
-                chosen, why = choose(provider.source.raw_config, provider.source.weights(), begun=recipe_in(partial))
+                headers = headers_by_recipe(str(source), provider.source.raw_config, provider.source.weights())
+                chosen, why = choose(headers, begun=recipe_in(partial))
                 on_note(why)
             conversion = _Conversion(
                 provider, partial, chosen, stop_ids, calibration, verify, shard_limit, on_progress, memory

@@ -7,7 +7,8 @@ recipe, and how they lie in files from the writer. So a memory plan is the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gptoss_mlx.model.safetensors import parse_header
 from .canonical_weights import Rows
 from .layouts import PUBLISHED
 from .quantize import converted_config, writer_of
-from .recipes import Recipe
+from .recipes import RECIPES, Recipe
 from .sources import Weight
 
 SHAPES = {"gpt-oss-20b": (24, 32), "gpt-oss-120b": (36, 128)}  # layers, and experts of each
@@ -103,3 +104,17 @@ def headers_of(
     }
     config = ModelConfig.from_dict(converted_config(raw_config, weights, recipe))
     return ModelHeaders(name, config, Checkpoint.placed(folder, None, shards), tokenizer_bytes)
+
+
+def headers_by_recipe(
+    name: str, raw_config: Mapping[str, Any], weights: Iterable[Weight]
+) -> Callable[[str], ModelHeaders]:
+    """The headers of the folder that a conversion of these weights makes, by the name of the recipe; each is computed
+    when it is first asked for."""
+    weights = list(weights)
+
+    @cache
+    def headers(recipe: str) -> ModelHeaders:
+        return headers_of(f"{name} with {recipe}", raw_config, weights, RECIPES[recipe], TOKENIZER_BYTES)
+
+    return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import click
 
@@ -33,18 +34,20 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
     from ..memory.devices import Device
     from ..memory.speed import decode_speeds
     from . import plan_table
-    from .offer import offer, this_machine
+    from .offer import offer, with_bandwidth
 
-    on = Device.named(device) if device else this_machine()
+    on = Device.named(device) if device else Device.here()
     try:
         folder = resolve(model)
     except ModelMissing as missing:
-        found = offer(missing.repository, on, model_options, every=True)
+        found = offer(missing.repository, on if device else with_bandwidth(on), model_options, every=True)
         if found is None:
             raise
         click.echo(json.dumps(found.as_dict(), indent=1)) if as_json else plan_table.print_offer(found)
         return
     made = plan_memory(folder, model_options, on)
+    if not device:  # after all that may be refused: it takes a moment
+        made = replace(made, device=with_bandwidth(on))
     if as_json:
         click.echo(json.dumps(made.as_dict() | {"tokens_per_second": decode_speeds(made)}, indent=1))
         return

@@ -107,27 +107,27 @@ def offer(
     whose shape is not known. `named` is the recipe that a person asks for, `begun` that of a conversion that was
     interrupted."""
     from gptoss_convert.choice import choose
-    from gptoss_convert.published import LARGEST_SHARD, TOKENIZER_BYTES, config_in, headers_of, weights_of
+    from gptoss_convert.published import LARGEST_SHARD, TOKENIZER_BYTES, config_in, headers_by_recipe, weights_of
     from gptoss_convert.recipes import DIVERGENCE, RECIPES
 
     if (raw_config := config_in(repository)) is None:
         return None
-    weights = weights_of(raw_config)
+    headers = headers_by_recipe(repository, raw_config, weights_of(raw_config))
     limited = device if options.memory is None else device.within(options.memory)
     if named is None:
-        chosen, why = choose(raw_config, weights, limited, begun=begun)
+        chosen, why = choose(headers, limited, begun=begun)
     else:
         chosen, why = RECIPES[named], f"recipe {named}, as its name says"
 
     def prospect(name: str) -> Prospect:
-        title = f"{repository} with {name}"
-        headers = headers_of(title, raw_config, weights, RECIPES[name], TOKENIZER_BYTES)
         plan: MemoryPlan | BudgetTooSmall
         try:
-            plan = make_plan(headers, device, memory=options.memory, context=options.context, kv_bits=options.kv_bits)
+            plan = make_plan(
+                headers(name), device, memory=options.memory, context=options.context, kv_bits=options.kv_bits
+            )
         except BudgetTooSmall as error:
             plan = error
-        size = headers.file_bytes + TOKENIZER_BYTES
+        size = headers(name).file_bytes + TOKENIZER_BYTES
         return Prospect(size, size + LARGEST_SHARD, DIVERGENCE[name], plan)
 
     names = RECIPES if every else (chosen.name,)
@@ -146,9 +146,14 @@ def offer_into(dest: Path, repository: str, device: Device, named: str | None = 
 
 def this_machine() -> Device:
     """This machine, with the bandwidth of its memory as it is now."""
-    from ..bench.roofline import measured_bandwidth
     from ..memory.devices import Device
 
-    here = Device.here()
+    return with_bandwidth(Device.here())
+
+
+def with_bandwidth(here: Device) -> Device:
+    """This machine as it was looked at, with the bandwidth of its memory as it is now."""
+    from ..bench.roofline import measured_bandwidth
+
     bandwidth = measured_bandwidth(READ_TO_MEASURE)
     return here if bandwidth is None else replace(here, bandwidths={HERE: bandwidth})

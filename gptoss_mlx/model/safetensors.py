@@ -110,22 +110,24 @@ def parse_header(path: Path, text: bytes, size: int) -> Header:
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data: int) -> TensorInfo:
-    def whole(value: Any, minimum: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**63
-
     if not isinstance(entry, dict):
         raise CheckpointError(f"{path}: the entry of {name!r} is not a JSON object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(whole(size, 1) for size in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(_is_whole(size, 1) for size in shape):
         raise CheckpointError(f"{path}: {name!r} has the malformed shape {shape!r}")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(offset, 0) for offset in offsets):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_whole(offset, 0) for offset in offsets):
         raise CheckpointError(f"{path}: {name!r} has the malformed data_offsets {offsets!r}")
     start, end = offsets
     if end - start != math.prod(shape) * ITEM_SIZE[dtype]:
         raise CheckpointError(f"{path}: {name!r} has {end - start} bytes, which is not {dtype} {shape}")
     return TensorInfo(name, dtype, tuple(shape), data + start, data + end)
+
+
+def _is_whole(value: Any, minimum: int) -> bool:
+    """A number of JSON, which is no bool."""
+    return type(value) is int and minimum <= value < 2**63
 
 
 def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], data: int, size: int) -> None:

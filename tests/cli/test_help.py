@@ -1,12 +1,13 @@
 """Help: headings, nothing cut off, and lines that fit into the terminal."""
 
 import re
+import sys
 
 import click
 import pytest
 
 from cli.test_cli import COMMANDS
-from gptoss_mlx.cli import PROGRAM, cli, help
+from gptoss_mlx.cli import PROGRAM, cli, help, main
 from terminal.terminals import Terminal
 
 MEMORY = ["Model and memory"]
@@ -38,15 +39,34 @@ def sections_of(name: str) -> list[tuple[str, list[tuple[str, str]]]]:
     return [*commands, *help.option_sections(context)]
 
 
+@pytest.fixture
+def help_of(monkeypatch, capsys):
+    """What `gptoss-mlx NAME --help` prints in a terminal of so many columns; in this process."""
+
+    def help_of(name: str, columns: int = 100) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", [PROGRAM, *name.split(), "--help"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    return help_of
+
+
 @pytest.mark.parametrize("name", HEADINGS)
-def test_headings(run, name):
-    assert HEADING.findall(run(*name.split(), "--help").stdout) == HEADINGS[name]
+def test_headings(help_of, name):
+    assert HEADING.findall(help_of(name)) == HEADINGS[name]
+
+
+def test_in_a_process(run, help_of):
+    assert run("chat", "--help").stdout == help_of("chat")
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])
 @pytest.mark.parametrize("name", ALL)
-def test_all_is_there_and_fits(run, name, columns):
-    shown = run(*name.split(), "--help", COLUMNS=str(columns)).stdout
+def test_all_is_there_and_fits(help_of, name, columns):
+    shown = help_of(name, columns)
     sections = shown[HEADING.search(shown).start() : shown.rindex("\n\n  Example")]
     assert max(map(len, sections.splitlines())) <= columns
     found = " ".join(sections.split())
@@ -56,19 +76,18 @@ def test_all_is_there_and_fits(run, name, columns):
             assert " ".join(" ".join(row).split()) in found
 
 
-def test_texts_stand_in_one_column(run):
+def test_texts_stand_in_one_column(help_of):
     """Of all sections, where the terminal is wide; below their names where it is narrow."""
-    wide, narrow = (run("chat", "--help", COLUMNS=columns).stdout for columns in ("100", "40"))
+    wide, narrow = (help_of("chat", columns) for columns in (100, 40))
     starts = {match.end() - match.start() for match in re.finditer(r"^  -\S+(?: \S+)*  +(?=\S)", wide, re.MULTILINE)}
     assert len(starts) == 1
     assert "  --system TEXT\n      System instructions for the\n      whole conversation.\n" in narrow
 
 
-def test_no_option_is_broken_at_a_hyphen(run):
+def test_no_option_is_broken_at_a_hyphen(help_of):
     for name in ALL:
-        for columns in ("40", "70", "100"):
-            shown = run(*name.split(), "--help", COLUMNS=columns).stdout
-            assert not re.search(r"\w-$", shown, re.MULTILINE), (name, columns)
+        for columns in (40, 70, 100):
+            assert not re.search(r"\w-$", help_of(name, columns), re.MULTILINE), (name, columns)
 
 
 def test_every_command_has_a_heading():

@@ -122,15 +122,20 @@ def test_conversions_that_need_more_words(command_of, args, words):
 @pytest.mark.parametrize(
     "name", ["gpt-oss:20b", "openai/gpt-oss-20b", "gpt-oss-20b:q4", "https://hf.co/openai/gpt-oss-20b"]
 )
-def test_names_are_understood_everywhere(command_of, place, demo_folder, name):
+def test_names_are_understood(command_of, place, demo_folder, name):
     (place / "openai--gpt-oss-20b").symlink_to(demo_folder)
     assert command_of("generate", name, *QUESTION).stdout == ANSWER
+
+
+def test_every_command_understands_them(command_of, place, demo_folder):
+    (place / "openai--gpt-oss-20b").symlink_to(demo_folder)
+    name = "gpt-oss:20b"
     assert command_of("chat", name, "--temperature", "0", stdin="What is 12 + 30?").stdout == ANSWER
     for command in (
         ("plan", name),
         ("verify", name),
         ("inspect", name),
-        ("bench", name, "--prompt", "4", "--generate", "2", "--repeat", "1"),
+        ("bench", name, "--prompt", "4", "--generate", "2", "--repeat", "1", "--no-start", "--memory", "200MB"),
     ):
         done = command_of(*command)
         assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from convert.test_sources import bf16_folder, original_folder
 from gptoss_convert import convert
 from gptoss_convert.inspection import Subject, inspect
 from gptoss_mlx import load
+from gptoss_mlx.bench import roofline
 from gptoss_mlx.cli import main
 from gptoss_mlx.model.model_store import resolve
 from gptoss_mlx.model.recognition import open_converted
@@ -103,6 +104,11 @@ GIVEN = {
     "a download in the hub's cache that has hardly begun": (["snapshots/", "refs/main"], "unfinished download"),
     "two revisions in the hub's cache": (["snapshots/a/config.json", "snapshots/b/config.json"], "2 revisions"),
 }
+
+
+def test_nothing_is_measured_for_what_is_refused(complaint, monkeypatch, tmp_path):
+    monkeypatch.setattr(roofline, "measured_bandwidth", None)
+    complaint("plan", tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("case", GIVEN)
