@@ -2,10 +2,22 @@
 
 import logging
 
+import certifi
 import httpx
 import pytest
 
 from server.loopback import ScriptedService, serving
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory):
+    """Clients know one certificate authority: to read all of them takes each client longer than most tests here."""
+    end = "-----END CERTIFICATE-----\n"
+    path = tmp_path_factory.mktemp("authorities") / "one.pem"
+    path.write_text(certifi.contents().partition(end)[0] + end)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(path))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,7 @@ class PageServer:
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listening.bind(("127.0.0.1", port))
+                listening.listen()  # so that a client that is faster than this thread waits
                 self.port = listening.getsockname()[1]
                 self.url = f"http://127.0.0.1:{self.port}"
                 self.server = uvicorn.Server(
