@@ -104,6 +104,25 @@ def run(environment):
     return run
 
 
+@pytest.fixture
+def run_here(environment, monkeypatch, capsys):
+    """The same in this process: where the process is not the point, it takes a tenth of the time."""
+
+    def run_here(*args, **changes: str) -> subprocess.CompletedProcess[str]:
+        from gptoss_mlx.cli import main
+
+        words = ["gptoss-mlx", *map(str, args)]
+        with monkeypatch.context() as patch:
+            for name, value in (environment | changes).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", words)
+            with pytest.raises(SystemExit) as end:
+                main()
+        return subprocess.CompletedProcess(words, end.value.code or 0, *capsys.readouterr())
+
+    return run_here
+
+
 def pytest_configure(config: pytest.Config) -> None:
     gc.disable()  # while tests are collected
     zygote.folder = getattr(config, "workerinput", {}).get("zygotes", "")

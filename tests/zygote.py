@@ -254,6 +254,7 @@ def answer(channel: socket.socket, replies: dict[int, int], ours: Sequence[int])
 def import_all() -> None:
     """What commands import; nothing that asks for the environment, makes threads or looks for a device."""
     import prompt_toolkit.shortcuts  # noqa: F401
+    import tokenizers  # noqa: F401
 
     import gptoss_convert.reports  # noqa: F401
     import gptoss_mlx.chat.store
@@ -266,6 +267,10 @@ def import_all() -> None:
     import gptoss_mlx.terminal.markdown
     import gptoss_mlx.terminal.progress_bars
     import gptoss_mlx.terminal.rich_screen  # noqa: F401
+    from gptoss_mlx import kernels
+
+    with suppress(ImportError):
+        kernels.compiled()
 
 
 def become(

@@ -118,3 +118,11 @@ def headers_by_recipe(
         return headers_of(f"{name} with {recipe}", raw_config, weights, RECIPES[recipe], TOKENIZER_BYTES)
 
     return headers
+
+
+@cache
+def published_headers(repository: str) -> Callable[[str], ModelHeaders] | None:
+    """The same for a published model; None for another repository."""
+    if (raw_config := config_in(repository)) is None:
+        return None
+    return headers_by_recipe(repository, raw_config, weights_of(raw_config))

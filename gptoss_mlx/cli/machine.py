@@ -47,7 +47,7 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
         return
     made = plan_memory(folder, model_options, on)
     if not device:  # after all that may be refused: it takes a moment
-        made = replace(made, device=with_bandwidth(on))
+        made = replace(made, device=with_bandwidth(made.device))
     if as_json:
         click.echo(json.dumps(made.as_dict() | {"tokens_per_second": decode_speeds(made)}, indent=1))
         return

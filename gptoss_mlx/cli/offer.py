@@ -107,12 +107,11 @@ def offer(
     whose shape is not known. `named` is the recipe that a person asks for, `begun` that of a conversion that was
     interrupted."""
     from gptoss_convert.choice import choose
-    from gptoss_convert.published import LARGEST_SHARD, TOKENIZER_BYTES, config_in, headers_by_recipe, weights_of
+    from gptoss_convert.published import LARGEST_SHARD, TOKENIZER_BYTES, published_headers
     from gptoss_convert.recipes import DIVERGENCE, RECIPES
 
-    if (raw_config := config_in(repository)) is None:
+    if (headers := published_headers(repository)) is None:
         return None
-    headers = headers_by_recipe(repository, raw_config, weights_of(raw_config))
     limited = device if options.memory is None else device.within(options.memory)
     if named is None:
         chosen, why = choose(headers, limited, begun=begun)

@@ -98,14 +98,16 @@ def _obstacle() -> _Obstacle | None:
 
 @cache
 def _unusable() -> _Obstacle | None:
-    from . import building
-
     try:
         module = _load()
     except ModuleNotFoundError:
+        from . import building
+
         return _Obstacle(building.why_not_built(), building.how_to_build())
     except ImportError as error:
-        return _Obstacle(f"not loadable: {printable(str(error))}", building.installing_again())
+        from .building import installing_again
+
+        return _Obstacle(f"not loadable: {printable(str(error))}", installing_again())
     if module.mlx_version != module.built_for_mlx:
         reason = f"built for MLX {module.built_for_mlx}, and this is MLX {module.mlx_version}"
         return _Obstacle(reason, f"install MLX {module.built_for_mlx}")

@@ -1,13 +1,12 @@
 """Help: headings, nothing cut off, and lines that fit into the terminal."""
 
 import re
-import sys
 
 import click
 import pytest
 
 from cli.test_cli import COMMANDS
-from gptoss_mlx.cli import PROGRAM, cli, help, main
+from gptoss_mlx.cli import PROGRAM, cli, help
 from terminal.terminals import Terminal
 
 MEMORY = ["Model and memory"]
@@ -40,16 +39,11 @@ def sections_of(name: str) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 @pytest.fixture
-def help_of(monkeypatch, capsys):
-    """What `gptoss-mlx NAME --help` prints in a terminal of so many columns; in this process."""
+def help_of(run_here):
+    """What `gptoss-mlx NAME --help` prints in a terminal of so many columns."""
 
     def help_of(name: str, columns: int = 100) -> str:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setattr(sys, "argv", [PROGRAM, *name.split(), "--help"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 0
-        return capsys.readouterr().out
+        return run_here(*name.split(), "--help", COLUMNS=str(columns)).stdout
 
     return help_of
 

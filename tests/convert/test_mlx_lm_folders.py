@@ -135,26 +135,22 @@ def test_what_is_null_is_as_usual(made, tmp_path, name):
 
 @pytest.mark.parametrize("mode", REFUSED)
 @pytest.mark.parametrize("command", ["chat", "plan", "inspect", "convert"])
-def test_modes_that_do_not_run_here_are_named(made, run_here, tmp_path, mode, command):
+def test_modes_that_do_not_run_here_are_named(made, complaint, tmp_path, mode, command):
     more = [tmp_path / "again"] if command == "convert" else []
-    assert f"'{mode}'" in run_here(command, made(mode), *more)
+    assert f"'{mode}'" in complaint(command, made(mode), *more)
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys):
-    """A command in this process that fails; its one line."""
+def complaint(run_here):
+    """The one line of a command that fails."""
 
-    def run_here(*arguments):
-        from gptoss_mlx.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+    def complaint(*arguments):
+        done = run_here(*arguments)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
         return line
 
-    return run_here
+    return complaint
 
 
 @pytest.fixture(scope="module")

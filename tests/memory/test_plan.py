@@ -250,8 +250,8 @@ def test_a_control_group_limits_what_is_available():
 class TestNotInstalled:
     """A published model before any download: `GPTOSS_MLX_HOME` is empty."""
 
-    def test_each_recipe_has_a_row_and_one_is_chosen(self, run):
-        result = run("plan", "gpt-oss-20b", "--device", "mac-16gb", COLUMNS="200")
+    def test_each_recipe_has_a_row_and_one_is_chosen(self, run_here):
+        result = run_here("plan", "gpt-oss-20b", "--device", "mac-16gb", COLUMNS="200")
         assert result.returncode == 0, result.stderr
         lines = result.stdout.splitlines()
         for recipe in RECIPES:
@@ -265,8 +265,8 @@ class TestNotInstalled:
         assert "nobody has run gptoss-mlx there" in speed
         assert "openai/gpt-oss-20b with mxfp4-q4 on mac-16gb" in result.stdout
 
-    def test_json(self, run):
-        result = json.loads(run("plan", "gpt-oss-120b", "--device", "mac-96gb", "--json").stdout)
+    def test_json(self, run_here):
+        result = json.loads(run_here("plan", "gpt-oss-120b", "--device", "mac-96gb", "--json").stdout)
         assert result["recipe"] == "mxfp4-q8"
         assert list(result["recipes"]) == list(RECIPES)
         chosen = result["recipes"]["mxfp4-q8"]
@@ -274,20 +274,20 @@ class TestNotInstalled:
         assert chosen["total"] == sum(row["bytes"] for row in chosen["rows"])
         assert set(chosen["tokens_per_second"]) == {"M2 Max", "M3 Max with 30 GPU cores", "M3 Ultra"}
 
-    def test_the_limit_that_is_asked_for(self, run):
-        result = json.loads(run("plan", "gpt-oss-20b", "--memory", "8GB", "--json").stdout)
+    def test_the_limit_that_is_asked_for(self, run_here):
+        result = json.loads(run_here("plan", "gpt-oss-20b", "--memory", "8GB", "--json").stdout)
         assert result["recipe"] == "mxfp4-q4"
         assert all(each["total"] <= 8 * GB for each in result["recipes"].values())
 
     @pytest.mark.parametrize("device", json.loads(DEVICES.read_text()))
-    def test_every_device(self, run, device):
-        result = run("plan", "gpt-oss-20b", "--device", device)
+    def test_every_device(self, run_here, device):
+        result = run_here("plan", "gpt-oss-20b", "--device", device)
         assert result.returncode == 0, result.stderr
         assert "decode: " in result.stdout
 
-    def test_the_plan_is_within_a_hundredth_of_that_of_a_folder(self, run, folders):
+    def test_the_plan_is_within_a_hundredth_of_that_of_a_folder(self, run_here, folders):
         """That of the tests' own headers, which other code writes: the tokenizer apart, which that folder lacks."""
-        ours = json.loads(run("plan", "gpt-oss-20b", "--device", "mac-24gb", "--context", 16384, "--json").stdout)
+        ours = json.loads(run_here("plan", "gpt-oss-20b", "--device", "mac-24gb", "--context", 16384, "--json").stdout)
         rows = {row["name"]: row["bytes"] for row in ours["recipes"]["mxfp4-q4"]["rows"]}
         theirs = make_plan(folders["20b"], Device.named("mac-24gb"), context=16384)
         for row in theirs.rows:
@@ -303,8 +303,8 @@ class TestNotInstalled:
             (("somebody/tuned",), "somebody/tuned is not installed: run `gptoss-mlx convert somebody/tuned"),
         ],
     )
-    def test_bad_input_is_one_line(self, run, arguments, complaint):
-        result = run("plan", *arguments)
+    def test_bad_input_is_one_line(self, run_here, arguments, complaint):
+        result = run_here("plan", *arguments)
         assert result.returncode == 1
         assert complaint in result.stderr
         assert len(result.stderr.splitlines()) == 1
@@ -318,8 +318,8 @@ class TestCommand:
         for text in ("expert slots", "anonymous", "total", "of 8.00 GB", "context 4,096", "chosen: experts paged"):
             assert text in result.stdout
 
-    def test_what_a_mac_gives_up_is_explained(self, run, folders):
-        result = run("plan", folders["20b"], "--device", "mac-16gb", "--context", 131072, COLUMNS="200")
+    def test_what_a_mac_gives_up_is_explained(self, run_here, folders):
+        result = run_here("plan", folders["20b"], "--device", "mac-16gb", "--context", 131072, COLUMNS="200")
         lines = [line for line in result.stdout.splitlines() if line.startswith(("too large: ", "chosen: "))]
         plan = make_plan(folders["20b"], Device.named("mac-16gb"), context=131072)
         assert lines[0].startswith("too large: everything in memory: ")
@@ -327,16 +327,16 @@ class TestCommand:
         shown = [line for line in lines if " on the GPU" in line]
         assert f"too large: {len(plan.attempts) - 1 - len(shown)} others, " in result.stdout
 
-    def test_json(self, run, folders):
-        result = run("plan", folders["120b"], "--device", "mac-16gb", "--json")
+    def test_json(self, run_here, folders):
+        result = run_here("plan", folders["120b"], "--device", "mac-16gb", "--json")
         plan = json.loads(result.stdout)
         assert plan["total"] == sum(row["bytes"] for row in plan["rows"])
         assert plan["settings"]["expert_slots"] > 100
         assert plan["tokens_per_second"] == {}
 
-    def test_the_speed_to_expect(self, run, folders):
-        here = json.loads(run("plan", folders["20b"], "--memory", "14GB", "--json").stdout)
-        there = json.loads(run("plan", folders["20b"], "--device", "mac-24gb", "--json").stdout)
+    def test_the_speed_to_expect(self, run_here, folders):
+        here = json.loads(run_here("plan", folders["20b"], "--memory", "14GB", "--json").stdout)
+        there = json.loads(run_here("plan", folders["20b"], "--device", "mac-24gb", "--json").stdout)
         assert there["tokens_per_second"]["M4"] == pytest.approx(0.5 * 120e9 / there["token_bytes"])
         if kernels.native():
             assert list(here["tokens_per_second"]) == ["this machine"]
@@ -353,8 +353,8 @@ class TestCommand:
             (("--device", "toaster"), "there is no device 'toaster'"),
         ],
     )
-    def test_bad_input_is_one_line(self, run, folders, arguments, complaint):
-        result = run("plan", folders["20b"], *arguments)
+    def test_bad_input_is_one_line(self, run_here, folders, arguments, complaint):
+        result = run_here("plan", folders["20b"], *arguments)
         assert result.returncode == 1
         assert complaint in result.stderr
         assert len(result.stderr.splitlines()) == 1
