@@ -13,6 +13,8 @@ from gptoss_mlx.harmony.render import encode, render_message
 from gptoss_mlx.server.service import open_service
 from server.loopback import serving
 
+ROUNDS = 6  # test_rounds_of_agents.py has twenty
+
 F = {
     "name": "f",
     "input_schema": {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]},
@@ -88,7 +90,7 @@ def step(number):
     ],
 )
 def test_a_round_of_an_agent_costs_its_new_tokens(package, samples, thinking, streams):
-    tokenizer = samples("".join(map(step, range(20))) + "<|channel|>final<|message|>Done.<|return|>")
+    tokenizer = samples("".join(map(step, range(ROUNDS))) + "<|channel|>final<|message|>Done.<|return|>")
     fields = {"tools": [F], "streams": streams} | ({"thinking": thinking} if thinking else {})
     messages = [{"role": "user", "content": f"Do it, as {thinking}, {streams}."}]
     costs, news = [], []
@@ -105,7 +107,7 @@ def test_a_round_of_an_agent_costs_its_new_tokens(package, samples, thinking, st
     assert message.content[-1].text == "Done."
     # The end of the call, which was sampled but not read, the result, and the start of the answer.
     assert costs[1:] == [1 + new + 2 for new in news]
-    assert len(news) == 20
+    assert len(news) == ROUNDS
 
 
 def test_a_tool_that_is_not_among_the_first_can_be_called(package, samples):

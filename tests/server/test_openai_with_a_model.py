@@ -19,6 +19,8 @@ from gptoss_mlx.server import dates
 from gptoss_mlx.server.service import open_service
 from server.loopback import frames, refusal, serving
 
+ROUNDS = 6  # test_rounds_of_agents.py has twenty
+
 NUMBERS = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
 F = {"type": "function", "function": {"name": "f", "parameters": NUMBERS}}
 G = {"type": "function", "function": {"name": "g", "parameters": NUMBERS}}
@@ -92,7 +94,7 @@ def calling(number):
 def test_a_round_of_an_agent_costs_its_new_tokens(client, demo_folder, monkeypatch, returned, streams):
     tokenizer = Tokenizer.load(demo_folder)
     monkeypatch.setattr(chat_answer, "Sampler", Scripted)
-    script = "".join(map(calling, range(20))) + "<|channel|>final<|message|>Done.<|return|>"
+    script = "".join(map(calling, range(ROUNDS))) + "<|channel|>final<|message|>Done.<|return|>"
     Scripted.waiting = tokenizer.encode_markup(script)
     messages, costs, news = [user(f"Do it, as {returned}, {streams}.")], [], []
     while True:
@@ -116,7 +118,7 @@ def test_a_round_of_an_agent_costs_its_new_tokens(client, demo_folder, monkeypat
     assert message["content"] == "Done."
     # The end of the call, which was sampled but not read, the result, and the start of the answer.
     assert costs[1:] == [1 + new + 2 for new in news]
-    assert len(news) == 20
+    assert len(news) == ROUNDS
 
 
 def put_together(data):

@@ -20,6 +20,8 @@ from gptoss_mlx.server.errors import RequestError
 
 from .answering import events_of, message_of, reply, request, run, serving, user
 
+ROUNDS = 6  # test_rounds_of_agents.py has twenty
+
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 DEMO_TOOLS = [
     {"type": "function", "function": {"name": f.tool.name, "parameters": f.tool.parameters}} for f in FUNCTIONS
@@ -47,7 +49,7 @@ def test_an_agents_round_costs_its_new_tokens(demo_folder, monkeypatch, argument
     tokenizer = Tokenizer.load(demo_folder)
     monkeypatch.setattr(chat_answer, "Sampler", Scripted)
     Scripted.waiting = tokenizer.encode_markup(
-        "".join(map(calling, range(20))) + "<|channel|>final<|message|>Done.<|return|>"
+        "".join(map(calling, range(ROUNDS))) + "<|channel|>final<|message|>Done.<|return|>"
     )
 
     async def rounds():
@@ -71,7 +73,7 @@ def test_an_agents_round_costs_its_new_tokens(demo_folder, monkeypatch, argument
     costs, news = run(rounds())
     # The end of the call, which was sampled but not read, the result, and the start of the answer.
     assert costs[1:] == [1 + new + 2 for new in news]
-    assert len(news) == 20
+    assert len(news) == ROUNDS
 
 
 def test_a_question_more_costs_the_answer_and_the_question(demo_folder):
