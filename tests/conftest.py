@@ -2,10 +2,12 @@
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +32,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("daily", max_examples=20, deadline=None)
 settings.register_profile("thorough", max_examples=150, deadline=None)
 settings.load_profile("daily")
+
+
+LARGE_PACKAGES = re.compile(r"^ *(?:from|import) (?:mlx_lm|transformers|anthropic|openai)", re.MULTILINE)
 
 
 @pytest.fixture(scope="session")
@@ -135,6 +140,16 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node) -> None:
     node.workerinput["zygotes"] = zygote.folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First, and so in one process of several, what imports packages of which each takes seconds."""
+
+    @cache
+    def comes_later(path: Path) -> bool:
+        return not LARGE_PACKAGES.search(path.read_text(encoding="utf-8"))
+
+    items.sort(key=lambda item: comes_later(item.path) and not {"openai", "of_openai"} & set(item.fixturenames))
 
 
 def pytest_collection_finish() -> None:
