@@ -1,6 +1,7 @@
 """Answers to requests with tools, and a model that wants something that it may not be allowed."""
 
 import json
+from functools import cache
 
 import jsonschema
 import mlx.core as mx
@@ -35,6 +36,12 @@ def request_for(*tools, question="What is the weather in Bermi?", **options):
     return AnswerRequest(conversation, **{"sampling": GREEDY, "max_tokens": 300} | options)
 
 
+@cache
+def prompt_cache_of(model):
+    """One for all answers: a prompt that begins as the one before is not read again."""
+    return PromptCache(model)
+
+
 class Writing:
     """An answer to a request, and its events as far as it was written."""
 
@@ -53,7 +60,7 @@ class Writing:
         prompt = render_ids(request.conversation, self.tokenizer)
         self.clock = Clock(Interrupts(), None)
         draft = Draft(prompt, 0, 1, True, list(written))
-        self.answer = Answer(draft, self.rules, PromptCache(model), self.tokenizer, self.clock)
+        self.answer = Answer(draft, self.rules, prompt_cache_of(model), self.tokenizer, self.clock)
         self.events = []
 
     def all(self):
