@@ -27,7 +27,6 @@ from .help import group
 from .output import agreed
 
 ASKED = "asked-to-move"  # a file in `data_home`, when the question was asked
-MAX_WIDTH = 1000  # characters of a table
 
 
 @group(invoke_without_command=True, epilog="Example: gptoss-mlx models rm gpt-oss-20b:q8")
@@ -72,25 +71,15 @@ def _as_dict(model: InstalledModel) -> dict[str, object]:
 
 
 def _print(found: list[InstalledModel]) -> None:
-    """A table; where the terminal is too narrow for it, a few lines for each model."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = [_row(model) for model in found]
+    from ..tables import print_table
+
     table = Table("model", "size", "recipe", "from", "last used")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    if Console(width=MAX_WIDTH).measure(table).maximum <= console.width:  # without a line that is wrapped
-        console.print(table)
-        return
-    for name, size, recipe, source, used in rows:
-        console.print(Text(printable(name)))
-        used = f"used {used}" if used[:1].isdigit() else used
-        for line in (", ".join(filter(None, (size, recipe))), source and f"from {source}", used):
-            if line:
-                console.print(Text(f"  {printable(line)}"))
+    for model in found:
+        table.add_row(*(Text(printable(cell)) for cell in _row(model)))
+    print_table(table)
 
 
 def _row(model: InstalledModel) -> tuple[str, str, str, str, str]:

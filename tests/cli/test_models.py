@@ -170,11 +170,11 @@ def test_the_list_fits_the_terminal(command, environment, user, place, old_place
     if columns == 40:
         sizes = [line for line in rows if " MB" in line]
         assert len(sizes) == 4
-        entry = rows[rows.index("somebody/tuned:q8") :][:4]
-        assert [entry[0], *entry[2:]] == ["somebody/tuned:q8", "  from checkpoint", f"  used {used}"]
-        entry = rows[rows.index("gpt-oss-120b") :][:4]
-        assert entry[1].endswith(" MB, mxfp4-q8")
-        assert entry[3] == "  interrupted"
+        entry = [row.split(maxsplit=1) for row in rows[rows.index("somebody/tuned:q8") + 2 :][:3]]
+        assert entry == [["recipe", "mxfp4-q4"], ["from", "checkpoint"], ["last", f"used  {used}"]]
+        entry = rows[rows.index("gpt-oss-120b") + 1 :][:4]
+        assert [row[: row.rindex("  ")].strip() for row in entry] == ["size", "recipe", "from", "last used"]
+        assert entry[3].endswith("  interrupted")
     else:
         assert any(row.startswith("│ somebody/tuned:q8") for row in rows)
 
