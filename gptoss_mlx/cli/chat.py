@@ -340,6 +340,3 @@ def _builtins(tools: ToolOptions) -> Iterator[Builtin]:
         from ..tools.python import PythonTool
 
         yield PythonTool(unsafe=tools.unsafe_python)
-
-
-COMMANDS = (chat, generate, demo)

@@ -284,6 +284,3 @@ def _text(file: Path) -> str:
 
 def _report_uploaded(name: str, size: int) -> None:
     click.echo(f"{printable(name)}, {size_text(size)}", err=True)
-
-
-COMMANDS = (convert, inspect, compare, verify, upload)

@@ -86,6 +86,3 @@ def _items(paths: str | None, names: Iterable[str], typed: str) -> list[Completi
     """The names that begin so, and paths of a kind. Paths first: after names, bash would forget the names."""
     items = [CompletionItem(name) for name in names if name.startswith(typed)]
     return items if paths is None else [CompletionItem(typed, type=paths), *items]
-
-
-COMMANDS = (completion,)

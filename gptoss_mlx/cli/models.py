@@ -197,6 +197,3 @@ def offer_to_move() -> None:
             _move(old)
     except (GptOssError, OSError) as error:
         click.echo(f"note: {printable(str(error))}", err=True)
-
-
-COMMANDS = (models,)
