@@ -159,6 +159,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
 
 @command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
+@click.argument("words", nargs=-1, type=Text(), metavar="[TEXT]...")
 @click.option("-p", "--prompt", type=Text(), metavar="TEXT", help="The prompt; piped standard input is appended to it.")
 @pass_chat_options
 @pass_tool_options
@@ -171,6 +172,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
 )
 def generate(
     model: str | None,
+    words: tuple[str, ...],
     prompt: str | None,
     record_routing: Path | None,
     chat_options: ChatOptions,
@@ -180,8 +182,12 @@ def generate(
     """Answer one prompt; only the answer goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the default or the one used last.
-    Without -p, words in place of MODEL are the prompt: gptoss-mlx generate "What is MXFP4?"
+    TEXT or -p is the prompt; one of several words can stand alone: gptoss-mlx generate "What is MXFP4?"
     """
+    if words:
+        if prompt is not None:
+            raise click.UsageError("give the prompt after MODEL or with -p, not both")
+        prompt = " ".join(words)
     if model and prompt is None and len(model.split()) > 1 and not os.path.lexists(os.path.expanduser(model)):
         prompt = Text().convert(model, None, None)
         model = (click.get_current_context().default_map or {}).get("model")
