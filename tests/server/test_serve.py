@@ -82,6 +82,14 @@ def test_an_answer_and_its_line_in_the_log(start, demo_folder):
     assert "gptoss_answers_running 0\n" in measured
 
 
+def test_a_model_by_its_name_and_tag(start, demo_folder, tmp_path):
+    for tag in ("--q8", ""):
+        shutil.copytree(demo_folder, tmp_path / f"openai--gpt-oss-20b{tag}")
+    _, url = start("gpt-oss:20b:q8")
+    (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    assert model["id"] == "gpt-oss-20b:q8"
+
+
 @contextmanager
 def a_running_answer(url):
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=WITHOUT_END, timeout=60) as response:
