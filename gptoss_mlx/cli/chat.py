@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import parse_size
-from ..model.model_store import home, remember, usual_model
+from ..model.model_store import home, remember, user_file, usual_model
 from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .conversion import convert_with_progress, print_report
@@ -116,7 +116,7 @@ def chat(
     run(
         session,
         show_reasoning=show_reasoning,
-        history=home() / "history",
+        history=user_file("history"),
         autosave=autosave,
         load=load,
         yes=tool_options.yes,
@@ -299,7 +299,7 @@ def demo() -> None:
         ask(session, question, show_reasoning=True)
         session.reset()
     if sys.stdin.isatty() and sys.stdout.isatty():
-        run(session, show_reasoning=True, history=home() / "history")
+        run(session, show_reasoning=True, history=user_file("history"))
     warn_without_kernels()
 
 

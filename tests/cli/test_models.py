@@ -218,7 +218,7 @@ def test_what_is_removed_is_forgotten(command_of, place, old_place, demo_folder)
     folder = shutil.copytree(demo_folder, place / "openai--gpt-oss-20b")
     assert command_of("chat", "gpt-oss-20b", stdin="Hello").returncode == 0
     assert command_of("models", "default", "gpt-oss-20b").stdout == "gpt-oss-20b\n"
-    assert (old_place / "last-model").read_text() == str(folder)
+    assert (place.parent / "last-model").read_text() == str(folder)
     assert command_of("models", "rm", folder, "--yes").stdout == "removed gpt-oss-20b\n"
     assert list(place.iterdir()) == []
     assert command_of("models", "default").stdout == "none\n"
@@ -304,6 +304,23 @@ def test_a_move_is_a_rename_after_which_all_goes_on(command_of, place, old_place
     assert command_of("generate", *QUESTION).stdout == ANSWER
     assert command_of("convert", CHECKPOINT, "--recipe", "mxfp4-q8", place / "local--checkpoint").returncode == 0
     assert f"all models are in {place}" in command_of("models", "move").stdout
+
+
+def test_what_was_in_the_cache_counts(command, environment, command_of, user, place, old_place, demo_folder):
+    """The model used last, and the questions that were typed."""
+    (old_place / "last-model").write_text(str(demo_folder))
+    (old_place / "history").write_text("\n# 2026-01-02 03:04:05.678901\n+What is 12 + 30?\n")
+    assert command_of("generate", *QUESTION).stdout == ANSWER
+    terminal = Terminal([*command, "chat", "--temperature", "0"], environment | user)
+    terminal.wait("^>$")
+    terminal.keys("\x1b[A")
+    terminal.wait(r"^> What is 12 \+ 30\?$")
+    terminal.line("")
+    terminal.wait("^12 \\+ 30 = 42$")
+    terminal.key("d")
+    assert terminal.exit_status() == 0
+    assert [path.name for path in old_place.iterdir()] == []
+    assert {"last-model", "history"} <= {path.name for path in place.parent.iterdir()}
 
 
 def test_nothing_is_moved_onto_another_model(command_of, place, old_place, demo_folder):

@@ -26,6 +26,7 @@ from gptoss_mlx.model.model_store import (
     resolve,
     stamp_of,
     tag_of,
+    user_file,
 )
 
 NAMES = {
@@ -151,6 +152,27 @@ def test_the_old_place_is_found(place, tmp_path):
     assert resolve(str(old)) == last_used() == place / old.name
     with pytest.raises(GptOssError, match="no model"):
         resolve(str(old.parent / "elsewhere" / old.name))
+
+
+def test_small_files_leave_the_cache(place, tmp_path):
+    old = tmp_path / ".cache" / "gptoss-mlx"
+    old.mkdir(parents=True)
+    new = place.parent
+    assert user_file("history") == new / "history"
+    (old / "history").write_text("older")
+    assert user_file("history").read_text() == "older"
+    assert list(old.iterdir()) == []
+    (old / "history").write_text("of an older version")
+    assert user_file("history").read_text() == "older"
+
+
+def test_a_small_file_that_cannot_be_moved_counts(place, tmp_path):
+    old = tmp_path / ".cache" / "gptoss-mlx" / "last-model"
+    old.parent.mkdir(parents=True)
+    old.write_text(str(tmp_path))
+    (tmp_path / "data").write_text("a file in the place of the folder")
+    assert user_file("last-model") == old
+    assert last_used() == tmp_path
 
 
 def test_text_that_is_no_name_stays(tmp_path, monkeypatch):

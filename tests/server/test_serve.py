@@ -211,6 +211,19 @@ def test_a_network_needs_the_key_that_is_made(start, demo_folder, tmp_path):
     assert "key: the same as before" in said
 
 
+def test_the_key_that_was_in_the_cache_counts(start, demo_folder, tmp_path):
+    old, new = tmp_path / ".cache/gptoss-mlx/server-key", tmp_path / "data/gptoss-mlx/server-key"
+    old.parent.mkdir(parents=True)
+    old.write_text("a-key-that-was-made-before\n")
+    old.chmod(0o600)
+    home = {"GPTOSS_MLX_HOME": "", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    _, url = start(demo_folder, "--host", "0.0.0.0", **home)
+    local = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+    assert httpx.get(f"{local}/v1/models", headers={"x-api-key": "a-key-that-was-made-before"}).status_code == 200
+    assert stat.S_IMODE(new.stat().st_mode) == 0o600
+    assert not old.exists()
+
+
 def test_a_key_of_ones_own(start, demo_folder, tmp_path):
     (tmp_path / "key").write_text("a-key-of-ones-own-1\n")
     (tmp_path / "key").chmod(0o600)
