@@ -173,6 +173,7 @@ class _Download:
         self._digest, self._hashed = hashlib.sha256(), 0
 
     def run(self) -> str:
+        self._on_read(0)  # before anything arrives, for whoever measures the speed
         try:
             self._fetch(self._partial.missing(), partly=True)
         except _NoRangesError:
