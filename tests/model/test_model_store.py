@@ -220,7 +220,7 @@ def test_lm_studios_folders(place, tmp_path, made_by_mlx_lm):
     assert resolve("b/two") == tmp_path / ".cache/lm-studio/models/b/two"
 
 
-@pytest.mark.parametrize("lack", ["weights", "config.json", "quantization", "gpt-oss", "JSON", "index"])
+@pytest.mark.parametrize("lack", ["weights", "config.json", "quantization", "gpt-oss", "JSON", "index", "name"])
 def test_what_does_not_load_here_is_no_model(place, tmp_path, made_by_mlx_lm, lack):
     folder = shutil.copytree(made_by_mlx_lm, tmp_path / ".lmstudio/models/a/one")
     config = json.loads((folder / "config.json").read_text())
@@ -238,6 +238,8 @@ def test_what_does_not_load_here_is_no_model(place, tmp_path, made_by_mlx_lm, la
             (folder / "config.json").write_text("[" * 100_000)
         case "index":
             (folder / other_programs.INDEX).write_text('{"weight_map": {"a": {"b": 1}}}')
+        case "name":
+            (folder / other_programs.INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
     assert other_programs.models() == []
 
 
