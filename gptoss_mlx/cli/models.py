@@ -24,7 +24,7 @@ from ..model.model_store import (
 )
 from .completion import complete_models
 from .help import group
-from .output import agreed
+from .output import agreed, print_text
 
 ASKED = "asked-to-move"  # a file in `data_home`, when the question was asked
 
@@ -137,7 +137,7 @@ def remove(names: tuple[str, ...], yes: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_models)
 def path(name: str | None) -> None:
     """Print the folder of the model NAME; without it, the folder of models."""
-    click.echo(resolve(name) if name else models_folder())
+    print_text(f"{resolve(name) if name else models_folder()}\n")
 
 
 @models.command(epilog="Example: gptoss-mlx models default gpt-oss-20b:q8")
