@@ -14,6 +14,7 @@ from cli.test_cli import assert_one_line_error
 from convert.hub import serving
 from gptoss_convert import convert
 from gptoss_mlx import files, load
+from gptoss_mlx.cli import cli
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.model.model_store import stamp_of
 from gptoss_mlx.provenance import provenance_of
@@ -21,6 +22,7 @@ from terminal.terminals import Terminal, golden
 
 QUESTION = ("-p", "What is 12 + 30?", "--temperature", "0")
 ANSWER = "12 + 30 = 42\n"
+NAME = "somebody/tuned"
 
 
 @pytest.fixture
@@ -244,6 +246,31 @@ def test_a_model_in_use_stays(command_of, old_place, demo_folder):
     gc.collect()
     assert command_of("models", "rm", "somebody/tuned", "--yes").returncode == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "work"),
+    [
+        (("verify", NAME), "gptoss_convert.verification.verify"),
+        (("compare", str(CHECKPOINT), NAME), "gptoss_convert.fidelity.compare"),
+        (("upload", NAME, "somebody/tuned"), "gptoss_convert.publishing.upload"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_model_stays_while_a_command_reads_it(command_of, user, old_place, demo_folder, monkeypatch, args, work):
+    shutil.copytree(demo_folder, old_place / "somebody--tuned")
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+
+    def in_the_middle(*_):
+        for step in (("rm", NAME, "--yes"), ("move",)):
+            assert_one_line_error(command_of("models", *step), f"{NAME} is in use by another gptoss-mlx")
+        raise InterruptedError
+
+    monkeypatch.setattr(work, in_the_middle)
+    with pytest.raises(InterruptedError):
+        cli(args, standalone_mode=False)
+    assert command_of("models", "rm", NAME, "--yes").returncode == 0
 
 
 def test_an_interrupted_conversion(command_of, place):
