@@ -178,9 +178,17 @@ def _in_the_old_place() -> list[InstalledModel]:
 
 
 def _move(old: list[InstalledModel]) -> None:
+    """Raises GptOssError for those that cannot be moved, when the others are."""
+    problems = []
     for model in old:
-        installed.move(model)
-        click.echo(printable(f"moved {model.name} to {models_folder()}"), err=True)
+        try:
+            installed.move(model)
+        except GptOssError as error:
+            problems.append(str(error))
+        else:
+            click.echo(printable(f"moved {model.name} to {models_folder()}"), err=True)
+    if problems:
+        raise GptOssError("; ".join(problems))
 
 
 def offer_to_move() -> None:

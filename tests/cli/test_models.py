@@ -353,7 +353,13 @@ def test_what_was_in_the_cache_counts(command, environment, command_of, user, pl
 def test_nothing_is_moved_onto_another_model(command_of, place, old_place, demo_folder):
     for folder in (place, old_place):
         shutil.copytree(demo_folder, folder / "openai--gpt-oss-20b")
-    assert_one_line_error(command_of("models", "move"), f"{place / 'openai--gpt-oss-20b'} exists already")
+    shutil.copytree(demo_folder, old_place / "somebody--tuned")
+    done = command_of("models", "move")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"moved somebody/tuned to {place}",
+        f"error: {place / 'openai--gpt-oss-20b'} exists already: remove it, or {old_place / 'openai--gpt-oss-20b'}",
+    ]
     assert load(old_place / "openai--gpt-oss-20b")
 
 
