@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..tools.toolbox import Builtin, Function
 
 
-NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give MODEL and TEXT, or -p TEXT, or pipe text in")
 CUT_OFF = "stopped in the middle of the answer, at --max-tokens {maximum}"
 DEMO = ChatOptions(temperature=0, max_tokens=400)
 
