@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.measure import Measurement
+    from rich.table import Column, Table
 
-NARROW = 60  # columns: in a wider window, rich folds words
+NARROW = 60  # columns of a window: a wider one has words of FOLDED characters in columns whose words may be folded
+FOLDED = 20
 ENDLESS = 10**4  # columns
 
 
@@ -19,8 +21,16 @@ def print_table(table: Table, console: Console | None = None) -> None:
     from rich.measure import Measurement
 
     console = console or Console()
-    needed = Measurement.get(console, console.options.update_width(ENDLESS), table).minimum
-    if console.width >= NARROW or needed <= console.width:
+    widths = [_width(column, console) for column in table.columns]
+    whole = Measurement.get(console, console.options.update_width(ENDLESS), table).maximum
+    spare = console.width - whole + sum(each.span for each in widths)
+    if spare >= 0:
+        # Short lines stay whole. rich would take from the widest columns, and cut words in them.
+        by_span = sorted(zip(table.columns, widths, strict=True), key=lambda each: each[1].span)
+        for number, (column, width) in enumerate(by_span):
+            more = min(width.span, spare // (len(by_span) - number))
+            column.width = width.minimum + more
+            spare -= more
         console.print(table)
         return
     if table.title:
@@ -31,6 +41,18 @@ def print_table(table: Table, console: Console | None = None) -> None:
         console.print(first, highlight=False)
         console.print(others)
     console.print()
+
+
+def _width(column: Column, console: Console) -> Measurement:
+    """What the words of a column need, and what its lines would."""
+    from rich.measure import Measurement, measure_renderables
+
+    endless = console.options.update_width(ENDLESS)
+    found = measure_renderables(console, endless, [column.header, *column.cells])
+    if column.no_wrap:
+        return Measurement(found.maximum, found.maximum)
+    folds = column.overflow == "fold" and console.width >= NARROW
+    return Measurement(min(found.minimum, FOLDED), found.maximum) if folds else found
 
 
 def _as_lists(table: Table) -> Iterator[tuple[RenderableType, RenderableType]]:

@@ -1,5 +1,6 @@
 """The Python API: what `gptoss_mlx` itself offers."""
 
+import shutil
 import subprocess
 import sys
 
@@ -27,6 +28,12 @@ def home(demo_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["gpt-oss-20b", "openai/gpt-oss-20b", "~/20b"])
 def test_models_are_loaded_by_name_and_from_home(home, name):
     assert generate(load(name), QUESTION, sampling=GREEDY) == "12 + 30 = 42"
+
+
+def test_a_tag_tells_one_recipe_from_another(home, demo_folder):
+    folder = shutil.copytree(demo_folder, home / "models" / "openai--gpt-oss-20b--q8")
+    assert load("gpt-oss:20b:q8").path == folder
+    assert load("gpt-oss-20b").path == home / "models" / "openai--gpt-oss-20b"
 
 
 def test_paths_are_folders_and_no_names(home, tmp_path):

@@ -42,6 +42,11 @@ class RemoteFile:
     sha256: str | None
     """In hexadecimal, of files in large file storage, as all weights are; None for small ones in git."""
 
+    @property
+    def resumes(self) -> bool:
+        """Whether an earlier process's part of it is used: without a checksum, it might be of another file."""
+        return self.sha256 is not None
+
 
 @dataclass(frozen=True)
 class Fetched:
@@ -135,10 +140,10 @@ class Repository:
 
     def _fetch_as(self, path: Path, file: RemoteFile, on_read: Callable[[int], None]) -> str:
         """Returns the SHA-256."""
-        unfinished = self._unfinished(path, file)
-        if path.exists():
+        unfinished, is_whole = self._unfinished(path, file), path.exists()
+        if is_whole:
             path.replace(unfinished)
-        with PartialFile(unfinished, file.size) as partial:
+        with PartialFile(unfinished, file.size, resume=is_whole or file.resumes) as partial:
             try:
                 digest = download(self._resource(file), partial, on_read)
             except ChangedError:
@@ -160,7 +165,9 @@ class Repository:
         if self._in_cache(name):
             return 0
         path = folder / name if folder else self._cache_paths(file)[1]
-        return file.size if path.exists() else arrived(self._unfinished(path, file), file.size)
+        if path.exists():
+            return file.size
+        return arrived(self._unfinished(path, file), file.size) if file.resumes else 0
 
     def _unfinished(self, path: Path, file: RemoteFile) -> Path:
         return path.with_name(f".{file.name}.{(file.sha256 or self.commit)[:16]}.partial")

@@ -24,14 +24,15 @@ class PartialFile:
     file of one chunk needs none: where there is no record, all that the file holds has arrived.
     """
 
-    def __init__(self, path: Path, size: int):
+    def __init__(self, path: Path, size: int, *, resume: bool = True):
+        """Without `resume`, nothing that is there counts."""
         self.path, self.size = path, size
         path.touch()
         self._file = path.open("r+b", buffering=0)
         if lock(self._file.fileno()) is False:
             self._file.close()
             raise BlockingIOError(errno.EAGAIN, "another process is downloading it", str(path))
-        self._arrived = _counts(path, size)
+        self._arrived = _counts(path, size) if resume else [0 for _ in range(0, size, CHUNK)]
         self._file.truncate(min(path.stat().st_size, size))
         self._record = None
         if len(self._arrived) > 1:

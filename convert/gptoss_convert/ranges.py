@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from huggingface_hub import constants, errors, get_session
@@ -143,11 +145,17 @@ def of_the_disk(problem: BaseException) -> bool:
 
 
 def _retry_after(problem: Exception | None) -> float:
-    """The seconds for which a server wants to be left alone."""
+    """The seconds for which a server wants to be left alone, which it gives in number, or by their end."""
     if not isinstance(problem, errors.HfHubHTTPError):
         return 0
     asked = problem.response.headers.get("Retry-After", "")
-    return min(int(asked), MAX_PAUSE) if re.fullmatch(r"\d{1,9}", asked) else 0
+    if re.fullmatch(r"\d{1,9}", asked):
+        return min(int(asked), MAX_PAUSE)
+    try:
+        left = parsedate_to_datetime(asked) - datetime.now(timezone.utc)
+    except (TypeError, ValueError):
+        return 0
+    return min(left.total_seconds(), MAX_PAUSE)
 
 
 def download(resource: Resource, partial: PartialFile, on_read: Callable[[int], None]) -> str:
@@ -165,6 +173,7 @@ class _Download:
         self._digest, self._hashed = hashlib.sha256(), 0
 
     def run(self) -> str:
+        self._on_read(0)  # before anything arrives, for whoever measures the speed
         try:
             self._fetch(self._partial.missing(), partly=True)
         except _NoRangesError:

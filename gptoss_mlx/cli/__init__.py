@@ -167,19 +167,16 @@ def _without_command(context: click.Context, model: str | None) -> None:
             command.invoke(below)
 
 
-for module in (
-    bench,
-    chat,
-    checkpoints,
-    completion,
-    config,
-    doctor,
-    evaluate,
-    harmony,
-    machine,
-    models,
-    serve,
-    sessions,
-):
-    for command in module.COMMANDS:
-        cli.add_command(command)
+cli.add_section("Chat", chat.chat, chat.generate, chat.demo, serve.serve, sessions.sessions)
+cli.add_section(
+    "Models",
+    models.models,
+    checkpoints.convert,
+    checkpoints.inspect,
+    checkpoints.compare,
+    checkpoints.verify,
+    checkpoints.upload,
+)
+cli.add_section("Measure", machine.plan, bench.bench, evaluate.evaluate)
+cli.add_section("Set up", doctor.doctor, config.config, completion.completion)
+cli.add_section("Formats", harmony.harmony)

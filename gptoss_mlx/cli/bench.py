@@ -323,6 +323,3 @@ def _peer(folder: Path, options: BenchOptions) -> Peer:
     if options.llama_bench and options.gguf:
         return LlamaCpp(options.llama_bench, options.gguf, sizes, device.runtime().threads)
     return MlxLm(folder, sizes)
-
-
-COMMANDS = (bench,)

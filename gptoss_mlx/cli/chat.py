@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import parse_size
-from ..model.model_store import home, remember, usual_model
+from ..model.model_store import home, remember, user_file, usual_model
 from ..untrusted import os_error_text
 from .completion import complete_sessions
 from .conversion import convert_with_progress, print_report
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..tools.toolbox import Builtin, Function
 
 
-NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give -p TEXT, or pipe text in")
+NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give MODEL and TEXT, or -p TEXT, or pipe text in")
 CUT_OFF = "stopped in the middle of the answer, at --max-tokens {maximum}"
 DEMO = ChatOptions(temperature=0, max_tokens=400)
 
@@ -116,7 +116,7 @@ def chat(
     run(
         session,
         show_reasoning=show_reasoning,
-        history=home() / "history",
+        history=user_file("history"),
         autosave=autosave,
         load=load,
         yes=tool_options.yes,
@@ -159,6 +159,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
 
 @command(epilog="Example: git diff | gptoss-mlx generate gpt-oss-20b -p 'Write a commit message.'")
 @model_argument(required=False)
+@click.argument("words", nargs=-1, type=Text(), metavar="[TEXT]...")
 @click.option("-p", "--prompt", type=Text(), metavar="TEXT", help="The prompt; piped standard input is appended to it.")
 @pass_chat_options
 @pass_tool_options
@@ -171,6 +172,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
 )
 def generate(
     model: str | None,
+    words: tuple[str, ...],
     prompt: str | None,
     record_routing: Path | None,
     chat_options: ChatOptions,
@@ -180,8 +182,12 @@ def generate(
     """Answer one prompt; only the answer goes to standard output.
 
     MODEL is a folder, gpt-oss-20b, gpt-oss-120b, or a Hugging Face id; without it, the default or the one used last.
-    Without -p, words in place of MODEL are the prompt: gptoss-mlx generate "What is MXFP4?"
+    TEXT or -p is the prompt; one of several words can stand alone: gptoss-mlx generate "What is MXFP4?"
     """
+    if words:
+        if prompt is not None:
+            raise click.UsageError("give the prompt after MODEL or with -p, not both")
+        prompt = " ".join(words)
     if model and prompt is None and len(model.split()) > 1 and not os.path.lexists(os.path.expanduser(model)):
         prompt = Text().convert(model, None, None)
         model = (click.get_current_context().default_map or {}).get("model")
@@ -293,7 +299,7 @@ def demo() -> None:
         ask(session, question, show_reasoning=True)
         session.reset()
     if sys.stdin.isatty() and sys.stdout.isatty():
-        run(session, show_reasoning=True, history=home() / "history")
+        run(session, show_reasoning=True, history=user_file("history"))
     warn_without_kernels()
 
 
@@ -340,6 +346,3 @@ def _builtins(tools: ToolOptions) -> Iterator[Builtin]:
         from ..tools.python import PythonTool
 
         yield PythonTool(unsafe=tools.unsafe_python)
-
-
-COMMANDS = (chat, generate, demo)

@@ -12,6 +12,7 @@ import click
 
 from ..errors import GptOssError, printable
 from ..memory.system import size_text
+from ..model.installed import Hold
 from ..model.model_store import (
     SHORT_NAMES,
     TAGS,
@@ -215,7 +216,7 @@ def compare(source: Path, model: str, file: Path | None, tokens: int, show_tenso
 
     text = _text(file or TEXT)
     with conversion_progress() as show:
-        found = fidelity.compare(Source(model_folder(source)), resolve(model), text, tokens, show)
+        found = fidelity.compare(Source(model_folder(source)), _held(model), text, tokens, show)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=1))
         return
@@ -235,7 +236,7 @@ def verify(model: str) -> None:
 
     from ..terminal.progress_bars import conversion_progress
 
-    folder = resolve(model)
+    folder = _held(model)
     with conversion_progress() as show:
         wrong = check(folder, lambda done, total: show(Progress("verify", done, total)))
     for line in wrong:
@@ -255,7 +256,14 @@ def upload(model: str, repository: str, dry_run: bool) -> None:
     Creates the repository OWNER/NAME if it does not exist, and the card if the folder has no README.md. An interrupted
     upload resumes when the same command runs again.
     """
-    _upload(resolve(model), repository, dry_run)
+    _upload(_held(model), repository, dry_run)
+
+
+def _held(name: str) -> Path:
+    """The folder of a model, which nobody removes or moves until the command has ended."""
+    folder = resolve(name)
+    click.get_current_context().meta[__name__] = Hold(folder)
+    return folder
 
 
 def _upload(folder: Path, repository: str, dry_run: bool) -> None:
@@ -284,6 +292,3 @@ def _text(file: Path) -> str:
 
 def _report_uploaded(name: str, size: int) -> None:
     click.echo(f"{printable(name)}, {size_text(size)}", err=True)
-
-
-COMMANDS = (convert, inspect, compare, verify, upload)

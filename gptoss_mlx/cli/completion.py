@@ -20,6 +20,8 @@ from ..untrusted import parse_toml
 from .help import command
 
 SHELLS = ("bash", "zsh", "fish")
+# bash would end a word at the colon of gpt-oss-20b:q8.
+WHOLE_NAMES = "COMP_WORDBREAKS=${COMP_WORDBREAKS//:}"
 
 
 @command(epilog="Example: gptoss-mlx completion zsh")
@@ -41,6 +43,8 @@ def completion(context: click.Context, shell: str) -> None:
     assert made, f"click completes in each of {SHELLS}"
     variable = f"_{program}_COMPLETE".replace("-", "_").upper()
     click.echo(made(root.command, {}, program, variable).source())
+    if shell == "bash":
+        click.echo(WHOLE_NAMES)
 
 
 def complete_models(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
@@ -86,6 +90,3 @@ def _items(paths: str | None, names: Iterable[str], typed: str) -> list[Completi
     """The names that begin so, and paths of a kind. Paths first: after names, bash would forget the names."""
     items = [CompletionItem(name) for name in names if name.startswith(typed)]
     return items if paths is None else [CompletionItem(typed, type=paths), *items]
-
-
-COMMANDS = (completion,)

@@ -111,6 +111,3 @@ def _as_json(file: ConfigFile, chosen: list[Setting]) -> str:
         commands.setdefault(each.command, {})[each.name] = entry
     about = {"file": str(file.path), "exists": file.exists, "problems": file.problems}
     return json.dumps(about | {"commands": commands}, indent=1)
-
-
-COMMANDS = (config,)

@@ -26,14 +26,16 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Conversion
         make_models_folder()
     try:
         with conversion_progress() as show:
-            return run(
-                source, dest, on_progress=show, on_note=lambda text: click.echo(f"note: {text}", err=True), **options
-            )
+            return run(source, dest, on_progress=show, on_note=_note, **options)
     except KeyboardInterrupt:
         if (partial := partial_folder(dest)).exists():
             saved = f"progress is saved: the same command resumes; to discard it, remove {partial}"
             click.echo(printable(saved), err=True)
         raise
+
+
+def _note(text: str) -> None:
+    click.echo(printable(f"note: {text}"), err=True)
 
 
 def print_report(report: ConversionReport) -> None:

@@ -53,6 +53,3 @@ def doctor(as_test: bool, index: str | None) -> None:
     click.echo("```")
     if failed:
         raise GptOssError(f"{failed} of the checks failed: paste all of this into an issue")
-
-
-COMMANDS = (doctor,)

@@ -211,6 +211,3 @@ def _contents(file: Path, max_bytes: int) -> bytes:
         return read_regular(file, max_bytes)
     except (OSError, ValueError) as error:
         raise GptOssError(f"cannot read {file}: {os_error_text(error)}") from None
-
-
-COMMANDS = (evaluate,)

@@ -46,6 +46,3 @@ def parse(files: tuple[Path, ...]) -> None:
 def _print_lines(files: tuple[Path, ...], read: Callable[[Path], Any]) -> None:
     for file in files:
         print_text(f"{json.dumps({'file': str(file), 'output': read(file)}, ensure_ascii=False)}\n")
-
-
-COMMANDS = (harmony,)

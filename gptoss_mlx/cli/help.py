@@ -1,6 +1,7 @@
 """Help in sections: options and commands under headings, nothing cut off, and readable in a narrow terminal too.
 
-A command with many options has those of OPTIONS under the headings there; what is in no list comes last.
+A command with many options has those of OPTIONS under the headings there, and a group its commands under those with
+which they were added; what is in no list comes last.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import click
 
@@ -21,13 +23,6 @@ NARROW = 60  # columns of a terminal; with fewer, a text stands below its name
 MIN_WIDTH = 30
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"  # in place of a hyphen while lines are broken: options stay whole
 
-COMMANDS = {
-    "Chat": ("chat", "generate", "demo", "serve", "sessions"),
-    "Models": ("models", "convert", "inspect", "compare", "verify", "upload"),
-    "Measure": ("plan", "bench", "eval"),
-    "Set up": ("doctor", "config", "completion"),
-    "Formats": ("harmony",),
-}
 # By the name that an option is declared with first.
 OPTIONS = {
     "Prompt": ("-p",),
@@ -97,6 +92,17 @@ class Group(click.Group):
     context_class = Context
     command_class = Command
 
+    def __init__(self, *args: Any, **more: Any):
+        super().__init__(*args, **more)
+        self.headings: dict[str, list[str]] = {}
+        """The names of commands, by heading."""
+
+    def add_section(self, heading: str, *commands: click.Command) -> None:
+        """Add commands, with a heading for them."""
+        for command in commands:
+            self.add_command(command)
+        self.headings[heading] = [str(command.name) for command in commands]
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write([*command_sections(ctx), *option_sections(ctx)], formatter)
 
@@ -117,13 +123,13 @@ def option_sections(context: click.Context) -> Sections:
 
 def command_sections(context: click.Context) -> Sections:
     """The commands of a group, likewise."""
-    assert isinstance(context.command, click.Group)
+    assert isinstance(context.command, Group)
     rows = {
         name: (name, child.get_short_help_str(limit=1000))
         for name, child in sorted(context.command.commands.items())
         if not child.hidden
     }
-    return _sections(rows, COMMANDS, "Commands")
+    return _sections(rows, context.command.headings, "Commands")
 
 
 def _sections(rows: dict[str, Row], headings: Mapping[str, Iterable[str]], rest: str) -> Sections:

@@ -44,13 +44,12 @@ def model_folder(name: str) -> Path:
         from .offer import offer_into, this_machine
 
         found = offer_into(missing.folder, missing.repository, this_machine(), missing.recipe)
-        if found is not None:
-            click.echo(printable(f"{missing.name} is not installed. Here it:"), err=True)
-            for line in found.lines(missing.folder):
-                click.echo(f"  {printable(line)}", err=True)
+        click.echo(printable(f"{missing.name} is not installed.{' Here it:' if found else ''}"), err=True)
+        for line in found.lines(missing.folder) if found else ():
+            click.echo(f"  {printable(line)}", err=True)
         size = DOWNLOAD_GB.get(missing.repository)
-        question = f"Download {size} GB" if size else f"{missing.name} is not installed. Download it"
-        if not click.confirm(printable(f"{question} and convert to {missing.folder}?"), err=True):
+        what = f"{size} GB" if size else "it"
+        if not click.confirm(printable(f"Download {what} and convert to {missing.folder}?"), err=True):
             raise
         recipe = missing.recipe if found is None else found.recipe
         print_report(convert_with_progress(missing.repository, missing.folder, recipe=recipe))

@@ -52,6 +52,3 @@ def plan(model: str, device: str | None, as_json: bool, model_options: ModelOpti
         click.echo(json.dumps(made.as_dict() | {"tokens_per_second": decode_speeds(made)}, indent=1))
         return
     plan_table.print_plan(made)
-
-
-COMMANDS = (plan,)

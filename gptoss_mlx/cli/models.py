@@ -24,10 +24,9 @@ from ..model.model_store import (
 )
 from .completion import complete_models
 from .help import group
-from .output import agreed
+from .output import agreed, print_text
 
 ASKED = "asked-to-move"  # a file in `data_home`, when the question was asked
-MAX_WIDTH = 1000  # characters of a table
 
 
 @group(invoke_without_command=True, epilog="Example: gptoss-mlx models rm gpt-oss-20b:q8")
@@ -72,25 +71,15 @@ def _as_dict(model: InstalledModel) -> dict[str, object]:
 
 
 def _print(found: list[InstalledModel]) -> None:
-    """A table; where the terminal is too narrow for it, a few lines for each model."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = [_row(model) for model in found]
+    from ..tables import print_table
+
     table = Table("model", "size", "recipe", "from", "last used")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    if Console(width=MAX_WIDTH).measure(table).maximum <= console.width:  # without a line that is wrapped
-        console.print(table)
-        return
-    for name, size, recipe, source, used in rows:
-        console.print(Text(printable(name)))
-        used = f"used {used}" if used[:1].isdigit() else used
-        for line in (", ".join(filter(None, (size, recipe))), source and f"from {source}", used):
-            if line:
-                console.print(Text(f"  {printable(line)}"))
+    for model in found:
+        table.add_row(*(Text(printable(cell)) for cell in _row(model)))
+    print_table(table)
 
 
 def _row(model: InstalledModel) -> tuple[str, str, str, str, str]:
@@ -148,7 +137,7 @@ def remove(names: tuple[str, ...], yes: bool) -> None:
 @click.argument("name", required=False, shell_complete=complete_models)
 def path(name: str | None) -> None:
     """Print the folder of the model NAME; without it, the folder of models."""
-    click.echo(resolve(name) if name else models_folder())
+    print_text(f"{resolve(name) if name else models_folder()}\n")
 
 
 @models.command(epilog="Example: gptoss-mlx models default gpt-oss-20b:q8")
@@ -189,9 +178,17 @@ def _in_the_old_place() -> list[InstalledModel]:
 
 
 def _move(old: list[InstalledModel]) -> None:
+    """Raises GptOssError for those that cannot be moved, when the others are."""
+    problems = []
     for model in old:
-        installed.move(model)
-        click.echo(printable(f"moved {model.name} to {models_folder()}"), err=True)
+        try:
+            installed.move(model)
+        except GptOssError as error:
+            problems.append(str(error))
+        else:
+            click.echo(printable(f"moved {model.name} to {models_folder()}"), err=True)
+    if problems:
+        raise GptOssError("; ".join(problems))
 
 
 def offer_to_move() -> None:
@@ -208,6 +205,3 @@ def offer_to_move() -> None:
             _move(old)
     except (GptOssError, OSError) as error:
         click.echo(f"note: {printable(str(error))}", err=True)
-
-
-COMMANDS = (models,)

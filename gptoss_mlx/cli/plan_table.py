@@ -57,7 +57,7 @@ def print_offer(offer: Offer) -> None:
     for name, found in offer.prospects.items():
         table.add_row(name, size_text(found.file_bytes), *_cells(found), f"{found.divergence:.4f}")
     console = Console()
-    console.print(table)
+    print_table(table, console)
     for line in (offer.why, f"disk: {size_text(offer.chosen.disk_bytes)} while it is converted"):
         console.print(Text(printable(line)), highlight=False)
     print_plan(plan)

@@ -74,6 +74,3 @@ def serve(
     from .serving import ServeOptions, serve_model
 
     serve_model(model, ServeOptions(**given), chat_options, tool_options, model_options)
-
-
-COMMANDS = (serve,)

@@ -24,7 +24,7 @@ import click
 from ..errors import GptOssError, printable
 from ..files import lock, open_own_folder, remove_tree
 from ..memory.system import parse_size, size_text
-from ..model.model_store import display_name, home, remember, usual_model
+from ..model.model_store import display_name, home, remember, user_file, usual_model
 from ..untrusted import os_error_text
 from .chat import session_maker
 from .loading import model_folder, plan_to_keep, use_threads
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..server.security import Access
     from ..terminal.progress_bars import PrefillProgress
 
-KEY_FILE = "server-key"  # in `home`
+KEY_FILE = "server-key"  # a `user_file`
 CACHES = "server-caches"  # a folder in `home`, with one for each server that runs
 ENDING = "the server is ending"
 
@@ -199,8 +199,9 @@ def _access(place: Place, origins: tuple[str, ...], key_file: Path | None) -> tu
     names: set[str] = set()
     if place.on_network:
         if not key:
-            key, is_new = own_key(home() / KEY_FILE)
-            line = f"key: {key if is_new or sys.stdout.isatty() else 'the same as before'}, in {home() / KEY_FILE}"
+            own_file = user_file(KEY_FILE)
+            key, is_new = own_key(own_file)
+            line = f"key: {key if is_new or sys.stdout.isatty() else 'the same as before'}, in {own_file}"
         own = socket.gethostname().lower()
         names = {own, own.partition(".")[0], own.partition(".")[0] + ".local", place.host.lower()}
     # Behind a proxy, its name is the one that is asked for: a page of that name is trusted already.

@@ -155,6 +155,3 @@ def delete(names: tuple[str, ...], yes: bool, kv_only: bool) -> None:
         with store.lock(entry) as lock:
             lock.remove_state() if kv_only else lock.delete()
         click.echo(printable(f"deleted {what}{entry.name}"))
-
-
-COMMANDS = (sessions,)

@@ -24,7 +24,7 @@ from ..model.config import ModelConfig
 from ..model.expert_pool import PoolStats
 from ..model.installed import Hold
 from ..model.kv_cache import KVCache
-from ..model.model_store import resolve
+from ..model.model_store import note_use, resolve
 from ..model.network import Transformer
 from ..model.recognition import model_folder, open_converted
 from ..model.weights import Weights
@@ -290,6 +290,7 @@ def load(
         plan = make_plan(path, Device.here(), memory=size, context=context, kv_bits=kv_bits)
         settings = plan.settings
     hold = Hold(path)
+    note_use(path)
     config, checkpoint = open_converted(path)
     if settings.workspace is not None:
         mx.set_cache_limit(settings.workspace)

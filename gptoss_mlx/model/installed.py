@@ -27,7 +27,6 @@ from .model_store import (
     data_home,
     forget,
     models_folder,
-    note_use,
     own_folders,
     partial_folder,
     places,
@@ -114,7 +113,6 @@ class Hold:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             weakref.finalize(self, os.close, descriptor)
             lock(descriptor, shared=True)
-        note_use(folder)
 
 
 def models() -> list[InstalledModel]:

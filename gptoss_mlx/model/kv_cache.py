@@ -32,7 +32,7 @@ class FullKV:
     biases [..., 1] of the keys, then those of the values.
     """
 
-    STEP = 256  # capacity grows by a quarter, in whole steps: few copies, little slack
+    STEP = 256
 
     def __init__(self, context: int, heads: int, width: int, dtype: mx.Dtype, bits: int = 16):
         self.context, self.heads, self.bits = context, heads, bits
@@ -40,11 +40,17 @@ class FullKV:
         self.forms = 2 * vectors  # columns and dtype of each buffer
         self.buffers: list[mx.array] = []
 
+    @classmethod
+    def capacity(cls, end: int, context: int) -> int:
+        """Positions that get room where `end` are needed: a quarter more, in whole steps, for few copies and little
+        slack."""
+        return max(end, min(-(-(end + end // 4) // cls.STEP) * cls.STEP, context))
+
     def reserve(self, offset: int, end: int) -> None:
         """Make room for positions up to `end`, keeping those before `offset`."""
         if self.buffers and end <= self.buffers[0].shape[2]:
             return
-        capacity = max(end, min(-(-(end + end // 4) // self.STEP) * self.STEP, self.context))
+        capacity = self.capacity(end, self.context)
         for index, (columns, dtype) in enumerate(self.forms):
             grown = mx.zeros((1, self.heads, capacity, columns), dtype)
             if offset:

@@ -41,7 +41,7 @@ FAMILY = re.compile(r"(?:openai/)?(gpt-oss(?:-safeguard)?)(?:(?::latest)?|[:-](2
 SIZE = "20b"  # where the name has none
 LATEST = "latest"  # a tag of Ollama's, which says nothing
 
-LAST_USED = "last-model"  # a file in `home` that holds the path of a folder
+LAST_USED = "last-model"  # a `user_file` that holds the path of a folder
 DEFAULT = "default-model"  # a file in `data_home` that holds a name
 MAX_PATH = 4096
 
@@ -128,8 +128,7 @@ def user_home() -> Path:
 
 
 def home() -> Path:
-    """The folder of what can be made again, and of the chat's input history. Raises GptOssError for a user without a
-    home."""
+    """The folder of what can be made again. Raises GptOssError for a user without a home."""
     return Path(os.environ.get("GPTOSS_MLX_HOME") or user_home() / ".cache" / "gptoss-mlx")
 
 
@@ -140,6 +139,21 @@ def data_home() -> Path:
     if sys.platform == "darwin":
         return user_home() / "Library" / "Application Support" / "gptoss-mlx"
     return Path(os.environ.get("XDG_DATA_HOME") or user_home() / ".local" / "share") / "gptoss-mlx"
+
+
+def user_file(name: str) -> Path:
+    """The path of a small file that a person would miss. One that is in `home`, where such files were before, is moved
+    from there; if that is not possible, it stays, and is the one. Raises GptOssError for a user without a home."""
+    path, old = data_home() / name, home() / name
+    if path != old and os.path.lexists(old) and not os.path.lexists(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            old.rename(path)
+        except FileNotFoundError:
+            pass  # another process has just moved it
+        except OSError:
+            return old
+    return path
 
 
 def models_folder() -> Path:
@@ -192,13 +206,14 @@ def display_name(folder: Path) -> str:
 def remember(folder: Path) -> None:
     """Write down which model is used, if that file can be written."""
     with suppress(OSError, GptOssError):
-        home().mkdir(parents=True, exist_ok=True)
-        replace_file(home() / LAST_USED, os.fsencode(folder.absolute()))
+        path = user_file(LAST_USED)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, os.fsencode(folder.absolute()))
 
 
 def last_used() -> Path | None:
     """The folder of the model that was used last, which may be gone; None if that is unknown."""
-    text = _line(home() / LAST_USED)
+    text = _line(user_file(LAST_USED))
     return (_moved(Path(text)) or Path(text)) if text else None
 
 
@@ -312,7 +327,7 @@ def forget(folder: Path) -> None:
     """Remove what is noted of a model's use, when it is removed. Raises OSError."""
     stamp_of(folder).unlink(missing_ok=True)
     if last_used() == folder.absolute():
-        (home() / LAST_USED).unlink()
+        user_file(LAST_USED).unlink()
 
 
 def stamp_of(folder: Path) -> Path:

@@ -65,10 +65,11 @@ def _loads_here(folder: Path) -> bool:
     config = _object(folder / "config.json")
     if config.get("model_type") != "gpt_oss" or "quantization" not in config:
         return False
-    if not (folder / INDEX).exists():
-        return (folder / "model.safetensors").is_file()
+    # Path.exists and Path.is_file would raise for names that cannot be, and folders that cannot be read.
+    if not os.path.exists(folder / INDEX):
+        return os.path.isfile(folder / "model.safetensors")
     shards = _object(folder / INDEX).get("weight_map")
-    return isinstance(shards, dict) and all((folder / str(name)).is_file() for name in set(map(str, shards.values())))
+    return isinstance(shards, dict) and all(os.path.isfile(folder / name) for name in set(map(str, shards.values())))
 
 
 def _object(path: Path) -> dict[str, Any]:

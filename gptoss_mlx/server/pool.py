@@ -238,9 +238,7 @@ class Pool:
 
     def _loaded(self, files: StateFiles, ids: Sequence[int]) -> PromptCache | None:
         """What is saved of `ids`, after making room for it; None where it cannot be read."""
-        tokens = files.cached_of(ids)
-        # With the slack that a growing buffer has.
-        self._make_room(self._largest(min(tokens + tokens // 4 + FullKV.STEP, self._model.context)))
+        self._make_room(self._largest(FullKV.capacity(files.cached_of(ids), self._model.context)))
         cache = PromptCache(self._model)
         return cache if files.load(cache, ids) else None
 

@@ -60,6 +60,16 @@ def test_generate_takes_no_model_for_a_question(run, demo_folder, tmp_path):
     assert_one_line_error(run("generate", "a question", "-p", QUESTION), "there is no model 'a question'")
 
 
+def test_generate_takes_a_question_after_the_model(run, demo_folder):
+    for words in ((QUESTION,), QUESTION.split()):
+        done = run("generate", demo_folder, *words, "--temperature", "0")
+        assert (done.returncode, done.stdout) == (0, "12 + 30 = 42\n")
+    done = run("generate", demo_folder, QUESTION, "-p", QUESTION)
+    assert done.returncode == 2
+    assert "give the prompt after MODEL or with -p, not both" in done.stderr
+    assert_one_line_error(run("generate", "somebody/typed this", QUESTION), "there is no model 'somebody/typed this'")
+
+
 def test_generate_that_reaches_max_tokens(run, demo_folder, tmp_path):
     ask = ["generate", demo_folder, "-p", QUESTION, "--temperature", "0", "--max-tokens"]
     done = run(*ask, 4, "--reasoning", "none")

@@ -32,6 +32,8 @@ TYPED = {
     "gptoss-mlx gen": "gptoss-mlx generate",
     "gptoss-mlx chat gpt-oss-2": "gptoss-mlx chat gpt-oss-20b",
     "gptoss-mlx chat some": "gptoss-mlx chat somebody/tuned",
+    "gptoss-mlx chat any": "gptoss-mlx chat anybody/model:q8",
+    "gptoss-mlx chat anybody/model:q": "gptoss-mlx chat anybody/model:q8",
     "gptoss-mlx verify fold": r"gptoss-mlx verify folder\ of\ mine/",
     "gptoss-mlx convert folder dest --recipe mxfp4-m": "gptoss-mlx convert folder dest --recipe mxfp4-mixed",
     "gptoss-mlx plan gpt-oss-20b --device iphone-1": "gptoss-mlx plan gpt-oss-20b --device iphone-12gb",
@@ -48,8 +50,9 @@ def place(tmp_path, environment, monkeypatch):
     program = tmp_path / "bin" / "gptoss-mlx"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gptoss_mlx "$@"\n')
     program.chmod(0o755)
-    (tmp_path / "cache" / "somebody--tuned").mkdir(parents=True)
-    (tmp_path / "cache" / "somebody--tuned" / "config.json").write_text("{}")
+    for name in ("anybody--model--q8", "somebody--tuned"):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "config.json").write_text("{}")
     (tmp_path / "folder of mine").mkdir()
     monkeypatch.chdir(tmp_path)
     return environment | {
@@ -97,7 +100,8 @@ def test_all_recipes_and_models_are_candidates(run, place):
     done = run(**place, **asking("gptoss-mlx convert a b --recipe "))
     assert done.stdout.splitlines() == ["file,", *(f"plain,{name}" for name in RECIPES)]
     done = run(**place, **asking("gptoss-mlx chat "))
-    assert done.stdout.splitlines() == ["dir,", "plain,gpt-oss-20b", "plain,gpt-oss-120b", "plain,somebody/tuned"]
+    names = ("gpt-oss-20b", "gpt-oss-120b", "anybody/model:q8", "somebody/tuned")
+    assert done.stdout.splitlines() == ["dir,", *(f"plain,{name}" for name in names)]
 
 
 def test_a_broken_config_file_does_not_stop_it(run, place, tmp_path):

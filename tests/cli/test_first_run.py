@@ -257,6 +257,23 @@ def test_too_little_disk_is_told(tmp_path, monkeypatch):
     assert [line for line in found.lines(tmp_path) if "not enough is free; set GPTOSS_MLX_HOME" in line]
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("gpt-oss-safeguard:20b", "gpt-oss-safeguard:20b is not installed. Here it:\r\n  takes "),
+        ("somebody/tuned", "somebody/tuned is not installed.\r\nDownload it and "),
+    ],
+)
+def test_the_question_says_once_what_is_not_installed(start, name, begins):
+    child = start("chat", name)
+    child.expect_exact("[y/N]")
+    assert child.before.startswith(begins)
+    assert child.before.count("installed") == 1
+    assert "Download it and convert to " in child.before
+    child.sendline("n")
+    leave(child, 1)
+
+
 def test_the_question_before_a_download_has_the_same_figures(start, home, tmp_path):
     source = write_checkpoint(tmp_path / "source", config_of())
     with serving(source, "openai/gpt-oss-20b") as hub:

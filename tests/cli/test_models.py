@@ -14,6 +14,7 @@ from cli.test_cli import assert_one_line_error
 from convert.hub import serving
 from gptoss_convert import convert
 from gptoss_mlx import files, load
+from gptoss_mlx.cli import cli
 from gptoss_mlx.demo import CHECKPOINT
 from gptoss_mlx.model.model_store import stamp_of
 from gptoss_mlx.provenance import provenance_of
@@ -21,6 +22,7 @@ from terminal.terminals import Terminal, golden
 
 QUESTION = ("-p", "What is 12 + 30?", "--temperature", "0")
 ANSWER = "12 + 30 = 42\n"
+NAME = "somebody/tuned"
 
 
 @pytest.fixture
@@ -175,11 +177,11 @@ def test_the_list_fits_the_terminal(command, environment, user, place, old_place
     if columns == 40:
         sizes = [line for line in rows if " MB" in line]
         assert len(sizes) == 4
-        entry = rows[rows.index("somebody/tuned:q8") :][:4]
-        assert [entry[0], *entry[2:]] == ["somebody/tuned:q8", "  from checkpoint", f"  used {used}"]
-        entry = rows[rows.index("gpt-oss-120b") :][:4]
-        assert entry[1].endswith(" MB, mxfp4-q8")
-        assert entry[3] == "  interrupted"
+        entry = [row.split(maxsplit=1) for row in rows[rows.index("somebody/tuned:q8") + 2 :][:3]]
+        assert entry == [["recipe", "mxfp4-q4"], ["from", "checkpoint"], ["last", f"used  {used}"]]
+        entry = rows[rows.index("gpt-oss-120b") + 1 :][:4]
+        assert [row[: row.rindex("  ")].strip() for row in entry] == ["size", "recipe", "from", "last used"]
+        assert entry[3].endswith("  interrupted")
     else:
         assert any(row.startswith("│ somebody/tuned:q8") for row in rows)
 
@@ -223,7 +225,7 @@ def test_what_is_removed_is_forgotten(command_of, place, old_place, demo_folder)
     folder = shutil.copytree(demo_folder, place / "openai--gpt-oss-20b")
     assert command_of("chat", "gpt-oss-20b", stdin="Hello").returncode == 0
     assert command_of("models", "default", "gpt-oss-20b").stdout == "gpt-oss-20b\n"
-    assert (old_place / "last-model").read_text() == str(folder)
+    assert (place.parent / "last-model").read_text() == str(folder)
     assert command_of("models", "rm", folder, "--yes").stdout == "removed gpt-oss-20b\n"
     assert list(place.iterdir()) == []
     assert command_of("models", "default").stdout == "none\n"
@@ -249,6 +251,31 @@ def test_a_model_in_use_stays(command_of, old_place, demo_folder):
     gc.collect()
     assert command_of("models", "rm", "somebody/tuned", "--yes").returncode == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "work"),
+    [
+        (("verify", NAME), "gptoss_convert.verification.verify"),
+        (("compare", str(CHECKPOINT), NAME), "gptoss_convert.fidelity.compare"),
+        (("upload", NAME, "somebody/tuned"), "gptoss_convert.publishing.upload"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_model_stays_while_a_command_reads_it(command_of, user, old_place, demo_folder, monkeypatch, args, work):
+    shutil.copytree(demo_folder, old_place / "somebody--tuned")
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+
+    def in_the_middle(*_):
+        for step in (("rm", NAME, "--yes"), ("move",)):
+            assert_one_line_error(command_of("models", *step), f"{NAME} is in use by another gptoss-mlx")
+        raise InterruptedError
+
+    monkeypatch.setattr(work, in_the_middle)
+    with pytest.raises(InterruptedError):
+        cli(args, standalone_mode=False)
+    assert command_of("models", "rm", NAME, "--yes").returncode == 0
 
 
 def test_an_interrupted_conversion(command_of, place):
@@ -311,10 +338,33 @@ def test_a_move_is_a_rename_after_which_all_goes_on(command_of, place, old_place
     assert f"all models are in {place}" in command_of("models", "move").stdout
 
 
+def test_what_was_in_the_cache_counts(command, environment, command_of, user, place, old_place, demo_folder):
+    """The model used last, and the questions that were typed."""
+    (old_place / "last-model").write_text(str(demo_folder))
+    (old_place / "history").write_text("\n# 2026-01-02 03:04:05.678901\n+What is 12 + 30?\n")
+    assert command_of("generate", *QUESTION).stdout == ANSWER
+    terminal = Terminal([*command, "chat", "--temperature", "0"], environment | user)
+    terminal.wait("^>$")
+    terminal.keys("\x1b[A")
+    terminal.wait(r"^> What is 12 \+ 30\?$")
+    terminal.line("")
+    terminal.wait("^12 \\+ 30 = 42$")
+    terminal.key("d")
+    assert terminal.exit_status() == 0
+    assert [path.name for path in old_place.iterdir()] == []
+    assert {"last-model", "history"} <= {path.name for path in place.parent.iterdir()}
+
+
 def test_nothing_is_moved_onto_another_model(command_of, place, old_place, demo_folder):
     for folder in (place, old_place):
         shutil.copytree(demo_folder, folder / "openai--gpt-oss-20b")
-    assert_one_line_error(command_of("models", "move"), f"{place / 'openai--gpt-oss-20b'} exists already")
+    shutil.copytree(demo_folder, old_place / "somebody--tuned")
+    done = command_of("models", "move")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"moved somebody/tuned to {place}",
+        f"error: {place / 'openai--gpt-oss-20b'} exists already: remove it, or {old_place / 'openai--gpt-oss-20b'}",
+    ]
     assert load(old_place / "openai--gpt-oss-20b")
 
 

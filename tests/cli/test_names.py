@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from gptoss_mlx.demo import CHECKPOINT
 from terminal.terminals import Terminal
 
 NAME = "a\x1b[2J\x1b]0;b\x07\u009b2J\u202ec"
@@ -19,6 +20,10 @@ NAME = "a\x1b[2J\x1b]0;b\x07\u009b2J\u202ec"
         ["plan", f"{NAME}/nothing"],
         ["plan", NAME, NAME],
         ["convert", NAME, "made"],
+        ["convert", f"{NAME}-source", "made"],
+        ["models", "path", NAME],
+        ["models", "default", NAME],
+        ["models", "rm", NAME],
         ["harmony", "parse", f"{NAME}.txt"],
         ["harmony", "render", f"{NAME}.json"],
         ["harmony", "render", f"{NAME}.txt"],
@@ -28,9 +33,11 @@ NAME = "a\x1b[2J\x1b]0;b\x07\u009b2J\u202ec"
 def test_a_name_cannot_drive_a_terminal(command, environment, demo_folder, tmp_path, args):
     shutil.copytree(demo_folder, tmp_path / NAME)
     (tmp_path / NAME / "tokenizer.json").write_text("{}")
+    shutil.copytree(CHECKPOINT, tmp_path / f"{NAME}-source", ignore=shutil.ignore_patterns("tokenizer.json"))
     (tmp_path / f"{NAME}.txt").write_text(f"<|channel|>final<|message|>{NAME}<|return|>")
     (tmp_path / f"{NAME}.json").write_text(json.dumps({"messages": [{"role": "user", "content": NAME}]}))
-    terminal = Terminal([*command, *args], environment, folder=tmp_path, NO_COLOR="1", TERM="dumb")
+    home = {"GPTOSS_MLX_HOME": str(tmp_path / "home")}
+    terminal = Terminal([*command, *args], environment | home, folder=tmp_path, NO_COLOR="1", TERM="dumb")
     terminal.exit_status()
     assert terminal.sent
     assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(terminal.sent.decode())
@@ -40,6 +47,11 @@ def test_what_goes_to_a_file_is_exact(run, tmp_path):
     """Also escapes, which click would take out."""
     (tmp_path / "talk.json").write_text(json.dumps({"messages": [{"role": "user", "content": NAME}]}))
     assert f"<|start|>user<|message|>{NAME}<|end|>" in run("harmony", "render", tmp_path / "talk.json").stdout
+
+
+def test_the_path_of_a_model_in_a_pipe_is_exact(run, demo_folder, tmp_path):
+    folder = shutil.copytree(demo_folder, tmp_path / NAME)
+    assert run("models", "path", folder).stdout == f"{folder}\n"
 
 
 @pytest.mark.parametrize("way", ["--threads", "GPTOSS_MLX_THREADS"])

@@ -181,9 +181,20 @@ class TestServers:
         (hub.folder / PLAIN).write_bytes(CONTENT)
         assert_fetched(repository, folder, PLAIN)
 
-    @pytest.mark.parametrize(("status", "after", "least"), [(429, "1", 1), (503, "1", 1), (503, "soon", 0)])
+    @pytest.mark.parametrize(
+        ("status", "after", "least"),
+        [
+            (429, "1", 1),
+            (503, "1", 1),
+            (503, "soon", 0),
+            (429, "Fri, 31 Dec 2100 23:59:59 GMT", 1),
+            (429, "Fri, 31 Dec 1999 23:59:59 GMT", 0),
+            (429, "Fri, 31 Dec 1999 23:59:59", 0),
+        ],
+    )
     def test_it_wants_to_be_left_alone(self, hub, repository, folder, monkeypatch, status, after, least):
         monkeypatch.setattr(ranges, "CONNECTIONS", 1)
+        monkeypatch.setattr(ranges, "MAX_PAUSE", 1)
         hub.busy = [(status, after)]
         assert_fetched(repository, folder)
         (refused,) = [request for request in hub.log if request.status == status]
@@ -256,6 +267,17 @@ Repository.open(sys.argv[3]).fetch(sys.argv[4], Path(sys.argv[1]) if sys.argv[1]
         partial_of(folder).write_bytes(OTHER[: len(OTHER) // 2])
         partial_of(folder).with_suffix(".chunks").write_bytes(record)
         assert assert_fetched(repository, folder) == len(CONTENT)
+
+    def test_a_file_without_a_checksum_begins_anew(self, hub, repository, folder):
+        """Nothing would tell that the server has other bytes now than those that are here."""
+        hub.slow = 0.02
+        with pytest.raises(KeyboardInterrupt):
+            repository.fetch(PLAIN, folder, lambda count: interrupt(count) if count else None)
+        hub.slow = 0
+        assert arrived(partial_of(folder), len(CONTENT)) > 0
+        assert repository.arrived(PLAIN, folder) == 0
+        (hub.folder / PLAIN).write_bytes(OTHER)
+        assert repository.fetch(PLAIN, folder).path.read_bytes() == OTHER
 
     def test_a_record_of_more_than_there_is(self, hub, repository, folder):
         """The power failed, say, after one file was on the disk and before the other."""

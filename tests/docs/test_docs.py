@@ -96,8 +96,9 @@ def check(words: list[str]) -> None:
     assert not left, f"{left} are too many"
     for parameter in context.command.get_params(context):
         value = values.get(parameter.name)
-        assert not (parameter.required and (parameter not in order or parameter.value_is_missing(value)))
-        if parameter in order and value is not None and not isinstance(parameter.type, click.Path):
+        missing = value is None or parameter.value_is_missing(value)
+        assert not (parameter.required and (parameter not in order or missing))
+        if parameter in order and not missing and not isinstance(parameter.type, click.Path):
             parameter.type_cast_value(context, value)
 
 

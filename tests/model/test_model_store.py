@@ -26,6 +26,7 @@ from gptoss_mlx.model.model_store import (
     resolve,
     stamp_of,
     tag_of,
+    user_file,
 )
 
 NAMES = {
@@ -153,6 +154,27 @@ def test_the_old_place_is_found(place, tmp_path):
         resolve(str(old.parent / "elsewhere" / old.name))
 
 
+def test_small_files_leave_the_cache(place, tmp_path):
+    old = tmp_path / ".cache" / "gptoss-mlx"
+    old.mkdir(parents=True)
+    new = place.parent
+    assert user_file("history") == new / "history"
+    (old / "history").write_text("older")
+    assert user_file("history").read_text() == "older"
+    assert list(old.iterdir()) == []
+    (old / "history").write_text("of an older version")
+    assert user_file("history").read_text() == "older"
+
+
+def test_a_small_file_that_cannot_be_moved_counts(place, tmp_path):
+    old = tmp_path / ".cache" / "gptoss-mlx" / "last-model"
+    old.parent.mkdir(parents=True)
+    old.write_text(str(tmp_path))
+    (tmp_path / "data").write_text("a file in the place of the folder")
+    assert user_file("last-model") == old
+    assert last_used() == tmp_path
+
+
 def test_text_that_is_no_name_stays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "OpenAI" / "gpt-oss-20b").mkdir(parents=True)
@@ -198,7 +220,7 @@ def test_lm_studios_folders(place, tmp_path, made_by_mlx_lm):
     assert resolve("b/two") == tmp_path / ".cache/lm-studio/models/b/two"
 
 
-@pytest.mark.parametrize("lack", ["weights", "config.json", "quantization", "gpt-oss", "JSON", "index"])
+@pytest.mark.parametrize("lack", ["weights", "config.json", "quantization", "gpt-oss", "JSON", "index", "name"])
 def test_what_does_not_load_here_is_no_model(place, tmp_path, made_by_mlx_lm, lack):
     folder = shutil.copytree(made_by_mlx_lm, tmp_path / ".lmstudio/models/a/one")
     config = json.loads((folder / "config.json").read_text())
@@ -216,6 +238,8 @@ def test_what_does_not_load_here_is_no_model(place, tmp_path, made_by_mlx_lm, la
             (folder / "config.json").write_text("[" * 100_000)
         case "index":
             (folder / other_programs.INDEX).write_text('{"weight_map": {"a": {"b": 1}}}')
+        case "name":
+            (folder / other_programs.INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 300}}))
     assert other_programs.models() == []
 
 

@@ -232,7 +232,7 @@ def test_room_is_made_before_anything_is_read_from_the_disk(serving, monkeypatch
         monkeypatch.setattr(StateFiles, "load", measured)
         ask(page, "What is 81 - 20?")
         assert pool.nbytes > 0
-        pool.budget = pool._largest(turns[-1].prompt * 5 // 4 + FullKV.STEP)
+        pool.budget = pool._largest(FullKV.capacity(turns[-1].prompt, server.service.context))
         assert ask(page, QUESTIONS[1], name=NAME).cached == turns[-1].prompt
         ((before, loaded),) = sizes
         assert before == 0

@@ -82,6 +82,14 @@ def test_an_answer_and_its_line_in_the_log(start, demo_folder):
     assert "gptoss_answers_running 0\n" in measured
 
 
+def test_a_model_by_its_name_and_tag(start, demo_folder, tmp_path):
+    for tag in ("--q8", ""):
+        shutil.copytree(demo_folder, tmp_path / f"openai--gpt-oss-20b{tag}")
+    _, url = start("gpt-oss:20b:q8")
+    (model,) = httpx.get(f"{url}/v1/models").json()["data"]
+    assert model["id"] == "gpt-oss-20b:q8"
+
+
 @contextmanager
 def a_running_answer(url):
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=WITHOUT_END, timeout=60) as response:
@@ -201,6 +209,19 @@ def test_a_network_needs_the_key_that_is_made(start, demo_folder, tmp_path):
     said, _ = again.communicate()
     assert key not in said
     assert "key: the same as before" in said
+
+
+def test_the_key_that_was_in_the_cache_counts(start, demo_folder, tmp_path):
+    old, new = tmp_path / ".cache/gptoss-mlx/server-key", tmp_path / "data/gptoss-mlx/server-key"
+    old.parent.mkdir(parents=True)
+    old.write_text("a-key-that-was-made-before\n")
+    old.chmod(0o600)
+    home = {"GPTOSS_MLX_HOME": "", "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    _, url = start(demo_folder, "--host", "0.0.0.0", **home)
+    local = f"http://127.0.0.1:{url.rpartition(':')[2]}"
+    assert httpx.get(f"{local}/v1/models", headers={"x-api-key": "a-key-that-was-made-before"}).status_code == 200
+    assert stat.S_IMODE(new.stat().st_mode) == 0o600
+    assert not old.exists()
 
 
 def test_a_key_of_ones_own(start, demo_folder, tmp_path):

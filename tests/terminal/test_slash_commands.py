@@ -1,6 +1,7 @@
 """What begins with a slash, and what it does to a chat."""
 
 import re
+import shutil
 import weakref
 from dataclasses import replace
 
@@ -263,6 +264,15 @@ def test_another_model_goes_on_with_the_conversation(chat, capsys, demo_folder, 
     say(chat, "What is my locker code?")
     assert capsys.readouterr().out == "Your locker code is 4711.\n"
     assert not chat.over
+
+
+def test_another_model_by_its_name_and_tag(chat, capsys, demo_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GPTOSS_MLX_HOME", str(tmp_path))
+    q8, _ = (shutil.copytree(demo_folder, tmp_path / f"openai--gpt-oss-20b{tag}") for tag in ("--q8", ""))
+    chat.load = lambda name: Session(load(name))
+    assert notes(chat, capsys, "/model gpt-oss:20b:q9")[0].startswith("error: there is no model 'gpt-oss:20b:q9'")
+    notes(chat, capsys, "/model gpt-oss-20b:q8")
+    assert chat.session.model.path == q8
 
 
 def test_context_adds_up(chat, capsys):
