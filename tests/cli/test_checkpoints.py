@@ -33,15 +33,15 @@ def test_without_a_recipe_it_is_chosen_and_said_why(run, tmp_path):
     assert json.loads((tmp_path / "dest" / "provenance.json").read_text())["recipe"] == "mxfp4-q8"
 
 
-def test_convert_refuses_what_it_cannot_read(run, tmp_path):
+def test_convert_refuses_what_it_cannot_read(run_here, tmp_path):
     source = write_checkpoint(tmp_path / "source", config_of())
     shard = max(source.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    assert_one_line_error(run("convert", source, tmp_path / "dest"), "truncated", shard.name)
-    assert_one_line_error(run("convert", tmp_path, tmp_path / "dest"), "config.json")
-    assert_one_line_error(run("convert", shard, tmp_path / "dest"), "is a file")
-    assert_one_line_error(run("convert", "not a name", tmp_path / "dest"), "neither a folder nor")
-    assert_one_line_error(run("convert", source, tmp_path / "dest", "--recipe", "q3"), "q3", status=2)
+    assert_one_line_error(run_here("convert", source, tmp_path / "dest"), "truncated", shard.name)
+    assert_one_line_error(run_here("convert", tmp_path, tmp_path / "dest"), "config.json")
+    assert_one_line_error(run_here("convert", shard, tmp_path / "dest"), "is a file")
+    assert_one_line_error(run_here("convert", "not a name", tmp_path / "dest"), "neither a folder nor")
+    assert_one_line_error(run_here("convert", source, tmp_path / "dest", "--recipe", "q3"), "q3", status=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 

@@ -78,35 +78,35 @@ def test_everything_at_once(run, demo_folder, prompts, environment):
     assert "3 of 3 found" in table.stdout
 
 
-def test_errors(run, environment, demo_folder, endless_folder, prompts, tmp_path):
-    assert_one_line_error(run("eval"), "MODEL", status=2)
-    assert_one_line_error(run("eval", demo_folder, "--needle", "12,x"), "'12,x'", status=2)
-    assert_one_line_error(run("eval", demo_folder, "--needle", "100"), "at least 1024", status=2)
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "no"), "cannot read", "No such file")
-    assert_one_line_error(run("eval", demo_folder, "--reference", endless_folder), "another vocabulary")
+def test_errors(run_here, environment, demo_folder, endless_folder, prompts, tmp_path):
+    assert_one_line_error(run_here("eval"), "MODEL", status=2)
+    assert_one_line_error(run_here("eval", demo_folder, "--needle", "12,x"), "'12,x'", status=2)
+    assert_one_line_error(run_here("eval", demo_folder, "--needle", "100"), "at least 1024", status=2)
+    assert_one_line_error(run_here("eval", demo_folder, "--text", tmp_path / "no"), "cannot read", "No such file")
+    assert_one_line_error(run_here("eval", demo_folder, "--reference", endless_folder), "another vocabulary")
     (tmp_path / "short.txt").write_text("a")
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "short.txt"), "at least 4")
+    assert_one_line_error(run_here("eval", demo_folder, "--text", tmp_path / "short.txt"), "at least 4")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "bytes"), "not text in UTF-8")
-    assert_one_line_error(run("eval", demo_folder, "--prompts", tmp_path / "bytes"), "bytes, line 1: ")
+    assert_one_line_error(run_here("eval", demo_folder, "--text", tmp_path / "bytes"), "not text in UTF-8")
+    assert_one_line_error(run_here("eval", demo_folder, "--prompts", tmp_path / "bytes"), "bytes, line 1: ")
     with prompts.open("a") as file:
         file.write('{"prompt": 1}\n')
-    assert_one_line_error(run("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
-    assert_one_line_error(run("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
-    assert_one_line_error(run("eval", demo_folder, "--context", 0), "a context of 0 is too small")
+    assert_one_line_error(run_here("eval", demo_folder, "--prompts", prompts), "prompts.jsonl, line 3: ")
+    assert_one_line_error(run_here("eval", demo_folder, "--context", 100), "a context of 512 tokens", "has 100")
+    assert_one_line_error(run_here("eval", demo_folder, "--context", 0), "a context of 0 is too small")
     for many in (200_000, 10**15):
-        assert_one_line_error(run("eval", demo_folder, "--needle", many), "more than the model's 131,072")
+        assert_one_line_error(run_here("eval", demo_folder, "--needle", many), "more than the model's 131,072")
     prompts.write_text(json.dumps({"prompt": "word " * 200_000, "answer": ""}))
     assert_one_line_error(
-        run("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
+        run_here("eval", demo_folder, "--prompts", prompts), "prompts: a context of", "the model's 131,072"
     )
     (tmp_path / "large").write_bytes(b"a" * (MAX_TEXT + 1))
-    assert_one_line_error(run("eval", demo_folder, "--text", tmp_path / "large"), f"more than {MAX_TEXT:,} bytes")
-    nowhere = run("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
+    assert_one_line_error(run_here("eval", demo_folder, "--text", tmp_path / "large"), f"more than {MAX_TEXT:,} bytes")
+    nowhere = run_here("eval", demo_folder, GPTOSS_MLX_HOME=str(tmp_path / "large" / "home"))
     assert_one_line_error(nowhere, "cannot write", "GPTOSS_MLX_HOME")
     for pair in ((demo_folder, CHECKPOINT), (CHECKPOINT, demo_folder)):
-        assert_one_line_error(run("eval", pair[0], "--reference", pair[1]), "is a published checkpoint")
-    assert_one_line_error(run("eval", tmp_path), "tokenizer.json")
+        assert_one_line_error(run_here("eval", pair[0], "--reference", pair[1]), "is a published checkpoint")
+    assert_one_line_error(run_here("eval", tmp_path), "tokenizer.json")
     assert not list(Path(environment["GPTOSS_MLX_HOME"]).glob("evaluations/*"))
 
 
