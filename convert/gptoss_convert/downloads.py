@@ -47,7 +47,7 @@ class ShardProvider(Protocol):
 def provider_of(name: str | Path, revision: str | None, scratch: Path, keep: bool) -> ShardProvider:
     """A folder, or the hub repository of this id, whose files come into `scratch`, or with `keep` into the user's
     cache. Raises GptOssError."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if os.path.lexists(folder):
         return LocalFolder(model_folder(folder), revision)
     from .hub import Repository

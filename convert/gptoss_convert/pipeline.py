@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 import shutil
 import time
@@ -122,7 +123,7 @@ def convert(
     started = time.monotonic()
     chosen = None if recipe is None else recipe_named(recipe)
     source = hub_id(source) if isinstance(source, str) else source
-    dest = Path(dest).expanduser()
+    dest = Path(os.path.expanduser(dest))
     memory = _PeakMemory()
     try:
         with folder_appearing_at(dest, OWN_NAMES.fullmatch) as partial:
@@ -134,12 +135,12 @@ def convert(
                     raise ConvertError(f"{lack}, without which no text can be read: `hf download {TOKENIZER_FROM}`")
                 command = f"hf download {TOKENIZER_FROM} --local-dir {dest}"
                 on_note(f"{lack}, which chatting needs: after the conversion, run `{command}`")
-            if verify and not (keep_source or Path(source).expanduser().is_dir()):
+            if verify and not (keep_source or os.path.isdir(os.path.expanduser(source))):
                 raise ConvertError(
                     "the comparison reads the source again, so the download must be kept: add --keep-source"
                 )
             if adapter is not None:
-                provider.source.adapter = open_adapter(Path(adapter).expanduser(), provider.source.config)
+                provider.source.adapter = open_adapter(Path(os.path.expanduser(adapter)), provider.source.config)
             if chosen is None:
                 headers = headers_by_recipe(str(source), provider.source.raw_config, provider.source.weights())
                 chosen, why = choose(headers, begun=recipe_in(partial))

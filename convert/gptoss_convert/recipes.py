@@ -5,6 +5,7 @@ Router, norms, sinks and biases have no entry, because no recipe touches them: t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -78,7 +79,7 @@ def recipe_named(name: str) -> Recipe:
     """One of ours, or the one in a TOML file of that name. Raises RecipeError."""
     if name in RECIPES:
         return RECIPES[name]
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix != ".toml":
         raise RecipeError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}, or a .toml file")
     try:

@@ -168,7 +168,7 @@ def _subject(name: str, revision: str | None) -> Subject:
     """A folder on this machine; else, or where a revision is asked for, the repository on the hub."""
     from gptoss_convert.inspection import Subject
 
-    if revision is not None and Path(name).expanduser().is_dir():
+    if revision is not None and os.path.isdir(os.path.expanduser(name)):
         raise click.UsageError("--revision is for a Hugging Face id, and this is a folder")
     if revision is None:
         try:

@@ -6,6 +6,7 @@ Knows no text: a model has its tokenizer at hand, and what is rendered, and what
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -283,7 +284,7 @@ def load(
     Raises BudgetTooSmall where it does not fit, ModelMissing for one that has to be converted first, OutOfMemory, and
     GptOssError (ConfigError, CheckpointError) naming what is wrong.
     """
-    path = model_folder(model.expanduser()) if isinstance(model, Path) else resolve(model)
+    path = model_folder(Path(os.path.expanduser(model))) if isinstance(model, Path) else resolve(model)
     plan = None
     if settings is None:
         size = parse_size(memory) if isinstance(memory, str) else memory

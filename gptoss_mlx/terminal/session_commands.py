@@ -47,7 +47,7 @@ def _autosave(chat: Chat) -> SessionAutosave:
 
 def _save(chat: Chat, name: str) -> None:
     if os.sep in name or name.endswith(".json"):
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         _transcript_for(chat, path).write(path)
         chat.screen.note(f"saved to {name}")
         return
@@ -68,7 +68,7 @@ def _transcript_for(chat: Chat, path: Path) -> Transcript:
 
 
 def _load(chat: Chat, name: str) -> None:
-    transcript = Transcript.read(Path(name).expanduser())
+    transcript = Transcript.read(Path(os.path.expanduser(name)))
     chat.session.restore(transcript)
     chat.leave()
     chat.screen.note(f"loaded {len(transcript.messages)} messages from {name}")
@@ -76,7 +76,7 @@ def _load(chat: Chat, name: str) -> None:
 
 
 def _export(chat: Chat, name: str) -> None:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix == ".json":
         _transcript_for(chat, path).write(path)
     elif path.suffix == ".md":

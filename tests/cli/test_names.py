@@ -54,6 +54,26 @@ def test_the_path_of_a_model_in_a_pipe_is_exact(run, demo_folder, tmp_path):
     assert run("models", "path", folder).stdout == f"{folder}\n"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["convert", "~nobody/model"],
+        ["convert", "somebody/model", "made", "--adapter", "~nobody/adapter"],
+        ["convert", "somebody/model", "~nobody/made", "--recipe", "~nobody/own.toml"],
+        ["inspect", "~nobody/model", "--revision", "main"],
+    ],
+    ids=" ".join,
+)
+def test_a_home_of_nobody(run, tmp_path, args):
+    """A name that begins so is a name like others."""
+    args = [arg.replace("nobody", "nobody-is-called-so") for arg in args]
+    home = {"GPTOSS_MLX_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = run(*args, **home)
+    assert done.returncode in (1, 2)
+    assert done.stderr.splitlines()[-1].lower().startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("way", ["--threads", "GPTOSS_MLX_THREADS"])
 def test_no_more_threads_than_cores(run, demo_folder, way):
     args = ["generate", demo_folder, "-p", "What is 12 + 30?", "--temperature", "0"]

@@ -53,6 +53,7 @@ def test_help_has_every_command(chat, capsys):
         ("/continue", "error: the last answer is complete: there is nothing to go on with"),
         ("/model other", "error: this chat cannot load another model"),
         ("/load \x1b[2J", "error: cannot read \\x1b[2J: No such file or directory"),
+        ("/load ~nobody-is-so/x", "error: cannot read ~nobody-is-so/x: No such file or directory"),
     ],
 )
 def test_what_a_command_says(chat, capsys, line, said):
