@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "kv_vectors.h"
 #include "threads.h"
 
 namespace gptoss {
@@ -28,13 +29,6 @@ struct AttentionWeights {
   int heads, kv_heads, head_dim;
   int window;   // 0: every position is seen
   float scale;  // of the scores
-};
-
-// Keys or values [kv_heads, capacity, head_dim], BF16 or quantized, as in HeadVectors.
-struct StoredVectors {
-  void* codes;
-  uint16_t* scales = nullptr;  // [kv_heads, capacity], or null for BF16
-  uint16_t* biases = nullptr;
 };
 
 // Full layers keep position p in slot p, sliding layers, always in BF16, in slot p % window, and their capacity is the
