@@ -86,7 +86,7 @@ class CodeBlock(TextElement):
         if not text:
             yield Text(self.fence + self.info)
             return
-        syntax = Syntax(text, self.info.partition(" ")[0] or "text", theme=self.theme, tab_size=TAB)
+        syntax = Syntax(text, self.info.partition(" ")[0] or "text", theme=self.theme, tab_size=0)
         if self.info and (" " in self.info or syntax.lexer is None):
             yield Text(self.info, "muted")
         lines = syntax.highlight(text).split("\n")
