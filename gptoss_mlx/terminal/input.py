@@ -43,8 +43,6 @@ STEP_SECONDS = 0.05, 0.1  # of a step of reading ahead: shorter ones grow, longe
 SLOWEST_STEP = 0.5  # seconds of a step of one token, above which nothing more is read ahead
 QUIET = 0.2  # seconds without a key before the next step: while somebody types fast, no key waits
 
-MUTED = "#767676"  # can be read on black and on white
-
 T = TypeVar("T")
 REPLIES = {"y": "yes", "n": "no", "a": "always"}
 
@@ -86,7 +84,7 @@ class TypedInput:
             completer=self._completer,
             complete_while_typing=Condition(lambda: opens_menu(self._prompts.default_buffer.document)),
             key_bindings=self._keys(),
-            style=Style.from_dict({"bottom-toolbar": f"noreverse {MUTED}"}),
+            style=Style.from_dict({"bottom-toolbar": "noreverse dim"}),
         )
         self._prompts.app.terminal_size_polling_interval = None  # SIGWINCH reports it, without waking up twice a second
         self._prompts.default_buffer.on_text_changed += self._forget_ctrl_c

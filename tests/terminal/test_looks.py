@@ -7,11 +7,9 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from pygments.token import Token
-from rich.color import Color
 from rich.console import Console
 
 from gptoss_mlx.terminal.background import BackgroundQuestion, background_of_color
-from gptoss_mlx.terminal.input import MUTED
 from gptoss_mlx.terminal.looks import ATTRIBUTES, PALETTES, background_of, palette_for, theme_of
 from gptoss_mlx.terminal.markdown import code_theme
 from terminal.terminals import Terminal
@@ -68,11 +66,6 @@ def test_every_style_can_be_read(background):
         for behind in BEHIND[background]:
             assert contrast(color.get_truecolor(), behind) >= MIN_CONTRAST, color
     assert not any(style.bgcolor for style in styles_of(PALETTES[background]))
-
-
-def test_the_status_line_can_be_read_on_both():
-    for behind in (BLACK, WHITE):
-        assert contrast(Color.parse(MUTED).get_truecolor(), behind) >= MIN_CONTRAST
 
 
 @pytest.mark.parametrize(
