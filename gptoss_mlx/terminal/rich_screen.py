@@ -124,6 +124,9 @@ class RichScreen:
 
     def hide(self) -> None:
         self._progress.hide()
+        if self._reasons and self._thinking:  # reasoning that is shown in full stays
+            thinking, self._thinking = self._thinking, ""
+            self._print_reasoning(thinking)
         self._region.hide()
         self._write(PLAIN_TERMINAL)
 
