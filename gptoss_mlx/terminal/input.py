@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     from ..chat.session import Session
+    from .looks import Background
 
 PROMPT, CONTINUATION = "> ", "... "
 QUOTES = '"""'
@@ -63,13 +64,15 @@ class TypedInput:
         commands: Mapping[str, str],
         history: Path,
         values: Mapping[str, Callable[[], Iterable[str]]] | None = None,
+        background: Callable[[Background], None] | None = None,
     ):
         """`commands`: name -> usage; commands whose usage has a FILE are completed by names of files, others by their
-        `values`: name -> what it takes."""
+        `values`: name -> what it takes. `background` hears which one the terminal has, if it says so."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.styles import Style
 
+        from .background import BackgroundQuestion
         from .completion import MessageCompleter, opens_menu
         from .history import open_history
 
@@ -87,15 +90,20 @@ class TypedInput:
         self._prompts.default_buffer.on_text_changed += self._forget_ctrl_c
         self._pressed_ctrl_c = False
         self._reading_ahead = _ReadingAhead(session_of)
+        self._question = BackgroundQuestion(self._prompts.input, self._prompts.output, background)
 
     def read(self, status: str, draft: str = "") -> str | None:
         self._prompts.bottom_toolbar = " ".join(status.split()) or None
         self._pressed_ctrl_c = False
         with self._signals(), _idle_loop(self._reading_ahead.step) as loop:
             try:
-                text = loop.run_until_complete(self._prompts.prompt_async(default=draft, handle_sigint=False))
+                text = loop.run_until_complete(
+                    self._prompts.prompt_async(default=draft, handle_sigint=False, pre_run=self._question.ask)
+                )
             except EOFError:
                 return None
+            finally:
+                self._question.wait()
         return _message(text).encode(errors="replace").decode()  # bytes that are no UTF-8 arrive as surrogates
 
     def _keys(self) -> KeyBindings:

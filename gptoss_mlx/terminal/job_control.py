@@ -6,6 +6,7 @@ signal that was ignored when the program started stays ignored: a shell without 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -118,18 +119,20 @@ def _modes() -> Modes | None:
 
 
 def _set_modes(modes: Modes | None) -> None:
-    """Set them if they differ: in the background, a process that sets any is stopped."""
-    if modes is not None and modes != _modes():
-        with suppress(termios.error):
-            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+    """Set them if they differ: in the background, a process that sets any is stopped. Continued, it sets them again."""
+    while modes is not None and modes != _modes():
+        try:
+            return termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                return
 
 
 def echo(on: bool) -> None:
     """Have the terminal show what is typed, or not."""
-    if sys.stdin.isatty():
-        modes = termios.tcgetattr(sys.stdin)
+    if modes := _modes():
         modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, modes)
+        _set_modes(modes)
 
 
 def _in_foreground() -> bool:

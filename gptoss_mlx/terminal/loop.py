@@ -58,7 +58,7 @@ def run(
     if is_drawn:
         usages = {name: command.usage for name, command in COMMANDS.items()}
         values = {name: partial(command.values, chat) for name, command in COMMANDS.items() if command.values}
-        messages: Input = TypedInput(lambda: chat.session, usages, history, values)
+        messages: Input = TypedInput(lambda: chat.session, usages, history, values, screen.use_background)
     else:
         messages = DumbInput() if is_asked else PipedInput(lambda: chat.session.longest_text)
     if is_asked:

@@ -10,25 +10,32 @@ import sys
 from collections.abc import Iterable
 
 from markdown_it.token import Token
+from pygments import token as code
 from rich import box, markdown
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markdown import TextElement
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
-from rich.syntax import Syntax
+from rich.syntax import ANSISyntaxTheme, Syntax
 from rich.table import Column, Table
 from rich.text import Text
 
 from ..chat.markdown import markdown_parser
+from .looks import ATTRIBUTES, Palette
 
+TAB = 8  # columns, as terminals have them
 MIN_WIDTH = 16  # columns of the text after a bullet, a number or the mark of a quote
 MIN_CELL_WIDTH = 8
 
 
 class Markdown(markdown.Markdown):
-    def __init__(self, text: str):
+    def __init__(self, text: str, palette: Palette = ATTRIBUTES, *, fold_code: bool = False):
+        """`fold_code`: break lines of code that are wider than the window, and expand their tabs. Otherwise the
+        terminal does that, and what is copied from it is the code as it was written."""
         super().__init__("")
+        self.palette, self.fold_code = palette, fold_code
         self.lines = text.split("\n")
         self.parsed = markdown_parser().parse(text)
 
@@ -61,26 +68,64 @@ class Heading(markdown.Heading):
 
 
 class CodeBlock(TextElement):
-    """Code in the colors of its language; if its fence says more than the language, that stands above the code."""
+    """Code in the colors of its language, with nothing around it that would be copied with it; if its fence says more
+    than the language, that stands above the code."""
 
     style_name = "markdown.code_block"
 
     @classmethod
     def create(cls, markdown: markdown.Markdown, token: Token) -> CodeBlock:
-        return cls(token.markup, token.info.strip(), markdown.code_theme)
+        assert isinstance(markdown, Markdown)
+        return cls(token.markup, token.info.strip(), code_theme(markdown.palette), fold=markdown.fold_code)
 
-    def __init__(self, fence: str, info: str, theme: str):
-        self.fence, self.info, self.theme = fence, info, theme
+    def __init__(self, fence: str, info: str, theme: ANSISyntaxTheme, *, fold: bool):
+        self.fence, self.info, self.theme, self.fold = fence, info, theme, fold
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        code = self.text.plain.rstrip()
-        if not code:
+        text = self.text.plain.rstrip()
+        if not text:
             yield Text(self.fence + self.info)
             return
-        syntax = Syntax(code, self.info.partition(" ")[0] or "text", theme=self.theme, word_wrap=True, padding=1)
+        syntax = Syntax(text, self.info.partition(" ")[0] or "text", theme=self.theme, tab_size=0)
         if self.info and (" " in self.info or syntax.lexer is None):
-            yield Text(self.info, "dim")
-        yield syntax
+            yield Text(self.info, "muted")
+        lines = syntax.highlight(text).split("\n")
+        while len(lines) > 1 and not lines[-1].plain:  # a lexer ends the last line
+            lines.pop()
+        for row in [row for line in lines for row in _folded(line, options.max_width)] if self.fold else lines:
+            yield from row.render(console)
+            yield Segment.line()
+
+
+def _folded(line: Text, width: int) -> Iterable[Text]:
+    """The rows of a line, broken where a terminal would break it."""
+    line.expand_tabs(TAB)
+    places, used = [], 0
+    for index, character in enumerate(line.plain):
+        used += cell_len(character)
+        if used > width:
+            places.append(index)
+            used = cell_len(character)
+    return line.divide(places)
+
+
+def code_theme(palette: Palette) -> ANSISyntaxTheme:
+    colors = {
+        code.Comment: f"italic {palette.muted}",
+        code.Keyword: palette.keyword,
+        code.Operator.Word: palette.keyword,
+        code.Name.Class: palette.name,
+        code.Name.Function: palette.name,
+        code.Name.Tag: palette.keyword,
+        code.Name.Attribute: palette.name,
+        code.Name.Decorator: palette.name,
+        code.String: palette.string,
+        code.Number: palette.number,
+        code.Generic.Inserted: palette.string,
+        code.Generic.Deleted: palette.number,
+        code.Generic.Heading: "bold",
+    }
+    return ANSISyntaxTheme({token: Style.parse(style) for token, style in colors.items()})
 
 
 class Formula(TextElement):
@@ -127,7 +172,8 @@ def _after_mark(
     room = options.max_width - len(first)
     if room < MIN_WIDTH:
         first, others, room = first.rstrip() + "\n", "", options.max_width
-    lines = console.render_lines(content, options.update(width=room), style=style) or [[]]
+    content_segments = Segment.apply_style(console.render(content, options.update(width=room)), style)
+    lines = [*Segment.split_lines(content_segments)] or [[]]  # not cropped: the terminal breaks code
     for index, line in enumerate(lines):
         yield Segment(others if index else first, style)
         yield from line

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gptoss_convert import Progress
 
-SHOWN_AFTER = 2.0  # seconds of work before progress is shown
+SHOWN_AFTER = 1.0  # seconds of work before progress is shown
 LINES_APART = 10.0  # seconds between two lines about steps, where there is no terminal
 BAR_WIDTH = 20  # columns: a bar and what stands beside it fit a terminal of 80
 
@@ -75,7 +75,7 @@ def _stage_progress(amount: Callable[[int], str], unit: str = "") -> Iterator[Ca
 
 
 class _Lines:
-    """Where there is no terminal: a line every tenth of a stage, from two seconds on."""
+    """Where there is no terminal: a line every tenth of a stage, after the first second."""
 
     def __init__(self, amount: Callable[[int], str]) -> None:
         self._amount = amount
@@ -195,11 +195,11 @@ def _drawn(area: LiveArea) -> Iterator[None]:
 
 
 class PrefillProgress:
-    """How far a prompt has been read, the speed, and the time left: shown from two seconds on, erased at the end."""
+    """How far a prompt has been read, the speed, and the time left: shown after the first second, erased at the end."""
 
     def __init__(self, console: Console):
         self._console = console
-        self._area = LiveArea(console, self._line, per_second=4, transient=True)
+        self._area = LiveArea(console, self._picture, per_second=4, transient=True)
         self.hide, self.show, self.stop = self._area.hide, self._area.show, self._area.stop
         self._started = self._reported = 0.0
         self._done, self._total = 0, 0
@@ -207,18 +207,24 @@ class PrefillProgress:
     def __call__(self, done: int, total: int) -> None:
         self._done, self._total, self._reported = done, total, time.monotonic()
         if done == total:
-            self.stop()
+            self._read()
         elif not self._area.started and self._console.is_terminal:
             self._started = self._reported
             self._area.start()
 
-    def _line(self) -> RenderableType:
+    def _read(self) -> None:
+        """The prompt has been read."""
+        self.stop()
+
+    def _picture(self) -> RenderableType:
         from rich.console import Group
+
+        return Group() if time.monotonic() - self._started < SHOWN_AFTER else self._line()
+
+    def _line(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        if time.monotonic() - self._started < SHOWN_AFTER:
-            return Group()
         line = Table.grid(padding=(0, 1))
         line.add_row("reading", ProgressBar(self._total, self._done, width=BAR_WIDTH), self._numbers())
         return line
@@ -230,3 +236,20 @@ class PrefillProgress:
         speed = self._done / max(self._reported - self._started, 1e-6)
         left = self._total / speed - (time.monotonic() - self._started)
         return f"{counts}, {speed:,.0f} tokens/s, {max(left, 0):,.0f} s left"
+
+
+class AnswerProgress(PrefillProgress):
+    """The same before an answer, and then that its first token is awaited, until `stop`: whoever shows something of
+    the answer calls it first."""
+
+    def __init__(self, console: Console):
+        from rich.spinner import Spinner
+
+        super().__init__(console)
+        self._spinner = Spinner("line" if console.options.ascii_only else "dots", "waiting for the first token")
+
+    def _read(self) -> None:
+        """What is on the screen stays until there is something else to show."""
+
+    def _line(self) -> RenderableType:
+        return super()._line() if self._done < self._total else self._spinner

@@ -74,9 +74,10 @@ class Region:
         self._console.file.flush()
 
 
-def rows_of(content: RenderableType, console: Console) -> list[str]:
+def rows_of(content: RenderableType, console: Console, *, crop: bool = True) -> list[str]:
     """The rows of a content as they are written, without blank ones around them, and without the blanks that fill them
-    up: those would become rows of their own in a window that is made narrower."""
+    up: those would become rows of their own in a window that is made narrower. Unless they are cropped, the terminal
+    itself breaks those that are wider than it."""
     with console.capture() as captured:
-        console.print(content, end="")
+        console.print(content, end="", crop=crop)
     return "\n".join(row.rstrip(" ") for row in captured.get().split("\n")).strip("\n").split("\n")

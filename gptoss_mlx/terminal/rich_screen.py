@@ -14,7 +14,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 from .job_control import echo
-from .progress_bars import PrefillProgress
+from .looks import ATTRIBUTES, Background, Palette, background_of_environment, palette_for, theme_of
+from .progress_bars import AnswerProgress
 from .region import Region, rows_of
 from .safe_text import call_text, shortened, thought_line, without_controls
 from .screen import RECALLED_ROWS
@@ -29,15 +30,23 @@ PLAIN_TERMINAL = "\x1b[?2004l\x1b[0m\x1b[?25h\n"  # no brackets around what is p
 class RichScreen:
     """Reasoning dim, in a few rows that fold to one; the answer as Markdown, of which the last block is redrawn."""
 
+    has_pictures = True
+
     def __init__(self, *, show_reasoning: bool | None):
         self.show_reasoning = show_reasoning
         self._console = Console(highlight=False)
         self._region = Region(self._console)
-        self._progress = PrefillProgress(self._console)
-        self._thinking = ""  # the end of the reasoning, more than is shown of it
-        self._dim = False  # whether the cursor is after reasoning that is shown in full
+        self._progress = AnswerProgress(self._console)
+        self._palette = ATTRIBUTES
+        self.use_background(background_of_environment())
+        self._thinking = ""  # the end of the reasoning, more than is shown of it; its last line where all is shown
+        self._reasons = False  # whether the last that was shown is reasoning in full
         self._block = ""  # the end of the answer, which may still change
         self._begins = False
+
+    def use_background(self, background: Background | None) -> None:
+        self._palette = palette_for(self._console, background)
+        self._console.push_theme(theme_of(self._palette))
 
     def prefill(self, done: int, total: int) -> None:
         echo(False)  # what is typed now waits for the next prompt unseen, and moves nothing that is drawn
@@ -51,13 +60,18 @@ class RichScreen:
         self._begins = True
 
     def reasoning(self, text: str) -> None:
+        self._progress.stop()
         self._finish_block()
-        if self._begins and (self._dim or self._thinking):
+        if self._begins and (self._reasons or self._thinking):
             text = f"\n\n{text}"
         self._begins = False
         if self.show_reasoning:
-            self._write(("" if self._dim else "\x1b[2m") + without_controls(text))
-            self._dim = True
+            self._reasons = True
+            *lines, self._thinking = f"{self._thinking}{text}".split("\n")
+            if lines:
+                self._print_reasoning("\n".join(lines))
+            if self._thinking.strip():
+                self._region.draw(_text(self._thinking))
             return
         self._thinking = (self._thinking + text)[-MAX_THINKING:]
         shown = "\n".join(self._thinking.split("\n")[-REASONING_ROWS:])
@@ -67,6 +81,7 @@ class RichScreen:
         self.note(thought_line(tokens, seconds))
 
     def content(self, text: str) -> None:
+        self._progress.stop()
         self._fold()
         if self._begins:
             self._finish_block()
@@ -78,10 +93,10 @@ class RichScreen:
                 if done.strip():
                     self._print_markdown(done)
         if self._block.strip():
-            self._region.draw(_Markdown(self._block))
+            self._region.draw(_Markdown(self._block, self._palette, fold_code=True))
 
     def recall(self, text: str) -> bool:
-        rows = rows_of(_Markdown(text[-RECALLED_TEXT:]), self._console)
+        rows = rows_of(_Markdown(text[-RECALLED_TEXT:], self._palette), self._console, crop=False)
         is_cut = len(rows) > RECALLED_ROWS or len(text) > RECALLED_TEXT
         self._write("...\n" * is_cut + "\n".join(rows[-RECALLED_ROWS:]) + "\n\n")
         return is_cut
@@ -104,33 +119,37 @@ class RichScreen:
         return True
 
     def end(self) -> None:
-        self._progress.stop()
         self._close()
         echo(True)
 
     def hide(self) -> None:
         self._progress.hide()
+        if self._reasons and self._thinking:  # reasoning that is shown in full stays
+            thinking, self._thinking = self._thinking, ""
+            self._print_reasoning(thinking)
         self._region.hide()
         self._write(PLAIN_TERMINAL)
 
     def show(self) -> None:
-        if self._dim:
-            self._write("\x1b[2m")
         self._region.show()
         self._progress.show()
 
     def _close(self) -> None:
         """Leave nothing that would be redrawn, and the cursor at the beginning of a line."""
+        self._progress.stop()
         self._fold()
         self._finish_block()
 
     def _fold(self) -> None:
-        if self._thinking:
+        if self._reasons and self._thinking:
+            self._print_reasoning(self._thinking)
+        elif self._thinking:
             self._region.clear()
-            self._thinking = ""
-        if self._dim:
-            self._write("\x1b[0m\n")
-            self._dim = False
+        self._thinking, self._reasons = "", False
+
+    def _print_reasoning(self, text: str) -> None:
+        self._region.clear()
+        self._console.print(_text(text))
 
     def _finish_block(self) -> None:
         if self._block.strip():
@@ -139,7 +158,8 @@ class RichScreen:
 
     def _print_markdown(self, text: str) -> None:
         self._region.clear()
-        self._write("\n".join(rows_of(_Markdown(text), self._console)) + "\n\n")
+        rows = rows_of(_Markdown(text, self._palette), self._console, crop=False)
+        self._write("\n".join(rows) + "\n\n")
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -149,17 +169,18 @@ class RichScreen:
 class _Markdown:
     """Text as Markdown, whose links open nothing."""
 
-    def __init__(self, text: str):
-        self._text = text
+    def __init__(self, text: str, palette: Palette, *, fold_code: bool = False):
+        self._text, self._palette, self._fold_code = text, palette, fold_code
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         from .markdown import Markdown  # a tenth of a second, which the first prompt need not wait for
 
-        for segment in console.render(Markdown(without_controls(self._text)), options):
+        markdown = Markdown(without_controls(self._text), self._palette, fold_code=self._fold_code)
+        for segment in console.render(markdown, options):
             yield segment if segment.control else Segment(without_controls(segment.text), segment.style)
 
 
-def _text(text: str, style: str = "dim") -> Text:
+def _text(text: str, style: str = "muted") -> Text:
     return Text(without_controls(text), style)
 
 

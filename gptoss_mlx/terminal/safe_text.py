@@ -12,9 +12,10 @@ from ..chat.visible import with_all_visible
 
 RESULT_LINES = 4  # shown of what a tool returned
 
-# C0 but tab and line feed, C1, the marks and overrides of writing direction, the separators that some terminals take
-# for line ends, and lone surrogates, which cannot be written at all.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 but tab and line feed, C1, the embeddings, overrides and isolates of writing direction, the separators that some
+# terminals take for line ends, and lone surrogates, which cannot be written at all. The marks of direction (U+061C,
+# U+200E, U+200F) stay: Hebrew and Arabic need them beside numbers and punctuation, and they turn no letters round.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_controls(text: str) -> str:

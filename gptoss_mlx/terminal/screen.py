@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Protocol, TextIO
 
+from .looks import Background
 from .safe_text import call_text, shortened, thought_line, without_controls
 
 PLAIN_WIDTH = 100  # characters of a line that is cut, if there is no window to ask for its width
@@ -20,6 +21,11 @@ class Screen(Protocol):
 
     show_reasoning: bool | None
     """True: in full. None: a few lines while it streams. False: only that the model thinks."""
+    has_pictures: bool
+    """Whether bars and curves say something here: nobody hears them, and a pipe has no use for them."""
+
+    def use_background(self, background: Background) -> None:
+        """What the terminal is found to have: colors are to be read on it from now on."""
 
     def prefill(self, done: int, total: int) -> None:
         """So many tokens of a prompt have been read."""
@@ -63,11 +69,16 @@ class Screen(Protocol):
 class PlainScreen:
     """Answers on standard output, everything else on standard error; nothing is redrawn, and no control codes."""
 
+    has_pictures = False
+
     def __init__(self, *, show_reasoning: bool | None, words: bool = False):
         """`words`: begin each part with a word that says what it is, for people who hear it or see no colors."""
         self.show_reasoning, self._words = show_reasoning, words
         self._open: tuple[TextIO, str] | None = None  # the stream and the word of the line that is being written
         self._begins = False
+
+    def use_background(self, background: Background) -> None:
+        pass
 
     def prefill(self, done: int, total: int) -> None:
         pass

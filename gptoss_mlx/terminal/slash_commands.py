@@ -20,6 +20,7 @@ from .safe_text import cut
 from .session_commands import SESSION_COMMANDS
 from .setting_commands import SETTING_COMMANDS
 from .slash_command import Command, WrongUsage
+from .stats import stats_lines
 
 if TYPE_CHECKING:
     from .controller import Chat
@@ -174,19 +175,7 @@ def _context(chat: Chat, _: str) -> None:
 
 
 def _stats(chat: Chat, _: str) -> None:
-    session = chat.session
-    lines = [f"context {session.prompt_tokens:,} of {session.model.context:,} tokens"]
-    if experts := session.model.expert_stats:
-        lines.append(
-            f"experts: {experts.hit_rate:.1%} found in memory, {size_text(experts.bytes_read)} read,"
-            f" {experts.stall_seconds:.1f} s waiting for them"
-        )
-    for number, turn in enumerate(session.stats, 1):
-        lines.append(
-            f"turn {number}: {turn.prefilled:,} tokens read, first token after {turn.first_token_seconds:.2f} s,"
-            f" {turn.decoded:,} tokens at {turn.tokens_per_second:.1f} tokens/s"
-        )
-    chat.screen.note("\n".join(lines))
+    chat.screen.note("\n".join(stats_lines(chat.session, has_pictures=chat.screen.has_pictures)))
 
 
 def _exit(chat: Chat, _: str) -> None:
@@ -206,7 +195,7 @@ COMMANDS = {
         *SETTING_COMMANDS,
         Command("/tools", "list the tools and their last results", _tools),
         Command("/context", "show what fills the context", _context),
-        Command("/stats", "show the speed of each turn", _stats),
+        Command("/stats", "show the memory, and the speed of each turn", _stats),
         *SESSION_COMMANDS,
         Command("/exit", "leave the chat", _exit, also=("/bye", "/quit", "/q")),
     )

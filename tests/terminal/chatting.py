@@ -1,8 +1,10 @@
 """A chat for tests: `python chatting.py MODEL '{"plain": true, "pauses": [12], ...}'`.
 
 Like `gptoss-mlx chat --temperature 0`, with the demo's function, and with what a test decides: `pauses`, after which
-events of an answer a file RELEASE, with the number at its end, has to appear; `asks`, whether the function wants to be
-agreed to; `keep`, a session's name; `every_event`, whether each is drawn; and options of `terminal.run` and `Session`.
+events of an answer a file RELEASE, with the number at its end, has to appear; `steps`, whether steps of reading are
+events; `asks`, whether the function wants to be
+agreed to; `keep`, a session's name; `every_event`, whether each is drawn; `shown_after`, after how many seconds a wait
+shows; and options of `terminal.run` and `Session`.
 """
 
 import json
@@ -16,6 +18,7 @@ from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.demo import FUNCTIONS
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.memory.plan import EngineConfig
+from gptoss_mlx.terminal import progress_bars
 from gptoss_mlx.terminal.loop import run
 from gptoss_mlx.terminal.region import Region
 
@@ -54,12 +57,14 @@ def session(path):
         functions=[replace(function, asks=options.get("asks", False)) for function in FUNCTIONS],
         sampling=Sampling(temperature=0),
         max_tokens=options.get("max_tokens"),
+        yields_steps=options.get("steps", False),
         current_date="2026-01-01",
     )
 
 
 if options.get("every_event"):
     Region.INTERVAL, Region.SHARE = 0, 1
+progress_bars.SHOWN_AFTER = options.get("shown_after", progress_bars.SHOWN_AFTER)
 run(
     session(folder),
     show_reasoning=options.get("show_reasoning"),

@@ -236,3 +236,25 @@ def test_a_prompt_that_is_ended(chat):
     os.kill(group_of(terminal), signal.SIGTERM)
     terminal.wait(f"shell: ended {signal.SIGTERM:d} echoes lines")
     assert terminal.sent.rfind(b"\x1b[?2004l") > terminal.sent.rfind(b"\x1b[?2004h")
+
+
+IN_THE_BACKGROUND = """
+import os, signal, termios
+from gptoss_mlx.terminal.job_control import echo
+
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGCONT, lambda *_: None)
+    echo(False)
+    os._exit(bool(termios.tcgetattr(0)[3] & termios.ECHO))
+assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
+os.tcsetpgrp(0, child)
+os.kill(child, signal.SIGCONT)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_what_is_set_in_the_background_is_set_when_it_continues(environment):
+    """There, the system stops whoever sets a mode, and fails the call when it continues."""
+    assert Terminal([sys.executable, "-c", IN_THE_BACKGROUND], environment).exit_status() == 0
