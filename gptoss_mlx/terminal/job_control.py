@@ -122,10 +122,11 @@ def _set_modes(modes: Modes | None) -> None:
     """Set them if they differ: in the background, a process that sets any is stopped. Continued, it sets them again."""
     while modes is not None and modes != _modes():
         try:
-            return termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
         except termios.error as error:
-            if error.args[0] != errno.EINTR:
-                return
+            if error.args[0] == errno.EINTR:
+                continue
+        return
 
 
 def echo(on: bool) -> None:
