@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptoss_mlx.engine.builtin_text import TEXT
-from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.errors import GptOssError
 from gptoss_mlx.files import remove_tree, sha256, sync
 from gptoss_mlx.memory.system import proc_bytes, size_text
@@ -43,14 +42,13 @@ from .journal import ConversionJournal, recipe_in
 from .published import headers_by_recipe
 from .quantize import converted, converted_config, planned_of, rounded_to_bf16, writer_of
 from .recipes import DEFAULT_RECIPE, Recipe, recipe_named
-from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Source, Unit
+from .sources import AUXILIARY_FILES, TOKENIZER_FROM, Unit
 from .writer import SHARD_LIMIT, Planned, clear, folder_appearing_at, write_json
 
 if TYPE_CHECKING:
     from .fidelity import Fidelity
 
 CALIBRATION_TOKENS = 4096  # at most
-ENDOFTEXT = "<|endoftext|>"
 IMPORTANCE = "importance.npz"  # the result of a calibration, while the folder is unfinished
 FIXED_NAMES = (INDEX, PROVENANCE, "config.json", "fidelity.json", IMPORTANCE, f"new-{IMPORTANCE}", *AUXILIARY_FILES)
 # The names in an unfinished folder, with those that a Mac adds.
@@ -128,7 +126,7 @@ def convert(
     try:
         with folder_appearing_at(dest, OWN_NAMES.fullmatch) as partial:
             provider = provider_of(source, revision, partial, keep_source)
-            stop_ids = _stop_ids(provider.source)
+            stop_ids = provider.source.stop_ids()
             if not stop_ids:
                 lack = f"{source} has no tokenizer.json"
                 if verify or calibration is not None:
@@ -163,15 +161,6 @@ def convert(
         peak_anonymous_bytes=memory.peak,
         fidelity=fidelity,
     )
-
-
-def _stop_ids(source: Source) -> list[int]:
-    """The ids of the tokens that end an answer; none where the source has no tokenizer. Raises ConvertError for a
-    tokenizer that is not this model's."""
-    if not source.has_tokenizer:
-        return []
-    tokenizer = source.tokenizer()
-    return [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
 
 
 class _Conversion:

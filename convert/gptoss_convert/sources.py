@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from gptoss_mlx.engine.special_tokens import CALL, RETURN
 from gptoss_mlx.engine.special_tokens import NAMES as HARMONY
 from gptoss_mlx.engine.tokenizer import Tokenizer
 from gptoss_mlx.errors import GptOssError
@@ -36,6 +37,7 @@ AUXILIARY_FILES = (
     "LICENSE",
     "USAGE_POLICY",
 )
+ENDOFTEXT = "<|endoftext|>"
 TOKENIZER_FROM = f"openai/gpt-oss-20b {TOKENIZER}"  # all models of the family have the same
 
 CONVERTED = ".experts.gate_proj.weight"  # in no layout of a source
@@ -120,6 +122,14 @@ class Source:
                 f" {self.config.vocab_size:,}: it is another model's"
             )
         return tokenizer
+
+    def stop_ids(self) -> list[int]:
+        """The ids of the tokens that end an answer; none where the source has no tokenizer. Raises ConvertError for a
+        tokenizer that is not this model's."""
+        if not self.has_tokenizer:
+            return []
+        tokenizer = self.tokenizer()
+        return [tokenizer.special(name) for name in (RETURN, ENDOFTEXT, CALL)]
 
     def weights(self) -> Iterator[Weight]:
         """Every weight of the model, layer by layer; none is read yet."""

@@ -61,3 +61,10 @@ def message_of(events, *, reasoning=True):
 
 def run(coroutine):
     return asyncio.run(coroutine)
+
+
+def calling(number):
+    return (
+        f"<|channel|>analysis<|message|>Step {number}.<|end|><|start|>assistant<|channel|>commentary to=functions.f"
+        f'<|constrain|>json<|message|>{{"x":{number},  "y": [1,2]}}<|call|>'
+    )
