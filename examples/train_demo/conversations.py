@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
+import first_lines  # noqa: F401 - the tasks that it names
 from arithmetic import draw_number, sum_turn
 from calls import call_turn, draw_kinds, failed_turn, tools_of
 from generator import (
@@ -158,6 +159,9 @@ MIX = {
     "long talk": 25,
     "no reasoning": 25,
     "closed reasoning": 12,
+    "first line": 200,
+    "first lines in a row": 210,
+    "memory": 130,
 }
 
 # What is evaluated while it trains: one task for each ability.
@@ -175,6 +179,8 @@ WATCHED = (
     "long talk",
     "no reasoning",
     "closed reasoning",
+    "first line",
+    "memory",
 )
 
 

@@ -58,6 +58,8 @@ HELD_OUT = {
     "statement": Part("statement"),
     "follow-up": Part("follow-up"),
     "echo": Part("echo"),
+    "first line": Part("first line", None, some_instructions),
+    "memory": Part("memory", None, some_instructions),
 }
 THRESHOLDS = {name: part.threshold for name, part in HELD_OUT.items() if part.threshold is not None}
 

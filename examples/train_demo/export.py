@@ -38,7 +38,7 @@ def export(network: Network, config: dict, source: Path, folder: Path) -> None:
     }
     generation = {
         "bos_token_id": ids["<|startoftext|>"],
-        "do_sample": True,
+        "do_sample": False,
         "eos_token_id": stop,
         "pad_token_id": stop[1],
     }

@@ -182,12 +182,13 @@ class Layer(nn.Module):
         return F.linear(z.flatten(1), down.transpose(0, 1).flatten(1)) + share @ self.down_bias
 
     def chosen_experts(self, x: Tensor, share: Tensor) -> Tensor:
-        gate, up, down = map(self._network[0].stored, (self.gate, self.up, self.down))
+        gate, up, down = (self._network[0].stored(weight).unbind() for weight in (self.gate, self.up, self.down))
         out = torch.zeros_like(x, dtype=torch.float32)
         for e in range(self.experts):
             token = share[:, e].nonzero()[:, 0]
-            g = F.linear(x[token], gate[e], self.gate_bias[e])
-            u = F.linear(x[token], up[e], self.up_bias[e])
+            mine = x.index_select(0, token)  # x[token] has a slower gradient
+            g = F.linear(mine, gate[e], self.gate_bias[e])
+            u = F.linear(mine, up[e], self.up_bias[e])
             z = F.linear(self.activation(g, u), down[e], self.down_bias[e])
             out = out.index_add(0, token, z.float() * share[token, e, None])
         return out

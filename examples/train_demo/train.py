@@ -69,7 +69,7 @@ def main() -> None:
     started = saved_at = time.monotonic()
     step, seconds, waited, tokens = first, trained, 0.0, 0
     while (share := seconds / (60 * args.minutes) if args.minutes else step / args.steps) < 1:
-        factor = continued_rate(step, share) if args.source else rate(step, share)
+        factor = continued_rate(step, share, device.type) if args.source else rate(step, share)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -115,7 +115,7 @@ def train_step(
     network: Network, optimizers: list[torch.optim.Optimizer], ids: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step on ids [B, L] with `weights` [B, L]; returns the loss of what the assistant emits, and the balance."""
-    with torch.autocast(ids.device.type, torch.bfloat16):
+    with torch.autocast(ids.device.type, torch.bfloat16, fast_in_half(ids.device)):
         logits = network.logits(network(ids[:, :-1]))
     weight = weights[:, 1:]
     losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weight)
@@ -130,6 +130,11 @@ def train_step(
     return (losses.detach() * emitted).sum() / emitted.sum(), balance.detach()
 
 
+def fast_in_half(device: torch.device) -> bool:
+    """Processors without instructions for BF16 are several times slower with it."""
+    return device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def rate(step: int, share: float) -> float:
     """Warm-up, practice in copying, plateau, linear fall to 2 %, where this share of the run is over."""
     if step < settings.COPYING_STEPS:
@@ -137,8 +142,8 @@ def rate(step: int, share: float) -> float:
     return fallen(share)
 
 
-def continued_rate(step: int, share: float) -> float:
-    return settings.CONTINUED_RATE * warmed_up(step) * fallen(share)
+def continued_rate(step: int, share: float, device: str) -> float:
+    return settings.CONTINUED_RATE[device] * warmed_up(step) * fallen(share)
 
 
 def warmed_up(step: int) -> float:
@@ -195,7 +200,7 @@ def examine(network: Network, rows: list[Row]) -> float:
     network.quantize()
     for some in (rows[i : i + 10] for i in range(0, len(rows), 10)):
         ids, weights = (torch.from_numpy(array).to(device) for array in padded(some, len(some[-1][0])))
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, fast_in_half(device)):
             likeliest = network.logits(network(ids[:, :-1])).argmax(-1)
         right += ((likeliest == ids[:, 1:]) | (weights[:, 1:] < 1)).all(1).sum().item()
     return right / len(rows)
@@ -227,7 +232,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    x = matrix.bfloat16()
+    x = matrix.bfloat16() if fast_in_half(matrix.device) else matrix
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -15,10 +15,10 @@ from click.core import ParameterSource
 
 from ..errors import GptOssError, printable
 from ..memory.system import parse_size
-from ..model.model_store import home, remember, user_file, usual_model
+from ..model.model_store import demo_folder, remember, user_file, usual_model
 from ..untrusted import os_error_text
 from .completion import complete_sessions
-from .conversion import convert_with_progress, print_report
+from .conversion import convert_demo, print_report
 from .help import command
 from .loading import load_model, warn_without_kernels
 from .options import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 NOTHING_TO_ANSWER = click.UsageError("nothing to answer: give MODEL and TEXT, or -p TEXT, or pipe text in")
 CUT_OFF = "stopped in the middle of the answer, at --max-tokens {maximum}"
-DEMO = ChatOptions(temperature=0, max_tokens=400)
+DEMO_OPTIONS = ChatOptions(max_tokens=400)
 
 
 @command(epilog="Example: gptoss-mlx chat gpt-oss-20b --reasoning low")
@@ -283,21 +283,17 @@ def _generate(session: Session, text: str) -> None:
 def demo() -> None:
     """Convert a small model, ask it three questions, and chat.
 
-    The model is included in gptoss-mlx, so that nothing is downloaded.
+    The model is included in gptoss-mlx, so that nothing is downloaded. Other commands know it as `demo`.
     """
-    import shutil
-
-    from ..demo import CHECKPOINT, FUNCTIONS, QUESTIONS
+    from ..demo import FUNCTIONS, QUESTIONS
     from ..terminal.loop import ask, run
 
-    folder = home() / "demo"
-    shutil.rmtree(folder, ignore_errors=True)
-    print_report(convert_with_progress(str(CHECKPOINT), folder))
-    new_session = session_maker(DEMO, ToolOptions(), functions=FUNCTIONS)
-    session = new_session(load_model(str(folder), ModelOptions()))
-    for question in QUESTIONS:
-        ask(session, question, show_reasoning=True)
+    print_report(convert_demo())
+    new_session = session_maker(DEMO_OPTIONS, ToolOptions(), functions=FUNCTIONS)
+    session = new_session(load_model(str(demo_folder()), ModelOptions()))
+    for question in QUESTIONS:  # the last one stays, so that /retry, /undo and /edit have something to work on
         session.reset()
+        ask(session, question, show_reasoning=True)
     if sys.stdin.isatty() and sys.stdout.isatty():
         run(session, show_reasoning=True, history=user_file("history"))
     warn_without_kernels()
@@ -326,7 +322,7 @@ def session_maker(
             functions=functions,
             builtins=builtins,
             response_schema=schema,
-            sampling=chat.sampling(),
+            sampling=chat.sampling(greedy=model.is_greedy),
             instructions=chat.system,
             reasoning_effort=chat.reasoning,
             max_tokens=chat.max_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from ..errors import printable
 from ..memory.system import size_text
 from ..model.installed import make_models_folder
-from ..model.model_store import models_folder, partial_folder
+from ..model.model_store import demo_folder, models_folder, partial_folder
 
 if TYPE_CHECKING:
     from gptoss_convert import ConversionReport
@@ -36,6 +37,14 @@ def convert_with_progress(source: str, dest: Path, **options: Any) -> Conversion
 
 def _note(text: str) -> None:
     click.echo(printable(f"note: {text}"), err=True)
+
+
+def convert_demo() -> ConversionReport:
+    """The embedded model, converted anew."""
+    from ..demo import CHECKPOINT
+
+    shutil.rmtree(demo_folder(), ignore_errors=True)
+    return convert_with_progress(str(CHECKPOINT), demo_folder())
 
 
 def print_report(report: ConversionReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +11,8 @@ import click
 
 from ..errors import printable
 from ..memory.system import size_text
-from ..model.model_store import DOWNLOAD_GB, ModelMissing, resolve
-from .conversion import convert_with_progress, print_report
+from ..model.model_store import DEMO, DOWNLOAD_GB, ModelMissing, demo_folder, resolve
+from .conversion import convert_demo, convert_with_progress, print_report
 from .options import ModelOptions
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ def load_model(name: str, options: ModelOptions) -> Model:
 
 
 def model_folder(name: str) -> Path:
-    """Resolve a model; offer to download and convert one that is not installed, where somebody can answer."""
+    """Resolve a model; offer to download and convert one that is not installed, where somebody can answer. The embedded
+    one is converted unasked."""
+    if name == DEMO and not (os.path.lexists(name) or demo_folder().is_dir()):
+        convert_demo()
     try:
         return resolve(name)
     except ModelMissing as missing:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from ..memory.system import parse_size
 from ..tools import EXAMPLE_FILE
@@ -100,7 +101,8 @@ class ModelOptions:
 class ChatOptions:
     """How a model answers: the fields of `Sampling`, then those of a session."""
 
-    temperature: float = 1.0
+    temperature: float | None = None
+    """None is left to the model."""
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -111,10 +113,14 @@ class ChatOptions:
     max_reasoning: int | None = None
     system: str | None = None
 
-    def sampling(self) -> Sampling:
+    def sampling(self, *, greedy: bool) -> Sampling:
+        """`greedy`: what is meant where no temperature is given."""
         from ..engine.sampling import Sampling
 
-        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+        given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
+        if self.temperature is None:
+            given["temperature"] = 0.0 if greedy else Sampling.temperature
+        return Sampling(**given)
 
 
 @dataclass(frozen=True)
@@ -177,16 +183,25 @@ _THREADS = click.option(
 pass_plan_options = _passed_as("model_options", _model_options, *_PLAN)
 pass_model_options = _passed_as("model_options", _model_options, *_PLAN, _THREADS)
 
+
+@wraps(ChatOptions)
+def _chat_options(**values: Any) -> ChatOptions:
+    """A temperature that is only the default may be replaced by the model's own."""
+    if click.get_current_context().get_parameter_source("temperature") == ParameterSource.DEFAULT:
+        values["temperature"] = None
+    return ChatOptions(**values)
+
+
 pass_chat_options = _passed_as(
     "chat_options",
-    ChatOptions,
+    _chat_options,
     click.option(
         "--temperature",
         type=float,
         metavar="X",
-        default=ChatOptions.temperature,
+        default=1.0,
         show_default=True,
-        help="Randomness of the answer; 0 always takes the likeliest token.",
+        help="Randomness of the answer; 0, the demo's default, always takes the likeliest token.",
     ),
     click.option(
         "--top-p",

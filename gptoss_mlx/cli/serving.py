@@ -86,7 +86,7 @@ def serve_model(
 ) -> None:
     """Serve until a signal says to end; Ctrl-C raises KeyboardInterrupt."""
     signal.signal(signal.SIGTERM, _exit)
-    sampling = chat.sampling()
+    chat.sampling(greedy=False)  # what is wrong with it shows before a model is loaded
     new_session = session_maker(chat, tools)
     if options.tls_key and not options.tls_cert:
         raise click.UsageError("--tls-key goes with --tls-cert")
@@ -114,7 +114,7 @@ def serve_model(
             folder=caches,
             disk_limit=kv_limit,
         )
-        service.sampling = sampling
+        service.sampling = chat.sampling(greedy=service.model.is_greedy)
         conversations = Conversations(
             service, Store(sessions_folder()), new_session, kv_limit=None if options.no_kv else kv_limit
         )

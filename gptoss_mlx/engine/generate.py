@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -35,6 +35,7 @@ from .sampling import Sampler, Sampling
 from .together import NextToken, Together
 from .tokenizer import Tokenizer
 
+GENERATION_CONFIG = "generation_config.json"
 # <|endoftext|>, <|return|> and <|call|> of o200k_harmony. Never <|end|>: it only ends a message, and more may follow.
 PUBLISHED_STOP_IDS = frozenset({199999, 200002, 200012})
 
@@ -103,6 +104,12 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """Its folder's tokenizer.json. Raises GptOssError where there is none that is usable."""
         return Tokenizer.load(self.path)
+
+    @cached_property
+    def is_greedy(self) -> bool:
+        """Whether its folder says that the likeliest token is meant where nobody has chosen a temperature."""
+        data = _generation_config(self.path)
+        return isinstance(data, dict) and data.get("do_sample") is False
 
     @property
     def context(self) -> int:
@@ -308,14 +315,18 @@ def load(
     return Model(path, config, network, _stop_ids(path), settings, plan, hold)
 
 
+def _generation_config(folder: Path) -> Any:
+    path = folder / GENERATION_CONFIG
+    return read_json(path) if lexists(path) else {}
+
+
 def _stop_ids(folder: Path) -> frozenset[int]:
     """`eos_token_id` of generation_config.json, where most checkpoints of the family list their stop ids."""
-    path = folder / "generation_config.json"
-    data = read_json(path) if lexists(path) else {}
+    data = _generation_config(folder)
     ids = data.get("eos_token_id") if isinstance(data, dict) else []
     if ids is None:
         return PUBLISHED_STOP_IDS
     ids = ids if isinstance(ids, list) else [ids]
     if not ids or not all(type(id_) is int for id_ in ids):
-        raise GptOssError(f"{path} has no usable eos_token_id: a token id, or a list of them")
+        raise GptOssError(f"{folder / GENERATION_CONFIG} has no usable eos_token_id: a token id, or a list of them")
     return frozenset(ids)

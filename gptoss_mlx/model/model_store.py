@@ -23,6 +23,7 @@ from . import other_programs
 
 SHORT_NAMES = {"gpt-oss-20b": "openai/gpt-oss-20b", "gpt-oss-120b": "openai/gpt-oss-120b"}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+DEMO = "demo"  # the embedded model, once it is converted
 DOWNLOAD_GB = {"openai/gpt-oss-20b": 13.8, "openai/gpt-oss-120b": 65.3}
 # What stands after the colon of a name -> the recipe. A recipe's own name is understood too, but for `q4`: whoever
 # types that beside `q8` means the published experts, and not the recipe that is called so.
@@ -130,6 +131,11 @@ def user_home() -> Path:
 def home() -> Path:
     """The folder of what can be made again. Raises GptOssError for a user without a home."""
     return Path(os.environ.get("GPTOSS_MLX_HOME") or user_home() / ".cache" / "gptoss-mlx")
+
+
+def demo_folder() -> Path:
+    """Where the embedded model is converted to. Raises GptOssError for a user without a home."""
+    return home() / DEMO
 
 
 def data_home() -> Path:
@@ -265,6 +271,8 @@ def resolve(name: str) -> Path:
         return model_folder(path)
     if moved := _moved(path):
         return moved
+    if name == DEMO and os.path.isdir(demo_folder()):
+        return demo_folder()
     wanted = ModelName.parse(name)
     if wanted is None:
         known = ", ".join(SHORT_NAMES)

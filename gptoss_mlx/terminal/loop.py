@@ -65,7 +65,8 @@ def run(
         screen.note(f"context {chat.session.model.context:,} tokens. /help lists the commands, /exit leaves.")
     try:
         with _guarded(screen) if is_asked else nullcontext():
-            chat.recall()
+            if not chat.session.stats:  # what was answered here has been seen
+                chat.recall()
             converse(chat, messages)
     finally:
         chat.close()
