@@ -145,7 +145,8 @@ def test_text_is_cleaned_for_a_terminal_only(run, write, command, environment, t
         json.loads(run("sessions", "export", "--format", "json", **home).stdout)["messages"][0]["content"] == question
     )
     terminal = Terminal([*command, "sessions", "show"], environment, **home)
-    terminal.wait("end")
+    assert terminal.exit_status() == 0
+    assert "left\N{LEFT-TO-RIGHT MARK}right\N{REPLACEMENT CHARACTER}" in terminal.sent.decode()
     assert question not in terminal.sent.decode()
     assert "\x1b[2J" not in terminal.sent.decode()
 
