@@ -87,7 +87,7 @@ def test_the_last_exchange_is_shown(started):
     assert "8 more lines\n(no answer" in seen
     seen = after(terminal, "/load long.json", "all of it\\)")
     assert "... 16 more lines\n...\n" in seen
-    assert "Line 39.\n\n\n code\n code\n code\n" in re.sub(" +\n", "\n", seen)
+    assert "Line 39.\n\ncode\ncode\ncode\n" in re.sub(" +\n", "\n", seen)
     assert "Line 30." not in seen
     assert "/export FILE.md writes all of it" in seen
     terminal.line("/load many-calls.json")
