@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import fields, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,16 @@ from ..errors import GptOssError, printable
 from ..memory.system import parse_size
 from ..model.model_store import demo_folder, remember, user_file, usual_model
 from ..untrusted import os_error_text
+from . import presets
 from .completion import complete_sessions
+from .config_file import parameters
 from .conversion import convert_demo, print_report
 from .help import command
 from .loading import load_model, warn_without_kernels
 from .options import (
     ChatOptions,
     ModelOptions,
+    PresetOptions,
     Size,
     Text,
     ToolOptions,
@@ -31,12 +35,14 @@ from .options import (
     model_argument,
     pass_chat_options,
     pass_model_options,
+    pass_preset_options,
     pass_tool_options,
 )
 from .output import print_text
 
 if TYPE_CHECKING:
     from ..chat.autosave import SessionAutosave
+    from ..chat.presets import Template
     from ..chat.session import Approve, Session
     from ..chat.store import SessionEntry, Store
     from ..engine.generate import Model
@@ -59,6 +65,7 @@ DEMO_OPTIONS = ChatOptions(max_tokens=400)
     shell_complete=complete_sessions,
     help="Resume the session NAME; without NAME, choose one, or the latest where there is no terminal.",
 )
+@pass_preset_options
 @pass_chat_options
 @pass_tool_options
 @pass_model_options
@@ -86,6 +93,7 @@ def chat(
     kv_limit: str,
     show_reasoning: bool | None,
     plain: bool,
+    preset_options: PresetOptions,
     chat_options: ChatOptions,
     tool_options: ToolOptions,
     model_options: ModelOptions,
@@ -99,26 +107,28 @@ def chat(
 
     store = Store(sessions_folder())
     saved = None if resume is None else _session_to_resume(store, resume)
-    new_session = session_maker(chat_options, tool_options, drop_when_full=when_full == "drop")
+    chosen = ChosenPreset(chat_options, tool_options, drop_when_full=when_full == "drop")
+    chosen.take(preset_options)
     from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
 
     autosave = SessionAutosave(store, saved, kv_limit=None if no_kv else parse_size(kv_limit))
 
     def load(name: str) -> Session:
-        session = new_session(load_model(name, model_options))
+        session = chosen.new_session(load_model(name, model_options))
         remember(session.model.path)
         return session
 
     session = load(model or _model_of(saved))
     if saved:
-        _resume(session, autosave, chat_options)
+        _resume(session, autosave, chosen)
     run(
         session,
         show_reasoning=show_reasoning,
         history=user_file("history"),
         autosave=autosave,
         load=load,
+        presets=chosen,
         yes=tool_options.yes,
         plain=plain,
     )
@@ -146,14 +156,16 @@ def _model_of(saved: SessionEntry | None) -> str:
     return (saved and Transcript.read(saved.transcript).model) or usual_model()
 
 
-def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -> None:
-    """Restore the session as it was saved, but for what the command line says; report what has to be read again."""
+def _resume(session: Session, autosave: SessionAutosave, chosen: ChosenPreset) -> None:
+    """Restore the session as it was saved, but for what the command line or its preset says; report what has to be
+    read again."""
+    system, reasoning = session.instructions, session.reasoning_effort
     autosave.resume(session)
-    given = click.get_current_context().get_parameter_source
-    if given("system") == ParameterSource.COMMANDLINE:
-        session.instructions = options.system
-    if given("reasoning") == ParameterSource.COMMANDLINE:
-        session.set_reasoning_effort(options.reasoning)
+    given = _typed_options() | chosen.values.keys()
+    if "system" in given:
+        session.instructions = system
+    if "reasoning" in given:
+        session.set_reasoning_effort(reasoning)
     click.echo(printable(autosave.resumed_text(session)), err=True)
 
 
@@ -161,6 +173,7 @@ def _resume(session: Session, autosave: SessionAutosave, options: ChatOptions) -
 @model_argument(required=False)
 @click.argument("words", nargs=-1, type=Text(), metavar="[TEXT]...")
 @click.option("-p", "--prompt", type=Text(), metavar="TEXT", help="The prompt; piped standard input is appended to it.")
+@pass_preset_options
 @pass_chat_options
 @pass_tool_options
 @pass_model_options
@@ -175,6 +188,7 @@ def generate(
     words: tuple[str, ...],
     prompt: str | None,
     record_routing: Path | None,
+    preset_options: PresetOptions,
     chat_options: ChatOptions,
     tool_options: ToolOptions,
     model_options: ModelOptions,
@@ -196,14 +210,15 @@ def generate(
     begun = _piped(1)
     if not (prompt or begun):
         raise NOTHING_TO_ANSWER
-    new_session = session_maker(chat_options, tool_options, approve=_approval(tool_options.yes))
+    chosen = ChosenPreset(chat_options, tool_options, approve=_approval(tool_options.yes))
+    chosen.take(preset_options)
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
     with (
-        closing(new_session(load_model(model or _model_of(None), model_options))) as session,
+        closing(chosen.new_session(load_model(model or _model_of(None), model_options))) as session,
         _recorded(session.model, record_routing) if record_routing else nullcontext(),
     ):
-        _generate(session, _question(prompt, begun, session.longest_text))
+        _generate(session, chosen.filled(_question(prompt, begun, session.longest_text)))
 
 
 @contextmanager
@@ -302,7 +317,8 @@ def demo() -> None:
 def session_maker(
     chat: ChatOptions, tools: ToolOptions, functions: Sequence[Function] = (), **more: Any
 ) -> Callable[[Model], Session]:
-    """What makes a session of a model. What is wrong with the files of the options shows now, before one is loaded."""
+    """What makes a session of a model. What is wrong with the options and their files shows before one is loaded."""
+    chat.sampling(greedy=False)
     schema = None
     if tools.json_schema:
         from ..engine.json_grammar import load_schema
@@ -331,6 +347,66 @@ def session_maker(
         )
 
     return new_session
+
+
+class ChosenPreset:
+    """Makes sessions with the options of a command, over which a preset's may hold. It is a chat's `Presets`."""
+
+    def __init__(self, chat: ChatOptions, tools: ToolOptions, **more: Any):
+        self.name: str | None = None
+        self.values: dict[str, Any] = {}
+        self._options, self._more = (chat, tools), more
+        self._template: Template | None = None
+        names = {field.name for options in self._options for field in fields(options)}
+        command = click.get_current_context().command
+        self._known = {key: option for key, option in parameters(command).items() if option.name in names}
+
+    def names(self) -> Iterable[str]:
+        return presets.names()
+
+    def take(self, options: PresetOptions) -> None:
+        """Take the preset that the command line names, but for what it says itself. Raises GptOssError."""
+        if options.param and not options.preset:
+            raise click.UsageError("--param sets a variable of a preset's template: name one with --preset")
+        self._take(options.preset, dict(options.param), _typed_options())
+
+    def switch(self, name: str | None, values: Mapping[str, str], model: Model) -> Session:
+        self._take(name, values)
+        return self.new_session(model)
+
+    def filled(self, message: str) -> str:
+        return self._template.filled(message) if self._template else message
+
+    def _take(self, name: str | None, values: Mapping[str, str], but: Container[str] = ()) -> None:
+        chat, tools = self._options
+        template: Template | None = None
+        found: dict[str, Any] = {}
+        if name is not None:
+            preset = presets.read(name, self._known)
+            found = {key: value for key, value in preset.values.items() if key not in but}
+            chat = replace(chat, **{key: found[key] for key in found if hasattr(chat, key)})
+            tools = replace(tools, **{key: found[key] for key in found if hasattr(tools, key)})
+            try:
+                chat.sampling(greedy=False)
+                template = _template(preset.template, values)
+            except GptOssError as error:
+                raise GptOssError(f"{preset.path}: {error}") from None
+        self.new_session = session_maker(chat, tools, **self._more)
+        self.name, self.values, self._template = name, found, template
+
+
+def _template(text: str | None, values: Mapping[str, str]) -> Template | None:
+    from ..chat.presets import Template
+
+    if text is None and values:
+        raise GptOssError(f"there is no template, and so no variable ${next(iter(values))} to set")
+    return None if text is None else Template(text, values)
+
+
+def _typed_options() -> set[str]:
+    """The names of the parameters that the command line gives."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
 
 
 def _builtins(tools: ToolOptions) -> Iterator[Builtin]:

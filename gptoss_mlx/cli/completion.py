@@ -17,6 +17,7 @@ from ..chat.store import Store, sessions_folder
 from ..model import other_programs
 from ..model.model_store import SHORT_NAMES, converted
 from ..untrusted import parse_toml
+from . import presets
 from .help import command
 
 SHELLS = ("bash", "zsh", "fish")
@@ -30,7 +31,7 @@ WHOLE_NAMES = "COMP_WORDBREAKS=${COMP_WORDBREAKS//:}"
 def completion(context: click.Context, shell: str) -> None:
     """Print a script that lets SHELL complete with Tab.
 
-    It completes commands, options, models and sessions. To install it:
+    It completes commands, options, models, sessions and presets. To install it:
 
     \b
     bash  echo 'eval "$(gptoss-mlx completion bash)"' >> ~/.bashrc
@@ -66,6 +67,10 @@ def complete_devices(context: click.Context, parameter: click.Parameter, typed: 
 
 def complete_sessions(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
     return _items(None, [kept.name for kept in Store(sessions_folder())], typed)
+
+
+def complete_presets(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    return _items(None, presets.names(), typed)
 
 
 def complete_commands(context: click.Context, parameter: click.Parameter, typed: str) -> list[CompletionItem]:

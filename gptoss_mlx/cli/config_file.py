@@ -56,7 +56,7 @@ def read(commands: click.Group) -> ConfigFile:
     """The config file's values for these commands. Raises nothing: what is wrong with it is among its problems."""
     file = path()
     try:
-        entries = _toml(file)
+        entries = read_toml(file)
     except (OSError, ValueError) as error:
         return ConfigFile(file, {}, (printable(f"cannot read {file}: {os_error_text(error)}"),))
     reading = _Reading(entries.pop(ALL, {}), {key for command in _leaves(commands) for key in parameters(command)})
@@ -66,8 +66,8 @@ def read(commands: click.Group) -> ConfigFile:
     return ConfigFile(file, defaults, problems)
 
 
-def _toml(file: Path) -> dict[str, Any]:
-    """Raises OSError and ValueError."""
+def read_toml(file: Path) -> dict[str, Any]:
+    """The table in a file, empty where there is none. Raises OSError and ValueError."""
     try:
         if not file.stat().st_size:  # an empty file, or /dev/null
             return {}
@@ -120,9 +120,9 @@ class _Reading:
         defaults = {}
         for key, (table, value) in given.items():
             with self._noting(f"[{table}] {key}"):
-                typed = _typed(known[key], value)
-                known[key].type_cast_value(context, typed)
-                defaults[str(known[key].name)] = typed
+                text = typed(known[key], value)
+                known[key].type_cast_value(context, text)
+                defaults[str(known[key].name)] = text
         return defaults
 
     def _table(self, name: str, entries: Any, known: set[str], otherwise: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class _Reading:
             self.problems.append(f"{where}: {error}")
 
 
-def _typed(parameter: click.Parameter, value: Any) -> Any:
+def typed(parameter: click.Parameter, value: Any) -> Any:
     """A value of TOML as the command line would have it. Raises ValueError for what cannot be typed there."""
     if getattr(parameter, "is_flag", False):
         if isinstance(value, bool):

@@ -35,7 +35,7 @@ OPTIONS = {
     ),
     "Comparison": ("--against", "--llama-bench", "--gguf", "--baseline", "--fail-below"),
     "Network": ("--host", "--port", "--parallel", "--allow-origin", "--key-file", "--tls-cert", "--tls-key"),
-    "Answers": ("--system", "--reasoning", "--max-reasoning", "--max-tokens", "--json-schema"),
+    "Answers": ("--preset", "--param", "--system", "--reasoning", "--max-reasoning", "--max-tokens", "--json-schema"),
     "Sampling": ("--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--seed"),
     "Tools": ("--tools", "--python", "--unsafe-python", "--browse", "-y"),
     "Model and memory": ("--memory", "--context", "--kv-bits", "--threads", "--when-full"),

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from ..memory.system import parse_size
 from ..tools import EXAMPLE_FILE
-from .completion import complete_models
+from .completion import complete_models, complete_presets
 
 if TYPE_CHECKING:
     from ..engine.sampling import Sampling
@@ -121,6 +121,14 @@ class ChatOptions:
         if self.temperature is None:
             given["temperature"] = 0.0 if greedy else Sampling.temperature
         return Sampling(**given)
+
+
+@dataclass(frozen=True)
+class PresetOptions:
+    """A preset, and values of the variables in its template."""
+
+    preset: str | None = None
+    param: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,24 @@ pass_chat_options = _passed_as(
         help="Stop reasoning, and answer, after this many tokens.",
     ),
     click.option("--system", type=Text(), metavar="TEXT", help="System instructions for the whole conversation."),
+)
+
+pass_preset_options = _passed_as(
+    "preset_options",
+    PresetOptions,
+    click.option(
+        "--preset",
+        metavar="NAME",
+        shell_complete=complete_presets,
+        help="Take the settings of this preset, but for those given here.",
+    ),
+    click.option(
+        "--param",
+        type=(str, Text()),
+        multiple=True,
+        metavar="NAME VALUE",
+        help="Set a variable of the preset's template; may be repeated.",
+    ),
 )
 
 _FILE = UserPath(exists=True, dir_okay=False)

@@ -86,7 +86,6 @@ def serve_model(
 ) -> None:
     """Serve until a signal says to end; Ctrl-C raises KeyboardInterrupt."""
     signal.signal(signal.SIGTERM, _exit)
-    chat.sampling(greedy=False)  # what is wrong with it shows before a model is loaded
     new_session = session_maker(chat, tools)
     if options.tls_key and not options.tls_cert:
         raise click.UsageError("--tls-key goes with --tls-cert")

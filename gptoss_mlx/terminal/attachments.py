@@ -1,17 +1,20 @@
-"""What is attached to a message: the text of files that it names as @file, and the output of a command.
+"""What is attached to a message: the text of files that it names as @file or @*.py, and the output of a command.
 
 Knows files, processes, and how they are written down for a model; whether a command may run, its callers decide.
 """
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ..chat.attached import MAX_FILE, RAN, fenced, file_text, with_files
@@ -22,6 +25,8 @@ from ..untrusted import os_error_text, read_regular
 
 MENTION = re.compile(r'(?<!\S)@(?:"(?P<quoted>[^"\n]+)"|(?P<word>[^\s"]\S*))')
 LIKE_A_PATH = re.compile(r"[\w~./+-]*[./][\w~./+-]+")
+LIKE_A_PATTERN = re.compile(r"[\w~./+?\[\]!-]*\*[\w~./+*?\[\]!-]*")
+MAX_MATCHES = 100  # files of a pattern
 PUNCTUATION = ".,;:!?)]}'\""  # may follow a name without being part of it
 
 KEPT_OUTPUT = 64_000  # bytes that the model reads: the first half of them, and the last
@@ -47,30 +52,59 @@ def mention(path: str, quoted: bool = False) -> str:
 
 
 def expand(text: str) -> Expanded:
-    """Append the files that a message names as @path or @"path with spaces", each once.
+    """Append the files that a message names as @path, @"path with spaces" or @*.py, each once, those of a pattern in
+    the order of their names.
 
     A name of no file stays text, with a note if it is a folder or looks like a path: a message may mention people, or
-    hold code. Raises GptOssError for devices, binary, large and unreadable files.
+    hold code. Raises GptOssError for devices, binary, large and unreadable files, and for patterns of too many.
     """
     files: dict[str, str] = {}
+    notes: list[str] = []
     folders: dict[str, None] = {}
     missing: dict[str, None] = {}
     for match in MENTION.finditer(text):
         written = match["quoted"] or match["word"].rstrip(PUNCTUATION)
         name = _existing(match)
         if name is None:
-            if match["quoted"] or LIKE_A_PATH.fullmatch(written):
+            if matched := _matched(match):
+                notes.append(_attach_all(*matched, files))
+            elif match["quoted"] or LIKE_A_PATH.fullmatch(written) or LIKE_A_PATTERN.fullmatch(written):
                 missing[written] = None
         elif os.path.isdir(os.path.expanduser(name)):
             folders[name] = None
         elif name not in files:
             files[name] = _read(name)
-    notes = [f"{printable(name)}: {_size(content)}" for name, content in files.items()]
+            notes.append(f"{printable(name)}: {_size(files[name])}")
     if folders:
         notes.append(printable(f"sent as text, because only files can be attached: {', '.join(folders)}"))
     if missing:
         notes.append(printable(f"sent as text, because there is no such file: {', '.join(missing)}"))
     return Expanded(with_files(text, files), notes)
+
+
+def _matched(match: re.Match[str]) -> tuple[str, list[str]] | None:
+    """A pattern that some files match, and their names, one more than may be; hidden ones only where it says so."""
+    for pattern in _names(match):
+        if glob.has_magic(pattern) and "\0" not in pattern:
+            found = glob.iglob(os.path.expanduser(pattern), recursive=True)
+            if names := list(islice(filter(os.path.isfile, found), MAX_MATCHES + 1)):
+                return pattern, sorted(names)
+    return None
+
+
+def _attach_all(pattern: str, names: list[str], files: dict[str, str]) -> str:
+    """Read the files of a pattern, as many bytes as one may have. Returns a note about them."""
+    if len(names) > MAX_MATCHES:
+        raise GptOssError(f"cannot attach {pattern}: more than {MAX_MATCHES} files")
+    contents: dict[str, str] = {}
+    size = 0
+    for name in names:
+        contents[name] = files.get(name) or _read(name)
+        size += len(contents[name].encode())
+        if size > MAX_FILE:
+            raise GptOssError(f"cannot attach {pattern}: its {len(names)} files have more than {MAX_FILE:,} bytes")
+    files |= contents
+    return f"{printable(pattern)}: {len(names)} file{'s' * (len(names) != 1)}, {_size(''.join(contents.values()))}"
 
 
 def _size(content: str) -> str:
@@ -80,8 +114,12 @@ def _size(content: str) -> str:
 
 def _existing(match: re.Match[str]) -> str | None:
     """The name, if something of that name exists; punctuation after a bare word may belong to the sentence."""
+    return next((name for name in _names(match) if os.path.lexists(os.path.expanduser(name))), None)
+
+
+def _names(match: re.Match[str]) -> Iterable[str]:
     names = [match["quoted"]] if match["quoted"] else [match["word"], match["word"].rstrip(PUNCTUATION)]
-    return next((name for name in names if name and os.path.lexists(os.path.expanduser(name))), None)
+    return filter(None, dict.fromkeys(names))
 
 
 def _read(name: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..chat.autosave import SessionAutosave
+from ..chat.presets import Presets
 from ..chat.session import Session
 from ..chat.store import SessionEntry
 from ..chat.turn import Dropped, Thought, ToolResult, TurnEvent, TurnEvents, TurnStats
@@ -54,6 +55,7 @@ class Chat:
     is_asked: bool = False
     """Whether there is a person to ask."""
     yes: bool = False
+    presets: Presets | None = None
     draft: str = ""
     """Text that the next message begins with."""
     over: bool = False
@@ -247,6 +249,8 @@ class Chat:
         used, context = self.session.prompt_tokens, self.session.model.context
         parts = [self.autosave.name] if self.autosave and self.autosave.name else []
         parts += [f"{used:,}/{context:,} tokens ({used / context:.0%})", self.session.model.path.name]
+        if self.presets and self.presets.name:
+            parts.append(f"preset {self.presets.name}")
         if self.session.stats:
             parts.append(f"{self.session.stats[-1].tokens_per_second:.1f} tokens/s")
         return without_controls(" · ".join(parts))

@@ -24,8 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..errors import GptOssError
+from ..errors import GptOssError, printable
 from ..untrusted import os_error_text
+from .editor import edited
 from .job_control import nothing, stop, suspendable
 from .safe_text import without_controls
 
@@ -107,6 +108,7 @@ class TypedInput:
         return _message(text).encode(errors="replace").decode()  # bytes that are no UTF-8 arrive as surrogates
 
     def _keys(self) -> KeyBindings:
+        from prompt_toolkit.application import run_in_terminal
         from prompt_toolkit.completion import CompleteEvent, get_common_complete_suffix
         from prompt_toolkit.enums import DEFAULT_BUFFER
         from prompt_toolkit.filters import completion_is_selected, has_focus
@@ -149,11 +151,28 @@ class TypedInput:
         def interrupt(event: KeyPressEvent) -> None:
             self._ctrl_c()
 
+        @keys.add("c-x", "c-e", filter=in_message)
+        @keys.add("c-g", filter=in_message)
+        def edit(event: KeyPressEvent) -> None:
+            run_in_terminal(self._edit)
+
         @keys.add("c-z")
         def suspend(event: KeyPressEvent) -> None:
             os.kill(0, signal.SIGTSTP)  # to everything that Ctrl-Z would stop outside the editor's raw mode
 
         return keys
+
+    def _edit(self) -> None:
+        """Let a person edit in another program what is typed; if that fails, it stays."""
+        buffer = self._prompts.default_buffer
+        try:
+            text = edited(buffer.text)
+        except GptOssError as error:
+            print(f"error: {printable(str(error))}")
+            return
+        buffer.save_to_undo_stack()
+        buffer.text = text
+        buffer.cursor_position = len(text)
 
     def _ctrl_c(self) -> None:
         """Clear what is typed; if nothing is, say how to leave, and leave the second time."""

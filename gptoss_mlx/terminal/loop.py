@@ -27,6 +27,7 @@ from .slash_commands import COMMANDS, is_command, run_line
 
 if TYPE_CHECKING:
     from ..chat.autosave import SessionAutosave
+    from ..chat.presets import Presets
 
 LEAVING = ("exit", "quit")  # typed alone; a pipe's lines are messages
 
@@ -40,6 +41,7 @@ def run(
     load: Callable[[str], Session] | None = None,
     yes: bool = False,
     plain: bool = False,
+    presets: Presets | None = None,
 ) -> None:
     """Chat until /exit or the end of input.
 
@@ -53,7 +55,7 @@ def run(
     is_shown = is_asked and sys.stdout.isatty()
     is_drawn = is_shown and not plain and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     screen = _screen(show_reasoning, is_drawn=is_drawn, words=is_shown)
-    chat = Chat(session, screen, autosave, load, is_asked=is_asked, yes=yes)
+    chat = Chat(session, screen, autosave, load, is_asked=is_asked, yes=yes, presets=presets)
     del session  # /model has to be able to let go of it
     if is_drawn:
         usages = {name: command.usage for name, command in COMMANDS.items()}
@@ -134,15 +136,20 @@ def _message(chat: Chat, text: str) -> str:
     if is_line and text.startswith("//"):
         text = text[1:]
     if not chat.is_asked:
-        return text
+        return _filled(chat, text)
     if is_line and text.startswith("!") and text[1:].strip() and _may_run(chat, text[1:]):
         output = run_command(text[1:])
         chat.screen.result(text, output)
         return output
-    expanded = expand(text)
+    expanded = expand(_filled(chat, text))
     for note in expanded.notes:
         chat.screen.note(note)
     return expanded.text
+
+
+def _filled(chat: Chat, text: str) -> str:
+    """In the template of the preset that holds; an empty line stays one, and nothing is sent for it."""
+    return chat.presets.filled(text) if chat.presets and text.strip() else text
 
 
 def _may_run(chat: Chat, command: str) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..chat.session import EFFORTS, Session
 from ..errors import GptOssError
-from ..model.model_store import resolve
+from ..model.model_store import converted, resolve
 from .slash_command import RE_READS, Command, WrongUsage
 
 if TYPE_CHECKING:
@@ -129,6 +130,29 @@ def _system(chat: Chat, text: str) -> None:
     chat.screen.note(f"new conversation {with_or_without} instructions")
 
 
+def _preset(chat: Chat, text: str) -> None:
+    if chat.presets is None:
+        raise GptOssError("this chat has no presets")
+    if not text:
+        held = chat.presets.name
+        names = [f"{name} (holds)" if name == held else name for name in chat.presets.names()]
+        chat.screen.note("\n".join(names) or "there are no presets")
+        return
+    try:
+        name, *words = shlex.split(text)
+        values = dict(word.split("=", 1) for word in words)
+    except ValueError:
+        raise WrongUsage from None
+    session = chat.presets.switch(None if name == "none" else name, values, chat.session.model)
+    chat.leave()
+    chat.use(session)
+    chat.screen.note("new conversation " + ("without a preset" if name == "none" else f"with the preset {name}"))
+
+
+def _presets(chat: Chat) -> Iterable[str]:
+    return (*chat.presets.names(), "none") if chat.presets else ()
+
+
 SETTING_COMMANDS = (
     Command(
         f"/reasoning [{'|'.join(EFFORTS)}|show|hide]",
@@ -138,6 +162,19 @@ SETTING_COMMANDS = (
         values=lambda _: (*EFFORTS, "show", "hide"),
     ),
     Command("/set [NAME VALUE]", "show or change temperature, seed, max-tokens ...", _set, values=lambda _: SETTINGS),
-    Command("/model [NAME]", "show which model this is, or switch to another", _model, changes=True),
+    Command(
+        "/model [NAME]",
+        "show which model this is, or switch to another",
+        _model,
+        changes=True,
+        values=lambda _: converted(),
+    ),
+    Command(
+        "/preset [NAME [KEY=VALUE ...]|none]",
+        "list the presets, or start again with another",
+        _preset,
+        destroys=True,
+        values=_presets,
+    ),
     Command("/system [TEXT|none]", "show the instructions, or start again with others", _system, destroys=True),
 )

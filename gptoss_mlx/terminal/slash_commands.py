@@ -34,8 +34,8 @@ KEYS = """\
 Ctrl-C stops an answer and keeps what has arrived; Ctrl-D leaves, and so does exit on its own.
 To continue on another line, end a line with \\ or press Alt-Enter; everything between two lines of
 \"\"\" is one message. //word sends /word, and @file attaches a file. !command runs in your shell and
-sends its output, but asks first; answer no to send the line as text. Several lines at once are
-always a message."""
+sends its output, but asks first; answer no to send the line as text. Ctrl-G opens your editor.
+Several lines at once are always a message."""
 
 
 def is_command(text: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 import zygote
 from gptoss_mlx.errors import GptOssError
-from gptoss_mlx.terminal.attachments import KEPT_OUTPUT, MAX_FILE, Expanded, expand, mention, run_command
+from gptoss_mlx.terminal.attachments import KEPT_OUTPUT, MAX_FILE, MAX_MATCHES, Expanded, expand, mention, run_command
 from gptoss_mlx.untrusted import open_regular
 
 
@@ -46,6 +46,7 @@ NOTES = "\n\nFile notes.txt:\n```\none\ntwo\n```"
         ("@someone, are you there?", ""),
         ("@dataclass\nclass A: ...", ""),
         ("@\x00/a", ""),
+        ("@\x00/*", ""),
         ('@"', ""),
     ],
 )
@@ -67,6 +68,61 @@ def test_notes_tell_what_was_added_and_what_was_not_found(folder):
     )
     text = "@docs/ and @docs"
     assert expand(text) == Expanded(text, ["sent as text, because only files can be attached: docs/, docs"])
+
+
+@pytest.fixture
+def sources(folder):
+    for name in ("b.py", "a.py", "deep/c.py", "deep/more/d.py", "my file.py", ".hidden.py", "words.txt"):
+        (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "src" / name).write_text(f"{name}\n")
+    (folder / "src" / "folder.py").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("@src/*.py", ["a.py", "b.py", "my file.py"]),
+        ("Sum up @src/?.py, please", ["a.py", "b.py"]),
+        ("(see @src/[ab].py)", ["a.py", "b.py"]),
+        ("@src/**/*.py", ["a.py", "b.py", "deep/c.py", "deep/more/d.py", "my file.py"]),
+        ('@"src/my *.py"', ["my file.py"]),
+        ("@~/src/b*", ["b.py"]),
+        ("@src/.h*", [".hidden.py"]),
+        ("@src/b.py @src/*.py", ["b.py", "a.py", "my file.py"]),
+    ],
+)
+def test_files_of_a_pattern_in_the_order_of_their_names(sources, text, names):
+    root = f"{sources}/src" if "~" in text else "src"
+    blocks = "".join(f"\n\nFile {root}/{name}:\n```\n{name}\n```" for name in names)
+    assert expand(text).text == text + blocks
+
+
+def test_notes_about_patterns(sources):
+    assert expand("@src/*.py @src/words.txt").notes == [
+        "src/*.py: 3 files, 3 lines, 1 kB",
+        "src/words.txt: 1 line, 1 kB",
+    ]
+    text = '@src/*.c, @"no such *" @someone? f(@x[0]) @decorator(*args)'
+    assert expand(text) == Expanded(text, ["sent as text, because there is no such file: src/*.c, no such *"])
+    (sources / "a[1].txt").write_text("one\n")
+    assert expand("@a[1].txt").notes == ["a[1].txt: 1 line, 1 kB"]
+
+
+def test_patterns_have_limits(sources):
+    (sources / "src" / "large.txt").write_bytes(b"a" * (MAX_FILE - 5))
+    with pytest.raises(GptOssError, match=r"cannot attach src/\*.txt: its 2 files have more than 1,000,000 bytes"):
+        expand("@src/*.txt")
+    (sources / "src" / "binary.bin").write_bytes(b"\0")
+    with pytest.raises(GptOssError, match=r"cannot attach src/binary\.bin: it is not text in UTF-8"):
+        expand("@src/*.bin")
+    (sources / "many").mkdir()
+    for number in range(MAX_MATCHES):
+        (sources / "many" / str(number)).touch()
+    assert expand("@many/*").notes == ["many/*: 100 files, 0 lines, 0 kB"]
+    (sources / "many" / "last").touch()
+    with pytest.raises(GptOssError, match=r"cannot attach many/\*: more than 100 files"):
+        expand("@many/*")
 
 
 def test_a_fence_is_longer_than_any_in_the_file(folder):

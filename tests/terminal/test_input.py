@@ -185,6 +185,79 @@ def test_completion_of_files(typed, tmp_path):
     terminal.keys("@my\t").expect("my folder/")
 
 
+@pytest.fixture
+def editor(tmp_path):
+    """A script that edits as `lines` say; gives the environment in which it is the editor."""
+
+    def editor(lines, variable="EDITOR"):
+        program = tmp_path / "my editor"
+        program.write_text(f"#!/bin/sh\n{lines}\n")
+        program.chmod(0o755)
+        return {"VISUAL": "", "EDITOR": ""} | {variable: f"'{program}' --wait"}
+
+    return editor
+
+
+@pytest.mark.parametrize("keys", ["\x18\x05", "\x07"])
+@pytest.mark.parametrize("variable", ["VISUAL", "EDITOR"])
+def test_an_editor_takes_what_is_typed_and_gives_it_back(typed, editor, tmp_path, keys, variable):
+    script = f'echo "$1" > {tmp_path}/option; cat "$2" > {tmp_path}/before; printf "caf\\303\\251\\r\\nlast\\n" >> "$2"'
+    terminal = typed(**editor(script, variable))
+    terminal.keys(f"one\x1b\rtwo {keys}").expect("last")
+    assert terminal.keys("!\r").got() == "one\ntwo caf\u00e9\nlast!"
+    assert (tmp_path / "before").read_text() == "one\ntwo "
+    assert (tmp_path / "option").read_text() == "--wait\n"
+    terminal.prompt().keys(f"{UP}\r")
+    assert terminal.got() == "one\ntwo caf\u00e9\nlast!"
+    terminal.prompt().keys("\x04").end()
+
+
+def test_an_editor_may_leave_nothing(typed, editor):
+    terminal = typed(**editor(': > "$2"; echo emptied > /dev/tty'))
+    terminal.keys("gone\x07").expect("emptied")
+    terminal.prompt().keys("new\r")
+    assert terminal.got() == "new"
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ('echo lost > "$2"; exit 3', "my editor ended with exit status 3: the text is as it was"),
+        ("kill -9 $$", "my editor was ended by signal 9: the text is as it was"),
+        ('rm "$2"', "my editor: No such file or directory: VISUAL or EDITOR names the editor to use"),
+    ],
+)
+def test_an_editor_that_fails_loses_nothing(typed, editor, lines, complaint):
+    terminal = typed(columns=200, **editor(lines))
+    terminal.keys("kept\x07").expect(complaint)
+    terminal.prompt().keys("!\r")
+    assert terminal.got() == "kept!"
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"EDITOR": "/no/editor"}, "error: cannot edit with /no/editor: No such file or directory: VISUAL or EDITOR"),
+        ({"EDITOR": "'open"}, "error: cannot edit with 'open: No closing quotation"),
+        ({"EDITOR": "", "PATH": "/nowhere"}, "error: no editor is installed: VISUAL or EDITOR names the editor"),
+    ],
+)
+def test_an_editor_that_is_missing_loses_nothing(typed, variables, complaint):
+    terminal = typed(columns=200, **{"VISUAL": ""} | variables)
+    terminal.keys("kept\x18\x05").expect(complaint)
+    terminal.prompt().keys("!\r")
+    assert terminal.got() == "kept!"
+
+
+def test_ctrl_c_in_an_editor_is_the_editors(typed, editor):
+    """One that is interrupted has failed, and what was typed stays."""
+    terminal = typed(columns=200, **editor("echo opened > /dev/tty; exec sleep 60"))
+    terminal.keys("kept\x07").expect("opened")
+    terminal.keys("\x03").expect("my editor was ended by signal 2: the text is as it was")
+    terminal.prompt().keys("!\r")
+    assert terminal.got() == "kept!"
+
+
 def test_the_status_is_one_dim_line_without_colors(typed):
     terminal = typed(status="1234567890" * 5, columns=40, PROMPT_TOOLKIT_NO_CPR="", NO_COLOR="1")
     assert 38 <= len(terminal.expect(r"\x1b\[0;2m(\d+)")[1]) <= 40
