@@ -319,8 +319,8 @@ class Checkpoint:
             table = self.array(name)
             return lambda index: mx.take(table, index, axis=0)
         if native() and backend().map_unit is not None and self._shards[name].is_aligned:
-            mapped = self.mapped(name)
-            return lambda index: compiled().rows(mapped, index.astype(mx.int32))
+            mapped, look_up = self.mapped(name), compiled().rows
+            return lambda index: look_up(mapped, index.astype(mx.int32))
 
         def read(index: mx.array) -> mx.array:
             rows = mx.array(self.view(name)[np.asarray(index)])
