@@ -25,8 +25,10 @@ from gptoss_convert import convert
 from gptoss_mlx import device, kernels
 from gptoss_mlx.demo import CHECKPOINT
 
-# A shell starts what runs in its background with Ctrl-C ignored, and so would be every program that a test interrupts.
+# A shell starts what runs in its background with Ctrl-C ignored, and nohup a program with SIGHUP ignored: so would be
+# every program that a test interrupts, or whose window it closes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `--hypothesis-profile=thorough` looks at more examples.
 settings.register_profile("daily", max_examples=20, deadline=None)
