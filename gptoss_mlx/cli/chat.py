@@ -107,8 +107,7 @@ def chat(
 
     store = Store(sessions_folder())
     saved = None if resume is None else _session_to_resume(store, resume)
-    chosen = ChosenPreset(chat_options, tool_options, drop_when_full=when_full == "drop")
-    chosen.take(preset_options)
+    chosen = ChosenPreset(preset_options, chat_options, tool_options, drop_when_full=when_full == "drop")
     from ..chat.autosave import SessionAutosave
     from ..terminal.loop import run
 
@@ -210,8 +209,7 @@ def generate(
     begun = _piped(1)
     if not (prompt or begun):
         raise NOTHING_TO_ANSWER
-    chosen = ChosenPreset(chat_options, tool_options, approve=_approval(tool_options.yes))
-    chosen.take(preset_options)
+    chosen = ChosenPreset(preset_options, chat_options, tool_options, approve=_approval(tool_options.yes))
     if record_routing and not record_routing.parent.is_dir():
         raise click.UsageError(f"--record-routing: there is no folder {record_routing.parent}")
     with (
@@ -352,23 +350,18 @@ def session_maker(
 class ChosenPreset:
     """Makes sessions with the options of a command, over which a preset's may hold. It is a chat's `Presets`."""
 
-    def __init__(self, chat: ChatOptions, tools: ToolOptions, **more: Any):
-        self.name: str | None = None
-        self.values: dict[str, Any] = {}
+    def __init__(self, preset: PresetOptions, chat: ChatOptions, tools: ToolOptions, **more: Any):
+        """The first preset is the one that the command line names, but for what it says itself. Raises GptOssError."""
+        if preset.param and not preset.preset:
+            raise click.UsageError("--param sets a variable of a preset's template: name one with --preset")
         self._options, self._more = (chat, tools), more
-        self._template: Template | None = None
         names = {field.name for options in self._options for field in fields(options)}
         command = click.get_current_context().command
         self._known = {key: option for key, option in parameters(command).items() if option.name in names}
+        self._take(preset.preset, dict(preset.param), _typed_options())
 
     def names(self) -> Iterable[str]:
         return presets.names()
-
-    def take(self, options: PresetOptions) -> None:
-        """Take the preset that the command line names, but for what it says itself. Raises GptOssError."""
-        if options.param and not options.preset:
-            raise click.UsageError("--param sets a variable of a preset's template: name one with --preset")
-        self._take(options.preset, dict(options.param), _typed_options())
 
     def switch(self, name: str | None, values: Mapping[str, str], model: Model) -> Session:
         self._take(name, values)
