@@ -14,12 +14,11 @@ import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
 from gptoss_convert.choice import choose
-from gptoss_convert.published import SHAPES, config_of, headers_by_recipe, weights_of
+from gptoss_convert.published import SHAPES, published_headers
 from gptoss_convert.recipes import DEFAULT_RECIPE
 from gptoss_mlx.cli.plan_table import print_plan
 from gptoss_mlx.memory.devices import DEVICES, Device
@@ -37,11 +36,11 @@ MAC = re.compile(r"mac-(\d+)gb")
 MEMORY = 8_000_000_000
 
 
-@cache
 def headers(name: str) -> Callable[[str], ModelHeaders]:
     """Of the folder that a conversion of a published model would write, by the name of the recipe."""
-    raw_config = config_of(*SHAPES[name])
-    return headers_by_recipe(name, raw_config, weights_of(raw_config))
+    found = published_headers(f"openai/{name}")
+    assert found, f"{name} is published"
+    return found
 
 
 def printed() -> str:

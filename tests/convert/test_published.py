@@ -2,9 +2,7 @@
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,7 +13,7 @@ from checkpoints import write_checkpoint
 from gptoss_convert import RECIPES, convert, pipeline
 from gptoss_convert.choice import CHOICES, CONTEXT, choose
 from gptoss_convert.journal import recipe_in
-from gptoss_convert.published import SHAPES, config_in, config_of, headers_by_recipe, headers_of, weights_of
+from gptoss_convert.published import SHAPES, config_in, config_of, headers_of, published_headers, weights_of
 from gptoss_convert.random_weights import parse_shape, random_folder
 from gptoss_convert.recipes import DIVERGENCE
 from gptoss_mlx.bench.roofline import Workload
@@ -31,12 +29,6 @@ ROOT = Path(__file__).parents[2]
 # Sizes of the published ones that are not round in any unit: what is aligned differs from what is not.
 SMALL = small_config(hidden_size=192, intermediate_size=128, num_local_experts=8, vocab_size=512)
 DEVICES = ("mac-16gb", "mac-24gb", "mac-128gb", "android-16gb")
-
-
-@cache
-def published(name: str) -> Callable[[str], ModelHeaders]:
-    raw_config = config_of(*SHAPES[name])
-    return headers_by_recipe(name, raw_config, weights_of(raw_config))
 
 
 def assert_same(headers: ModelHeaders, folder: Path) -> None:
@@ -92,7 +84,7 @@ def test_repositories_whose_shapes_are_known():
 def test_undiminished_is_the_plan_that_gives_up_nothing(backend):
     gpu = None if backend != "gpu" else 90 * GB
     device = Device("large", 90 * GB, gpu, backend)
-    headers = published("gpt-oss-20b")("mxfp4-q8")
+    headers = published_headers("openai/gpt-oss-20b")("mxfp4-q8")
     plan = make_plan(headers, device, context=CONTEXT)
     needed = undiminished(MemoryEstimate(headers), device, CONTEXT)
     assert plan.attempts == (needed,)
@@ -100,7 +92,7 @@ def test_undiminished_is_the_plan_that_gives_up_nothing(backend):
 
 
 def test_what_a_token_reads_is_what_the_benchmark_counts():
-    headers = published("gpt-oss-20b")("mxfp4-q8")
+    headers = published_headers("openai/gpt-oss-20b")("mxfp4-q8")
     cache = KVCache(headers.config, [mx.bfloat16] * headers.config.num_layers, 4096)
     read = Workload(headers.checkpoint.tensors, headers.config, cache).stage_bytes(0)
     assert MemoryEstimate(headers).token_bytes == pytest.approx(sum(read.values()), rel=1e-3)
@@ -108,7 +100,7 @@ def test_what_a_token_reads_is_what_the_benchmark_counts():
 
 class TestChoice:
     def chosen(self, device: Device, name: str = "gpt-oss-20b", **more):
-        recipe, why = choose(published(name), device, **more)
+        recipe, why = choose(published_headers(f"openai/{name}"), device, **more)
         assert why.startswith(f"recipe {recipe.name}, ")
         assert "\n" not in why
         return recipe.name, why
@@ -121,7 +113,7 @@ class TestChoice:
         device = Device("x", 200 * GB, gpu, backend)
         needed = {}
         for recipe in CHOICES:
-            sizes = MemoryEstimate(published(name)(recipe))
+            sizes = MemoryEstimate(published_headers(f"openai/{name}")(recipe))
             needed[recipe] = undiminished(sizes, device, CONTEXT).bytes
         assert sorted(needed.values(), reverse=True) == list(needed.values())
         for recipe, smaller in zip(CHOICES, (*CHOICES[1:], CHOICES[-1]), strict=True):
@@ -136,7 +128,7 @@ class TestChoice:
             for model in SHAPES:
                 device = Device.named(name)
                 recipe, why = self.chosen(device, model)
-                headers = published(model)(recipe)
+                headers = published_headers(f"openai/{model}")(recipe)
                 try:
                     whole = len(make_plan(headers, device, context=CONTEXT).attempts) == 1
                 except BudgetTooSmall:
@@ -151,7 +143,9 @@ class TestChoice:
 
     def test_a_middle_one_says_why_not_the_better_one(self):
         device = Device("x", 200 * GB, None, "kernels")
-        largest = undiminished(MemoryEstimate(published("gpt-oss-20b")("mxfp4-q8")), device, CONTEXT).bytes
+        largest = undiminished(
+            MemoryEstimate(published_headers("openai/gpt-oss-20b")("mxfp4-q8")), device, CONTEXT
+        ).bytes
         _, why = self.chosen(replace(device, memory=largest - 10**6))
         assert "(mxfp4-mixed takes " in why
         assert "; mxfp4-q8 takes " in why
