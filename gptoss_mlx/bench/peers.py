@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -48,7 +49,7 @@ class Reading:
     """Facts that the speeds depend on, by the names and in the words of `our_facts`, as far as they are known."""
 
 
-class Peer:
+class Peer(ABC):
     name: ClassVar[str]
     sizes: Grid
 
@@ -62,9 +63,9 @@ class Peer:
         """The grid that gptoss-mlx has to measure for that."""
         return self.sizes
 
+    @abstractmethod
     def measure(self, run: Run) -> Reading:
         """Measure all points once. Raises GptOssError."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
