@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -115,7 +116,7 @@ def run(environment):
 def run_here(environment, monkeypatch, capsys):
     """The same in this process: where the process is not the point, it takes a tenth of the time."""
 
-    def run_here(*args, **changes: str) -> subprocess.CompletedProcess[str]:
+    def run_here(*args, stdin: str = "", **changes: str) -> subprocess.CompletedProcess[str]:
         from gptoss_mlx.cli import main
 
         words = ["gptoss-mlx", *map(str, args)]
@@ -123,6 +124,7 @@ def run_here(environment, monkeypatch, capsys):
             for name, value in (environment | changes).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", words)
+            patch.setattr(sys, "stdin", TextIOWrapper(BytesIO(stdin.encode())))
             with pytest.raises(SystemExit) as end:
                 main()
         return subprocess.CompletedProcess(words, end.value.code or 0, *capsys.readouterr())

@@ -1,14 +1,11 @@
 """Hostile folders and the command line: one line that names the file and the reason, whatever the folder holds."""
 
-import io
 import re
-import sys
 
 import pytest
 
 from checkpoints import config_of, write_checkpoint
 from gptoss_convert import convert
-from gptoss_mlx.cli import main
 from hostile.folders import ALL, CASES, hostile_copy
 
 COMMANDS = sorted(ALL)
@@ -59,15 +56,9 @@ def commands_for(case: str, all_of_them: bool) -> list[str]:
 
 @pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["two", "all"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_case(good, tmp_path, monkeypatch, capsys, case, all_of_them):
-    """In this process, which spares a start of Python for each of the hundreds."""
+def test_every_case(run_here, good, tmp_path, case, all_of_them):
     for command in commands_for(case, all_of_them):
-        folder = hostile_copy(good[command], tmp_path / command / "model", CASES[case])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *arguments(command, folder)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        check(case, command, folder, end.value.code, *capsys.readouterr())
+        run_and_check(run_here, good, tmp_path / command / "model", case, command)
 
 
 def run_and_check(run, good, folder, case, command):

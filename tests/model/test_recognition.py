@@ -1,8 +1,6 @@
 """What is no converted model is named by every command that is given it, in one line that says what to do instead."""
 
-import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ from gptoss_convert import convert
 from gptoss_convert.inspection import Subject, inspect
 from gptoss_mlx import load
 from gptoss_mlx.bench import roofline
-from gptoss_mlx.cli import main
 from gptoss_mlx.model.model_store import resolve
 from gptoss_mlx.model.recognition import open_converted
 
@@ -32,7 +29,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def complaint(monkeypatch, capsys, tmp_path, model):
+def complaint(run_here, tmp_path, model):
     """The one line with which a command that is given a model refuses it."""
 
     def complaint(command: str, given: Path) -> str:
@@ -42,13 +39,9 @@ def complaint(monkeypatch, capsys, tmp_path, model):
             "compare with": ["compare", model.parent / "source", given],
             "generate": ["generate", given, "-p", "x", "--max-tokens", "1"],
         }.get(command, [command, given])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        _, stderr = capsys.readouterr()
-        assert end.value.code == 1, (command, stderr)
-        (line,) = [line for line in stderr.splitlines() if not line.startswith("verify ")]
+        done = run_here(*words)
+        assert done.returncode == 1, (command, done.stderr)
+        (line,) = [line for line in done.stderr.splitlines() if not line.startswith("verify ")]
         assert line.startswith("error: ")
         assert not (tmp_path / "made").exists()
         return line
