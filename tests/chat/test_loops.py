@@ -3,7 +3,6 @@
 `PYTHONPATH=tests python tests/chat/test_loops.py MINUTES` tries models that say any token behind any other.
 """
 
-import io
 import itertools
 import json
 import random
@@ -17,7 +16,7 @@ import pytest
 
 from checkpoints import config_of, tensors_of, write_checkpoint, write_safetensors
 from gptoss_convert import convert
-from gptoss_mlx import Sampling, Session, cli, load
+from gptoss_mlx import Sampling, Session, load
 from gptoss_mlx.chat import repetition
 from gptoss_mlx.chat.repetition import CHECK_EVERY, LOOP, MAX_CYCLE, cycle_at_end
 from gptoss_mlx.demo import CHECKPOINT
@@ -104,18 +103,11 @@ def test_the_chat_says_so(stuck_folder, capsys):
 
 
 @pytest.mark.usefixtures("loop")
-def test_generate_ends_with_an_error(stuck_folder, monkeypatch, capsys, environment):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    arguments = ["generate", str(stuck_folder), "-p", "Hello", "--temperature", "0", "--reasoning", "none"]
-    monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *arguments])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
-    out, err = capsys.readouterr()
-    assert out.startswith("!\"#$%&'!\"#$%&'")
-    lines = [line for line in err.splitlines() if line.startswith("error")]
+def test_generate_ends_with_an_error(run_here, stuck_folder):
+    done = run_here("generate", stuck_folder, "-p", "Hello", "--temperature", "0", "--reasoning", "none")
+    assert done.returncode == 1
+    assert done.stdout.startswith("!\"#$%&'!\"#$%&'")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert lines == [
         "error: stopped, because the model was repeating the same 7 tokens: try --repetition-penalty 1.1, or another"
         " --seed"

@@ -1,16 +1,13 @@
 """Files that options name: what is no such file is one line, and soon; what a shell puts in their place works."""
 
-import io
 import json
 import os
 import subprocess
-import sys
 import threading
 
 import pytest
 
 from gptoss_mlx import untrusted
-from gptoss_mlx.cli import main
 from gptoss_mlx.demo import CHECKPOINT
 
 COMMANDS = {
@@ -47,20 +44,15 @@ GOOD = '{"messages": [{"role": "user", "content": "Hi"}]}'
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_what_is_no_such_file_is_one_line(demo_folder, tmp_path, monkeypatch, capsys, name, bad):
-    """In this process, which spares a start of Python for each."""
+def test_what_is_no_such_file_is_one_line(run_here, demo_folder, tmp_path, monkeypatch, name, bad):
     BAD[bad](tmp_path / "bad.toml")
     names = {"FILE": tmp_path / "bad.toml", "MODEL": demo_folder, "MADE": tmp_path / "made"}
     monkeypatch.setattr(untrusted, "WRITER_MILLISECONDS", 10)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    monkeypatch.setattr(sys, "argv", ["gptoss-mlx", *(str(names.get(word, word)) for word in COMMANDS[name])])
-    with pytest.raises(SystemExit) as end:
-        main()
-    output, errors = capsys.readouterr()
-    assert end.value.code in (1, 2)
-    assert output == ""
-    *usage, line = errors.splitlines()
-    assert not usage or end.value.code == 2
+    done = run_here(*(names.get(word, word) for word in COMMANDS[name]))
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    *usage, line = done.stderr.splitlines()
+    assert not usage or done.returncode == 2
     assert line.lower().startswith("error: ")
     assert "bad.toml" in line
     assert not (tmp_path / "made").exists()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import socket
-import sys
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -11,7 +10,6 @@ from huggingface_hub import ModelCard, constants
 from checkpoints import add_apple_doubles, config_of, write_checkpoint
 from gptoss_convert import convert
 from gptoss_convert.publishing import contents, model_card, upload
-from gptoss_mlx.cli import main
 from gptoss_mlx.errors import GptOssError
 
 from .hub import TOKEN, serving, use
@@ -190,18 +188,16 @@ class TestUpload:
             upload(folder, TARGET)
         assert here.log == []
 
-    def test_dry_run_opens_no_connection(self, converted, monkeypatch, capsys):
+    def test_dry_run_opens_no_connection(self, run_here, converted, monkeypatch):
         def refuse(*args, **options):
             raise AssertionError("a connection")
 
         for name in ("create_connection", "getaddrinfo"):
             monkeypatch.setattr(socket, name, refuse)
         monkeypatch.setattr(socket.socket, "connect", refuse)
-        monkeypatch.setattr(sys, "argv", ["gptoss-mlx", "upload", str(converted), TARGET, "--dry-run"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code
-        printed = capsys.readouterr().out
+        done = run_here("upload", converted, TARGET, "--dry-run")
+        assert done.returncode == 0
+        printed = done.stdout
         assert printed.startswith(model_card(converted, TARGET))
         names = [line.split()[-1] for line in printed.splitlines()[-20:] if line.endswith(("json", "safetensors"))]
         assert names == sorted(names, key=order)
